@@ -1,0 +1,288 @@
+"""The recipe: one TOML file describes one run.
+
+The pydantic tree below is the whole of it. An unknown key stops the run with the nearest valid name and
+the line; the resolved tree (defaults filled in, paths absolute) is stored in the run, and its digest
+names the run, so that changed settings never mix with old rows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+import tomllib
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import rfc8785
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stillhouse.errors import UsageError
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Run(_Table):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Names the run folder.")
+    seed: int = Field(default=17, ge=0, description="Seeds sampling, order of training and bootstrap.")
+
+
+class Declaration(_Table):
+    """The operator's statement that a teacher's terms were read and allow this use."""
+
+    document: str = Field(description="File with the text of the terms; its SHA-256 is recorded.")
+    read_on: date = Field(description="The day on which the operator read that text.")
+    declared_by: str = Field(min_length=1, description="Who says so.")
+    scope: list[Literal["train_target", "evaluation"]] = Field(
+        default=["train_target", "evaluation"], description="Uses that the terms are declared to allow."
+    )
+
+
+class Price(_Table):
+    """US dollars per million tokens. Leave the table out when the price is not known."""
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+
+
+class Teacher(_Table):
+    model: str = Field(
+        description="`embedded:desk`, a transformers folder, or the model's name at `endpoint`."
+    )
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="OpenAI-compatible base URL, with its /v1; without it the model is served here.",
+    )
+    key_env: str | None = Field(default=None, description="Environment variable that holds the API key.")
+    revision: str = Field(
+        default="", description="The model's declared version, where the server has several."
+    )
+    system: str = Field(default="", description="A system prompt put before every prompt.")
+    terms: Declaration | None = None
+    price: Price | None = None
+
+
+class Prompts(_Table):
+    source: str = Field(description="`embedded:desk`, a file (JSONL, CSV, Parquet) or `hf:DATASET[:SPLIT]`.")
+    count: Positive | None = Field(default=None, description="Use the first so many; all when left out.")
+    seed: int = Field(default=1, ge=0, description="Generator seed; only for `embedded:desk`.")
+    prompt: str = Field(default="prompt", description="Column with the text, or with a list of messages.")
+    reference: str = Field(default="reference", description="Column with a right answer, where there is one.")
+    family: str = Field(default="family", description="Column with the kind of task.")
+    group: str = Field(default="group", description="Column with the template or source document.")
+    scorer: str | None = Field(
+        default=None, description="How answers are scored, where no column `scorer` says."
+    )
+
+
+class Collect(_Table):
+    concurrency: Positive = Field(default=32, description="Requests in flight at once.")
+    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
+    top_p: Fraction = 1.0
+    max_tokens: Positive = Field(default=256, description="Longest answer, in the teacher's tokens.")
+    samples: Positive = Field(default=1, description="Answers asked for each prompt.")
+    timeout: float = Field(default=120.0, gt=0, description="Seconds for one attempt.")
+    retries: int = Field(default=4, ge=0, description="Further attempts after a failure that may pass.")
+    max_cost: float | None = Field(default=None, gt=0, description="US dollars; needs `teacher.price`.")
+    max_failures: Fraction = Field(
+        default=0.2, description="Stop when more than this share of prompts failed."
+    )
+
+
+class Curate(_Table):
+    duplicates: bool = Field(default=True, description="Drop exact repeats of prompt and answer.")
+    truncated: bool = Field(default=True, description="Drop answers that ended at max_tokens.")
+    refusals: bool = Field(default=True, description="Drop answers in which the teacher declined.")
+
+
+class Lora(_Table):
+    rank: Positive = 16
+    alpha: Positive = 32
+    targets: list[str] | None = Field(
+        default=None, description="Module names; all linear layers when left out."
+    )
+
+
+class Student(_Table):
+    init: str = Field(description="`embedded:base`, a folder, a hub id, `from_teacher` or `config`.")
+    keep_layers: list[int] | None = Field(default=None, description="Layers kept by `from_teacher`.")
+    config: dict[str, Any] | None = Field(default=None, description="Llama config values for `config`.")
+    tokenizer: str | None = Field(
+        default=None, description="Tokenizer folder for `config`; the teacher's by default."
+    )
+    lora: Lora | None = None
+
+
+class Train(_Table):
+    objective: Literal["sequence"] = "sequence"
+    epochs: float = Field(default=3.0, gt=0)
+    batch_tokens: Positive = Field(default=8192, description="Tokens in a batch, padding included.")
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup: Fraction = Field(default=0.05, description="Share of the steps over which the rate rises.")
+    final_rate: Fraction = Field(
+        default=0.1, description="Where the cosine ends, as a share of learning_rate."
+    )
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip: float = Field(default=1.0, gt=0, description="Largest gradient norm.")
+    max_length: Positive = Field(
+        default=1024, description="Longest row in tokens; longer ones are counted and left out."
+    )
+    held_out: Fraction = Field(default=0.03, description="Share of samples kept back to watch the loss.")
+    checkpoint_seconds: float = Field(default=60.0, gt=0)
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Type of the autocast.")
+
+
+class Evaluate(_Table):
+    source: str | None = Field(
+        default=None, description="As `prompts.source`; its test split for `embedded:desk`."
+    )
+    count: Positive | None = None
+    seed: int = Field(default=1001, ge=0, description="Generator seed; only for `embedded:desk`.")
+    split: Literal["dev", "test"] = Field(default="test", description="Only for `embedded:desk`.")
+    held_out: Fraction = Field(
+        default=0.1, description="Share of prompt groups kept back when `source` is left out."
+    )
+    max_tokens: Positive | None = Field(
+        default=None, description="Longest answer; `collect.max_tokens` by default."
+    )
+    baseline: bool = Field(default=True, description="Fit TF-IDF with a linear model on the same samples.")
+    resamples: Positive = Field(default=2000, description="Bootstrap draws.")
+
+
+class Release(_Table):
+    name: str | None = Field(default=None, description="The model's name; the run's by default.")
+    licence: str | None = Field(default=None, description="SPDX id of the released weights, when decided.")
+
+
+class Recipe(_Table):
+    """One run, whole."""
+
+    run: Run
+    teacher: Teacher
+    prompts: Prompts
+    collect: Collect = Collect()
+    curate: Curate = Curate()
+    student: Student
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    release: Release = Release()
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe; relative paths in it are taken from the recipe's own folder.
+
+    Raises UsageError that names the line, and for an unknown key the nearest valid one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(
+            f"no recipe at {path}", "the file does not exist", "write one with `stillhouse init`"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}", str(error), "give a readable TOML file") from None
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML", str(error), "mend that line") from None
+    return _absolute(parse_recipe(tree, text, str(path)), path.resolve().parent)
+
+
+def parse_recipe(tree: dict[str, Any], text: str = "", where: str = "recipe") -> Recipe:
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"]]
+        line = _line_of(text, place)
+        at = f"{where}:{line}" if line else where
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        name = ".".join(place)
+        if first["type"] == "extra_forbidden":
+            valid = _keys_at(place[:-1])
+            near = difflib.get_close_matches(place[-1], valid, n=1, cutoff=0.4)
+            mend = f"did you mean `{near[0]}`?" if near else f"valid here: {', '.join(valid)}"
+            raise UsageError(
+                f"{at}: unknown key `{name}`{more}", "stillhouse reads no such setting", mend
+            ) from None
+        if first["type"] == "missing":
+            raise UsageError(
+                f"{at}: `{name}` is missing{more}", "a recipe needs it", f"add `{place[-1]}`"
+            ) from None
+        raise UsageError(
+            f"{at}: `{name}` is not usable{more}",
+            f"{first['msg']} (got {first['input']!r})",
+            "see docs/recipe.md",
+        ) from None
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """SHA-256 (hex) over the resolved recipe as RFC 8785 canonical JSON."""
+    return hashlib.sha256(rfc8785.dumps(recipe.model_dump(mode="json"))).hexdigest()
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema of the recipe, for editors."""
+    schema = Recipe.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _absolute(recipe: Recipe, folder: Path) -> Recipe:
+    """Relative paths made absolute where the file is there; names of models and data sets stay."""
+
+    def path(value: str | None) -> str | None:
+        if value is None or ":" in value or not (folder / value).exists():
+            return value
+        return str((folder / value).resolve())
+
+    teacher, student = recipe.teacher, recipe.student
+    model = teacher.model if teacher.endpoint else path(teacher.model)
+    terms = teacher.terms and teacher.terms.model_copy(update={"document": path(teacher.terms.document)})
+    return recipe.model_copy(
+        update={
+            "teacher": teacher.model_copy(update={"model": model, "terms": terms}),
+            "prompts": recipe.prompts.model_copy(update={"source": path(recipe.prompts.source)}),
+            "student": student.model_copy(
+                update={"init": path(student.init), "tokenizer": path(student.tokenizer)}
+            ),
+            "evaluate": recipe.evaluate.model_copy(update={"source": path(recipe.evaluate.source)}),
+        }
+    )
+
+
+def _keys_at(place: list[str]) -> list[str]:
+    table: Any = Recipe
+    for part in place:
+        field = (
+            table.model_fields.get(part) if isinstance(table, type) and issubclass(table, BaseModel) else None
+        )
+        if field is None:
+            return []
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        table = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return sorted(table.model_fields) if isinstance(table, type) and issubclass(table, BaseModel) else []
+
+
+def _line_of(text: str, place: list[str]) -> int | None:
+    """The line on which the key at `place` (or failing that its table) stands; tomllib keeps no positions."""
+    wanted, table, fallback = place[-1], "", None
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line)
+        if header:
+            table = header.group(1).replace('"', "")
+            if table == ".".join(place):
+                return number
+            if table == ".".join(place[:-1]):
+                fallback = number
+        key = re.match(r"""\s*(["']?)([A-Za-z0-9_.-]+)\1\s*=""", line)
+        full = f"{table}.{key.group(2)}".strip(".") if key else ""
+        if key and (full == ".".join(place) or (key.group(2) == wanted and table == ".".join(place[:-1]))):
+            return number
+    return fallback

@@ -1,0 +1,257 @@
+"""Where things lie: the only module that knows the names of files in `.stillhouse/` and in a run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillhouse.errors import StorageError, UsageError, storage
+
+FOLDER = ".stillhouse"
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """A `.stillhouse` folder: one ledger and its keys, shared by every run in it."""
+
+    root: Path
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.sqlite"
+
+    @property
+    def workspace_key(self) -> Path:
+        """32 random bytes (hex) for exchange keys; whoever holds it can test guesses of a prompt."""
+        return self.root / "keys" / "workspace.key"
+
+    @property
+    def signing_key(self) -> Path:
+        """Ed25519 private key (PEM) that signs checkpoints and releases."""
+        return self.root / "keys" / "signing.pem"
+
+    @property
+    def verifying_key(self) -> Path:
+        return self.root / "keys" / "signing.pub"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def run(self, name: str, digest: str) -> RunFolder:
+        return RunFolder(self.runs / f"{name}-{digest[:8]}")
+
+    def find_run(self, name: str) -> RunFolder:
+        """The run called `name`, which may leave out the digest or be a path. Newest wins."""
+        direct = Path(name)
+        if (direct / "recipe.json").is_file():
+            return RunFolder(direct.resolve())
+        found = [p for p in self.runs.glob(f"{name}*") if (p / "recipe.json").is_file()]
+        if not found:
+            known = ", ".join(sorted(p.name for p in self.runs.glob("*"))[:8]) or "none yet"
+            raise UsageError(
+                f"no run named {name!r}", f"runs in {self.runs}: {known}", "see `stillhouse run RECIPE`"
+            )
+        return RunFolder(max(found, key=lambda p: (p.name == name, (p / "recipe.json").stat().st_mtime_ns)))
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """One run's files. Stages write them, the report only reads them."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.json"
+
+    @property
+    def prompts(self) -> Path:
+        return self.root / "prompts.parquet"
+
+    @property
+    def exchanges(self) -> Path:
+        return self.root / "exchanges.parquet"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples.parquet"
+
+    @property
+    def dropped(self) -> Path:
+        return self.root / "dropped.parquet"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def losses(self) -> Path:
+        return self.root / "losses.jsonl"
+
+    @property
+    def student(self) -> Path:
+        return self.root / "student"
+
+    @property
+    def student_before(self) -> Path:
+        return self.root / "student-before"
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "predictions.parquet"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation.json"
+
+    @property
+    def release(self) -> Path:
+        return self.root / "release"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    def marker(self, stage: str) -> Path:
+        """A stage's done marker: written last, holds the digest of the stage's inputs and its counts."""
+        return self.root / f"{stage}.done.json"
+
+
+def find_workspace(start: Path) -> Workspace | None:
+    """The nearest `.stillhouse` at or above `start`, as git finds `.git`."""
+    for folder in (start.resolve(), *start.resolve().parents):
+        if (folder / FOLDER / "keys").is_dir():
+            return Workspace(folder / FOLDER)
+    return None
+
+
+def open_workspace(start: Path) -> Workspace:
+    found = find_workspace(start)
+    if found is None:
+        raise UsageError(
+            "no workspace here",
+            f"no {FOLDER} folder in {start.resolve()} or above it",
+            "make one with `stillhouse init`",
+        )
+    for key in (found.workspace_key, found.signing_key):
+        if not key.is_file():
+            raise UsageError(
+                f"the workspace has lost {key.name}",
+                f"{key} is missing; answers recorded under it cannot be recognised or signed without it",
+                "restore it from a backup; see docs/keys.md for what can be done without one",
+            )
+    return found
+
+
+def init_workspace(folder: Path) -> Workspace:
+    """Make `.stillhouse` with its two keys (mode 0600) in `folder`. Leaves an existing workspace as it is."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    workspace = Workspace(folder.resolve() / FOLDER)
+    with storage("make the workspace", workspace.root):
+        keys = workspace.workspace_key.parent
+        keys.mkdir(parents=True, exist_ok=True)
+        keys.chmod(0o700)
+        workspace.runs.mkdir(exist_ok=True)
+        if not workspace.workspace_key.exists():
+            _write_private(workspace.workspace_key, (secrets.token_hex(32) + "\n").encode())
+        if not workspace.signing_key.exists():
+            key = Ed25519PrivateKey.generate()
+            pem = key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+            public = key.public_key().public_bytes(
+                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+            _write_private(workspace.signing_key, pem)
+            write_atomic(workspace.verifying_key, public)
+        ignore = workspace.root / ".gitignore"
+        if not ignore.exists():
+            ignore.write_text("*\n")
+    return workspace
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old or the new content, never a part; durable on return."""
+    with storage("write", path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_marker(run: RunFolder, stage: str) -> dict[str, Any] | None:
+    """The stage's marker, or None if the stage never finished (a torn file counts as never)."""
+    try:
+        marker = json.loads(run.marker(stage).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return marker if isinstance(marker, dict) else None
+
+
+@contextmanager
+def locked(run: RunFolder) -> Iterator[None]:
+    """Hold the run for this process; a second process gets an error instead of a mixed run."""
+    import fcntl
+
+    with storage("open the run folder", run.root):
+        run.root.mkdir(parents=True, exist_ok=True)
+        file = run.lock.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise StorageError(
+            f"the run {run.root.name} is in use",
+            "another stillhouse process works on it",
+            "wait for it, or stop it",
+        ) from None
+    try:
+        yield
+    finally:
+        file.close()
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
