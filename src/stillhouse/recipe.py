@@ -60,6 +60,10 @@ class Teacher(_Table):
         pattern=r"^https?://",
         description="OpenAI-compatible base URL, with its /v1; without it the model is served here.",
     )
+    provider: str | None = Field(
+        default=None, description="A lasting name for the endpoint, part of every answer's key; its host by default."
+    )
+    imported: bool = Field(default=False, description="Answers come from `stillhouse import`; nothing is asked.")
     key_env: str | None = Field(default=None, description="Environment variable that holds the API key.")
     revision: str = Field(
         default="", description="The model's declared version, where the server has several."

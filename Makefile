@@ -1,0 +1,38 @@
+# `make quickstart` and `make test` need Python 3.11 or later and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup quickstart test test-all lint docs teacher clean
+
+setup: .venv/ready
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stillhouse needs Python 3.11 or later")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+quickstart: setup
+	$(BIN)/stillhouse run examples/quickstart/recipe.toml
+
+test: setup lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/python docs/generate.py
+
+# Trains the shipped teacher and base student from nothing; hours on a CPU.
+teacher: setup
+	$(BIN)/python -m stillhouse.models.embedded.make all
+
+clean:
+	rm -rf .venv .stillhouse build

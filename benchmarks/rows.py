@@ -1,0 +1,87 @@
+"""The shape of every benchmark's output: one header, one row for each figure, printed and as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`ratio` is value / peer_value; `target` in words, `holds` None where there is none."""
+
+    what: str
+    value: float | None
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    peer: str | None = None
+    peer_value: float | None = None
+    ratio: float | None = None
+    target: str | None = None
+    holds: bool | None = None
+
+
+def arguments(description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="under a minute: smaller, but honest")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write header and rows there")
+    return parser.parse_args()
+
+
+def need(path: Path) -> Path:
+    if not path.exists():
+        print(f"skipped: {path.name} is absent (data sets are not part of the project)")
+        sys.exit(0)
+    return path
+
+
+def header(seed: int, packages: Sequence[str]) -> dict[str, Any]:
+    def installed(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "not installed"
+
+    return {
+        "machine": f"{_processor()}, {_cores()} cores",
+        "python": platform.python_version(),
+        "versions": {name: installed(name) for name in packages},
+        "seed": seed,
+    }
+
+
+def show(head: dict[str, Any], rows: Sequence[Row], file: Path | None) -> None:
+    versions = ", ".join(f"{name} {number}" for name, number in head["versions"].items())
+    print(f"{head['machine']}; Python {head['python']}; {versions}; seed {head['seed']}")
+    for row in rows:
+        interval = "" if row.low is None or row.high is None else f" ({row.low:.4g} to {row.high:.4g})"
+        value = "unknown" if row.value is None else f"{row.value:.4g}"
+        peer = "" if row.peer is None else f"   {row.peer}: {row.peer_value:.4g}, ratio {row.ratio:.3g}"
+        target = "" if row.target is None else f"   target {row.target}: {'holds' if row.holds else 'MISSED'}"
+        print(f"{row.what:<58} {value} {row.unit}{interval}{peer}{target}")
+    if file is not None:
+        file.write_text(json.dumps({"header": head, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    import os
+
+    return os.cpu_count() or 1

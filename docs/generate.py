@@ -1,0 +1,106 @@
+"""Writes docs/commands.md and docs/recipe.md from the program itself; `--check` only compares."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from stillhouse.cli.commands import app, ledger_app
+from stillhouse.recipe import Recipe, recipe_schema
+
+DOCS = Path(__file__).parent
+
+
+def commands_page() -> str:
+    def names(typer_app: Any) -> list[str]:
+        return sorted(c.name or c.callback.__name__ for c in typer_app.registered_commands)
+
+    parts = [
+        "# Commands",
+        "",
+        "Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong use, "
+        "3 refused by the terms gate, 4 budget reached, 130 interrupted. Every option can also be given as "
+        "an environment variable, `STILLHOUSE_COMMAND_OPTION`. For completion in your shell: "
+        "`stillhouse --install-completion`.",
+        "",
+    ]
+    for command in [[name] for name in names(app)] + [["ledger", name] for name in names(ledger_app)]:
+        done = subprocess.run(
+            [sys.executable, "-m", "stillhouse.cli", *command, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"COLUMNS": "100", "PATH": "", "LC_ALL": "C.UTF-8"},
+        )
+        text = done.stdout.replace("python -m stillhouse.cli", "stillhouse")
+        parts += [f"## stillhouse {' '.join(command)}", "", "```text", text.strip(), "```", ""]
+    return "\n".join(parts)
+
+
+def recipe_page() -> str:
+    schema = recipe_schema()
+    parts = [
+        "# The recipe",
+        "",
+        "One TOML file describes one run. An unknown key stops the run and names the nearest valid one. "
+        "`stillhouse check --schema` prints the JSON Schema for editors. Relative paths are taken from the "
+        "recipe's folder.",
+        "",
+    ]
+    for table in Recipe.model_fields:
+        parts += _table(f"[{table}]", schema["properties"][table], schema)
+    for name, place in (
+        ("Declaration", "[teacher.terms]"),
+        ("Price", "[teacher.price]"),
+        ("Lora", "[student.lora]"),
+    ):
+        parts += _table(place, {"$ref": f"#/$defs/{name}"}, schema)
+    return "\n".join(parts)
+
+
+def _table(title: str, entry: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+    definition = schema["$defs"][entry["$ref"].rsplit("/", 1)[1]]
+    intro = [definition["description"], ""] if "description" in definition else []
+    rows = [f"## `{title}`", "", *intro, "| key | type | default | |", "|---|---|---|---|"]
+    required = definition.get("required", [])
+    for key, value in definition["properties"].items():
+        default = "required" if key in required else f"`{_plain(value.get('default'))}`"
+        rows.append(f"| `{key}` | {_type(value)} | {default} | {value.get('description', '')} |")
+    return [*rows, ""]
+
+
+def _plain(value: Any) -> str:
+    return (
+        {None: "none", True: "true", False: "false"}.get(value, value)
+        if not isinstance(value, list)
+        else str(value)
+    )
+
+
+def _type(value: dict[str, Any]) -> str:
+    if "anyOf" in value:
+        return " or ".join(_type(part) for part in value["anyOf"] if part.get("type") != "null")
+    if "enum" in value:
+        return " or ".join(f"`{choice}`" for choice in value["enum"])
+    if "const" in value:
+        return f"`{value['const']}`"
+    if "$ref" in value:
+        return "table"
+    return str(value.get("format", value.get("type", "any")))
+
+
+PAGES = {"commands.md": commands_page, "recipe.md": recipe_page}
+
+if __name__ == "__main__":
+    stale = []
+    for name, make in PAGES.items():
+        path, text = DOCS / name, make()
+        if "--check" in sys.argv:
+            if not path.exists() or path.read_text() != text:
+                stale.append(name)
+        else:
+            path.write_text(text)
+    if stale:
+        sys.exit(f"out of date: {', '.join(stale)}; run `make docs`")

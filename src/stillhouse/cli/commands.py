@@ -1,0 +1,394 @@
+"""The commands. Each parses its arguments, calls the package, and prints what came back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from stillhouse.recipe import Recipe
+    from stillhouse.workspace import Workspace
+
+app = typer.Typer(
+    name="stillhouse",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "STILLHOUSE"},
+    help="Distil a language model into a small one, and keep the proof of where every example came from.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong use, 3 refused by the terms gate, 4 budget reached, "
+    "130 interrupted. STILLHOUSE_DEBUG=1 shows tracebacks.",
+)
+ledger_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Look at, verify and export the ledger."
+)
+app.add_typer(ledger_app, name="ledger")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder; the newest that fits.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+STARTER = """\
+# A run of stillhouse. Every setting: docs/recipe.md, or `stillhouse check --schema` for your editor.
+[run]
+name = "first"
+
+[teacher]
+model = "embedded:desk"            # the shipped teacher; or a folder, or a name at `endpoint`
+# endpoint = "http://localhost:11434/v1"
+# key_env = "OPENAI_API_KEY"
+# terms = { document = "terms.txt", read_on = 2026-01-31, declared_by = "who read them" }
+
+[prompts]
+source = "embedded:desk"           # or prompts.jsonl with a column "prompt"
+count = 1000
+
+[student]
+init = "embedded:base"             # or a transformers folder, or a hub id
+"""
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(installed("stillhouse"))
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to make it.")] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Make a workspace (.stillhouse with ledger and keys) and a first recipe, where there is none."""
+    from stillhouse.cli import show
+    from stillhouse.errors import storage
+    from stillhouse.ledger import Ledger
+    from stillhouse.workspace import init_workspace
+
+    workspace = init_workspace(folder)
+    with Ledger.open(workspace):
+        pass
+    recipe = folder / "recipe.toml"
+    if not recipe.exists():
+        with storage("write", recipe):
+            recipe.write_text(STARTER)
+    made = {"workspace": str(workspace.root), "recipe": str(recipe)}
+    text = f"workspace  {workspace.root}\nrecipe     {recipe}\nnext       stillhouse plan {recipe}"
+    show.result(made, text, as_json)
+
+
+@app.command()
+def check(
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="The recipe to check.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the recipe's JSON Schema.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a recipe and its prompt files without asking anybody anything."""
+    import json
+    import os
+
+    from stillhouse.cli import show
+    from stillhouse.errors import UsageError
+    from stillhouse.recipe import load_recipe, recipe_digest, recipe_schema
+
+    if schema:
+        print(json.dumps(recipe_schema(), indent=2))
+        return
+    if recipe is None:
+        raise UsageError("no recipe given", "`check` looks at one", "stillhouse check RECIPE")
+    from stillhouse.collect.prompts import load_prompts, name_broken
+
+    loaded = load_recipe(recipe)
+    prompts = load_prompts(loaded)
+    key = loaded.teacher.key_env
+    if key and not os.environ.get(key):
+        raise UsageError(f"the variable {key} is not set", "`teacher.key_env` names it", f"export {key}=...")
+    found = {
+        "digest": recipe_digest(loaded),
+        "train": len(prompts.train),
+        "test": len(prompts.test),
+        "broken_rows": name_broken(prompts.broken),
+    }
+    lines = [f"ok         {recipe}: {found['train']:,} prompts to learn from, {found['test']:,} to test on"]
+    lines += [f"broken     {line}" for line in name_broken(prompts.broken)]
+    show.result(found, "\n".join([*lines, f"next       stillhouse plan {recipe}"]), as_json)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="Also check what it needs.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check this machine, the workspace and, with a recipe, its endpoint. Asks no model anything."""
+    from stillhouse.cli import show
+    from stillhouse.cli.doctor import examine
+
+    findings = examine(Path.cwd(), recipe)
+    lines = [
+        f"{f.state:<5} {f.what:<12} {f.detail}" + (f"\n      mend: {f.mend}" if f.mend else "")
+        for f in findings
+    ]
+    rows = [{"state": f.state, "what": f.what, "detail": f.detail, "mend": f.mend} for f in findings]
+    show.result({"checks": rows}, "\n".join(lines), as_json)
+    if any(f.state == "fail" for f in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(recipe: RecipeFile, as_json: Json = False) -> None:
+    """Print what a run would do, what is already paid for, and what it may cost. Sends nothing."""
+    _plan(recipe, as_json)
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and stop; the same as `plan`.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run every stage of a recipe, then write the report. Run it again to go on where it stopped."""
+    if dry_run:
+        _plan(recipe, as_json)
+    else:
+        _run(recipe, None, as_json)
+
+
+@app.command()
+def collect(recipe: RecipeFile, as_json: Json = False) -> None:
+    """Ask the teacher every prompt that the ledger does not hold an answer to."""
+    _run(recipe, ["collect"], as_json)
+
+
+@app.command()
+def curate(recipe: RecipeFile, as_json: Json = False) -> None:
+    """Turn the collected answers into training samples; every dropped row keeps its reason."""
+    _run(recipe, ["curate"], as_json)
+
+
+@app.command()
+def train(recipe: RecipeFile, as_json: Json = False) -> None:
+    """Train the student on the curated samples; a killed training goes on from its last checkpoint."""
+    _run(recipe, ["train"], as_json)
+
+
+@app.command()
+def evaluate(recipe: RecipeFile, as_json: Json = False) -> None:
+    """Score teacher, untrained student, student and baseline on the test prompts."""
+    _run(recipe, ["evaluate"], as_json)
+
+
+@app.command()
+def release(recipe: RecipeFile, as_json: Json = False) -> None:
+    """Write the release folder: weights, card, provenance and the ledger's signed checkpoint."""
+    _run(recipe, ["release"], as_json)
+
+
+@app.command()
+def report(run_name: RunName, as_json: Json = False) -> None:
+    """Write the HTML report of a run from its files."""
+    from stillhouse.cli import show
+    from stillhouse.report import write_report
+    from stillhouse.workspace import open_workspace
+
+    path = write_report(open_workspace(Path.cwd()).find_run(run_name))
+    show.result({"report": str(path)}, str(path), as_json)
+
+
+@app.command(name="import")
+def import_answers(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSONL, CSV or Parquet with prompts and answers.")
+    ],
+    model: Annotated[str, typer.Option(help="The model that gave the answers.")],
+    terms: Annotated[Path, typer.Option(help="File with the text of that model's terms.")],
+    read_on: Annotated[str, typer.Option(help="The day on which you read them, YYYY-MM-DD.")],
+    declared_by: Annotated[str, typer.Option(help="Who declares that they allow this use.")],
+    prompt: Annotated[str, typer.Option(help="Column with the prompt.")] = "prompt",
+    answer: Annotated[str, typer.Option(help="Column with the answer.")] = "answer",
+    as_json: Json = False,
+) -> None:
+    """Bring answers that were collected elsewhere into the ledger, under declared terms."""
+    from stillhouse.cli import show
+    from stillhouse.collect.imported import import_file
+    from stillhouse.collect.prompts import name_broken
+    from stillhouse.ledger import Ledger
+    from stillhouse.recipe import Declaration
+    from stillhouse.workspace import open_workspace
+
+    declaration = Declaration.model_validate(
+        {
+            "document": str(terms),
+            "read_on": read_on,
+            "declared_by": declared_by,
+            "scope": ["train_target", "evaluation"],
+        }
+    )
+    with Ledger.open(open_workspace(Path.cwd())) as ledger:
+        done = import_file(file, model, declaration, ledger, prompt, answer)
+    for line in name_broken(done.broken):
+        show.say(f"left out   {line}")
+    found = {
+        "imported": done.imported,
+        "known": done.known,
+        "broken": len(done.broken),
+        "decision": done.decision,
+    }
+    counts = f"{done.known:,} were there, {len(done.broken):,} left out"
+    text = f"imported   {done.imported:,} answers of {model}; {counts}"
+    show.result(found, text, as_json)
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="embedded:desk, a transformers folder, or a hub id.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8080,
+    name: Annotated[str | None, typer.Option(help="The model's name in requests.")] = None,
+) -> None:
+    """Serve a local model as an OpenAI-compatible server."""
+    from stillhouse.models.serve import serve as serve_model
+
+    serve_model(model, host, port, name)
+
+
+@app.command()
+def chat(
+    run_name: RunName,
+    prompt: Annotated[
+        str | None, typer.Argument(help="One prompt; without it, prompts are read line by line.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Answer a prompt by teacher and student side by side."""
+    from stillhouse.cli.chat import converse
+    from stillhouse.workspace import open_workspace
+
+    workspace = open_workspace(Path.cwd())
+    prompts = [prompt] if prompt is not None else sys.stdin
+    converse(workspace, workspace.find_run(run_name), prompts, as_json)
+
+
+@ledger_app.command("show")
+def ledger_show(
+    leaf: Annotated[int | None, typer.Argument(metavar="LEAF", help="One leaf, with its content.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only leaves of this kind.")] = None,
+    limit: Annotated[int, typer.Option(help="At most so many of the newest leaves.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Print the newest leaves, or one whole."""
+    from stillhouse.cli import show
+    from stillhouse.cli.ledgers import leaf_view, overview
+    from stillhouse.ledger import Ledger
+
+    with Ledger.open(_workspace()) as ledger:
+        found, text = overview(ledger, kind, limit) if leaf is None else leaf_view(ledger, leaf)
+    show.result(found, text, as_json)
+
+
+@ledger_app.command("verify")
+def ledger_verify(
+    against: Annotated[Path | None, typer.Option(help="A checkpoint that somebody else kept.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check every leaf, content and checkpoint; with --against also that nothing was rewritten since."""
+    from stillhouse.cli import show
+    from stillhouse.cli.ledgers import verification
+    from stillhouse.ledger import Ledger
+
+    with Ledger.open(_workspace()) as ledger:
+        found, text, ok = verification(ledger, against)
+    show.result(found, text, as_json)
+    if not ok:
+        raise typer.Exit(1)
+
+
+@ledger_app.command("export")
+def ledger_export(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new or empty folder.")],
+    contents: Annotated[bool, typer.Option("--contents", help="Also prompts and answers in clear.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write leaves, tiles, signed checkpoint and public key for somebody else to verify."""
+    from stillhouse.cli import show
+    from stillhouse.ledger import Ledger
+
+    with Ledger.open(_workspace()) as ledger:
+        ledger.export(folder, contents=contents)
+        size = ledger.size()
+    show.result({"folder": str(folder), "leaves": size}, f"exported   {size:,} leaves to {folder}", as_json)
+
+
+def _workspace() -> Workspace:
+    from stillhouse.workspace import open_workspace
+
+    return open_workspace(Path.cwd())
+
+
+def _load(path: Path) -> tuple[Recipe, Workspace]:
+    """The recipe and its workspace, which a first run makes."""
+    from stillhouse.cli import show
+    from stillhouse.recipe import load_recipe
+    from stillhouse.workspace import find_workspace, init_workspace, open_workspace
+
+    recipe = load_recipe(path)
+    if find_workspace(Path.cwd()) is None:
+        made = init_workspace(Path.cwd())
+        show.say(
+            f"workspace  {made.root}  (new: ledger and keys are made; docs/keys.md says how to keep them)"
+        )
+    return recipe, open_workspace(Path.cwd())
+
+
+def _plan(path: Path, as_json: bool) -> None:
+    from stillhouse import pipeline
+    from stillhouse.cli import show
+    from stillhouse.ledger import Ledger
+
+    recipe, workspace = _load(path)
+    with Ledger.open(workspace) as ledger:
+        planned = pipeline.plan(recipe, workspace, ledger)
+    text = f"{show.plan_text(recipe, planned)}\nnext       stillhouse run {path}"
+    show.result(show.plan_object(recipe, planned), text, as_json)
+
+
+def _run(path: Path, stages: Sequence[str] | None, as_json: bool) -> None:
+    from stillhouse import pipeline
+    from stillhouse.cli import show
+    from stillhouse.cli.live import live
+    from stillhouse.ledger import Ledger
+    from stillhouse.report import write_report
+
+    recipe, workspace = _load(path)
+    with Ledger.open(workspace) as ledger:
+        planned = pipeline.plan(recipe, workspace, ledger)
+    show.say(show.plan_text(recipe, planned), as_json)
+    with live(as_json) as watch:
+        finished = pipeline.run(recipe, workspace, watch, stages or pipeline.STAGES, planned.prompts)
+    report_file = str(write_report(finished.run)) if finished.evaluation is not None else None
+    for stage in finished.skipped:
+        show.say(f"{stage:<9} unchanged, not run again", as_json)
+    found: dict[str, Any] = {
+        "run": finished.run.root.name,
+        "folder": str(finished.run.root),
+        "report": report_file,
+        "unchanged": list(finished.skipped),
+        "evaluation": finished.evaluation,
+    }
+    if stages is None:
+        show.result(found, show.scores_text(finished, report_file), as_json)
+    else:
+        order = [*pipeline.STAGES, "run"]
+        following = order[order.index(stages[0]) + 1]
+        done = f"{stages[0]:<10} done, in {finished.run.root}\nnext       stillhouse {following} {path}"
+        show.result(found, done, as_json)

@@ -1,0 +1,138 @@
+"""What the commands print: plans, scores, ledgers. Text for people; --json gives the same as one object."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stillhouse.money import Estimate
+    from stillhouse.pipeline import Finished, Plan
+    from stillhouse.recipe import Recipe
+
+
+def result(value: Any, text: str, as_json: bool) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str) if as_json else text)
+
+
+def say(text: str, quiet: bool = False) -> None:
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def plan_object(recipe: Recipe, plan: Plan) -> dict[str, Any]:
+    from stillhouse.collect.prompts import name_broken
+
+    return {
+        "run": plan.run.root.name,
+        "folder": str(plan.run.root),
+        "new": plan.is_new,
+        "teacher": recipe.teacher.model,
+        "student": recipe.student.init,
+        "prompts": {
+            "train": len(plan.prompts.train),
+            "test": len(plan.prompts.test),
+            "broken": len(plan.prompts.broken),
+            "left_out_as_test": plan.prompts.leaked,
+            "broken_rows": name_broken(plan.prompts.broken),
+        },
+        "exchanges": {
+            "needed": plan.questions,
+            "in_ledger": plan.answered,
+            "to_send": plan.questions - plan.answered,
+        },
+        "cost_usd": _estimate(plan.cost),
+        "asking_seconds": _estimate(plan.seconds),
+        "stages_done": list(plan.done),
+    }
+
+
+def plan_text(recipe: Recipe, plan: Plan) -> str:
+    where = recipe.teacher.endpoint or (
+        "imported answers" if recipe.teacher.imported else "served on loopback"
+    )
+    to_send = plan.questions - plan.answered
+    cap = recipe.collect.max_cost
+    cost = money(plan.cost) + (f"; stops at US$ {cap:.2f}" if cap is not None else "")
+    lines = [
+        f"run        {plan.run.root.name}  ({'new' if plan.is_new else 'continued'})  in {plan.run.root}",
+        f"teacher    {recipe.teacher.model}, {where}",
+        f"student    {recipe.student.init}"
+        + (f", LoRA r={recipe.student.lora.rank}" if recipe.student.lora else ""),
+        f"prompts    {len(plan.prompts.train):,} to learn from, {len(plan.prompts.test):,} to test on"
+        + (f", {plan.prompts.leaked:,} left out because they are tested" if plan.prompts.leaked else ""),
+        f"exchanges  {to_send:,} to send, {plan.answered:,} in the ledger already",
+        f"cost       {cost}",
+        f"asking     {duration(plan.seconds)}",
+    ]
+    if plan.prompts.broken:
+        from stillhouse.collect.prompts import name_broken
+
+        lines.append(f"broken     {len(plan.prompts.broken):,} rows are no prompts and are left out:")
+        lines += [f"           {line}" for line in name_broken(plan.prompts.broken)]
+    if plan.done:
+        lines.append(f"done       {', '.join(plan.done)}")
+    return "\n".join(lines)
+
+
+def scores_text(finished: Finished, report: str | None) -> str:
+    """The verdict in a few lines, where the report is, and the next command."""
+    name = finished.run.root.name
+    scores = finished.evaluation
+    lines = []
+    if scores is not None:
+        kept = scores.get("retention") or {}
+        share = _range(kept.get("value"), kept.get("low"), kept.get("high"))
+        lines.append(f"student keeps {share} of the teacher's score")
+        lines.append(f"at {_percent(scores.get('flops_ratio'))} of the teacher's FLOPs per answer")
+        lines.append("")
+        for system in ("teacher", "student", "student_before", "baseline"):
+            entry = scores.get(system) or {}
+            figure = _range(entry.get("score"), entry.get("low"), entry.get("high"))
+            lines.append(f"  {system.replace('_', ' '):<15} {figure}   n={entry.get('n', 0)}")
+        exchanges, seconds = scores.get("exchanges") or {}, scores.get("seconds") or {}
+        counted = ", ".join(
+            f"{count:,} {kind}" for kind, count in exchanges.items() if count or kind == "sent"
+        )
+        lines += [
+            "",
+            f"exchanges  {counted}",
+            f"seconds    {', '.join(f'{k} {v:.0f}' for k, v in seconds.items())}",
+        ]
+    if report is not None:
+        lines.append(f"report     {report}")
+    lines.append(f"next       stillhouse chat {name}")
+    return "\n".join(lines)
+
+
+def money(estimate: Estimate) -> str:
+    if estimate.high is None:
+        return "unknown (no price in the recipe)"
+    if estimate.expected is None:
+        return f"at most US$ {estimate.high:.2f} (bound from max_tokens; not known better before a first run)"
+    if estimate.high == 0:
+        return "nothing"
+    return f"US$ {estimate.expected:.2f} ({estimate.low or 0:.2f} to {estimate.high:.2f})"
+
+
+def duration(estimate: Estimate) -> str:
+    if estimate.expected is None:
+        return "time unknown before the first answers"
+    if estimate.high == 0:
+        return "nothing left to ask"
+    return f"about {estimate.expected:,.0f} s ({estimate.low or 0:,.0f} to {estimate.high or 0:,.0f})"
+
+
+def _estimate(estimate: Estimate) -> dict[str, float | None]:
+    return {"low": estimate.low, "expected": estimate.expected, "high": estimate.high}
+
+
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:.1f} %"
+
+
+def _range(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None or low is None or high is None:
+        return _percent(value)
+    return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"

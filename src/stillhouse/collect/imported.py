@@ -1,0 +1,88 @@
+"""Answers that were collected elsewhere, brought into the ledger under declared terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from stillhouse.ask import Question, Sampling, Teacher, question_key, request_body
+from stillhouse.collect.prompts import Broken, parse_prompt, read_rows
+from stillhouse.errors import UsageError
+from stillhouse.ledger import Ledger, read_workspace_key
+from stillhouse.recipe import Declaration, Prompts
+from stillhouse.terms import gate
+
+ROWS = 1000  # leaves written at once
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    imported: int
+    known: int  # rows whose prompt had an imported answer of this model already
+    broken: tuple[Broken, ...]
+    decision: int
+
+
+def import_file(
+    file: Path,
+    model: str,
+    declaration: Declaration,
+    ledger: Ledger,
+    prompt: str = "prompt",
+    answer: str = "answer",
+) -> Imported:
+    """Write one `import` leaf for each row with a prompt and an answer.
+
+    A recipe then uses them with `teacher.imported = true`, the same `teacher.model`, and the same file as
+    `prompts.source`. Who gave the answers, and on what terms, is the operator's word; the leaf says so.
+    """
+    decision = gate.admit_import(model, declaration, ledger, datetime.now(UTC))
+    secret = read_workspace_key(ledger.workspace)
+    settings = Prompts(source=str(file), prompt=prompt)
+    teacher = Teacher(model, "import", "", None)
+    broken: list[Broken] = []
+    rows: dict[str, tuple[Any, dict[str, Any], dict[str, bytes]]] = {}
+    seen = 0
+    for number, (place, row) in enumerate(read_rows(settings.source)):
+        parsed = row if isinstance(row, Broken) else parse_prompt(row, settings, place, number)
+        if isinstance(parsed, Broken):
+            broken.append(parsed)
+            continue
+        text = row.get(answer)
+        if not isinstance(text, str) or not text.strip():
+            broken.append(Broken(place, f"no answer in column `{answer}`"))
+            continue
+        seen += 1
+        question = Question(parsed.id, parsed.messages)
+        key = question_key(secret, question, teacher, _NONE)
+        body = {
+            "key": key,
+            "decision": decision,
+            "teacher": {"endpoint": "import", "model": model, "revision": ""},
+            "declared": True,
+        }
+        request = {"model": model, "messages": request_body(question, teacher, _NONE)["messages"]}
+        contents = {"request": orjson.dumps(request), "response": _response(model, text)}
+        rows.setdefault(key, ("import", body, contents))
+    if not rows:
+        raise UsageError(
+            f"no usable row in {file}", f"{len(broken)} broken rows", f"columns `{prompt}` and `{answer}`"
+        )
+    known = {stored.key for stored in ledger.exchanges(rows)}
+    new = [leaf for key, leaf in rows.items() if key not in known]
+    for start in range(0, len(new), ROWS):
+        ledger.append_many(new[start : start + ROWS])
+    return Imported(len(new), seen - len(new), tuple(broken), decision)
+
+
+_NONE = Sampling(0.0, 1.0, 1)  # how imported answers were sampled is not known, and enters no key
+
+
+def _response(model: str, text: str) -> bytes:
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "message": message, "finish_reason": None}
+    return orjson.dumps({"object": "chat.completion", "model": model, "choices": [choice]})

@@ -1,0 +1,258 @@
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from provider import Provider, answer, echo
+
+from stillhouse.ask import Limits, Question, Sampling, Tally, Teacher, answers, ask, worst_cost
+from stillhouse.errors import BudgetReached, EndpointError, Interrupted, UsageError
+from stillhouse.ledger import Ledger
+from stillhouse.money import Price
+from stillhouse.records import Message
+from stillhouse.workspace import Workspace
+
+GREEDY = Sampling(0.0, 1.0, 16)
+LIMITS = Limits(concurrency=8, timeout=5.0, retries=2, max_failures=0.5)
+
+Serve = Callable[..., Provider]
+
+
+def questions(count: int) -> list[Question]:
+    return [Question(f"p{i}", (Message("user", f"question {i}"),)) for i in range(count)]
+
+
+def teacher(url: str, price: Price | None = None, revision: str = "r1") -> Teacher:
+    return Teacher("m", "somewhere", revision, lambda: url, price=price)
+
+
+def put(workspace: Workspace, asked: list[Question], whom: Teacher, limits: Limits = LIMITS) -> Tally:
+    with Ledger.open(workspace) as ledger:
+        return ask(asked, whom, GREEDY, limits, ledger, "run", decision=0)
+
+
+def stored(workspace: Workspace, asked: list[Question], whom: Teacher) -> list[str | None]:
+    with Ledger.open(workspace) as ledger:
+        found = answers(asked, whom, GREEDY, ledger)
+        return [None if e is None else e.completion.text for _, e in found]
+
+
+def test_every_question_is_asked_once_and_never_again(provider: Serve, workspace: Workspace):
+    server = provider(echo)
+    asked = questions(40)
+    first = put(workspace, asked, teacher(server.url))
+    assert (first.sent, first.answered, first.reused) == (40, 40, 0)
+    second = put(workspace, asked, teacher(server.url))
+    assert (second.sent, second.answered, second.reused) == (0, 0, 40)
+    assert len(server.bodies) == 40
+    assert server.most_in_flight <= LIMITS.concurrency
+    assert stored(workspace, asked, teacher(server.url)) == [f"answer to question {i}" for i in range(40)]
+
+
+def test_the_key_survives_a_moved_server_but_not_a_changed_question(provider: Serve, workspace: Workspace):
+    asked = questions(3)
+    put(workspace, asked, teacher(provider(echo).url))
+    moved = provider(echo)
+    assert put(workspace, asked, teacher(moved.url)).sent == 0
+    assert put(workspace, asked, teacher(moved.url, revision="r2")).sent == 3
+    other = Teacher("m", "somewhere", "r1", lambda: moved.url, system="be brief")
+    assert put(workspace, asked, other).sent == 3
+    assert moved.bodies[-1]["messages"][0] == {"role": "system", "content": "be brief"}
+    with Ledger.open(workspace) as ledger:
+        warmer = Sampling(0.5, 1.0, 16)
+        assert ask(asked, other, warmer, LIMITS, ledger, "run", 0).sent == 3
+    assert {body["seed"] for body in moved.bodies[-3:]} == {0}
+
+
+def test_failures_that_pass_are_retried_and_counted(provider: Serve, workspace: Workspace):
+    async def flaky(body: dict, number: int) -> web.Response:
+        if number % 3 == 1:
+            return web.json_response({"error": {"message": "busy"}}, status=503)
+        return await echo(body, number)
+
+    server = provider(flaky)
+    tally = put(workspace, questions(12), teacher(server.url))
+    assert tally.answered == 12
+    assert tally.failures == {"server": len(server.bodies) - 12}
+    assert tally.sent == len(server.bodies)
+    with Ledger.open(workspace) as ledger:
+        counts = ledger.attempts("run")
+        assert (counts.answered, counts.failed, counts.open) == (12, tally.failures["server"], 0)
+
+
+def test_a_prompt_that_keeps_failing_is_data(provider: Serve, workspace: Workspace):
+    async def one_bad(body: dict, number: int) -> web.Response:
+        if body["messages"][-1]["content"] == "question 3":
+            return web.json_response({"error": {"message": "no"}}, status=400)
+        return await echo(body, number)
+
+    tally = put(workspace, questions(6), teacher(provider(one_bad).url))
+    assert tally.failed == {("p3", 0): "bad_request"}
+    assert tally.answered == 5
+    assert tally.sent == 6  # a refused request would be refused again
+
+
+def test_malformed_bodies_are_failures_not_answers(provider: Serve, workspace: Workspace):
+    async def nonsense(body: dict, number: int) -> web.Response:
+        return web.Response(body=b'{"choices": [', content_type="application/json")
+
+    limits = Limits(4, 5.0, retries=1, max_failures=1.0)
+    tally = put(workspace, questions(3), teacher(provider(nonsense).url), limits)
+    assert set(tally.failed.values()) == {"malformed"}
+    assert tally.failures == {"malformed": 6}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (401, {"error": {"message": "bad key"}}, "auth"),
+        (404, {"error": {"message": "no such model", "code": "model_not_found"}}, "not_found"),
+        (429, {"error": {"message": "quota", "code": "insufficient_quota"}}, "quota"),
+    ],
+)
+def test_what_cannot_pass_stops_at_once(
+    provider: Serve, workspace: Workspace, status: int, body: dict, kind: str
+):
+    async def refuse(_: dict, number: int) -> web.Response:
+        return web.json_response(body, status=status)
+
+    server = provider(refuse)
+    with pytest.raises(EndpointError, match=kind) as caught:
+        put(workspace, questions(100), teacher(server.url))
+    assert len(server.bodies) <= LIMITS.concurrency
+    assert caught.value.mend
+
+
+def test_nobody_there_is_said_soon(workspace: Workspace):
+    started = time.monotonic()
+    with pytest.raises(EndpointError, match="unreachable") as caught:
+        put(workspace, questions(50), teacher("http://127.0.0.1:9/v1"))
+    assert time.monotonic() - started < 10
+    assert "http://127.0.0.1:9/v1" in caught.value.mend
+
+
+def test_too_many_failures_stop_the_run_and_keep_the_answers(provider: Serve, workspace: Workspace):
+    async def half(body: dict, number: int) -> web.Response:
+        index = int(body["messages"][-1]["content"].split()[-1])
+        if index >= 10:
+            return web.json_response({"error": {"message": "no"}}, status=400)
+        return await echo(body, number)
+
+    server = provider(half)
+    with pytest.raises(EndpointError, match="prompts failed") as caught:
+        put(workspace, questions(1000), teacher(server.url))
+    assert "bad_request" in caught.value.why
+    assert len(server.bodies) < 100
+    assert stored(workspace, questions(10), teacher(server.url)) == [
+        f"answer to question {i}" for i in range(10)
+    ]
+
+
+def test_the_cap_is_kept_by_requests_in_flight_too(provider: Serve, workspace: Workspace):
+    price = Price(input=10.0, output=100.0)
+    asked = questions(200)
+    server = provider(echo)
+    whom = teacher(server.url, price)
+    cap = 20 * worst_cost(asked[0], whom, GREEDY)
+    limits = Limits(8, 5.0, 0, max_cost=cap)
+    with pytest.raises(BudgetReached) as caught:
+        put(workspace, asked, whom, limits)
+    billed = len(server.bodies) * price.of(10, 5)
+    assert billed <= cap
+    assert len(server.bodies) > 20  # settled requests give back what they reserved and did not use
+    assert caught.value.exit_code == 4
+
+
+def test_a_cap_without_a_price_is_refused_before_anything_is_sent(provider: Serve, workspace: Workspace):
+    server = provider(echo)
+    with pytest.raises(UsageError, match="price"):
+        put(workspace, questions(2), teacher(server.url), Limits(2, 5.0, 0, max_cost=1.0))
+    assert not server.bodies
+
+
+def test_usage_above_what_a_request_can_cost_is_disputed(provider: Serve, workspace: Workspace):
+    async def greedy(body: dict, number: int) -> web.Response:
+        return answer("x", prompt_tokens=10, completion_tokens=10_000)
+
+    with pytest.raises(EndpointError, match="claims usage"):
+        put(workspace, questions(40), teacher(provider(greedy).url, Price(1.0, 1.0)))
+    with Ledger.open(workspace) as ledger:
+        assert ledger.attempts("run").answered >= 1  # paid for, so kept
+
+
+def test_interrupt_finishes_what_is_in_flight(provider: Serve, workspace: Workspace):
+    async def slow(body: dict, number: int) -> web.Response:
+        if number == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(0.05)
+        return await echo(body, number)
+
+    assert threading.current_thread() is threading.main_thread()
+    server = provider(slow)
+    with pytest.raises(Interrupted) as caught:
+        put(workspace, questions(500), teacher(server.url))
+    assert caught.value.exit_code == 130
+    with Ledger.open(workspace) as ledger:
+        counts = ledger.attempts("run")
+    assert counts.open == counts.unknown == 0
+    assert counts.answered == len(server.bodies) < 100
+
+
+COLLECTOR = """
+    import sys
+    from pathlib import Path
+    from stillhouse.ask import *
+    from stillhouse.ledger import Ledger
+    from stillhouse.records import Message
+    from stillhouse.workspace import Workspace
+    asked = [Question(f"p{i}", (Message("user", f"question {i}"),)) for i in range(400)]
+    whom = Teacher("m", "somewhere", "r1", lambda: sys.argv[2])
+    with Ledger.open(Workspace(Path(sys.argv[1]))) as ledger:
+        ask(asked, whom, Sampling(0.0, 1.0, 16), Limits(8, 5.0, 2), ledger, "run", 0)
+"""
+
+
+@pytest.mark.parametrize("after", [1, 30, 150, 390])
+def test_killed_while_collecting_loses_and_repeats_nothing(
+    provider: Serve, workspace: Workspace, tmp_path: Path, after: int
+):
+    """SIGKILL once the server has seen `after` requests: no committed answer is lost or asked again, and what
+    is sent again was open at the kill and is shown as sent, unknown."""
+    child: list[subprocess.Popen[bytes]] = []
+
+    async def deadly(body: dict, number: int) -> web.Response:
+        if number == after:
+            child[0].kill()
+        return await echo(body, number)
+
+    server = provider(deadly)
+    script = tmp_path / "collector.py"
+    script.write_text(textwrap.dedent(COLLECTOR))
+    child.append(subprocess.Popen([sys.executable, str(script), str(workspace.root), server.url]))
+    child[0].wait(60)
+    assert child[0].returncode == -signal.SIGKILL
+    with sqlite3.connect(workspace.ledger) as db:
+        committed = {row[0] for row in db.execute("SELECT prompt_id FROM attempt WHERE state = 'answered'")}
+        left_open = {row[0] for row in db.execute("SELECT prompt_id FROM attempt WHERE state = 'open'")}
+    before = len(server.bodies)
+    tally = put(workspace, questions(400), teacher(server.url))
+    again = {f"p{text.split()[-1]}" for text in server.asked[before:]}
+    assert not again & committed
+    assert tally.reused == len(committed)
+    assert tally.unknown == len(left_open) <= 8
+    assert len(server.asked) - len(set(server.asked)) <= len(left_open)
+    assert None not in stored(workspace, questions(400), teacher(server.url))
+    with Ledger.open(workspace) as ledger:
+        counts = ledger.attempts("run")
+        assert counts.answered == 400
+        assert counts.total == counts.answered + counts.failed + counts.unknown
+        assert ledger.verify().ok

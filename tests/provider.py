@@ -1,0 +1,56 @@
+"""A real HTTP server that plays a provider, well-behaved or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+Handler = Callable[[dict[str, Any], int], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class Provider:
+    """Counts what it is asked; `handler(body, number of the request)` answers. Runs on its own thread."""
+
+    handler: Handler
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    url: str = ""
+    in_flight: int = 0
+    most_in_flight: int = 0
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        body = json.loads(await request.read())
+        self.bodies.append(body)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            return await self.handler(body, len(self.bodies))
+        finally:
+            self.in_flight -= 1
+
+    @property
+    def asked(self) -> list[str]:
+        return [body["messages"][-1]["content"] for body in self.bodies]
+
+
+def answer(
+    text: str, prompt_tokens: int = 10, completion_tokens: int = 5, model: str = "m-1"
+) -> web.Response:
+    message = {"role": "assistant", "content": text}
+    usage = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return web.json_response(
+        {"id": "x", "object": "chat.completion", "model": model, "choices": [choice], "usage": usage}
+    )
+
+
+async def echo(body: dict[str, Any], number: int) -> web.Response:
+    return answer("answer to " + body["messages"][-1]["content"])
