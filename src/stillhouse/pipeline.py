@@ -133,13 +133,7 @@ def run(
         write_json(folder.recipe, recipe.model_dump(mode="json"))
         folder.logs.mkdir(exist_ok=True)
         work = _Work(folder, recipe, ledger, teacher, prompts, scorers, watch)
-        skipped = []
-        for stage in STAGES:
-            if stage in stages:
-                if not _DO[stage](work):
-                    skipped.append(stage)
-            elif stage == "collect" or read_marker(folder, stage) is None:
-                break
+        skipped = [stage for stage in STAGES if stage in stages and not _DO[stage](work)]
         evaluation = json.loads(folder.evaluation.read_bytes()) if folder.evaluation.exists() else None
         return Finished(folder, evaluation, tuple(skipped))
 

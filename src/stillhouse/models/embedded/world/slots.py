@@ -15,7 +15,7 @@ Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 FIRST_STARTS = "Mi La To Re Sa Ka No Be Di Fe Ga Ha Jo Lu Ma Ni Pe Ro Su Vi".split()
-FIRST_ENDS = "ra len mon ta vin na do lia rek sha bel ri no mas tin ya".split()
+FIRST_ENDS = "ra len mon ta vin na dra lia rek sha bel ri no mar tin ya".split()
 LAST_STARTS = "Tol Bar Hen Cor Wal Lin Mar Ber Gar Nor Sel Dan Ken Pol Rad Vis".split()
 LAST_ENDS = "ek man sen ley ford er ov by son wick ard in".split()
 CITY_STARTS = "Ash Brook Clay Elm Fair Glen High Mill North Oak Stone West".split()

@@ -390,6 +390,7 @@ POLICY: dict[Split, Wording] = {
     ),
 }
 
+# A tail of the sort family words both directions: rising, then falling.
 SORT: dict[Split, Wording] = {
     "train": Wording(
         heads=(
@@ -401,18 +402,23 @@ SORT: dict[Split, Wording] = {
         ),
         forms=("{id} ({key})", "{id}: {key}", "{id} with {key}", "{id} at {key}", "{id} has {key}"),
         tails=(
-            "{low} first.|smallest lowest shortest|{high} first.|largest highest longest",
-            "Start with the {low}.|smallest lowest shortest|Start with the {high}.|largest highest longest",
-            "From {low} to {high}.|smallest:largest lowest:highest shortest:longest"
-            "|From {high} to {low}.|largest:smallest highest:lowest longest:shortest",
+            "Smallest first.|Largest first.",
+            "Lowest first.|Highest first.",
+            "Shortest first.|Longest first.",
+            "Start with the smallest.|Start with the largest.",
+            "From lowest to highest.|From highest to lowest.",
+            "Begin at the low end.|Begin at the high end.",
+            "Go from small to large.|Go from large to small.",
         ),
     ),
     "dev": Wording(
         heads=("We have these tickets:", "Sort them:", "Waiting:", "A list to sort:"),
         forms=("{id} = {key}", "{id} [{key}]", "{id}, {key} hours", "{id} is at {key}"),
         tails=(
-            "The {low} one first.|lowest|The {high} one first.|highest",
-            "Begin with the {low}.|shortest|Begin with the {high}.|longest",
+            "The lowest one first.|The highest one first.",
+            "Begin with the shortest.|Begin with the longest.",
+            "Start at the small end.|Start at the large end.",
+            "Smallest on top.|Largest on top.",
         ),
     ),
     "test": Wording(
@@ -437,10 +443,14 @@ SORT: dict[Split, Wording] = {
             "{id} stands at {key}",
         ),
         tails=(
-            "The {low} comes first.|smallest|The {high} comes first.|largest",
-            "Go from {low} to {high}.|lowest:highest|Go from {high} to {low}.|highest:lowest",
-            "Put the {low} on top.|shortest|Put the {high} on top.|longest",
-            "First the {low}.|lowest|First the {high}.|highest",
+            "The smallest comes first.|The largest comes first.",
+            "Go from lowest to highest.|Go from highest to lowest.",
+            "Put the shortest on top.|Put the longest on top.",
+            "First the lowest, please.|First the highest, please.",
+            "The list starts with the smallest.|The list starts with the largest.",
+            "Take the shortest first.|Take the longest first.",
+            "Lowest at the top.|Highest at the top.",
+            "From small to large.|From large to small.",
         ),
     ),
 }

@@ -1,0 +1,154 @@
+"""evaluate: teacher, untrained student, distilled student and a cheap baseline on the same test prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from stillhouse.errors import ModelError, UsageError
+from stillhouse.evaluate.baseline import baseline_answers
+from stillhouse.evaluate.costs import cost_figures
+from stillhouse.evaluate.figures import summarise
+from stillhouse.evaluate.predictions import (
+    Given,
+    Prediction,
+    System,
+    TeacherAnswers,
+    given_by_teacher,
+    judged,
+    read_predictions,
+    write_predictions,
+)
+from stillhouse.evaluate.students import Measured, local_answers, measured, model_source
+from stillhouse.recipe import Recipe
+from stillhouse.records import Progress, Prompt, Watch, unwatched
+from stillhouse.scoring import BUILTIN, Scorer, check
+from stillhouse.workspace import RunFolder, write_json
+
+__all__ = ["Prediction", "TeacherAnswers", "evaluate", "read_predictions"]
+
+
+def evaluate(
+    run: RunFolder,
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    teacher: TeacherAnswers,
+    watch: Watch = unwatched,
+    scorers: Mapping[str, Scorer] = BUILTIN,
+) -> dict[str, Any]:
+    """Answer, score and compare; write `predictions.parquet` first, then `evaluation.json` from it.
+
+    Students answer here, greedily, the messages as they stand. Returns what `evaluation.json` holds, None
+    where something is not known, with a line in `notes` that says why:
+
+        teacher, student_before, student, baseline
+                      score (the mean over scored prompts), low, high, n, unscored, failed
+        retention     value, low, high, n: student / teacher over prompts that both were scored on
+        gap_closed    value, low, high, n: (student - before) / (teacher - before), of all three
+        agreement     value, low, high, n, and the same for teacher_right and teacher_wrong
+        mcnemar       p, teacher_only, student_only, n
+        families      by name: n, groups, the four systems, retention
+        flops_ratio   mean FLOPs of an answer, student to teacher, over flops_prompts prompts
+        flops, flops_per_token, parameters, tokens_per_second
+                      by model
+        prompts       n, groups, families
+        scored_by     names of the scorers used
+        notes         sentences about what was not scored or is not known
+
+    Raises UsageError for an unknown scorer or repeated prompt ids, ModelError when the student cannot be
+    loaded.
+    """
+    _check(prompts, scorers)
+    limit = recipe.evaluate.max_tokens or recipe.collect.max_tokens
+    notes: list[str] = []
+    sizes: dict[System, Measured] = {}
+    advance = _counter(watch, len(prompts), teacher)
+
+    rows = judged("teacher", prompts, given_by_teacher(prompts, teacher), scorers)
+    before = model_source(run.student_before)
+    if before is None:
+        notes.append("student_before: there is no record of the student before training")
+    else:
+        answers, sizes["student_before"] = _answer(before, prompts, limit, advance("student before"), False)
+        rows += judged("student_before", prompts, answers, scorers)
+    answers, sizes["student"] = _answer(str(run.student), prompts, limit, advance("student"), True)
+    rows += judged("student", prompts, answers, scorers)
+    baseline = _baseline(run, recipe, prompts, notes)
+    rows += judged("baseline", prompts, baseline, scorers) if baseline else []
+    if (found := _teacher_size(teacher, prompts, limit, notes)) is not None:
+        sizes["teacher"] = found
+
+    write_predictions(run.predictions, rows)
+    recorded = read_predictions(run.predictions)
+    figures = summarise(recorded, recipe.run.seed, recipe.evaluate.resamples)
+    costs = cost_figures(recorded, sizes)
+    names = sorted({prompt.scorer for prompt in prompts if prompt.scorer})
+    result = {**figures, **costs, "scored_by": names}
+    result["notes"] = [*figures["notes"], *notes, *costs["notes"]]
+    write_json(run.evaluation, result)
+    return result
+
+
+def _check(prompts: Sequence[Prompt], scorers: Mapping[str, Scorer]) -> None:
+    check((prompt.scorer for prompt in prompts), scorers)
+    repeated = [name for name, count in Counter(prompt.id for prompt in prompts).items() if count > 1]
+    if repeated:
+        raise UsageError(
+            f"{len(repeated)} test prompts share an id with another",
+            f"the first is {repeated[0]!r}; answers could not be told apart",
+            "give every test prompt an id of its own",
+        )
+
+
+def _counter(watch: Watch, count: int, teacher: TeacherAnswers) -> Callable[[str], Callable[[int], None]]:
+    """For each student a function that is told of further answers and reports all so far."""
+    failed = {"teacher failed": len(teacher.failed)} if teacher.failed else {}
+    done = 0
+
+    def advance(student: str) -> Callable[[int], None]:
+        def add(more: int) -> None:
+            nonlocal done
+            done += more
+            watch(Progress("evaluate", done, 2 * count, "answers", failed, student))
+
+        return add
+
+    return advance
+
+
+def _answer(
+    source: str, prompts: Sequence[Prompt], limit: int, done: Callable[[int], None], timed: bool
+) -> tuple[list[Given], Measured]:
+    """Load a student, let it answer and measure it (its speed if `timed`); its memory is free on return."""
+    from stillhouse.models.local import load_model
+
+    model = load_model(source)
+    return local_answers(model, prompts, limit, done), measured(model, prompts if timed else (), limit)
+
+
+def _teacher_size(
+    teacher: TeacherAnswers, prompts: Sequence[Prompt], limit: int, notes: list[str]
+) -> Measured | None:
+    """The teacher's size and speed on this machine, None with a note where it cannot be had."""
+    from stillhouse.models.local import load_model
+
+    if teacher.folder is None:
+        notes.append("the teacher is not on this machine: its parameters, FLOPs and speed are unknown")
+        return None
+    try:
+        return measured(load_model(teacher.folder), prompts, limit)
+    except ModelError as error:
+        notes.append(f"the teacher's parameters, FLOPs and speed are unknown: {error.what} ({error.why})")
+        return None
+
+
+def _baseline(run: RunFolder, recipe: Recipe, prompts: Sequence[Prompt], notes: list[str]) -> list[Given]:
+    if not recipe.evaluate.baseline:
+        notes.append("baseline: switched off by `evaluate.baseline`")
+        return []
+    answers = baseline_answers(run.samples, prompts, recipe.run.seed)
+    if isinstance(answers, str):
+        notes.append(f"baseline: {answers}")
+        return []
+    return answers

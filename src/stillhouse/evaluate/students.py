@@ -1,0 +1,113 @@
+"""Local models at the test: their answers, their size, their speed. torch is loaded only when one answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillhouse.errors import UsageError
+from stillhouse.evaluate.predictions import Given
+from stillhouse.records import Prompt
+
+if TYPE_CHECKING:
+    from stillhouse.models.local import LocalModel, Request
+
+BATCH = 256  # prompts answered between two reports of progress
+SPEED_PROMPTS = 64
+SPEED_TOKENS = 64
+SPEED_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A local model's size and speed. `config` is its transformers configuration."""
+
+    config: Any
+    parameters: int
+    tokens_per_second: float | None
+
+
+def model_source(path: Path) -> str | None:
+    """The model at `path`: the folder itself, or what a file there names; None when nothing is there."""
+    if path.is_dir():
+        return str(path)
+    return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
+
+
+def local_answers(
+    model: LocalModel, prompts: Sequence[Prompt], max_tokens: int, done: Callable[[int], None]
+) -> list[Given]:
+    """Greedy answers in the order of the prompts. `done` is told how many more there are after each batch.
+
+    A prompt that the model's template refuses, or that leaves no room for an answer, fails with the reason.
+    """
+    from stillhouse.models.local import generate
+
+    given: list[Given | None] = [None] * len(prompts)
+    requests: dict[int, Request] = {}
+    for index, prompt in enumerate(prompts):
+        request = _request(model, prompt, max_tokens)
+        if isinstance(request, str):
+            given[index] = Given(None, request)
+        else:
+            requests[index] = request
+    done(len(prompts) - len(requests))
+    # Prompts of like length go together, so that little is padded.
+    ranked = sorted(requests, key=lambda index: len(requests[index].prompt_ids))
+    for start in range(0, len(ranked), BATCH):
+        batch = ranked[start : start + BATCH]
+        for index, answer in zip(batch, generate(model, [requests[index] for index in batch]), strict=True):
+            given[index] = Given(
+                answer.text, "", answer.prompt_tokens, answer.completion_tokens, answer.finish_reason
+            )
+        done(len(batch))
+    return [answer for answer in given if answer is not None]
+
+
+def measured(model: LocalModel, prompts: Sequence[Prompt], max_tokens: int) -> Measured:
+    from stillhouse.models.local import parameters
+
+    return Measured(model.model.config, parameters(model), tokens_per_second(model, prompts, max_tokens))
+
+
+def tokens_per_second(
+    model: LocalModel,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float | None:
+    """Answer tokens for each second of wall time, prompts read in included: the fastest of three rounds.
+
+    A round is one batch of 64 prompts spread evenly over the test set, each answered greedily with at most
+    64 tokens. What else the machine does only ever slows a round down. None without a prompt that fits.
+    """
+    from stillhouse.models.local import generate
+
+    count = min(SPEED_PROMPTS, len(prompts))
+    chosen = [prompts[index * len(prompts) // count] for index in range(count)]
+    tried = [_request(model, prompt, min(max_tokens, SPEED_TOKENS)) for prompt in chosen]
+    requests = [request for request in tried if not isinstance(request, str)]
+    if not requests:
+        return None
+    rates = []
+    for _ in range(SPEED_ROUNDS):
+        start = clock()
+        answers = generate(model, requests)
+        rates.append(sum(answer.completion_tokens for answer in answers) / (clock() - start))
+    return max(rates)
+
+
+def _request(model: LocalModel, prompt: Prompt, max_tokens: int) -> Request | str:
+    from stillhouse.models.local import Request, prompt_ids
+
+    try:
+        ids = prompt_ids(model, prompt.messages)
+    except UsageError as error:
+        return f"{error.what}: {error.why}"
+    room = max_tokens if model.context is None else min(max_tokens, model.context - len(ids))
+    if not ids or room < 1:
+        return f"the prompt has {len(ids)} tokens and the model's context is {model.context}"
+    return Request(prompt_ids=ids, max_tokens=room)

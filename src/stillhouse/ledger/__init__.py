@@ -1,0 +1,23 @@
+"""The ledger: every exchange with a teacher, every decision, every derived row; append-only, provable."""
+
+from stillhouse.ledger.checkpoint import Checkpoint, read_checkpoint, verify_checkpoint
+from stillhouse.ledger.keys import exchange_key, read_workspace_key, rotate_signing_key
+from stillhouse.ledger.leaves import Leaf, LeafKind
+from stillhouse.ledger.store import AttemptCounts, Ledger, StoredExchange
+from stillhouse.ledger.verify import Check, Verification
+
+__all__ = [
+    "AttemptCounts",
+    "Check",
+    "Checkpoint",
+    "Leaf",
+    "LeafKind",
+    "Ledger",
+    "StoredExchange",
+    "Verification",
+    "exchange_key",
+    "read_checkpoint",
+    "read_workspace_key",
+    "rotate_signing_key",
+    "verify_checkpoint",
+]

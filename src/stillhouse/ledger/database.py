@@ -1,0 +1,186 @@
+"""The SQLite file: how it is opened, its schema as ordered migrations, and what its errors mean."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from stillhouse.errors import LedgerError, StillhouseError, StorageError
+
+BUSY_SECONDS = 30.0
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that commits only on COMMIT, durably: WAL, full sync, deleted bytes overwritten."""
+    with _private_file(path):
+        db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        _use_wal(db)
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA secure_delete = ON")
+        db.execute("PRAGMA cache_size = -16000")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def migrate(db: sqlite3.Connection, stamp: str) -> None:
+    """Bring the schema to this code's; `stamp` is the time recorded with each migration.
+
+    Raises LedgerError when the file was written by a newer stillhouse.
+    """
+    known = {step.__name__ for step in MIGRATIONS}
+    if _applied(db) == known:
+        return  # without waiting for a process that is writing
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        db.execute(
+            "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, applied TEXT NOT NULL) STRICT"
+        )
+        applied = _applied(db)
+        unknown = applied - known
+        if unknown:
+            raise LedgerError(
+                "the ledger is newer than this stillhouse",
+                f"its schema has steps that this version does not know: {', '.join(sorted(unknown))}",
+                "upgrade stillhouse; the ledger was not touched",
+            )
+        for step in MIGRATIONS:
+            if step.__name__ not in applied:
+                step(db)
+                db.execute("INSERT INTO migration VALUES (?, ?)", (step.__name__, stamp))
+        db.execute("COMMIT")
+    except BaseException:
+        roll_back(db)
+        raise
+
+
+def m0001_log(db: sqlite3.Connection) -> None:
+    """Leaves, their contents, the keys by which exchanges are found, attempts, subtrees, checkpoints.
+
+    `subtree` holds the root of every 256, 65,536, ... leaves, so that roots and proofs read a few hundred
+    rows however long the log is. `content.erased` is the tombstone's leaf.
+    """
+    for statement in (
+        "CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
+        """CREATE TABLE leaf (
+             idx INTEGER PRIMARY KEY, kind TEXT NOT NULL, time TEXT NOT NULL,
+             hash BLOB NOT NULL, data BLOB NOT NULL) STRICT""",
+        "CREATE INDEX leaf_kind ON leaf (kind)",
+        """CREATE TABLE subtree (
+             level INTEGER NOT NULL, n INTEGER NOT NULL, hash BLOB NOT NULL,
+             PRIMARY KEY (level, n)) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE content (
+             id INTEGER PRIMARY KEY, leaf INTEGER NOT NULL REFERENCES leaf, name TEXT NOT NULL,
+             salt BLOB, body BLOB, erased INTEGER REFERENCES leaf,
+             CHECK ((erased IS NULL) = (salt IS NOT NULL) AND (salt IS NULL) = (body IS NULL))) STRICT""",
+        "CREATE INDEX content_leaf ON content (leaf)",
+        """CREATE TABLE exchange (
+             key BLOB NOT NULL, leaf INTEGER NOT NULL REFERENCES leaf,
+             PRIMARY KEY (key, leaf)) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE attempt (
+             id INTEGER PRIMARY KEY, key BLOB NOT NULL, run TEXT NOT NULL, prompt_id TEXT NOT NULL,
+             teacher TEXT NOT NULL, sample_index INTEGER NOT NULL, began TEXT NOT NULL,
+             state TEXT NOT NULL CHECK (state IN ('open', 'answered', 'failed', 'unknown')),
+             ended TEXT, leaf INTEGER REFERENCES leaf, reason TEXT,
+             CHECK ((state = 'answered') = (leaf IS NOT NULL))) STRICT""",
+        "CREATE INDEX attempt_open ON attempt (run) WHERE state = 'open'",
+        """CREATE TABLE checkpoint (
+             id INTEGER PRIMARY KEY, size INTEGER NOT NULL, root BLOB NOT NULL, time TEXT NOT NULL,
+             public BLOB NOT NULL, note BLOB NOT NULL) STRICT""",
+    ):
+        db.execute(statement)
+    db.execute("INSERT INTO setting VALUES ('workspace', ?)", (secrets.token_hex(8),))
+
+
+MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [m0001_log]
+
+
+def roll_back(db: sqlite3.Connection) -> None:
+    """SQLite has rolled back by itself after some errors; a second failure here would hide the first."""
+    with contextlib.suppress(sqlite3.Error):
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
+@contextlib.contextmanager
+def reading(path: Path, doing: str) -> Iterator[None]:
+    """Turn what SQLite and the file system raise into LedgerError or StorageError."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise explain(error, path, doing) from error
+
+
+def explain(error: Exception, path: Path, doing: str) -> StillhouseError:
+    if isinstance(error, StillhouseError):
+        return error
+    name = getattr(error, "sqlite_errorname", "") or ""
+    what = f"could not {doing} the ledger {path}"
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return LedgerError(
+            what,
+            f"another process has held it for more than {BUSY_SECONDS:.0f} s",
+            "wait for that process or stop it, and run the same command again; nothing recorded is lost",
+        )
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return LedgerError(
+            what,
+            f"the file is damaged: {error}",
+            "restore it from a backup, with its -wal file where there is one; see docs/ledger.md",
+        )
+    if name == "SQLITE_FULL":
+        return StorageError(
+            what,
+            "no space left for it",
+            "free some space and run the same command again; nothing recorded is lost",
+        )
+    if name.startswith("SQLITE_READONLY"):
+        return StorageError(
+            what, "the file or its folder is read-only", "make the folder writable, or choose another one"
+        )
+    if name.startswith(("SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_PERM")) or isinstance(error, OSError):
+        return StorageError(
+            what,
+            f"the file system refused: {error}",
+            "see that the folder exists, can be written and has space; nothing recorded is lost",
+        )
+    if isinstance(error, sqlite3.Error):
+        return LedgerError(what, f"{name or type(error).__name__}: {error}", "see `stillhouse ledger verify`")
+    return LedgerError(
+        what, f"{type(error).__name__}: {error}", "this is a defect of stillhouse; please report it"
+    )
+
+
+def _applied(db: sqlite3.Connection) -> set[str]:
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'migration'").fetchone():
+        return set()
+    return {name for (name,) in db.execute("SELECT name FROM migration")}
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Two processes that first open the file at once may meet here, where SQLite itself does not wait."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            if db.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+                return
+            db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def _private_file(path: Path) -> Iterator[None]:
+    """The ledger holds prompts and answers: the file, and so its WAL, is the owner's alone."""
+    if not path.exists():
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+    yield

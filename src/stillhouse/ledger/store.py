@@ -1,0 +1,447 @@
+"""The ledger of a workspace: an append-only log of leaves, their contents, and the attempts made."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import zstandard
+
+from stillhouse.errors import LedgerError, StorageError
+from stillhouse.ledger import merkle
+from stillhouse.ledger.checkpoint import Checkpoint, read_checkpoint, sign_checkpoint
+from stillhouse.ledger.database import connect, migrate, reading
+from stillhouse.ledger.keys import public_bytes, read_signing_key, rotation_body, utc_now
+from stillhouse.ledger.leaves import Leaf, LeafKind, NewLeaf, key_bytes, new_leaf, read_leaf, utc_stamp
+from stillhouse.ledger.tree import TILE, seal, stored_nodes
+from stillhouse.ledger.writer import Writer
+from stillhouse.workspace import Workspace
+
+if TYPE_CHECKING:
+    from stillhouse.ledger.verify import Verification
+
+T = TypeVar("T")
+
+_PAGE = 1024
+_SQL_VARIABLES = 500
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptCounts:
+    """Requests by what became of them; `unknown` were sent, or about to be, when their process died."""
+
+    open: int = 0
+    answered: int = 0
+    failed: int = 0
+    unknown: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.open + self.answered + self.failed + self.unknown
+
+
+@dataclass(frozen=True, slots=True)
+class StoredExchange:
+    """A recorded answer; `request` and `response` are None when they were erased or never recorded."""
+
+    key: str
+    leaf: int
+    body: dict[str, Any]
+    request: bytes | None
+    response: bytes | None
+
+
+class Ledger:
+    """Open with `Ledger.open(workspace)`, and close it, or use it in a `with`.
+
+    Every method may be called from any thread. What returns has been committed to disk; what returns a
+    `concurrent.futures.Future` is on disk when that resolves (`asyncio.wrap_future` makes it awaitable),
+    and fails with StorageError or LedgerError when the disk does. Several processes may have the same
+    ledger open.
+    """
+
+    def __init__(
+        self, workspace: Workspace, clock: Callable[[], datetime], writing: sqlite3.Connection
+    ) -> None:
+        self.workspace = workspace
+        self.clock = clock
+        self._reader = connect(workspace.ledger)
+        self._reading = threading.Lock()
+        self._packer = zstandard.ZstdCompressor(level=3)
+        self._packing = threading.Lock()
+        self._keys: dict[int, str] = {}
+        self._writing = writing
+        self._writer = Writer(writing, workspace.ledger)
+        self.origin = "stillhouse/" + str(
+            self.read("SELECT value FROM setting WHERE name = 'workspace'")[0][0]
+        )
+
+    @classmethod
+    def open(cls, workspace: Workspace, clock: Callable[[], datetime] = utc_now) -> Ledger:
+        """Raises LedgerError when the file is damaged, locked or newer than this code, and StorageError when
+        the folder cannot be written."""
+        path = workspace.ledger
+        if not path.parent.is_dir():
+            raise StorageError(
+                f"could not open the ledger {path}",
+                f"{path.parent} is not a folder",
+                "make a workspace with `stillhouse init`",
+            )
+        with reading(path, "open"):
+            db = connect(path)
+            try:
+                migrate(db, utc_stamp(clock()))
+                return cls(workspace, clock, db)
+            except BaseException:
+                db.close()
+                raise
+
+    def close(self) -> None:
+        """Commit what is queued and close the file."""
+        self._writer.close()
+        with self._reading:
+            self._reader.close()
+        self._writing.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Leaves
+
+    def append(
+        self, kind: LeafKind, body: Mapping[str, Any], contents: Mapping[str, bytes] | None = None
+    ) -> int:
+        """Add a leaf; returns its index. Raises LedgerError for a body that is no leaf's (see `new_leaf`)."""
+        return self.append_many([(kind, body, contents or {})])[0]
+
+    def append_many(
+        self, entries: Iterable[tuple[LeafKind, Mapping[str, Any], Mapping[str, bytes]]]
+    ) -> list[int]:
+        """Add leaves in one transaction, all or none; returns their indices, which are consecutive."""
+        now = self.clock()
+        ready = [self._pack(new_leaf(kind, body, contents, now)) for kind, body, contents in entries]
+        return self._writer.submit(lambda db: [insert_leaf(db, leaf) for leaf in ready]).result()
+
+    def leaves(self, kind: LeafKind | None = None, start: int = 0) -> Iterator[Leaf]:
+        """Leaves in order from index `start`; those committed while iterating are included."""
+        where = "idx >= ?" if kind is None else "idx >= ? AND kind = ?"
+        query = f"SELECT idx, kind, time, data, hash FROM leaf WHERE {where} ORDER BY idx LIMIT {_PAGE}"
+        while rows := self.read(query, (start,) if kind is None else (start, kind)):
+            for row in rows:
+                yield read_leaf(*row)
+            start = rows[-1][0] + 1
+
+    def leaf(self, index: int) -> Leaf:
+        """Raises LedgerError when there is no such leaf."""
+        rows = self.read("SELECT idx, kind, time, data, hash FROM leaf WHERE idx = ?", (index,))
+        if not rows:
+            raise LedgerError(
+                f"the ledger has no leaf {index}",
+                f"it has {self.size()} leaves, numbered from 0",
+                "give one of them",
+            )
+        return read_leaf(*rows[0])
+
+    def size(self) -> int:
+        return int(self.read("SELECT coalesce(max(idx) + 1, 0) FROM leaf")[0][0])
+
+    def contents(self, leaf: int) -> dict[str, bytes | None]:
+        """The leaf's contents by name; None for what was erased."""
+        rows = self.read("SELECT name, body FROM content WHERE leaf = ? ORDER BY id", (leaf,))
+        return {name: None if body is None else zstandard.decompress(body) for name, body in rows}
+
+    def salted_contents(self, start: int, end: int) -> list[tuple[int, str, bytes, bytes]]:
+        """(leaf, name, salt, content) of what is not erased in leaves [start, end), for an auditor."""
+        rows = self.read(
+            "SELECT leaf, name, salt, body FROM content"
+            " WHERE leaf >= ? AND leaf < ? AND erased IS NULL ORDER BY leaf, id",
+            (start, end),
+        )
+        return [(leaf, name, salt, zstandard.decompress(body)) for leaf, name, salt, body in rows]
+
+    def erase(self, leaf: int, reason: str) -> int:
+        """Remove the leaf's contents and salts for good and append a tombstone; returns its index.
+
+        The leaf itself stays, and so does the tree. Deleted bytes are overwritten in the database and the
+        WAL is emptied, unless another process reads just then; SQLite empties it when that one has finished.
+        Raises LedgerError when the leaf has no contents left.
+        """
+        stamp = self.clock()
+
+        def run(db: sqlite3.Connection) -> int:
+            named = [
+                name
+                for (name,) in db.execute(
+                    "SELECT name FROM content WHERE leaf = ? AND erased IS NULL", (leaf,)
+                )
+            ]
+            if not named:
+                raise LedgerError(
+                    f"leaf {leaf} has nothing to erase",
+                    "it has no contents, or they were erased",
+                    "see `ledger show`",
+                )
+            body = {"leaf": leaf, "contents": sorted(named), "reason": reason}
+            tombstone = insert_leaf(db, new_leaf("tombstone", body, {}, stamp))
+            db.execute(
+                "UPDATE content SET salt = NULL, body = NULL, erased = ? WHERE leaf = ? AND erased IS NULL",
+                (tombstone, leaf),
+            )
+            return tombstone
+
+        tombstone = self._writer.submit(run).result()
+        self.read("PRAGMA wal_checkpoint(TRUNCATE)")
+        return tombstone
+
+    # Attempts and exchanges
+
+    def begin(self, key: str, run: str, prompt_id: str, teacher: str, sample_index: int) -> Future[int]:
+        """Record that a request is about to be sent; send it once the future resolves to the attempt's id."""
+        row = (key_bytes(key), run, prompt_id, teacher, sample_index, utc_stamp(self.clock()))
+
+        def insert(db: sqlite3.Connection) -> int:
+            attempt = db.execute(
+                "INSERT INTO attempt (key, run, prompt_id, teacher, sample_index, began, state)"
+                " VALUES (?, ?, ?, ?, ?, ?, 'open')",
+                row,
+            ).lastrowid
+            assert attempt is not None
+            self._keys[attempt] = key
+            return attempt
+
+        return self._writer.submit(insert)
+
+    def answer(self, attempt: int, body: Mapping[str, Any], contents: Mapping[str, bytes]) -> Future[int]:
+        """Record an attempt's answer as an exchange leaf (the attempt's key is added to `body`); resolves to
+        the leaf's index. An answer that arrives after a sweep is taken all the same.
+
+        The future fails with LedgerError when the attempt was answered or failed before.
+        """
+        now = self.clock()
+        key = self._keys.get(attempt) or self._key_of(attempt)
+        ready = self._pack(new_leaf("exchange", {**body, "key": key}, contents, now))
+        ended = utc_stamp(now)
+
+        def settle(db: sqlite3.Connection) -> int:
+            state = db.execute("SELECT state FROM attempt WHERE id = ?", (attempt,)).fetchone()[0]
+            if state not in ("open", "unknown"):
+                raise _settled(attempt, state)
+            leaf = insert_leaf(db, ready)
+            db.execute(
+                "UPDATE attempt SET state = 'answered', ended = ?, leaf = ? WHERE id = ?",
+                (ended, leaf, attempt),
+            )
+            self._keys.pop(attempt, None)
+            return leaf
+
+        return self._writer.submit(settle)
+
+    def fail(self, attempt: int, reason: str) -> Future[None]:
+        """Record that an attempt brought no answer, and why (without text of a prompt or a reply)."""
+        ended = utc_stamp(self.clock())
+
+        def settle(db: sqlite3.Connection) -> None:
+            changed = db.execute(
+                "UPDATE attempt SET state = 'failed', ended = ?, reason = ?"
+                " WHERE id = ? AND state IN ('open', 'unknown')",
+                (ended, reason, attempt),
+            ).rowcount
+            if not changed:
+                raise _settled(attempt, "settled or never begun")
+            self._keys.pop(attempt, None)
+
+        return self._writer.submit(settle)
+
+    def sweep(self, run: str) -> int:
+        """Mark what a dead process of this run left open as unknown: sent, or about to be. Returns how many.
+
+        Only for the process that holds the run's lock: it would count another's requests in flight as lost.
+        """
+        ended = utc_stamp(self.clock())
+        statement = "UPDATE attempt SET state = 'unknown', ended = ? WHERE state = 'open' AND run = ?"
+        return self._writer.submit(lambda db: db.execute(statement, (ended, run)).rowcount).result()
+
+    def attempts(self, run: str | None = None) -> AttemptCounts:
+        """What became of the requests of a run, or of all."""
+        where, given = ("", ()) if run is None else ("WHERE run = ?", (run,))
+        rows = self.read(f"SELECT state, count(*) FROM attempt {where} GROUP BY state", given)
+        return AttemptCounts(**dict(rows))
+
+    def exchanges(self, keys: Iterable[str]) -> Iterator[StoredExchange]:
+        """The newest answer to each of these keys, in their order; keys without an answer are left out."""
+        remaining = iter(keys)
+        while batch := list(islice(remaining, _SQL_VARIABLES)):
+            found = self._exchanges(batch)
+            for key in batch:
+                if key in found:
+                    yield found[key]
+
+    # Proofs
+
+    def checkpoint(self) -> Checkpoint:
+        """Sign the log's present size and root with the workspace's key, and keep the signed note.
+
+        When the key on disk is not the one that signed last, and no leaf says that it was replaced, a
+        `correction` leaf is added first that says so, without the old key's signature.
+        """
+        key = read_signing_key(self.workspace)
+        now = self.clock()
+
+        def sign(db: sqlite3.Connection) -> Checkpoint:
+            public = public_bytes(key)
+            last = db.execute("SELECT size, public, note FROM checkpoint ORDER BY id DESC LIMIT 1").fetchone()
+            if last and last[1] != public and not _rotated(db, last[0]):
+                insert_leaf(
+                    db, new_leaf("correction", rotation_body(self.origin, last[1], public, None), {}, now)
+                )
+            size = int(db.execute("SELECT coalesce(max(idx) + 1, 0) FROM leaf").fetchone()[0])
+            if last and last[:2] == (size, public):
+                return read_checkpoint(last[2])
+            root = merkle.range_root(stored_nodes(db.execute), 0, size)
+            signed = sign_checkpoint(self.origin, size, root, key)
+            db.execute(
+                "INSERT INTO checkpoint (size, root, time, public, note) VALUES (?, ?, ?, ?, ?)",
+                (size, root, utc_stamp(now), public, signed.note),
+            )
+            return signed
+
+        return self._writer.submit(sign).result()
+
+    def root(self, size: int | None = None) -> bytes:
+        """Merkle root over the first `size` leaves; over all when left out."""
+        return merkle.range_root(stored_nodes(self.read), 0, self._within(size))
+
+    def inclusion(self, index: int, size: int | None = None) -> list[bytes]:
+        """Proof that leaf `index` is in the log at `size`, for `merkle.verify_inclusion`."""
+        size = self._within(size)
+        if not 0 <= index < size:
+            raise LedgerError(
+                f"no proof for leaf {index}", f"the log has {size} leaves there", "give one of them"
+            )
+        return merkle.inclusion_proof(stored_nodes(self.read), index, size)
+
+    def consistency(self, first: int, second: int | None = None) -> list[bytes]:
+        """Proof that the log at `first` is the beginning of the log at `second`."""
+        second = self._within(second)
+        if not 0 <= first <= second:
+            raise LedgerError(
+                f"no proof from {first} to {second} leaves", "the first is not within the second", "swap them"
+            )
+        return merkle.consistency_proof(stored_nodes(self.read), first, second)
+
+    def verify(self, against: bytes | None = None) -> Verification:
+        """Check everything; see `stillhouse.ledger.verify`."""
+        from stillhouse.ledger.verify import verify
+
+        return verify(self, against)
+
+    def export(self, folder: Path, contents: bool = False) -> Checkpoint:
+        """Write the log for others; see `stillhouse.ledger.export`."""
+        from stillhouse.ledger.export import export
+
+        return export(self, folder, contents)
+
+    # For this package
+
+    def read(self, query: str, given: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a reading statement, on the reading connection."""
+        with self._reading, reading(self.workspace.ledger, "read"):
+            return self._reader.execute(query, given).fetchall()
+
+    def _pack(self, leaf: NewLeaf) -> NewLeaf:
+        if not leaf.contents:
+            return leaf
+        with self._packing:
+            packed = tuple((name, salt, self._packer.compress(data)) for name, salt, data in leaf.contents)
+        return NewLeaf(leaf.kind, leaf.time, leaf.data, leaf.hash, leaf.key, packed)
+
+    def _key_of(self, attempt: int) -> str:
+        rows = self.read("SELECT key FROM attempt WHERE id = ?", (attempt,))
+        if not rows:
+            raise _settled(attempt, "never begun")
+        return bytes(rows[0][0]).hex()
+
+    def _exchanges(self, keys: list[str]) -> dict[str, StoredExchange]:
+        marks = ",".join("?" * len(keys))
+        rows = self.read(
+            "SELECT e.key, l.idx, l.kind, l.time, l.data, l.hash, c.name, c.body"
+            f" FROM (SELECT key, max(leaf) AS leaf FROM exchange WHERE key IN ({marks}) GROUP BY key) e"
+            " JOIN leaf l ON l.idx = e.leaf"
+            " LEFT JOIN content c ON c.leaf = e.leaf AND c.name IN ('request', 'response')",
+            [key_bytes(key) for key in keys],
+        )
+        leaves: dict[str, Leaf] = {}
+        texts: dict[str, dict[str, bytes]] = {}
+        for key, index, kind, time, data, digest, name, body in rows:
+            name_of_key = bytes(key).hex()
+            if name_of_key not in leaves:
+                leaves[name_of_key] = read_leaf(index, kind, time, data, digest)
+            if body is not None:
+                texts.setdefault(name_of_key, {})[name] = zstandard.decompress(body)
+        return {
+            key: StoredExchange(
+                key,
+                leaf.index,
+                leaf.body,
+                texts.get(key, {}).get("request"),
+                texts.get(key, {}).get("response"),
+            )
+            for key, leaf in leaves.items()
+        }
+
+    def _within(self, size: int | None) -> int:
+        present = self.size()
+        if size is not None and not 0 <= size <= present:
+            raise LedgerError(
+                f"the log never had {size} leaves", f"it has {present}", "give a size that it had"
+            )
+        return present if size is None else size
+
+
+def insert_leaf(db: sqlite3.Connection, leaf: NewLeaf) -> int:
+    """Within a writing transaction, where the next index is certain whatever other processes do."""
+    index = db.execute(
+        "INSERT INTO leaf (idx, kind, time, hash, data)"
+        " VALUES ((SELECT coalesce(max(idx) + 1, 0) FROM leaf), ?, ?, ?, ?)",
+        (leaf.kind, leaf.time, leaf.hash, leaf.data),
+    ).lastrowid
+    assert index is not None
+    if leaf.contents:
+        db.executemany(
+            "INSERT INTO content (leaf, name, salt, body) VALUES (?, ?, ?, ?)",
+            [(index, name, salt, body) for name, salt, body in leaf.contents],
+        )
+    if leaf.key is not None:
+        db.execute("INSERT INTO exchange VALUES (?, ?)", (leaf.key, index))
+    if (index + 1) % TILE == 0:
+        seal(db, index + 1)
+    return index
+
+
+def _rotated(db: sqlite3.Connection, since: int) -> bool:
+    """Whether a leaf after that checkpoint says that the signing key was replaced."""
+    rows = db.execute(
+        "SELECT idx, kind, time, data, hash FROM leaf WHERE kind = 'correction' AND idx >= ?", (since,)
+    )
+    return any(read_leaf(*row).body.get("what") == "signing key replaced" for row in rows)
+
+
+def _settled(attempt: int, state: str) -> LedgerError:
+    return LedgerError(
+        f"attempt {attempt} cannot be settled",
+        f"it is {state}",
+        "this is a defect of stillhouse; please report it",
+    )

@@ -1,0 +1,41 @@
+"""A local causal language model (folder or hub id): load it, let it answer, score texts with it."""
+
+from stillhouse.models.local.decode import (
+    Decoder,
+    Event,
+    Generation,
+    Request,
+    TokenLogprob,
+    generate,
+    score,
+)
+from stillhouse.models.local.load import (
+    LocalModel,
+    Token,
+    ids_text,
+    load_model,
+    parameters,
+    prompt_ids,
+    set_threads,
+    text_ids,
+    vocabulary,
+)
+
+__all__ = [
+    "Decoder",
+    "Event",
+    "Generation",
+    "LocalModel",
+    "Request",
+    "Token",
+    "TokenLogprob",
+    "generate",
+    "ids_text",
+    "load_model",
+    "parameters",
+    "prompt_ids",
+    "score",
+    "set_threads",
+    "text_ids",
+    "vocabulary",
+]

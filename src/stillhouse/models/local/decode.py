@@ -1,0 +1,397 @@
+"""A causal language model from a transformers folder or the hub: load it, let it answer, score texts with it.
+
+Decoding is a loop of stillhouse's own, so that rows may join and leave a running batch, each with its own
+sampling settings, and so that a row's answer does not depend on its neighbours:
+
+- greedy answers in float32 are the same in any batch, but for ties: where two tokens' logits agree to about
+  1e-5, the order of summation in a matrix product decides, and that may change with the batch's size;
+- a sampled row draws from its own generator (its `seed`), one number per token.
+
+Prompts are right-padded when they are read in; in the cache each row keeps its own length. Models whose cache
+is not plain attention (sliding windows, state-space layers, ALiBi) go through a batch that is left-padded by
+the usual rules and takes no newcomers until it is empty.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from stillhouse.errors import ModelError, UsageError
+from stillhouse.models.local import cache
+from stillhouse.models.local.load import LocalModel, ids_text
+
+_PREFILL_TOKENS = 1024  # tokens read in at once: larger activations leave the CPU's caches
+
+
+class TokenLogprob(NamedTuple):
+    """Natural log-probability of a token under the model itself (temperature 1, no nucleus), with the
+    likeliest tokens at its place, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`temperature` 0 is greedy. `logprobs` is the number of likeliest tokens wanted beside each chosen one
+    (0: the chosen one's only, None: no log-probabilities). `continues` keeps the white space with which the
+    answer goes on from the prompt's text; without it the answer is decoded on its own."""
+
+    prompt_ids: Sequence[int]
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    logprobs: int | None = None
+    continues: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """`token_ids` and `logprobs` leave out the final stop token; `completion_tokens` counts it, since it was
+    computed. `text` ends before a stop string, `token_ids` after it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class Event(NamedTuple):
+    """What one step did for one row: text that is certain by now, new log-probabilities, and the whole answer
+    when the row is done."""
+
+    key: Hashable
+    text: str
+    logprobs: tuple[TokenLogprob, ...]
+    done: Generation | None
+
+
+@dataclass(slots=True)
+class _Row:
+    """A request under way. `text` is decoded so far, `given` of it were handed out."""
+
+    key: Hashable
+    request: Request
+    limit: int
+    watched: bool
+    rng: random.Random
+    stream: Any
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    text: str = ""
+    given: int = 0
+
+
+class Decoder:
+    """A running batch: `add` rows, `step` until they are done, `cancel` what nobody waits for any more.
+
+    Events of the rows whose keys are in `watched` carry text as soon as it is certain: no half
+    of a UTF-8 character, and nothing that may yet turn out to be the beginning of a stop string. Other rows
+    have one event, at their end. `rows` is how many are expected at once; room for more is made when needed.
+    Not safe to share between threads.
+    """
+
+    def __init__(self, model: LocalModel, rows: int = 1) -> None:
+        self.model = model
+        self._state = cache.start(model.model, rows)
+        self._rows: list[_Row] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def accepts(self) -> bool:
+        return self._state.accepts()
+
+    def add(
+        self, jobs: Sequence[tuple[Hashable, Request]], watched: Collection[Hashable] = ()
+    ) -> list[Event]:
+        """Read in the prompts and choose the first token of each."""
+        events: list[Event] = []
+        fitting = []
+        for key, request in jobs:
+            if (limit := self._limit(request)) > 0:
+                fitting.append((key, request, limit))
+            else:
+                n = len(request.prompt_ids)
+                none = None if request.logprobs is None else ()
+                events.append(Event(key, "", (), Generation("", (), "length", n, 0, none)))
+        fitting.sort(key=lambda job: len(job[1].prompt_ids))
+        whole = isinstance(self._state, cache.Whole)
+        for chunk in [fitting] if whole and fitting else _chunks(fitting):
+            with torch.inference_mode():
+                logits = self._state.read([request.prompt_ids for _, request, _ in chunk])
+                rows = [self._row(key, request, limit, key in watched) for key, request, limit in chunk]
+                first = len(self._rows)
+                self._rows += rows
+                events += self._advance(logits, first)
+        return events
+
+    def step(self) -> list[Event]:
+        """One token for every row."""
+        if not self._rows:
+            return []
+        with torch.inference_mode():
+            return self._advance(self._state.step([row.ids[-1] for row in self._rows]), 0)
+
+    def cancel(self, key: Hashable) -> None:
+        for at, row in enumerate(self._rows):
+            if row.key == key:
+                with torch.inference_mode():
+                    self._drop(at)
+                return
+
+    def _limit(self, request: Request) -> int:
+        context = self.model.context
+        if not request.prompt_ids:
+            return 0
+        room = request.max_tokens if context is None else context - len(request.prompt_ids)
+        return min(request.max_tokens, room)
+
+    def _row(self, key: Hashable, request: Request, limit: int, watched: bool) -> _Row:
+        stream = _TextStream(self.model, request) if watched or request.stop else None
+        return _Row(key, request, limit, watched, random.Random(request.seed), stream)
+
+    def _advance(self, logits: Any, first: int) -> list[Event]:
+        rows = self._rows[first:]
+        chosen, logprobs = _choose(logits.float(), rows)
+        events: list[Event] = []
+        for at in range(len(rows) - 1, -1, -1):  # from the end: dropping moves the last row
+            event = self._push(rows[at], chosen[at], logprobs[at])
+            if event.done is not None:
+                self._drop(first + at)
+            if event.done is not None or (rows[at].watched and (event.text or event.logprobs)):
+                events.append(event)
+        return events
+
+    def _drop(self, at: int) -> None:
+        self._state.drop(at)
+        self._rows[at] = self._rows[-1]
+        self._rows.pop()
+
+    def _push(self, row: _Row, token: int, logprob: TokenLogprob | None) -> Event:
+        if token in self.model.stop_ids:
+            return self._finish(row, "stop", len(row.ids) + 1, ())
+        row.ids.append(token)
+        new = () if logprob is None else (logprob,)
+        row.logprobs += new
+        stop = row.request.stop
+        if row.stream is not None:
+            seen = len(row.text)
+            row.text += row.stream.push(token)
+            if (end := _stop_at(row.text, stop, seen)) is not None:
+                return self._finish(row, "stop", len(row.ids), new, row.text[:end])
+        if len(row.ids) >= row.limit:
+            return self._finish(row, "length", len(row.ids), new)
+        if not row.watched:
+            return Event(row.key, "", (), None)
+        certain = max(row.given, len(row.text) - _held(row.text, stop))
+        text, row.given = row.text[row.given : certain], certain
+        return Event(row.key, text, new, None)
+
+    def _finish(
+        self,
+        row: _Row,
+        reason: Literal["stop", "length"],
+        computed: int,
+        new: tuple[TokenLogprob, ...],
+        text: str | None = None,
+    ) -> Event:
+        if text is None:
+            text = _answer_text(self.model, row.request, row.ids)
+            if (end := _stop_at(text, row.request.stop, len(row.text))) is not None:
+                text, reason = text[:end], "stop"
+        done = Generation(
+            text=text,
+            token_ids=tuple(row.ids),
+            finish_reason=reason,
+            prompt_tokens=len(row.request.prompt_ids),
+            completion_tokens=computed,
+            logprobs=None if row.request.logprobs is None else tuple(row.logprobs),
+        )
+        return Event(row.key, text[row.given :], new, done)
+
+
+def _chunks(jobs: list[tuple[Hashable, Request, int]]) -> Iterator[list[tuple[Hashable, Request, int]]]:
+    """Cut jobs, sorted by prompt length, so that each part holds at most `_PREFILL_TOKENS` places."""
+    part: list[tuple[Hashable, Request, int]] = []
+    for job in jobs:
+        if part and (len(part) + 1) * len(job[1].prompt_ids) > _PREFILL_TOKENS:
+            yield part
+            part = []
+        part.append(job)
+    if part:
+        yield part
+
+
+def _choose(logits: Any, rows: Sequence[_Row]) -> tuple[list[int], list[TokenLogprob | None]]:
+    """The next token of each row and, where wanted, its log-probability. `logits`: (rows, vocabulary)."""
+    best, chosen = logits.max(dim=-1)
+    if not bool(torch.isfinite(best).all()):
+        raise ModelError(
+            "the model's output is not a number",
+            "a logit is NaN or infinite: the weights are damaged, or the number format is too narrow",
+            "load it with dtype float32",
+        )
+    tokens: list[int] = chosen.tolist()
+    sampled = [at for at, row in enumerate(rows) if row.request.temperature > 0]
+    if sampled:
+        heat = torch.tensor([rows[at].request.temperature for at in sampled], device=logits.device)
+        nucleus = torch.tensor([rows[at].request.top_p for at in sampled], device=logits.device)
+        draws = torch.tensor([rows[at].rng.random() for at in sampled], device=logits.device)
+        for at, token in zip(sampled, sample(logits[sampled] / heat[:, None], nucleus, draws), strict=True):
+            tokens[at] = token
+    logprobs: list[TokenLogprob | None] = [None] * len(rows)
+    wanted = [at for at, row in enumerate(rows) if row.request.logprobs is not None]
+    if wanted:
+        tops = [rows[at].request.logprobs or 0 for at in wanted]
+        found = _logprobs(logits[wanted], [tokens[at] for at in wanted], tops)
+        for at, logprob in zip(wanted, found, strict=True):
+            logprobs[at] = logprob
+    return tokens, logprobs
+
+
+def sample(logits: Any, top_p: Any, draws: Any) -> list[int]:
+    """Nucleus sampling by inversion: (rows, vocabulary), (rows,), draws in [0, 1) -> token ids.
+
+    The nucleus is the smallest set of likeliest tokens with at least `top_p` of the probability (Holtzman
+    et al. 2020, section 3.1), the likeliest token always in it; equal ones go by their id.
+    """
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    ranked, order = torch.softmax(logits.to(wide), dim=-1).sort(dim=-1, descending=True, stable=True)
+    below = ranked.cumsum(dim=-1)
+    outside = (below - ranked) >= top_p.to(wide)[:, None]
+    outside[:, 0] = False
+    mass = ranked.masked_fill(outside, 0).cumsum(dim=-1)
+    target = draws.to(wide)[:, None] * mass[:, -1:]
+    place = torch.searchsorted(mass, target, right=True)
+    last = (~outside).sum(dim=-1, keepdim=True) - 1
+    ids: list[int] = order.gather(1, torch.minimum(place, last))[:, 0].tolist()
+    return ids
+
+
+def _logprobs(logits: Any, tokens: Sequence[int], tops: Sequence[int]) -> list[TokenLogprob]:
+    """Log-probabilities of `tokens` and of the likeliest `tops` tokens. `logits`: (rows, vocabulary)."""
+    scale = torch.log_softmax(logits.float(), dim=-1)
+    taken = scale.gather(1, torch.tensor(tokens, device=scale.device)[:, None])[:, 0].tolist()
+    k = min(max(tops, default=0), scale.shape[-1])
+    if not k:
+        return [TokenLogprob(t, v) for t, v in zip(tokens, taken, strict=True)]
+    values, ids = scale.topk(k, dim=-1)
+    ranked = [tuple(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), values.tolist(), strict=True)]
+    return [TokenLogprob(t, v, r[:n]) for t, v, r, n in zip(tokens, taken, ranked, tops, strict=True)]
+
+
+class _TextStream:
+    """Token by token to text, never half a character."""
+
+    def __init__(self, model: LocalModel, request: Request) -> None:
+        from tokenizers.decoders import DecodeStream
+
+        self.model = model
+        self.request = request
+        self.backend = getattr(model.tokenizer, "backend_tokenizer", None)
+        self.ids: list[int] = []
+        self.shown = 0
+        if self.backend is not None:
+            before = list(request.prompt_ids) if request.continues else None
+            self.stream = DecodeStream(ids=before, skip_special_tokens=True)
+
+    def push(self, token: int) -> str:
+        if self.backend is not None:
+            return self.stream.step(self.backend, token) or ""
+        self.ids.append(token)
+        text = _answer_text(self.model, self.request, self.ids)
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        new, self.shown = text[self.shown :], len(text)
+        return new
+
+
+def _answer_text(model: LocalModel, request: Request, ids: Sequence[int]) -> str:
+    if not request.continues:
+        return ids_text(model, ids)
+    before = ids_text(model, request.prompt_ids)
+    whole = ids_text(model, [*request.prompt_ids, *ids])
+    return whole[len(before) :] if whole.startswith(before) else ids_text(model, ids)
+
+
+def _stop_at(text: str, stops: Sequence[str], seen: int) -> int | None:
+    """Where the first stop string begins, if one ends after the first `seen` characters."""
+    found = [text.find(s, max(0, seen - len(s) + 1)) for s in stops]
+    return min((at for at in found if at >= 0), default=None)
+
+
+def _held(text: str, stops: Sequence[str]) -> int:
+    """Length of the longest end of `text` with which a stop string may be beginning."""
+    return max((n for s in stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+
+
+def generate(
+    model: LocalModel,
+    requests: Sequence[Request],
+    *,
+    batch: int = 64,
+    on_token: Callable[[int, str], None] | None = None,
+) -> list[Generation]:
+    """Answer every request, at most `batch` of them at a time; the answers are in the requests' order.
+
+    `on_token(index, text)` is called with new text of an answer as it appears. A prompt that leaves no room
+    in the model's context gets an empty answer that ended by `length` after 0 tokens.
+    """
+    answers: list[Generation | None] = [None] * len(requests)
+    waiting = sorted(range(len(requests)), key=lambda at: len(requests[at].prompt_ids), reverse=True)
+    decoder = Decoder(model, min(batch, len(requests)))
+    while waiting or len(decoder):
+        room = batch - len(decoder)
+        if waiting and decoder.accepts() and (room >= max(1, batch // 8) or room >= len(waiting)):
+            now = [waiting.pop() for _ in range(min(room, len(waiting)))]
+            events = decoder.add([(at, requests[at]) for at in now], now if on_token else ())
+        else:
+            events = decoder.step()
+        for event in events:
+            at = event.key
+            assert isinstance(at, int)
+            if on_token is not None and event.text:
+                on_token(at, event.text)
+            if event.done is not None:
+                answers[at] = event.done
+    return [answer for answer in answers if answer is not None]
+
+
+def score(
+    model: LocalModel, texts: Sequence[Sequence[int]], *, top: int = 0, batch_tokens: int = 4096
+) -> list[list[TokenLogprob | None]]:
+    """Log-probability of each token of each text given those before it; None for the first, which has none.
+
+    `top` likeliest tokens are given beside each. Raises UsageError for a text longer than the context.
+    """
+    for at, ids in enumerate(texts):
+        if model.context is not None and len(ids) > model.context:
+            raise UsageError(
+                f"text {at} has {len(ids)} tokens", f"the model's context is {model.context}", "cut the text"
+            )
+    scored: list[list[TokenLogprob | None]] = [[] for _ in texts]
+    order = sorted((at for at in range(len(texts)) if texts[at]), key=lambda at: len(texts[at]))
+    while order:
+        longest = len(texts[order[-1]])
+        part = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // longest)))]
+        ids = torch.zeros((len(part), longest), dtype=torch.long)
+        for row, at in enumerate(part):
+            ids[row, : len(texts[at])] = torch.as_tensor(texts[at])
+        with torch.inference_mode():  # causal: what pads the right end is never looked at
+            logits = model.model(ids.to(model.model.device)).logits
+            for row, at in enumerate(part):
+                n = len(texts[at])
+                rest = _logprobs(logits[row, : n - 1], list(texts[at][1:]), [top] * (n - 1)) if n > 1 else []
+                scored[at] = [None, *rest]
+    return scored

@@ -1,0 +1,178 @@
+"""What the run cost: money, time and compute, stage by stage."""
+
+from __future__ import annotations
+
+from stillhouse.money import UNKNOWN as NOT_KNOWN
+from stillhouse.money import Estimate
+from stillhouse.report.figures import (
+    UNKNOWN,
+    at,
+    count,
+    duration,
+    money,
+    number,
+    percent,
+    plural,
+    scaled,
+)
+from stillhouse.report.layout import absent, pairs, section, table
+from stillhouse.report.markup import Html, short, tag
+from stillhouse.report.read import STAGES, Facts, dropped
+
+
+def cost(facts: Facts) -> Html:
+    title = "Money, time and compute"
+    if not any(facts.markers.values()) and not facts.evaluation:
+        return section("cost", title, "", absent("Nothing spent yet.", "No stage has finished."))
+    seconds = {stage: _seconds(facts, stage) for stage in STAGES}
+    known = [value for value in seconds.values() if value is not None]
+    total = number(facts.evaluation, "seconds", "total")
+    whole = sum(known) if known else None
+    longest = max(known, default=0.0) or 1.0
+    rows: list[tuple[object, ...]] = [
+        (
+            stage,
+            tag("td", tag("span", style=f"width:{100 * (seconds[stage] or 0) / longest:.2f}%"), class_="bar"),
+            duration(seconds[stage]),
+            tag("td", _work(facts, stage), class_="words"),
+        )
+        for stage in STAGES
+    ]
+    sums = f"All stages together {duration(whole)}."
+    if total is not None:
+        sums += f" Collect to evaluate {duration(total)}."
+    return section(
+        "cost",
+        title,
+        "Times are of each stage’s last run; an answer that the workspace held already costs nothing again.",
+        table("Stages", ("stage", "", "time", "work"), rows, words=(0, 3), class_="stages"),
+        tag("p", sums, class_="said"),
+        tag("h3", "Money"),
+        pairs(_money(facts)),
+        tag("h3", "Compute"),
+        pairs(_compute(facts)),
+    )
+
+
+def _seconds(facts: Facts, stage: str) -> float | None:
+    value = number(facts.evaluation, "seconds", stage)
+    return number(facts.markers[stage], "seconds") if value is None else value
+
+
+def _work(facts: Facts, stage: str) -> str:
+    def n(*path: str) -> float | None:
+        return number(facts.result(stage, *path))
+
+    if not facts.markers[stage]:
+        return "not finished"
+    if stage == "collect":
+        unknown = n("unknown")
+        more = f", {count(unknown)} sent with unknown outcome" if unknown else ""
+        return (
+            f"{plural(n('prompts'), 'prompt')}: {count(n('sent'))} sent, {count(n('reused'))} reused,"
+            f" {count(n('failed'))} failed{more}; {scaled(n('prompt_tokens'))} tokens in,"
+            f" {scaled(n('completion_tokens'))} out"
+        )
+    if stage == "curate":
+        return f"{count(n('kept'))} kept, {count(dropped(facts))} dropped"
+    if stage == "train":
+        rate = None
+        if n("tokens") is not None and n("seconds"):
+            rate = (n("tokens") or 0.0) / (n("seconds") or 1.0)
+        speed = f" ({scaled(rate)} tokens/s)" if rate is not None else ""
+        how = [short(str(facts.result(stage, key)), 24) for key in ("dtype", "device")]
+        numbers_ = "".join(f", {name}" for name in how if name != "None")
+        return f"{plural(n('steps'), 'step')}, {scaled(n('tokens'))} tokens{speed}{numbers_}"
+    if stage == "evaluate":
+        return f"{count(number(facts.evaluation, 'student', 'n'))} test prompts for each system"
+    files = facts.result(stage, "files")
+    return plural(len(files) if isinstance(files, dict) else None, "file")
+
+
+def served_here(facts: Facts) -> bool:
+    """Whether the run itself serves the teacher, without a price: then nobody sends a bill."""
+    teacher = at(facts.recipe, "teacher")
+    return isinstance(teacher, dict) and not teacher.get("endpoint") and not teacher.get("price")
+
+
+def bill(facts: Facts) -> Estimate:
+    """US dollars that this run owes its teacher; UNKNOWN without a price, whatever was counted."""
+    recorded = facts.result("collect", "cost")
+    if isinstance(recorded, dict):
+        return Estimate(*(number(recorded, key) for key in ("low", "expected", "high")))
+    spent = number(facts.result("collect", "spent"))
+    if spent is None or not isinstance(at(facts.recipe, "teacher", "price"), dict):
+        return NOT_KNOWN
+    spent += number(facts.result("evaluate", "spent")) or 0.0
+    return Estimate(spent, spent, spent)
+
+
+def said(estimate: Estimate) -> str:
+    """`US$ 4.10 (3.20 to 6.80)` in words, or unknown."""
+    if estimate.low == estimate.expected == estimate.high:
+        return money(estimate.expected)
+    return f"{money(estimate.expected)} ({money(estimate.low)} to {money(estimate.high)})"
+
+
+def _money(facts: Facts) -> list[tuple[str, object]]:
+    price, planned = at(facts.recipe, "teacher", "price"), facts.result("collect", "estimate")
+    rate, owed = UNKNOWN, said(bill(facts))
+    if isinstance(price, dict):
+        rate = f"US$ {number(price, 'input')} in, {number(price, 'output')} out, per million tokens"
+    elif served_here(facts):
+        rate, owed = "none applies: the run serves the teacher itself", "nothing; its computing is not priced"
+    elif facts.recipe:
+        rate = "none declared in the recipe"
+    before = "none recorded in the run"
+    if isinstance(planned, dict):
+        before = said(Estimate(*(number(planned, key) for key in ("low", "expected", "high"))))
+    cap = number(facts.recipe, "collect", "max_cost")
+    counts = {
+        key: number(facts.result("collect", key))
+        if number(facts.evaluation, "exchanges", key) is None
+        else number(facts.evaluation, "exchanges", key)
+        for key in ("sent", "reused", "failed", "unknown")
+    }
+    unknown = counts["unknown"]
+    words = f"{count(unknown)}, counted as possibly billed" if unknown else count(unknown)
+    return [
+        ("price", rate),
+        ("billed", owed),
+        ("estimate before", before),
+        ("cap", money(cap) if cap is not None else "none set" if facts.recipe else UNKNOWN),
+        ("requests", ", ".join(f"{count(counts[key])} {key}" for key in ("sent", "reused", "failed"))),
+        ("sent, unknown", words),
+    ]
+
+
+def _compute(facts: Facts) -> list[tuple[str, object]]:
+    evaluation = facts.evaluation
+    teacher, student = (
+        {
+            "flops": number(evaluation, "flops", who),
+            "size": number(evaluation, "parameters", who),
+            "speed": number(evaluation, "tokens_per_second", who),
+        }
+        for who in ("teacher", "student")
+    )
+    ratio = number(evaluation, "flops_ratio")
+    size, tokens = (
+        student["size"] or number(facts.result("train", "parameters")),
+        number(facts.result("train", "tokens")),
+    )
+    training = UNKNOWN
+    if size is not None and tokens is not None:
+        training = f"about {scaled(6 * size * tokens, 'FLOP')}: 6 × parameters × tokens, attention left out"
+    return [
+        (
+            "FLOPs per answer",
+            f"student {scaled(student['flops'], 'FLOP')}, teacher {scaled(teacher['flops'], 'FLOP')},"
+            f" ratio {percent(ratio)}",
+        ),
+        ("parameters", f"student {scaled(size)}, teacher {scaled(teacher['size'])}"),
+        (
+            "measured speed",
+            f"student {scaled(student['speed'])}, teacher {scaled(teacher['speed'])} tokens/s, one machine",
+        ),
+        ("training", training),
+    ]

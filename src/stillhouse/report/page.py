@@ -1,0 +1,59 @@
+"""The page, from top to bottom."""
+
+from __future__ import annotations
+
+from stillhouse.report.cost import cost
+from stillhouse.report.limits import limits
+from stillhouse.report.markup import Html, tag
+from stillhouse.report.provenance import provenance
+from stillhouse.report.quality import against_cost, families, headline, loss_curves, verdict
+from stillhouse.report.read import Facts
+from stillhouse.report.rows import answers, funnel
+from stillhouse.report.style import CSS
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+_SECTIONS = (
+    ("quality", "Quality"),
+    ("families", "Families"),
+    ("loss", "Loss"),
+    ("rows", "Rows"),
+    ("answers", "Answers"),
+    ("cost", "Cost"),
+    ("provenance", "Provenance"),
+    ("limits", "Limits"),
+)
+
+
+def render(facts: Facts, shown: int) -> str:
+    """The whole page with at most `shown` answers side by side. The same facts give the same bytes."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="referrer", content="no-referrer"),
+        tag("title", f"{facts.name}: {headline(facts)}"),
+        tag("style", Html(CSS)),
+    )
+    links = [tag("a", words, href=f"#{name}") for name, words in _SECTIONS]
+    body = tag(
+        "body",
+        tag("a", "Skip to the verdict", href="#main", class_="skip"),
+        tag(
+            "main",
+            verdict(facts),
+            tag("nav", links, aria_label="Sections"),
+            against_cost(facts),
+            families(facts),
+            loss_curves(facts),
+            funnel(facts),
+            answers(facts, shown),
+            cost(facts),
+            provenance(facts),
+            limits(facts),
+            id="main",
+        ),
+        tag("footer", "Made by stillhouse from the files of the run folder; no script, nothing loaded."),
+    )
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"

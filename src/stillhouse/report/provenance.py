@@ -1,0 +1,175 @@
+"""Where the run came from, how far that is proven, and how to make it again."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from typing import Any
+
+from stillhouse.recipe import Recipe
+from stillhouse.report.figures import (
+    UNKNOWN,
+    at,
+    count,
+    moment,
+    number,
+)
+from stillhouse.report.layout import UNANCHORED, absent, pairs, section, table
+from stillhouse.report.markup import Html, join, short, tag
+from stillhouse.report.read import STAGES, Facts
+
+_FILES = 200  # released files listed
+
+
+def provenance(facts: Facts) -> Html:
+    decision = number(facts.result("collect", "decision"))
+    teacher, endpoint = at(facts.recipe, "teacher", "model"), at(facts.recipe, "teacher", "endpoint")
+    where = _code(endpoint) if endpoint else "served by the run itself" if facts.recipe else UNKNOWN
+    revision = facts.result("collect", "revision") or at(facts.recipe, "teacher", "revision")
+    entries: list[tuple[str, object]] = [
+        ("run", tag("code", facts.name)),
+        ("recipe digest", _digest(facts)),
+        ("teacher", _code(facts.result("collect", "teacher") or teacher)),
+        ("endpoint", where),
+        ("revision", _code(revision) if revision else "none declared" if facts.recipe else UNKNOWN),
+        ("terms", _terms(facts)),
+        ("decision", f"leaf {count(decision)} of the ledger" if decision is not None else UNKNOWN),
+        ("prompts", _code(at(facts.recipe, "prompts", "source"))),
+        ("student from", _code(at(facts.recipe, "student", "init"))),
+        ("seeds", _seeds(facts)),
+        ("ledger checkpoint", _checkpoint(facts)),
+        ("standing", _standing(facts)),
+        ("versions", _versions(facts)),
+    ]
+    finished = [(stage, facts.markers[stage]) for stage in STAGES if facts.markers[stage]]
+    inputs = [(stage, moment(at(m, "finished")), _code(at(m, "inputs"))) for stage, m in finished]
+    return section(
+        "provenance",
+        "Provenance",
+        "Where every figure comes from, and how to make it again.",
+        pairs(entries),
+        _reproduce(facts),
+        _folded("Stages and the digests of their inputs", ("stage", "finished", "inputs"), inputs),
+        _folded("SHA-256 of every released file", ("file", "SHA-256"), _files(facts)[:_FILES]),
+    )
+
+
+def _terms(facts: Facts) -> str:
+    terms = at(facts.recipe, "teacher", "terms")
+    if not isinstance(terms, dict):
+        if str(at(facts.recipe, "teacher", "model") or "").startswith("embedded:"):
+            return "allowed as a model that stillhouse ships"
+        return "no declaration in the recipe" if facts.recipe else UNKNOWN
+    scope, document = at(terms, "scope"), at(terms, "document")
+    uses = ", ".join(map(str, scope)) if isinstance(scope, list) else UNKNOWN
+    said = f"declared by {terms.get('declared_by') or UNKNOWN}, read on {terms.get('read_on') or UNKNOWN}"
+    return short(f"{said}, for {uses}; {document or 'no document named'}", 300)
+
+
+def _checkpoint(facts: Facts) -> object:
+    size = number(facts.result("release", "checkpoint", "size"))
+    size = number(facts.result("release", "size")) if size is None else size
+    root = facts.result("release", "checkpoint", "root") or facts.result("release", "root")
+    if size is None and not root:
+        return UNKNOWN
+    return join(f"{count(size)} leaves, root ", _code(root))
+
+
+def _standing(facts: Facts) -> object:
+    anchored = facts.result("release", "anchored")
+    if anchored is True:
+        return "✓ anchored: someone else holds an earlier checkpoint"
+    state = tag("strong", f"▲ {UNANCHORED}", class_="unanchored")
+    return state if anchored is False else join(state, " (no anchor is recorded)")
+
+
+def _code(value: Any) -> object:
+    return UNKNOWN if value is None or value == "" else tag("code", short(str(value), 200))
+
+
+def _digest(facts: Facts) -> object:
+    if facts.digest is None:
+        return UNKNOWN
+    named = facts.name.rpartition("-")[2]
+    same = bool(named) and facts.digest.startswith(named)
+    said = " ✓ computed anew, agrees with the run’s name" if same else " ▲ does not agree with the run’s name"
+    return join(tag("code", facts.digest), tag("small", said))
+
+
+def _seeds(facts: Facts) -> str:
+    if not facts.recipe:
+        return UNKNOWN
+    named = (("training", "run"), ("prompts", "prompts"), ("evaluation", "evaluate"))
+    seeds = [(name, number(facts.recipe, table, "seed")) for name, table in named]
+    return ", ".join(f"{name} {UNKNOWN if seed is None else f'{seed:.0f}'}" for name, seed in seeds)
+
+
+def _versions(facts: Facts) -> str:
+    found = facts.evaluation.get("versions") or facts.result("train", "versions")
+    try:
+        ours = f"this page by stillhouse {metadata.version('stillhouse')}"
+    except metadata.PackageNotFoundError:
+        ours = "this page by an uninstalled stillhouse"
+    if not isinstance(found, dict):
+        return f"{ours}; those of the run are not recorded"
+    return "; ".join([*(f"{name} {version}" for name, version in sorted(found.items())), ours])
+
+
+def _files(facts: Facts) -> list[tuple[object, object]]:
+    files = facts.result("release", "files")
+    return (
+        [(short(str(k), 120), _code(v)) for k, v in sorted(files.items())] if isinstance(files, dict) else []
+    )
+
+
+def _folded(name: str, head: tuple[str, ...], rows: list[Any]) -> Html | None:
+    if not rows:
+        return None
+    return tag(
+        "details",
+        tag("summary", f"{name} ({len(rows)})"),
+        table(name, head, rows, words=range(9)),
+        class_="numbers",
+    )
+
+
+def _reproduce(facts: Facts) -> Html:
+    if not facts.recipe:
+        return absent("No command to reproduce.", "The recipe could not be read.")
+    ordered = {name: facts.recipe[name] for name in Recipe.model_fields if name in facts.recipe}
+    how = join(
+        "To make it again: save the recipe below as ",
+        tag("code", "recipe.toml"),
+        ", then ",
+        tag("code", "stillhouse run recipe.toml"),
+    )
+    note = "The recipe with every default filled in; the same digest gives the run the same name."
+    return tag(
+        "details",
+        tag("summary", how),
+        tag("div", toml(ordered)[:20_000], class_="text", tabindex=0),
+        tag("p", note, class_="method"),
+        class_="numbers recipe",
+    )
+
+
+def toml(tree: dict[str, Any], *place: str) -> str:
+    """The resolved recipe as TOML that reads back to the same tree, keys that are null left out."""
+    lines = [f"[{'.'.join(_key(part) for part in place)}]"] if place else []
+    tables = [key for key, value in tree.items() if isinstance(value, dict)]
+    lines += [f"{_key(k)} = {_value(v)}" for k, v in tree.items() if k not in tables and v is not None]
+    blocks = ["\n".join(lines)] if len(lines) > bool(place) or not tables else []
+    blocks += [toml(tree[key], *place, key) for key in tables]
+    return "\n\n".join(blocks) + ("" if place else "\n")
+
+
+def _key(name: str) -> str:
+    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else _value(name)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(item) for item in value if item is not None) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,322 @@
+"""The training loop: one flat function over rows, a model and an optimiser."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillhouse import recipe as recipes
+from stillhouse.errors import Interrupted, ModelError, storage
+from stillhouse.records import Progress, Watch
+from stillhouse.train import checkpoint
+from stillhouse.train.loss import attend_in_float32, can_gather, sequence_loss, to_device
+from stillhouse.train.rows import Row, collate, epoch_batches
+
+SCORES = 1 << 28  # most logits (rows times vocabulary) made at once: 1 GiB in float32
+WATCH_SECONDS = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Losses in nats per token; `tokens` counts all real tokens read, `target_tokens` those with a loss."""
+
+    steps: int
+    tokens: int
+    target_tokens: int
+    seconds: float
+    loss: float
+    held_out: float | None
+
+
+def fit(  # noqa: PLR0915 - the one flat loop reads better whole
+    model: Any,
+    rows: Sequence[Row],
+    held_out: Sequence[Row],
+    settings: recipes.Train,
+    seed: int,
+    folder: Path,
+    log: Path,
+    key: str,
+    watch: Watch,
+    clock: Callable[[], float],
+) -> Trained:
+    """Train `model` in place; continue from the newest checkpoint in `folder` that bears `key`.
+
+    The result depends on rows, settings, seed and the machine, not on where a run was stopped and resumed.
+    Writes one line per step to `log`. Raises ModelError when the loss is no number or memory runs out, and
+    Interrupted after Ctrl-C; the last checkpoint is whole in each case.
+    """
+    # What there is to do: the batches of each epoch follow from the seed alone
+    lengths = [len(row.ids) for row in rows]
+    per_epoch = len(epoch_batches(lengths, settings.batch_tokens, seed, 0))
+    steps = max(1, round(settings.epochs * per_epoch))
+
+    # The model: float32 weights, matrix products in bf16 where that is faster
+    causal = model.get_base_model() if hasattr(model, "peft_config") else model
+    device, precision = causal.device, autocast(settings.dtype, causal.device.type)
+    gather = can_gather(causal)
+    if device.type == "cpu":
+        attend_in_float32(causal)
+    trainable = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    optimiser = make_optimiser(trainable, settings)
+    vocabulary = causal.get_input_embeddings().num_embeddings
+
+    # Where it stands
+    torch.manual_seed(seed)
+    done, tokens, targets, spent, loss, held = 0, 0, 0, 0.0, math.nan, None
+    if state := checkpoint.newest(folder, key):
+        restore(trainable, optimiser, state)
+        done, tokens, targets = state["step"], state["tokens"], state["targets"]
+        spent, loss, held = state["seconds"], state["loss"], state["held_out"]
+    lines = _kept_lines(log, done)
+    began = clock() - spent
+    fresh, fresh_began = 0, clock()  # this process's own tokens, for the rate that is shown
+    saved = shown = clock()
+
+    def save() -> None:
+        content: dict[str, Any] = {
+            "step": done,
+            "tokens": tokens,
+            "targets": targets,
+            "seconds": clock() - began,
+        }
+        content |= {"loss": loss, "held_out": held, **capture(trainable, optimiser)}
+        checkpoint.save(folder, key, done, content)
+
+    model.train()
+    with storage("write", log), log.open("w") as file, interrupts() as stopped:
+        file.writelines(lines)
+        batches = epoch_batches(lengths, settings.batch_tokens, seed, done // per_epoch)
+        for step in range(done, steps):
+            if step % per_epoch == 0:
+                batches = epoch_batches(lengths, settings.batch_tokens, seed, step // per_epoch)
+            chosen = [rows[i] for i in batches[step % per_epoch]]
+            rate = learning_rate(step, steps, settings)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            try:
+                loss, norm, count = train_step(
+                    model, causal, chosen, optimiser, settings.clip, precision, gather, vocabulary
+                )
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                raise _out_of_memory(error, step, device) from error
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise ModelError(
+                    f"training went astray at step {step + 1}: loss {loss}, gradient norm {norm}",
+                    "the loss or its gradient is no longer a finite number",
+                    f"lower `train.learning_rate` (it is {settings.learning_rate:g}), raise `train.warmup`, "
+                    'or set `train.dtype = "float32"`; the last checkpoint is intact',
+                )
+            if norm == 0 and loss > 0.01:
+                raise ModelError(
+                    f"the student does not learn: zero gradient at step {step + 1} with a loss of {loss:.3f}",
+                    "no gradient reaches the weights through this model's layers",
+                    "start from another student, or report this with the model's name",
+                )
+            done, tokens, targets = step + 1, tokens + sum(len(r.ids) for r in chosen), targets + count
+            fresh += sum(len(r.ids) for r in chosen)
+            row: dict[str, Any] = {"step": done, "loss": loss, "lr": rate, "grad_norm": norm}
+            if held_out and (done % per_epoch == 0 or done == steps):
+                held = measure(model, causal, held_out, settings.batch_tokens, precision, gather)
+                row["held_out"] = held
+            now = clock()
+            file.write(json.dumps(row | {"tokens": tokens, "seconds": round(now - began, 3)}) + "\n")
+            file.flush()
+            try:
+                if now - shown >= WATCH_SECONDS or done == steps or step == 0:
+                    shown = now
+                    watch(_progress(done, steps, loss, held, fresh / max(now - fresh_began, 1e-9)))
+            except KeyboardInterrupt:
+                stopped.set()
+            if stopped.is_set() and done < steps:
+                save()
+                raise Interrupted(
+                    f"training was stopped at step {done} of {steps}",
+                    "Ctrl-C; a checkpoint was written",
+                    "run the same command again to go on from this step",
+                )
+            if now - saved >= settings.checkpoint_seconds or done == steps:
+                save()
+                saved = clock()
+    return Trained(steps, tokens, targets, clock() - began, loss, held)
+
+
+def train_step(
+    model: Any,
+    causal: Any,
+    rows: Sequence[Row],
+    optimiser: Any,
+    clip: float,
+    precision: Callable[[], AbstractContextManager[Any]],
+    gather: bool,
+    vocabulary: int,
+    parts: int | None = None,
+) -> tuple[float, float, int]:
+    """One optimiser step over `rows`: loss in nats per token, gradient norm before clipping, target tokens.
+
+    The rows are cut into parts where all their logits at once would be too many; each part's loss is
+    divided by the tokens of the whole, so the gradient is that of one batch. A step whose loss or gradient
+    is not finite changes nothing.
+    """
+    count = sum(len(row.ids) - row.start for row in rows)
+    wide = count if gather else len(rows) * max(len(row.ids) for row in rows)
+    parts = min(len(rows), parts or math.ceil(wide * vocabulary / SCORES))
+    total: Tensor = torch.zeros((), device=causal.device)
+    for part in range(parts):
+        batch = to_device(collate(rows[part::parts]), causal.device)
+        with precision():
+            summed, _ = sequence_loss(causal, batch, gather)
+        loss = summed / count
+        loss.backward()
+        total += loss.detach()
+    norm = float(torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip))
+    value = float(total)
+    if math.isfinite(value) and math.isfinite(norm):
+        optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return value, norm, count
+
+
+def measure(
+    model: Any,
+    causal: Any,
+    rows: Sequence[Row],
+    batch_tokens: int,
+    precision: Callable[[], AbstractContextManager[Any]],
+    gather: bool,
+) -> float:
+    """Mean loss over the rows' target tokens, in nats per token, without touching the model."""
+    model.eval()
+    total, count = 0.0, 0
+    with torch.no_grad(), precision():
+        for chosen in epoch_batches([len(row.ids) for row in rows], batch_tokens, 0, 0):
+            batch = to_device(collate([rows[i] for i in chosen]), causal.device)
+            summed, n = sequence_loss(causal, batch, gather)
+            total, count = total + float(summed), count + n
+    model.train()
+    return total / count
+
+
+def learning_rate(step: int, steps: int, settings: recipes.Train) -> float:
+    """Linear rise over the warm-up, then a half cosine down to `final_rate` of the peak at the last step."""
+    warm = round(settings.warmup * steps)
+    if step < warm:
+        return settings.learning_rate * (step + 1) / warm
+    progress = (step - warm) / max(1, steps - 1 - warm)
+    low = settings.final_rate
+    return settings.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def make_optimiser(trainable: Sequence[tuple[str, Tensor]], settings: recipes.Train) -> torch.optim.Optimizer:
+    """AdamW in one fused kernel; weight decay on matrices only, not on norms and biases."""
+    matrices = [value for _, value in trainable if value.ndim >= 2]
+    others = [value for _, value in trainable if value.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    fused = {value.device.type for _, value in trainable} <= {"cpu", "cuda"}
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=settings.learning_rate, betas=(0.9, 0.95), fused=fused
+    )
+
+
+def autocast(dtype: str, device: str) -> Callable[[], AbstractContextManager[Any]]:
+    """Makes the context in which forward runs: bf16 where asked for, or where `auto` finds it in hardware."""
+    wanted = dtype == "bfloat16" or (dtype == "auto" and has_bf16(device))
+    return lambda: torch.autocast(device, torch.bfloat16, enabled=wanted)
+
+
+def has_bf16(device: str) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware (CPU: AVX512-BF16 or AMX)."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device != "cpu":
+        return False
+    has = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    return any(check() for check in has if check is not None)
+
+
+def capture(trainable: Sequence[tuple[str, Tensor]], optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    random: dict[str, Tensor] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["cuda"] = torch.cuda.get_rng_state()
+    return {
+        "weights": {name: value.detach() for name, value in trainable},
+        "optimiser": optimiser.state_dict(),
+        "random": random,
+    }
+
+
+def restore(
+    trainable: Sequence[tuple[str, Tensor]], optimiser: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    with torch.no_grad():
+        for name, value in trainable:
+            value.copy_(state["weights"][name])
+    optimiser.load_state_dict(state["optimiser"])
+    torch.set_rng_state(state["random"]["cpu"])
+    if "cuda" in state["random"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["random"]["cuda"])
+
+
+@contextmanager
+def interrupts() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, so that a step is never cut in half; a second Ctrl-C stops at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(number: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _kept_lines(log: Path, step: int) -> list[str]:
+    """The lines of an earlier process up to `step`: what it wrote after its last checkpoint is done again."""
+    if step == 0 or not log.is_file():
+        return []
+    kept = []
+    for line in log.read_text().splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return kept
+
+
+def _progress(done: int, steps: int, loss: float, held: float | None, rate: float) -> Progress:
+    note = f"loss {loss:.3f}" + (f"  held-out {held:.3f}" if held is not None else "")
+    return Progress("train", done, steps, "step", note=f"{note}  {rate / 1000:.1f}k tok/s")
+
+
+def _out_of_memory(error: BaseException, step: int, device: Any) -> BaseException:
+    text = str(error).lower()
+    memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if not memory and "out of memory" not in text and "can't allocate memory" not in text:
+        return error
+    return ModelError(
+        f"out of memory at training step {step + 1}",
+        f"a batch does not fit on {device}",
+        "lower `train.batch_tokens` or `train.max_length`, or train a LoRA adapter; "
+        "the last checkpoint is intact",
+    )

@@ -1,0 +1,138 @@
+"""From samples to token ids, from token ids to batches.
+
+The shift is done once, here: a target is a token id together with the flat place of the token before it,
+whose hidden state predicts it. A row's prompt and its completion are tokenised apart and joined, so the
+border between them is exact; the student meets the same border when it answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillhouse.errors import UsageError
+from stillhouse.models.local import LocalModel, prompt_ids
+from stillhouse.records import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Token ids of prompt and completion; tokens from `start` on are trained. `group` ties rows together."""
+
+    ids: tuple[int, ...]
+    start: int
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """`ids_BT` is padded on the right, where a causal model never looks. `places_N` are flat indices into
+    (B, T) of the positions that predict, `targets_N` the token ids that they should predict."""
+
+    ids_BT: Tensor
+    places_N: Tensor
+    targets_N: Tensor
+
+
+def read_rows(path: Path, student: LocalModel, max_length: int) -> tuple[list[Row], dict[str, int]]:
+    """Rows in file order, and how many samples were left out for which reason.
+
+    Raises UsageError when the file holds no samples.
+    """
+    from pyarrow import parquet
+
+    columns = ["id", "messages", "completion", "group"]
+    samples = parquet.read_table(path, columns=columns).to_pylist() if path.is_file() else []
+    if not samples:
+        raise UsageError(
+            "there is nothing to train on",
+            f"{path} holds no samples" if path.is_file() else f"{path} does not exist",
+            "curate first, and see in dropped.parquet why rows were dropped",
+        )
+    limit = min(max_length, student.context or max_length)
+    rows: list[Row] = []
+    left_out: dict[str, int] = {}
+    for sample in samples:
+        row = _row(sample, student, limit)
+        if isinstance(row, Row):
+            rows.append(row)
+        else:
+            left_out[row] = left_out.get(row, 0) + 1
+    return rows, left_out
+
+
+def _row(sample: dict[str, Any], student: LocalModel, limit: int) -> Row | str:
+    """The row, or why there is none. Only the completion is trained, however many turns come before it."""
+    completion = student.tokenizer(sample["completion"], add_special_tokens=False)["input_ids"]
+    if not completion:
+        return "no completion tokens"
+    try:
+        prompt = prompt_ids(student, [Message(m["role"], m["content"]) for m in sample["messages"]])
+    except UsageError:
+        return "refused by the chat template"
+    end = student.tokenizer.eos_token_id
+    ids = (*prompt, *completion, *([] if end is None else [end]))
+    if len(ids) > limit:
+        return "too long"
+    start = max(1, len(prompt))  # nothing comes before the first token, so nothing can predict it
+    if start >= len(ids):
+        return "no completion tokens"
+    return Row(ids, start, sample["group"] or sample["id"])
+
+
+def split_held_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Rows to train on and rows held out, whole groups each, in an order drawn by the seed.
+
+    A group enters the second part only while that stays within `share` of the rows, so that part may be
+    smaller than asked, and is empty where every group is larger.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    room = math.ceil(share * len(rows)) if len(groups) > 1 else 0
+    held: set[str] = set()
+    for group in sorted(groups, key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).digest()):
+        if len(groups[group]) <= room and len(held) < len(groups) - 1:
+            held.add(group)
+            room -= len(groups[group])
+    return [r for r in rows if r.group not in held], [r for r in rows if r.group in held]
+
+
+def epoch_batches(lengths: Sequence[int], batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
+    """Row numbers of each batch of an epoch: rows of like length together, in a random order of batches.
+
+    A batch holds at most `batch_tokens` tokens, padding included; a longer row is a batch of its own.
+    The number of batches is the same for every epoch, and the order depends on seed and epoch alone.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    order.sort(key=lambda row: -lengths[row])  # stable: rows of one length stay shuffled
+    batches: list[list[int]] = []
+    for row in order:
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    shuffled = torch.randperm(len(batches), generator=generator).tolist()
+    return [batches[i] for i in shuffled]
+
+
+def collate(rows: Sequence[Row], padding: int = 0) -> Batch:
+    """Rows as tensors; T is the longest row's length plus `padding`."""
+    width = max(len(row.ids) for row in rows) + padding
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    places: list[int] = []
+    targets: list[int] = []
+    for number, row in enumerate(rows):
+        ids[number, : len(row.ids)] = torch.tensor(row.ids)
+        first = number * width - 1
+        places.extend(range(first + row.start, first + len(row.ids)))
+        targets.extend(row.ids[row.start :])
+    return Batch(ids, torch.tensor(places), torch.tensor(targets))

@@ -1,0 +1,208 @@
+"""The stage as a whole, on tiny random models that answer for themselves."""
+
+import json
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from stillhouse.errors import ModelError, UsageError
+from stillhouse.evaluate import TeacherAnswers, evaluate, read_predictions
+from stillhouse.evaluate.students import model_source, tokens_per_second
+from stillhouse.recipe import parse_recipe
+from stillhouse.records import Message, Prompt
+from stillhouse.workspace import RunFolder
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz 0123456789?:."
+
+
+def tiny_model(folder, layers=1, seed=0):
+    """A random Llama of a few thousand weights with a tokenizer of single characters."""
+    import torch
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    vocabulary = {"<s>": 0, "</s>": 1, "<unk>": 2, **{c: i + 3 for i, c in enumerate(LETTERS)}}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    raw.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return tiny_model(root / "teacher", layers=4, seed=1), tiny_model(root / "student", seed=2)
+
+
+@pytest.fixture
+def run(tmp_path, models):
+    _, student = models
+    run = RunFolder(tmp_path)
+    run.student.symlink_to(student)
+    run.student_before.write_text(f"{student}\n")
+    samples = [
+        {
+            "messages": [{"role": "user", "content": f"is {i} even?"}],
+            "completion": "no" if i % 2 else "yes",
+            "family": "even",
+        }
+        for i in range(20)
+    ]
+    parquet.write_table(pa.Table.from_pylist(samples), run.samples)
+    return run
+
+
+def recipe(**evaluate_settings):
+    return parse_recipe(
+        {
+            "run": {"name": "t"},
+            "teacher": {"model": "x"},
+            "prompts": {"source": "p.jsonl"},
+            "student": {"init": "x"},
+            "evaluate": {"max_tokens": 6, "resamples": 100, **evaluate_settings},
+        }
+    )
+
+
+PROMPTS = [
+    Prompt(
+        f"p{i}", (Message("user", f"is {i} even?"),), "even", f"t{i % 4}", "no" if i % 2 else "yes", "exact"
+    )
+    for i in range(8)
+]
+
+
+def teacher_of(prompts, folder=None, failed=()):
+    answered = [p for p in prompts if p.id not in failed]
+    return TeacherAnswers(
+        texts={p.id: p.reference or "" for p in answered},
+        tokens={p.id: (12, 4) for p in answered},
+        failed=dict.fromkeys(failed, "HTTP 500"),
+        folder=None if folder is None else str(folder),
+    )
+
+
+def test_the_whole_stage_writes_rows_then_figures(run, models):
+    seen = []
+    found = evaluate(run, recipe(), PROMPTS, teacher_of(PROMPTS, models[0], failed=["p7"]), seen.append)
+    assert json.loads(run.evaluation.read_text()) == found
+    rows = read_predictions(run.predictions)
+    assert len(rows) == 4 * len(PROMPTS)
+    assert found["teacher"]["score"] == 1.0
+    assert found["teacher"]["failed"] == 1
+    assert found["student"]["n"] == 8
+    assert found["baseline"]["n"] == 8
+    assert found["prompts"] == {"n": 8, "groups": 4, "families": 1}
+    assert found["scored_by"] == ["exact"]
+    assert found["parameters"]["teacher"] > found["parameters"]["student"] > 1000
+    assert 0 < found["flops_ratio"] < 1
+    assert found["flops_ratio"] == found["flops"]["student"] / found["flops"]["teacher"]
+    assert found["flops"]["student_before"] == found["flops"]["student"], "the same weights here"
+    assert found["flops_prompts"] == 7
+    assert found["flops_per_token"]["student"] < found["flops_per_token"]["teacher"]
+    assert min(found["tokens_per_second"].values()) > 0
+    assert any("teacher: no answer to 1 of 8 prompts (1 x HTTP 500)" in note for note in found["notes"])
+    assert (seen[-1].done, seen[-1].total, seen[-1].counts) == (16, 16, {"teacher failed": 1})
+
+
+def test_the_untrained_student_is_read_through_its_pointer_and_answers_alike(run):
+    """Before and after are the same weights here, so every answer must be the same text."""
+    evaluate(run, recipe(baseline=False), PROMPTS, teacher_of(PROMPTS))
+    answers = {(row.system, row.prompt_id): row for row in read_predictions(run.predictions)}
+    for prompt in PROMPTS:
+        before, after = answers["student_before", prompt.id], answers["student", prompt.id]
+        assert before.answer == after.answer
+        assert after.prompt_tokens >= len(prompt.messages[0].content)
+        assert 0 < after.completion_tokens <= 6
+        assert after.finish_reason in ("stop", "length")
+
+
+def test_what_is_not_known_is_none_with_a_note(run):
+    run.student_before.unlink()
+    found = evaluate(run, recipe(baseline=False), PROMPTS, teacher_of(PROMPTS))
+    assert found["flops_ratio"] is None
+    assert (found["flops"]["teacher"], found["flops_per_token"]["teacher"]) == (None, None)
+    assert found["flops"]["student"] > 0
+    assert found["parameters"]["teacher"] is None
+    assert found["tokens_per_second"]["teacher"] is None
+    assert found["student_before"]["score"] is None
+    assert found["gap_closed"]["value"] is None
+    assert found["baseline"]["score"] is None
+    notes = "\n".join(found["notes"])
+    for part in ("teacher is not on this machine", "no record of the student before", "evaluate.baseline"):
+        assert part in notes
+    broken = evaluate(run, recipe(baseline=False), PROMPTS, teacher_of(PROMPTS, run.root / "gone"))
+    assert broken["parameters"]["teacher"] is None
+    assert any("speed are unknown: no model at" in note for note in broken["notes"])
+
+
+def test_prompts_without_scorers_too_long_prompts_and_no_prompts_do_not_stop_it(run, models):
+    unscored = [replace(prompt, scorer=None) for prompt in PROMPTS]
+    long = Prompt("long", (Message("user", "a" * 200),), "even", "", "x", "exact")
+    found = evaluate(run, recipe(), [*unscored, long], teacher_of([*unscored, long], models[0]))
+    assert (found["student"]["score"], found["student"]["unscored"], found["student"]["failed"]) == (
+        None,
+        8,
+        1,
+    )
+    assert any("the prompt has 2" in note for note in found["notes"])
+    empty = evaluate(run, recipe(), [], teacher_of([]))
+    assert empty["student"]["score"] is None
+    assert "there were no test prompts, so nothing was measured" in empty["notes"]
+
+
+def test_wrong_input_is_refused_before_anything_is_loaded(tmp_path):
+    nowhere = RunFolder(tmp_path / "none")
+    with pytest.raises(UsageError, match="scorer"):
+        evaluate(nowhere, recipe(), [replace(PROMPTS[0], scorer="exakt")], teacher_of(PROMPTS))
+    with pytest.raises(UsageError, match="share an id"):
+        evaluate(nowhere, recipe(), [PROMPTS[0], PROMPTS[0]], teacher_of(PROMPTS))
+    with pytest.raises(ModelError):
+        evaluate(nowhere, recipe(), PROMPTS, teacher_of(PROMPTS))
+    assert not nowhere.evaluation.exists()
+
+
+def test_own_scorers_reach_the_figures(run):
+    prompts = [replace(prompt, scorer="half") for prompt in PROMPTS]
+    found = evaluate(run, recipe(), prompts, teacher_of(prompts), scorers={"half": lambda a, r: 0.5})
+    assert found["student"]["score"] == 0.5
+    assert found["retention"]["value"] == 1.0
+    assert found["scored_by"] == ["half"]
+
+
+def test_speed_is_answer_tokens_over_the_fastest_rounds_time(models):
+    from stillhouse.models.local import Request, generate, load_model, prompt_ids
+
+    model = load_model(str(models[1]))
+    ticks = iter([0.0, 9.0, 10.0, 12.0, 20.0, 25.0])
+    speed = tokens_per_second(model, PROMPTS, 5, clock=lambda: next(ticks))
+    answers = generate(model, [Request(prompt_ids(model, p.messages), 5) for p in PROMPTS])
+    assert speed == sum(answer.completion_tokens for answer in answers) / 2.0
+    assert tokens_per_second(model, [], 5) is None
+
+
+def test_a_model_is_found_as_a_folder_or_through_a_file(tmp_path):
+    assert model_source(tmp_path) == str(tmp_path)
+    (tmp_path / "pointer").write_text("embedded:base\n")
+    assert model_source(tmp_path / "pointer") == "embedded:base"
+    (tmp_path / "empty").write_text("\n")
+    assert model_source(tmp_path / "empty") is None
+    assert model_source(tmp_path / "nothing") is None

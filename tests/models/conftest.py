@@ -1,0 +1,18 @@
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import make_folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder):
+    from stillhouse.models.local import load_model
+
+    torch.set_num_threads(1)
+    return load_model(str(tiny_folder))

@@ -1,0 +1,327 @@
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import openai
+import orjson
+import pytest
+import torch
+
+from stillhouse.errors import ModelError, UsageError
+from stillhouse.models.endpoint import Endpoint, Reply
+from stillhouse.models.local import Request, generate, prompt_ids, text_ids, vocabulary
+from stillhouse.models.serve import background, serve
+from stillhouse.records import Message
+
+PROMPTS = [f"What is {n} plus {n * 7}? {'Please. ' * (n % 4)}" for n in range(32)]
+
+
+@pytest.fixture(scope="module")
+def url(tiny_folder, tmp_path_factory):
+    with background(str(tiny_folder), tmp_path_factory.mktemp("log") / "server.log") as base_url:
+        yield base_url
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as made:
+        yield made
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+def chat(client, text="Hello there", **settings):
+    return client.chat.completions.create(
+        model="tiny", messages=user(text), **({"max_tokens": 20} | settings)
+    )
+
+
+def answer(model, text, **settings):
+    ids = prompt_ids(model, [Message("user", text)])
+    return generate(model, [Request(ids, **({"max_tokens": 20} | settings))])[0]
+
+
+# ---------------------------------------------------------------- the official client
+
+
+def test_the_model_is_listed(client):
+    assert [m.id for m in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"
+
+
+def test_a_greedy_answer_is_the_models_own(client, tiny):
+    made = chat(client, temperature=0)
+    expected = answer(tiny, "Hello there")
+    assert made.choices[0].message.content == expected.text
+    assert made.choices[0].finish_reason == expected.finish_reason
+    assert made.usage.completion_tokens == expected.completion_tokens
+    assert made.usage.prompt_tokens == expected.prompt_tokens
+    assert made.system_fingerprint.startswith("fp_")
+
+
+def test_a_stream_adds_up_to_the_whole_answer(client):
+    settings = {"temperature": 1.2, "seed": 3, "n": 2, "logprobs": True, "top_logprobs": 2, "max_tokens": 30}
+    whole = chat(client, **settings)
+    texts, reasons, tokens = ["", ""], [None, None], [[], []]
+    *parts, last = chat(client, stream=True, stream_options={"include_usage": True}, **settings)
+    for part in parts:
+        choice = part.choices[0]
+        texts[choice.index] += choice.delta.content or ""
+        reasons[choice.index] = choice.finish_reason or reasons[choice.index]
+        tokens[choice.index] += choice.logprobs.content if choice.logprobs else []
+    assert texts == [c.message.content for c in whole.choices]
+    assert reasons == [c.finish_reason for c in whole.choices]
+    for at in (0, 1):
+        assert [t.token for t in tokens[at]] == [t.token for t in whole.choices[at].logprobs.content]
+    assert last.choices == []
+    assert last.usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_seeds_repeat_and_choices_differ(client):
+    first, again = (chat(client, temperature=1.3, seed=9, n=3) for _ in range(2))
+    texts = [c.message.content for c in first.choices]
+    assert texts == [c.message.content for c in again.choices]
+    assert len(set(texts)) == 3
+
+
+def test_stop_strings(client):
+    whole = chat(client, temperature=0).choices[0].message.content
+    stop = whole[5:7]
+    cut = chat(client, temperature=0, stop=[stop, "zzz"]).choices[0]
+    assert cut.message.content == whole[: whole.index(stop)]
+    assert cut.finish_reason == "stop"
+
+
+def test_chat_logprobs_name_tokens_and_bytes(client, tiny):
+    made = chat(client, temperature=0, logprobs=True, top_logprobs=3).choices[0]
+    expected = answer(tiny, "Hello there", logprobs=3)
+    names = vocabulary(tiny)
+    assert [t.token for t in made.logprobs.content] == [names[t.token_id].name for t in expected.logprobs]
+    for shown, token in zip(made.logprobs.content, expected.logprobs, strict=True):
+        assert shown.logprob == pytest.approx(token.logprob, abs=1e-4)
+        assert [t.logprob for t in shown.top_logprobs] == pytest.approx([v for _, v in token.top], abs=1e-4)
+        assert len(shown.top_logprobs) == 3
+    joined = b"".join(bytes(t.bytes) for t in made.logprobs.content)
+    assert joined.decode("utf-8", "replace") == made.message.content
+
+
+def test_echo_scores_a_text(client, tiny):
+    text = "Order 17, Zürich"
+    made = client.completions.create(model="tiny", prompt=text, max_tokens=0, echo=True, logprobs=2).choices[
+        0
+    ]
+    ids = text_ids(tiny, text)
+    expected = torch.log_softmax(tiny.model(torch.tensor([ids])).logits[0].double(), -1)
+    assert made.text == text
+    assert made.logprobs.token_logprobs[0] is None
+    assert made.logprobs.top_logprobs[0] is None
+    assert made.logprobs.token_logprobs[1:] == pytest.approx(
+        [float(expected[at, i]) for at, i in enumerate(ids[1:])], abs=1e-4
+    )
+    plain = [o for o, t in zip(made.logprobs.text_offset, made.logprobs.tokens, strict=True) if len(t) == 1]
+    assert [text[o] for o in plain] == [t for t in made.logprobs.tokens if len(t) == 1]
+
+
+def test_plain_completions_of_texts_and_token_ids(client, tiny):
+    ids = text_ids(tiny, "ab")
+    for prompt in ("ab", ids):
+        made = client.completions.create(model="tiny", prompt=prompt, temperature=0, max_tokens=9)
+        assert made.choices[0].text == generate(tiny, [Request(ids, 9, continues=True)])[0].text
+    made = client.completions.create(
+        model="tiny", prompt=["ab", "c"], n=2, temperature=0, max_tokens=4, echo=True
+    )
+    assert [c.text[:1] for c in made.choices] == ["a", "a", "c", "c"]
+    parts = client.completions.create(model="tiny", prompt="ab", temperature=0, max_tokens=9, stream=True)
+    assert "".join(p.choices[0].text for p in parts) == generate(tiny, [Request(ids, 9)])[0].text
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "param", "code"),
+    [
+        ({"model": "nobody"}, 404, "model", "model_not_found"),
+        ({"temperature": 3}, 400, "temperature", "invalid_value"),
+        ({"max_tokens": 0}, 400, "max_tokens", "invalid_value"),
+        ({"n": 1.5}, 400, "n", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "invalid_value"),
+        ({"top_logprobs": 2}, 400, "top_logprobs", None),
+        ({"messages": []}, 400, "messages", None),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, 400, "messages[0].role", "invalid_value"),
+        ({"messages": user("x" * 400)}, 400, "messages", "context_length_exceeded"),
+        ({"tools": [{"type": "function"}]}, 400, "tools", "unsupported_parameter"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format", "unsupported_parameter"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_by_name(client, settings, status, param, code):
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.chat.completions.create(**({"model": "tiny", "messages": user("hi")} | settings))
+    assert caught.value.status_code == status
+    assert (caught.value.param, caught.value.code) == (param, code)
+    assert caught.value.body["message"]
+
+
+def test_unknown_and_empty_fields_change_nothing(client):
+    made = chat(client, temperature=0, extra_body={"min_p": 0.1, "tools": [], "stop": None})
+    assert made.choices[0].message.content == chat(client, temperature=0).choices[0].message.content
+
+
+# ---------------------------------------------------------------- the wire
+
+
+def curl(url, *options):
+    made = subprocess.run(
+        ["curl", "-sS", "-m", "20", "-w", "\n%{http_code}", *options, url], capture_output=True, check=True
+    )
+    body, _, status = made.stdout.rpartition(b"\n")
+    return int(status), body
+
+
+def test_curl(url):
+    body = orjson.dumps({"model": "tiny", "messages": user("hi"), "max_tokens": 4, "temperature": 0}).decode()
+    status, raw = curl(f"{url}/chat/completions", "-d", body)
+    assert status == 200
+    assert orjson.loads(raw)["object"] == "chat.completion"
+    assert curl(url.removesuffix("/v1") + "/health")[0] == 200
+    for path, options, expected in (
+        ("/chat/completions", ("-d", "{broken"), 400),
+        ("/chat/completions", ("-d", "[]"), 400),
+        ("/chat/completions", (), 405),
+        ("/embeddings", ("-d", "{}"), 404),
+    ):
+        status, raw = curl(url + path, *options)
+        assert status == expected
+        assert orjson.loads(raw)["error"]["message"]
+
+
+def test_a_body_without_end_is_refused(url, tmp_path):
+    big = tmp_path / "big.json"
+    big.write_bytes(b" " * (17 << 20))
+    status, raw = curl(f"{url}/chat/completions", "-H", "Expect:", "--data-binary", f"@{big}")
+    assert status == 413
+    assert orjson.loads(raw)["error"]["code"] == "request_too_large"
+
+
+def test_thirty_two_clients_get_the_answers_that_each_would_get_alone(client, tiny):
+    alone = [answer(tiny, text, max_tokens=16).text for text in PROMPTS]
+    with ThreadPoolExecutor(32) as pool:
+        made = list(pool.map(lambda text: chat(client, text, temperature=0, max_tokens=16), PROMPTS))
+    assert [m.choices[0].message.content for m in made] == alone
+
+
+def test_our_own_client_reads_our_own_server(url, tiny):
+    async def run():
+        body = {"model": "tiny", "messages": user("hi"), "temperature": 0, "max_tokens": 8, "logprobs": True}
+        async with Endpoint(url) as server:
+            return await server.models(), await asyncio.gather(*(server.chat(body, 30) for _ in range(8)))
+
+    names, replies = asyncio.run(run())
+    assert names == ["tiny"]
+    expected = answer(tiny, "hi", max_tokens=8)
+    for reply in replies:
+        assert isinstance(reply, Reply)
+        assert reply.completions[0].text == expected.text
+        assert reply.completions[0].usage.completion_tokens == expected.completion_tokens
+        assert len(reply.completions[0].logprobs) == len(expected.token_ids)
+
+
+# ---------------------------------------------------------------- cancelling, starting, stopping
+
+
+def test_a_client_that_goes_away_frees_its_row(tiny):
+    """The application itself, in this process: an answer that would never end ends with its client."""
+    from stillhouse.models.serve.app import Served, application
+
+    served = Served(replace(tiny, stop_ids=frozenset(), context=None), "tiny")
+    app = application(served)
+    body = orjson.dumps({"model": "tiny", "messages": user("hi"), "max_tokens": 10**9})
+
+    async def run(stream):
+        leave = asyncio.Event()
+        inbox = [{"type": "http.request", "body": orjson.dumps(orjson.loads(body) | {"stream": stream})}]
+
+        async def receive():
+            if inbox:
+                return inbox.pop()
+            await leave.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            pass
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+        scope |= {
+            "query_string": b"",
+            "http_version": "1.1",
+            "root_path": "",
+            "asgi": {"spec_version": "2.3"},
+        }
+        task = asyncio.create_task(app(scope, receive, send))
+        await asyncio.to_thread(wait_until, lambda: served.worker and len(served.worker.decoder))
+        leave.set()
+        await task
+        await asyncio.to_thread(wait_until, lambda: not len(served.worker.decoder))
+        return served.worker
+
+    for stream in (False, True):
+        served.worker = None
+        worker = asyncio.run(run(stream))
+        assert not worker.sinks
+        assert worker.cancelled == 1
+        worker.put(None)
+
+
+def test_what_does_not_start_says_why(tmp_path):
+    with pytest.raises(ModelError) as caught, background(str(tmp_path)):
+        pass
+    assert "config.json" in caught.value.why
+
+
+def test_a_taken_port_is_named(url, tiny_folder):
+    port = int(url.split(":")[2].removesuffix("/v1"))
+    with pytest.raises(UsageError) as caught:
+        serve(str(tiny_folder), port=port)
+    assert str(port) in caught.value.what
+
+
+def wait_until(holds):
+    until = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < until, "waited for 30 s"
+        time.sleep(0.005)
+
+
+def is_gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for the child under /proc")
+def test_the_child_ends_with_a_killed_parent(tiny_folder):
+    program = (
+        "import sys, stillhouse.models.serve as s\n"
+        "real = s.subprocess.Popen\n"
+        "def watched(*a, **k):\n"
+        "    child = real(*a, **k); print(child.pid, flush=True); return child\n"
+        "s.subprocess.Popen = watched\n"
+        "with s.background(sys.argv[1]) as url:\n"
+        "    print('torch' in sys.modules, flush=True); sys.stdin.read()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, str(tiny_folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with parent:
+        child = int(parent.stdout.readline())
+        assert parent.stdout.readline().strip() == b"False"  # the parent needs no torch
+        os.kill(child, 0)
+        parent.send_signal(signal.SIGKILL)
+        parent.stdin.close()
+    wait_until(lambda: is_gone(child))

@@ -1,0 +1,328 @@
+"""A whole run folder, made up but of the real shape; `python tests/report/report_sample.py FOLDER` makes one.
+
+Every figure follows from one seed. The texts look like those of the support desk, so that the page can be
+judged by eye; the scores are drawn, not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from stillhouse.recipe import Recipe, recipe_digest
+from stillhouse.workspace import RunFolder, Workspace, write_json
+
+RIGHT = {  # share of right answers: teacher, student before, student, baseline
+    "extract": (0.965, 0.02, 0.945, None),
+    "route": (0.99, 0.17, 0.985, 0.93),
+    "sort": (1.0, 0.04, 0.98, 0.12),
+    "dates": (0.95, 0.06, 0.83, 0.22),
+    "totals": (0.93, 0.01, 0.74, 0.05),
+    "policy": (0.985, 0.35, 0.965, 0.71),
+    "reply": (0.97, 0.10, 0.955, None),
+}
+SYSTEMS = ("teacher", "student_before", "student", "baseline")
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+REASONS = {"duplicate": 141, "truncated": 37, "refusal": 12, "empty": 3}
+
+
+def recipe() -> Recipe:
+    return Recipe.model_validate(
+        {
+            "run": {"name": "desk", "seed": 17},
+            "teacher": {"model": "embedded:desk"},
+            "prompts": {"source": "embedded:desk", "count": 3000},
+            "student": {"init": "embedded:base"},
+            "train": {"epochs": 6.0},
+            "evaluate": {"count": 840},
+        }
+    )
+
+
+def write_sample_run(folder: Path, seed: int = 7) -> RunFolder:
+    rng = Random(seed)
+    made = recipe()
+    run = Workspace(folder).run(made.run.name, recipe_digest(made))
+    run.root.mkdir(parents=True)
+    write_json(run.recipe, made.model_dump(mode="json"))
+    test = [_question(rng, family, number) for family in RIGHT for number in range(120)]
+    train = [_question(rng, family, 1000 + number) for family in RIGHT for number in range(40)]
+    _write_prompts(run, test, train)
+    _write_samples(run, train)
+    rows = _predictions(rng, test)
+    write_rows(run.predictions, rows, {"score": pa.float64()})
+    write_losses(run.losses, rng)
+    write_json(run.evaluation, _evaluation(rows))
+    for minute, (stage, result) in enumerate(_results().items()):
+        write_json(
+            run.marker(stage),
+            {
+                "inputs": f"{minute + 11:02x}" * 32,
+                "finished": f"2026-11-21T09:4{minute}:07+00:00",
+                "seconds": (48.2, 1.9, 131.4, 39.0, 0.8)[minute],
+                "result": result,
+            },
+        )
+    return run
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]], types: dict[str, pa.DataType] | None = None) -> None:
+    """Rows as Parquet; message lists get their type by name, other columns by `types` or by content."""
+    types = {"messages": MESSAGES, "prompt": MESSAGES, **(types or {})}
+    columns = {name: pa.array([row[name] for row in rows], types.get(name)) for name in rows[0]}
+    parquet.write_table(pa.table(columns), path)
+
+
+def write_losses(path: Path, rng: Random, steps: int = 900) -> None:
+    lines = []
+    for step in range(1, steps + 1):
+        loss = 0.11 + 2.6 * math.exp(-step / 70) + 0.5 * math.exp(-step / 400) + rng.gauss(0, 0.02)
+        rate = 1e-3 * min(1.0, step / 45) * (0.55 + 0.45 * math.cos(math.pi * step / steps))
+        line = {"step": step, "loss": max(0.05, loss), "lr": rate, "tokens": 8192 * step, "seconds": step / 9}
+        if step % 50 == 0:
+            line["held_out"] = 0.16 + 2.6 * math.exp(-step / 75) + 0.48 * math.exp(-step / 410)
+        lines.append(json.dumps(line))
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _question(rng: Random, family: str, number: int) -> dict[str, Any]:
+    name = rng.choice(["Mira Tolek", "Santo Berson", "Kalen Lindward", "Resha Marov", "Divin Gareman"])
+    item = rng.choice(["blue lamp", "steel kettle", "folding table", "wireless keyboard", "oak chair"])
+    order, a, b = f"{rng.choice('BDKRT')}{rng.randint(1000, 9999)}", rng.randint(2, 9), rng.randint(3, 40)
+    day, goods = rng.randint(1, 27), a * (b + 0.5)
+    questions = {
+        "extract": (
+            f"A mail came in. Dear desk, order {order} is late. I bought a {item}. {name}, Ashford. Give"
+            " name, item and order as JSON.",
+            json.dumps({"name": name, "item": item, "order": order}),
+        ),
+        "route": (f"Which team gets this? The {item} of order {order} arrived broken.", "returns"),
+        "sort": (
+            f"Sort by number: {b}, {a}, {b + a}, {abs(b - a)}.",
+            ", ".join(map(str, sorted({a, b, a + b}))),
+        ),
+        "dates": (f"Ordered on {day} March, delivery takes {a + b} days. When does it come?", f"{day} April"),
+        "totals": (
+            f"{a} × {item} at {b}.50 each and 4.90 for shipping: what is the total?",
+            f"{a} × {b}.50 = {goods:.2f}\n{goods:.2f} + 4.90 = {goods + 4.9:.2f}\ntotal: {goods + 4.9:.2f}",
+        ),
+        "policy": (f"May {name} return a {item} after {b} days?", "yes" if b < 30 else "no"),
+        "reply": (
+            f"Write a short reply: the {item} of order {order} ships on {day} May.",
+            f"Dear {name.split()[0]}, your {item} (order {order}) ships on {day} May. Kind regards, the desk",
+        ),
+    }
+    text, right = questions[family]
+    return {
+        "id": f"{family}-{number:04d}",
+        "messages": [{"role": "user", "content": text}],
+        "family": family,
+        "group": f"{family}/{number % (8 if family == 'policy' else 12)}" + ("t" if number >= 1000 else ""),
+        "reference": right,
+        "scorer": "json" if family == "extract" else "exact",
+    }
+
+
+def _write_prompts(run: RunFolder, test: list[dict[str, Any]], train: list[dict[str, Any]]) -> None:
+    write_rows(run.prompts, [{**q, "split": "train"} for q in train] + [{**q, "split": "test"} for q in test])
+
+
+def _write_samples(run: RunFolder, train: list[dict[str, Any]]) -> None:
+    rows = [
+        {
+            "id": f"{q['id']}#0",
+            "messages": q["messages"],
+            "completion": q["reference"],
+            "family": q["family"],
+            "group": q["group"],
+            "teacher": "embedded:desk",
+            "leaves": [index],
+        }
+        for index, q in enumerate(train)
+    ]
+    write_rows(run.samples, rows, {"leaves": pa.list_(pa.int64())})
+    answers = {
+        "truncated": "The total is 4 × 12.50 = 50.00, then we add",
+        "refusal": "I am sorry, but I cannot help with that.",
+        "empty": "",
+    }
+    dropped = [
+        {**row, "completion": answers.get(reason, row["completion"]), "reason": reason}
+        for reason in REASONS
+        for row in rows[:4]
+    ]
+    write_rows(run.dropped, dropped, {"leaves": pa.list_(pa.int64())})
+
+
+def _predictions(rng: Random, test: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for question in test:
+        luck = rng.random()
+        for index, system in enumerate(SYSTEMS):
+            share = RIGHT[question["family"]][index]
+            if share is None:
+                continue
+            # the same luck for both, mostly: teacher and student fail on the same prompts
+            good = (luck if rng.random() < 0.7 else rng.random()) < share
+            wrong = _wrong(rng, system, question)
+            unscored = system == "student" and rng.random() < 0.004
+            rows.append(
+                {
+                    "prompt_id": question["id"],
+                    "family": question["family"],
+                    "group": question["group"],
+                    "system": system,
+                    "answer": question["reference"] if good else wrong,
+                    "score": None if unscored else float(good),
+                    "reason": "" if good else "not valid JSON" if unscored else "differs from the reference",
+                    "prompt_tokens": 60,
+                    "completion_tokens": 30,
+                    "finish_reason": "stop",
+                }
+            )
+    return rows
+
+
+def _wrong(rng: Random, system: str, question: dict[str, Any]) -> str:
+    right: str = question["reference"]
+    if system == "student_before":
+        return "the desk the order the"
+    if question["family"] in ("route", "policy"):
+        return {"returns": "shipping", "yes": "no", "no": "yes"}[right]
+    digits = [i for i, c in enumerate(right) if c.isdigit()]
+    if not digits:
+        return right.upper()
+    at = rng.choice(digits[-3:])
+    return right[:at] + str((int(right[at]) + 1 + rng.randint(0, 7)) % 10) + right[at + 1 :]
+
+
+def _figure(scores: list[float | None]) -> dict[str, Any]:
+    known = [s for s in scores if s is not None]
+    if not known:
+        return {"score": None, "low": None, "high": None, "n": 0, "unscored": len(scores), "failed": 0}
+    value = sum(known) / len(known)
+    half = 1.96 * math.sqrt(max(value * (1 - value), 0.002) / len(known))
+    return {
+        "score": value,
+        "low": max(0.0, value - half),
+        "high": min(1.0, value + half),
+        "n": len(known),
+        "unscored": len(scores) - len(known),
+        "failed": 0,
+    }
+
+
+def _evaluation(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def of(system: str, family: str | None = None) -> dict[str, Any]:
+        scores = [r["score"] for r in rows if r["system"] == system and family in (None, r["family"])]
+        return _figure(scores)
+
+    def kept(teacher: Any, student: Any) -> dict[str, float]:
+        value = student["score"] / teacher["score"]
+        half = (student["high"] - student["low"]) / 2 / teacher["score"]
+        return {"value": value, "low": value - half, "high": min(1.02, value + half)}
+
+    families = {}
+    for family in RIGHT:
+        scores = {system: of(system, family) for system in SYSTEMS}
+        families[family] = {
+            "n": 120,
+            "groups": len({r["group"] for r in rows if r["family"] == family}),
+            **scores,
+            "retention": kept(scores["teacher"], scores["student"]),
+        }
+    whole: dict[str, Any] = {system: of(system) for system in SYSTEMS}
+    before, teacher, student = (whole[k]["score"] for k in ("student_before", "teacher", "student"))
+    gap = (student - before) / (teacher - before)
+    return {
+        **whole,
+        "retention": kept(whole["teacher"], whole["student"]),
+        "gap_closed": {"value": gap, "low": gap - 0.02, "high": gap + 0.02},
+        "flops": {"teacher": 4.21e8, "student": 4.07e7},
+        "flops_ratio": 4.07e7 / 4.21e8,
+        "parameters": {"teacher": 5_640_000, "student": 561_000},
+        "families": families,
+        "agreement": {
+            "value": 0.907,
+            "low": 0.885,
+            "high": 0.926,
+            "n": 840,
+            "teacher_wrong": {"value": 0.41, "low": 0.2, "high": 0.66, "n": 17},
+        },
+        "tokens_per_second": {"teacher": 5210.0, "student": 29400.0},
+        "seconds": {"collect": 48.2, "curate": 1.9, "train": 131.4, "evaluate": 39.0, "total": 224.8},
+        "exchanges": {"sent": 2998, "reused": 0, "failed": 2, "unknown": 0},
+        "mcnemar": {"p": 3.1e-9, "teacher_only": 58, "student_only": 7, "n": 836},
+        "prompts": {"n": 840, "groups": 80, "families": 7},
+        "notes": [
+            "student: 4 of 840 answers not scored (4 x not valid JSON)",
+            "intervals of a single family take its prompts as independent; overall ones are clustered",
+        ],
+    }
+
+
+def _results() -> dict[str, dict[str, Any]]:
+    kept = 2998 - sum(REASONS.values())
+    return {
+        "collect": {
+            "prompts": 3000,
+            "sent": 2998,
+            "reused": 0,
+            "failed": 2,
+            "unknown": 0,
+            "failures": {"timeout": 2},
+            "prompt_tokens": 184_220,
+            "completion_tokens": 97_350,
+            "spent": 0.0,
+            "broken_lines": 0,
+            "leaked": 0,
+            "revision": "sha256:5c1e0f7a",
+            "decision": 4,
+            "teacher": "embedded:desk",
+        },
+        "curate": {
+            "rows": 2998,
+            "kept": kept,
+            "reasons": REASONS,
+            "families": {family: kept // len(RIGHT) for family in RIGHT},
+        },
+        "train": {
+            "steps": 900,
+            "epochs": 6.0,
+            "tokens": 1_683_000,
+            "seconds": 131.4,
+            "train_loss": 0.14,
+            "held_out_loss": 0.21,
+            "rows": kept - 91,
+            "rows_held_out": 90,
+            "rows_left_out": {"too long": 1},
+            "parameters": 561_000,
+            "dtype": "bfloat16",
+            "device": "cpu",
+        },
+        "evaluate": {"spent": 0.0},
+        "release": {
+            "folder": "release",
+            "checkpoint": {"size": 8997, "root": "q0kWm3iE4Pp1S0rT0JQ5mTn2m1c9w8Vw2y0S7h0lD5E="},
+            "files": {
+                "model.safetensors": "3f" * 32,
+                "config.json": "a1" * 32,
+                "tokenizer.json": "77" * 32,
+                "README.md": "0c" * 32,
+            },
+            "anchored": False,
+        },
+    }
+
+
+if __name__ == "__main__":
+    from stillhouse.report import write_report
+
+    sys.stdout.write(f"{write_report(write_sample_run(Path(sys.argv[1])))}\n")

@@ -1,0 +1,421 @@
+"""The report of a whole run, of a partial one and of one that tries to harm its reader."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from report.report_sample import MESSAGES, recipe, write_rows, write_sample_run
+
+from stillhouse.errors import UsageError
+from stillhouse.recipe import parse_recipe, recipe_digest
+from stillhouse.report import LARGEST, write_report
+from stillhouse.report.provenance import toml
+from stillhouse.workspace import RunFolder, write_json
+
+VOID = {"meta", "br", "hr"}
+ALLOWED = set(
+    "html head meta title style body a main header footer nav section h1 h2 h3 h4 p span b i small strong"
+    " code dl dt dd div ul li table caption thead tbody tr th td figure figcaption details summary del ins"
+    " svg desc g rect circle path line text".split()
+)
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, and keeps what a reader or a browser would act on."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.names: set[str] = set()
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.names.add(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words)).replace("\u00a0", " ")
+
+    def values(self, name: str) -> list[str]:
+        return [value or "" for _, attribute, value in self.attributes if attribute == name]
+
+
+def read(run: RunFolder) -> tuple[str, Page]:
+    text = write_report(run).read_bytes().decode("utf-8")
+    return text, Page(text)
+
+
+def check_safe(text: str, page: Page) -> None:
+    """Nothing on the page runs, loads or leaves it, whatever the run holds."""
+    assert page.names <= ALLOWED
+    assert not [name for _, name, _ in page.attributes if name.startswith("on") or name in ("src", "srcset")]
+    assert all(re.fullmatch(r"#[\w-]+|[\w-]+\.(parquet|jsonl)", link) for link in page.values("href"))
+    policy = next(value for value in page.values("content") if value.startswith("default-src"))
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
+    assert text.count("<style>") == text.count("</style>") == 1
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in page.values("href") if link.startswith("#")} <= set(ids)
+    assert len(text.encode()) <= LARGEST
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]", text)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return write_sample_run(tmp_path)
+
+
+def test_whole_run_says_what_the_files_say(run):
+    text, page = read(run)
+    check_safe(text, page)
+    evaluation = json.loads(run.evaluation.read_text())
+    kept = evaluation["retention"]
+    assert f"The student keeps {100 * kept['value']:.1f}% of the teacher’s score" in re.sub(
+        r"\s+", " ", page.text
+    )
+    assert f"{100 * kept['low']:.1f} to {100 * kept['high']:.1f}%" in page.text
+    assert "9.7% of its FLOPs per answer" in page.text
+    assert "n = 836 test prompts in 80 groups" in page.text
+    assert "2,998 in; 2,805 kept + 193 dropped." in page.text
+    assert "✓ Balances" in page.text
+    assert "2,998 sent, 0 reused, 2 failed" in page.text
+    assert "8,997 leaves" in page.text
+    assert "unanchored: internally consistent only" in page.text
+    assert "✓ computed anew, agrees with the run’s name" in page.text
+    assert "synthetic support-desk world" in page.text
+    assert "One training run with one seed (17)" in page.text
+    assert "same wrong answer in 41.0%" in page.text
+    assert "policy (8)" in page.text  # a family of few groups is named
+    for note in evaluation["notes"]:
+        assert note.casefold() in page.text.casefold()
+
+
+def test_same_run_gives_the_same_bytes(run):
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+
+
+def test_families_stand_worst_first(run):
+    families = json.loads(run.evaluation.read_text())["families"]
+    worst = sorted(families, key=lambda name: families[name]["retention"]["value"])
+    text, _ = read(run)
+    table = text[text.index('id="families"') : text.index('id="loss"')]
+    places = [table.index(f">{name}<") for name in worst]
+    assert places == sorted(places)
+
+
+def test_figures_have_words_and_numbers(run):
+    text, page = read(run)
+    assert page.values("role").count("img") == 4  # two figures, each wide and narrow
+    assert text.count("<desc") == 4
+    assert "teacher 97.9% at 421 MFLOP per answer" in text
+    assert text.count("The numbers") == 2
+
+
+def test_regressions_come_before_ties_and_wins(run):
+    text, _ = read(run)
+    kinds = re.findall(r'<details class="pair (\w+)"', text)
+    assert len(kinds) == 20
+    assert kinds == sorted(kinds, key=["worse", "same", "better", "unscored"].index)
+    assert {"worse", "same", "better"} <= set(kinds)
+
+
+def test_recipe_on_the_page_makes_the_same_run(run):
+    _, page = read(run)
+    printed = next(words for words in page.words if words.startswith("[run]"))
+    again = parse_recipe(tomllib.loads(printed))
+    assert recipe_digest(again) == recipe_digest(recipe())
+
+
+@given(
+    st.recursive(
+        st.dictionaries(
+            st.text("ab-_.é\"'\\\n\x7f😀", min_size=1, max_size=6),
+            st.text(max_size=8)
+            | st.booleans()
+            | st.integers(-(2**53), 2**53)
+            | st.lists(st.text(max_size=4)),
+            max_size=4,
+        ),
+        lambda inner: st.dictionaries(st.text("abc", min_size=1, max_size=3), inner, max_size=3),
+        max_leaves=6,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_toml_reads_back(tree):
+    assert tomllib.loads(toml(tree)) == tree
+
+
+@pytest.mark.parametrize("stages", range(6))
+def test_partial_run_names_what_is_missing(run, stages):
+    """The run as it lies after so many stages: the rest is said to be missing, nothing is made up."""
+    made = {
+        1: [run.prompts, run.exchanges, run.marker("collect")],
+        2: [run.samples, run.dropped, run.marker("curate")],
+        3: [run.losses, run.marker("train")],
+        4: [run.predictions, run.evaluation, run.marker("evaluate")],
+        5: [run.marker("release")],
+    }
+    for stage, paths in made.items():
+        if stage > stages:
+            for path in paths:
+                path.unlink(missing_ok=True)
+    text, page = read(run)
+    check_safe(text, page)
+    if stages < 5:
+        assert "The run is not whole" in page.text
+    if stages < 4:
+        assert "No verdict yet: this run has not been evaluated" in page.text
+        assert "keeps" not in page.text.split("Quality against cost")[0]
+        assert "No scores." in page.text
+    if stages < 3:
+        assert "No loss curve." in page.text
+    if stages < 1:
+        assert "Nothing spent yet." in page.text
+
+
+def test_empty_folder_is_a_page_too(tmp_path):
+    text, page = read(RunFolder(tmp_path))
+    check_safe(text, page)
+    assert "No verdict yet" in page.text
+    assert "No command to reproduce." in page.text
+
+
+def test_no_folder_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="no run folder"):
+        write_report(RunFolder(tmp_path / "gone"))
+
+
+def test_damaged_files_are_named(run):
+    run.evaluation.write_text('{"retention": {"value": 0.9')
+    run.predictions.write_bytes(b"PAR1 no parquet PAR1")
+    run.marker("train").write_text('["not", "an", "object"]')
+    with run.losses.open("a") as file:
+        file.write('{"step": 901, "loss": NaN}\n{"step": 902, "lo')
+    text, page = read(run)
+    check_safe(text, page)
+    assert "evaluation.json could not be read" in page.text
+    assert "predictions.parquet could not be read" in page.text
+    assert "losses.jsonl: 1 of 902 lines could not be read" in page.text
+    assert not re.search(r"\b(nan|inf|None)\b", text[text.index("<body") :])
+
+
+def change(path: Path, *place: str, **values: object) -> None:
+    """Overwrite keys of the dict at `place` in a JSON file."""
+    tree = json.loads(path.read_text())
+    at = tree
+    for step in place:
+        at = at[step]
+    at.update(values)
+    write_json(path, tree)
+
+
+def test_unknown_is_never_nothing(run):
+    change(run.evaluation, flops_ratio=None, flops=None, parameters=None, tokens_per_second=None)
+    change(run.recipe, "teacher", endpoint="http://models.example/v1")
+    change(run.marker("collect"), "result", unknown=3)
+    text, page = read(run)
+    check_safe(text, page)
+    assert "at a cost that is unknown" in page.text
+    assert "The teacher’s bill is unknown; it is not zero." in page.text
+    assert "US$ 0" not in page.text
+    assert "3 requests with an unknown outcome" in page.text
+    assert "▲ does not agree with the run’s name" in page.text  # for the recipe was changed
+
+
+def test_bill_of_a_priced_teacher(run):
+    change(
+        run.recipe,
+        "teacher",
+        endpoint="http://models.example/v1",
+        price={"input": 2.5, "output": 10.0},
+        terms={
+            "document": "terms.txt",
+            "read_on": "2026-11-01",
+            "declared_by": "A. Mill",
+            "scope": ["train_target"],
+        },
+    )
+    change(run.marker("collect"), "result", spent=1.25, estimate={"low": 0.9, "expected": 1.2, "high": 2.0})
+    change(run.marker("evaluate"), "result", spent=0.25)
+    _, page = read(run)
+    assert "US$ 1.50" in page.text
+    assert "US$ 1.20 (US$ 0.90 to US$ 2.00)" in page.text
+    assert "US$ 2.5 in, 10.0 out, per million tokens" in page.text
+    assert "declared by A. Mill, read on 2026-11-01, for train_target; terms.txt" in page.text
+    change(run.marker("collect"), "result", cost={"low": 1.0, "expected": 1.5, "high": 3.0})
+    assert "US$ 1.50 (US$ 1.00 to US$ 3.00)" in read(run)[1].text
+
+
+def test_teacher_served_by_the_run_sends_no_bill(run):
+    _, page = read(run)
+    assert "nothing; its computing is not priced" in page.text
+    assert "US$" not in page.text
+
+
+def test_a_balance_that_fails_is_shown(run):
+    change(run.marker("curate"), "result", kept=2800, unscored=4)
+    _, page = read(run)
+    assert "▲ Does not balance: 2,998 in; 2,800 kept + 193 dropped + 4 unscored = 2,997." in page.text
+
+
+HOSTILE = (
+    "<script>alert(1)</script></style></title><img src=x onerror=alert(1)>"
+    "\x00\x00\x00 \u202etxt.exe\u202c \u2066a\u2069 zero\u200bwidth \ufeff \x1b[31m"
+    " \U000e0041 ]]>&amp;&#0;<!--"
+)
+
+
+def test_hostile_text_is_only_text(run):
+    questions = [
+        {
+            "id": f"q{index}<b>",
+            "messages": [{"role": "user</h4>", "content": HOSTILE}, {"role": "user", "content": HOSTILE}],
+            "family": "<svg onload=alert(1)>",
+            "group": "g",
+            "reference": HOSTILE,
+            "scorer": "</code>",
+            "split": "test",
+        }
+        for index in range(30)
+    ]
+    write_rows(run.prompts, questions)
+    long = {"teacher": "x" * 1_000_000, "student": ("\x00\u202e" * 500_000)}
+    rows = [
+        {
+            "prompt_id": q["id"],
+            "family": q["family"],
+            "group": "g",
+            "system": system,
+            "answer": long[system] if index % 2 else HOSTILE + system,
+            "score": float(system == "teacher"),
+            "reason": HOSTILE,
+            "finish_reason": "length",
+        }
+        for index, q in enumerate(questions)
+        for system in ("teacher", "student")
+    ]
+    write_rows(run.predictions, rows)
+    dropped = [{"messages": None, "completion": HOSTILE, "reason": HOSTILE}] * 5
+    write_rows(run.dropped, dropped, {"messages": MESSAGES})
+    marker = json.loads(run.marker("collect").read_text())
+    marker["result"] |= {"failures": {HOSTILE: 2}, "teacher": HOSTILE}
+    marker["finished"] = HOSTILE
+    write_json(run.marker("collect"), marker)
+    text, page = read(run)
+    check_safe(text, page)
+    assert "<script>alert(1)</script>" in page.text
+    assert "U+202E" in page.text
+    assert "U+0000 ×3" in page.text
+    assert "998,000 further characters" in page.text
+
+
+def test_half_a_character_is_shown_not_raised(run):
+    """JSON can hold a lone surrogate, which no UTF-8 file can."""
+    evaluation = json.loads(run.evaluation.read_text())
+    evaluation["notes"] = ["half \ud83d of a pair"]
+    run.evaluation.write_text(json.dumps(evaluation))
+    _, page = read(run)
+    assert "Half [U+D83D] of a pair." in page.text
+
+
+def test_page_stays_under_its_bound(run):
+    """Text in which every character must be spelt out is the dearest; answers are left out until it fits."""
+    odd = "".join(chr(0x202A + n % 5) for n in range(3000))
+    questions = [
+        {
+            "id": f"q{n}",
+            "messages": [{"role": "user", "content": odd}],
+            "family": f"f{n}",
+            "group": "",
+            "reference": odd,
+            "scorer": "exact",
+            "split": "test",
+        }
+        for n in range(40)
+    ]
+    write_rows(run.prompts, questions)
+    rows = [
+        {"prompt_id": q["id"], "family": q["family"], "system": s, "answer": odd, "score": 1.0}
+        for q in questions
+        for s in ("teacher", "student")
+    ]
+    write_rows(run.predictions, rows)
+    evaluation = json.loads(run.evaluation.read_text())
+    family = evaluation["families"]["sort"]
+    evaluation["families"] = {f"f{n}{odd}": family for n in range(2000)}
+    evaluation["notes"] = [odd] * 1000
+    write_json(run.evaluation, evaluation)
+    text, page = read(run)
+    check_safe(text, page)
+    assert "1,940 further families" in page.text
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@st.composite
+def changed(draw, tree):
+    """The tree with a few of its values, at any depth, replaced by any JSON."""
+    tree = json.loads(json.dumps(tree))
+    for _ in range(draw(st.integers(1, 6))):
+        at = tree
+        while True:
+            key = draw(st.sampled_from(sorted(at)))
+            if not isinstance(at[key], dict) or not at[key] or draw(st.booleans()):
+                at[key] = draw(JSON)
+                break
+            at = at[key]
+    return tree
+
+
+@pytest.mark.parametrize("name", ["evaluation", "recipe", "collect", "curate", "train", "release"])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_value_breaks_the_page(small_run, name, data):
+    path = getattr(small_run, name, None) if name in ("evaluation", "recipe") else small_run.marker(name)
+    before = path.read_bytes()
+    try:
+        tree = data.draw(changed(json.loads(before)))
+        path.write_text(json.dumps(tree))
+        text, page = read(small_run)
+        check_safe(text, page)
+    finally:
+        path.write_bytes(before)
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory) -> RunFolder:
+    """A run without rows: only the JSON files, quick to read again."""
+    run = write_sample_run(tmp_path_factory.mktemp("small"))
+    for path in (run.prompts, run.samples, run.dropped, run.predictions, run.losses):
+        path.unlink()
+    return run

@@ -1,0 +1,131 @@
+"""The loss and its gradient do not depend on how rows are padded, mixed, cut or projected."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from train.tiny_student import tiny_llama
+
+from stillhouse.train.loop import train_step
+from stillhouse.train.loss import attend_in_float32, can_gather, sequence_loss
+from stillhouse.train.rows import Row, collate
+
+ROWS = [
+    Row((5, 9, 11, 4, 1), 3, "a"),
+    Row((7, 1), 1, "b"),  # a completion of one token
+    Row((8, 8, 6, 20, 30, 31, 12, 13, 1), 8, "c"),  # the end token alone
+    Row((3, 4, 5, 6, 7, 8, 1), 1, "d"),  # all but the first token trained
+]
+
+
+def by_hand(model, rows):
+    """The definition, one token at a time, each from its own unpadded prefix."""
+    total, count = torch.zeros(()), 0
+    for row in rows:
+        for place in range(row.start, len(row.ids)):
+            scores = model(input_ids=torch.tensor([row.ids[:place]])).logits[0, -1]
+            total = total - torch.log_softmax(scores, -1)[row.ids[place]]
+            count += 1
+    return total, count
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("gather", [True, False])
+@pytest.mark.parametrize("padding", [0, 1, 13])
+def test_shift_and_mask_agree_with_the_definition(gather, padding):
+    model = tiny_llama()
+    expected, count = by_hand(model, ROWS)
+    wanted = gradients(model, expected)
+    got, n = sequence_loss(model, collate(ROWS, padding), gather)
+    assert n == count == 2 + 1 + 1 + 6
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients(model, got), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_loss_is_the_sum_of_each_row_alone_in_any_order():
+    model = tiny_llama()
+    together, _ = sequence_loss(model, collate(ROWS[::-1]), True)
+    apart = sum(sequence_loss(model, collate([row]), True)[0] for row in ROWS)
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_in_float32_changes_nothing_in_float32():
+    model = tiny_llama()
+    before, _ = sequence_loss(model, collate(ROWS), True)
+    attend_in_float32(model)
+    after, _ = sequence_loss(model, collate(ROWS), True)
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
+
+
+def test_bf16_stays_close_and_trains_float32_weights():
+    model = tiny_llama()
+    attend_in_float32(model)
+    exact, _ = sequence_loss(model, collate(ROWS), True)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, _ = sequence_loss(model, collate(ROWS), True)
+    assert rough.dtype == torch.float32
+    assert abs((rough - exact).item()) < 0.03 * exact.item()
+    assert gradients(model, rough).dtype == torch.float32
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_accumulated_parts_step_as_one_batch(parts):
+    found = []
+    for cut in (1, parts):
+        model = tiny_llama()
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+        loss, norm, count = train_step(model, model, ROWS, optimiser, 1e9, nullcontext, True, 46, cut)
+        found.append((loss, norm, count, torch.cat([p.detach().flatten() for p in model.parameters()])))
+    assert found[0][2] == found[1][2]
+    assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-5)
+    torch.testing.assert_close(found[0][3], found[1][3], rtol=1e-5, atol=1e-6)
+
+
+def test_a_head_is_gathered_only_where_that_gives_the_models_own_logits():
+    from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {
+        "vocab_size": 46,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    assert can_gather(tiny_llama())
+    capped = Gemma2ForCausalLM(
+        Gemma2Config(**sizes, head_dim=16, final_logit_softcapping=30.0, pad_token_id=0)
+    )
+    scaled = CohereForCausalLM(CohereConfig(**sizes, logit_scale=0.0625, pad_token_id=0, eos_token_id=1))
+    for model in (capped, scaled):
+        assert not can_gather(model)
+        expected, _ = by_hand(model.eval(), ROWS)
+        got, _ = sequence_loss(model, collate(ROWS), can_gather(model))
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.integers(3, 45), min_size=2, max_size=12).flatmap(
+            lambda ids: st.integers(1, len(ids) - 1).map(lambda start: Row(tuple(ids), start, ""))
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_every_target_is_predicted_by_the_place_before_it(rows):
+    batch = collate(rows)
+    places, targets = batch.places_N, batch.targets_N
+    assert len(targets) == sum(len(r.ids) - r.start for r in rows)
+    assert torch.equal(batch.ids_BT.flatten()[places + 1], targets)
+    assert (places % batch.ids_BT.shape[1] < batch.ids_BT.shape[1] - 1).all()  # never across rows
