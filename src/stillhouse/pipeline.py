@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import rfc8785
 from stillhouse import ask as asking
 from stillhouse.collect import PromptSet, collect, limits_of, load_prompts, plan_questions, sampling_of
 from stillhouse.curate import curate
-from stillhouse.errors import UsageError
+from stillhouse.errors import ModelError, UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
@@ -124,6 +125,7 @@ def run(
     """
     prompts = prompts or load_prompts(recipe)
     check_scorers({p.scorer for p in (*prompts.train, *prompts.test) if p.scorer}, scorers)
+    _check_student(recipe)
     folder = workspace.run(recipe.run.name, recipe_digest(recipe))
     with (
         locked(folder),
@@ -149,10 +151,29 @@ class _Work:
     watch: Watch
 
 
+def _check_student(recipe: Recipe) -> None:
+    """Say that a student folder is no model before anything is asked, and so paid for. Raises ModelError."""
+    init = recipe.student.init
+    if init in ("from_teacher", "config"):
+        return
+    folder = Path(source_folder(init))
+    if folder.is_dir():
+        weights_digest(folder)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is not a model", "it has no config.json", "name a transformers folder")
+    if folder.is_absolute() and not folder.is_dir():
+        raise ModelError(
+            f"there is no student at {folder}", "the folder does not exist", "correct `student.init`"
+        )
+
+
 def _collect(work: _Work) -> bool:
     """Never skipped as a whole: what the ledger holds is looked up, which takes a second, and not asked."""
     started = time.monotonic()
     decision = gate.admit(work.recipe.teacher, "train_target", work.ledger, datetime.now(UTC))
+    gate.admit(
+        work.recipe.teacher, "evaluation", work.ledger, datetime.now(UTC)
+    )  # refused now, not when paid
     done = collect(work.folder, work.recipe, work.prompts, work.teacher, work.ledger, decision, work.watch)
     before = _result(work.folder, "collect")
     seconds = time.monotonic() - started
@@ -302,6 +323,7 @@ def _complete_evaluation(work: _Work, tested: asking.Tally) -> None:
     evaluation["exchanges"] = {
         name: asked[name] + testing[name] for name in ("sent", "answered", "reused", "failed", "unknown")
     }
+    evaluation["versions"] = {name: version(name) for name in ("stillhouse", "torch", "transformers")}
     write_json(work.folder.evaluation, evaluation)
 
 

@@ -20,7 +20,7 @@ import orjson
 
 from stillhouse.errors import BudgetReached, EndpointError, Interrupted, StillhouseError, UsageError
 from stillhouse.ledger import Ledger, StoredExchange, exchange_key, read_workspace_key
-from stillhouse.models.endpoint import Endpoint, Failure, Reply, parse_chat
+from stillhouse.models.endpoint import Endpoint, Failure, parse_chat
 from stillhouse.money import Budget, Price, worst_prompt_tokens
 from stillhouse.records import Completion, Exchange, Message, Progress, Watch, unwatched
 
@@ -292,14 +292,9 @@ class _Asking:
                 await asyncio.wrap_future(self.ledger.fail(attempt, outcome.kind))
                 return outcome
             milliseconds = round(1000 * (time.monotonic() - started))
-            completion = _first(outcome)
-            if completion is None:
-                await asyncio.wrap_future(self.ledger.fail(attempt, "malformed"))
-                return Failure(
-                    "malformed", "no completion in the body", outcome.status, None, sent=True, fatal=False
-                )
+            completion = outcome.completions[0]
             cost = self._cost(completion, worst)
-            leaf = self._leaf(key, question, outcome, completion, attempt, milliseconds)
+            leaf = self._leaf(key, question, completion, attempt, milliseconds)
             contents = {"request": orjson.dumps(body), "response": outcome.raw}
             await asyncio.wrap_future(self.ledger.answer(attempt, leaf, contents))
             self._count(completion)
@@ -311,7 +306,6 @@ class _Asking:
         self,
         key: str,
         question: Question,
-        reply: Reply,
         completion: Completion,
         attempt: int,
         milliseconds: int,
@@ -392,14 +386,6 @@ class _Asking:
             "interrupted; requests in flight were finished and kept",
             "run the same command again to go on",
         )
-
-
-def _first(reply: Reply) -> Completion | None:
-    try:
-        completions = parse_chat(reply.raw)
-    except ValueError:
-        return None
-    return completions[0] if completions else None
 
 
 def _exchange(question: Question, teacher: Teacher, stored: StoredExchange) -> Exchange | None:

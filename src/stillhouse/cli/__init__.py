@@ -17,30 +17,27 @@ from stillhouse.errors import StillhouseError
 
 def main() -> NoReturn:
     """The entry point. No import of weight happens before a command needs it."""
-    import click
+    from typer.exceptions import Abort, Exit, TyperException
 
     from stillhouse.cli.commands import app
 
     debug = os.environ.get("STILLHOUSE_DEBUG") == "1"
     try:
-        code = app(standalone_mode=False)
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
         _leave(code if isinstance(code, int) else 0)
     except StillhouseError as error:
         if debug:
             traceback.print_exc()
         _print_error(error.what, error.why, error.mend)
         _leave(error.exit_code)
-    except click.exceptions.Exit as error:
+    except Exit as error:
         _leave(error.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
-        _leave(2)
-    except click.ClickException as error:
+    except TyperException as error:
         _print_error(
             error.format_message(), "the command was not understood", "add --help to see its options"
         )
         _leave(2)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, Abort):
         _print_error(
             "stopped", "interrupted", "run the same command again to go on; what is recorded is kept"
         )

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="stillhouse",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "STILLHOUSE"},
@@ -23,9 +22,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 wrong use, 3 refused by the terms gate, 4 budget reached, "
     "130 interrupted. STILLHOUSE_DEBUG=1 shows tracebacks.",
 )
-ledger_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Look at, verify and export the ledger."
-)
+ledger_app = typer.Typer(rich_markup_mode=None, help="Look at, verify and export the ledger.")
 app.add_typer(ledger_app, name="ledger")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.")]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parent
 BUILD = Path(".stillhouse-build")
-WORKERS = 2  # threads with a batch each: in matrices this small, sharing one operation costs more than it gains
+WORKERS = 2  # threads, each with a batch of its own: sharing operations this small costs more than it gains
 POOL = 2048  # documents drawn at a time and sorted by length, so that a batch holds little padding
 PROMPT_WEIGHT = 0.1  # of a prompt's token in the loss; it teaches what names and ids look like
 
@@ -44,7 +44,7 @@ class Plan:
 
 PLANS = {
     "teacher": Plan("desk", Shape(256, 6, 8, 704), 6000, 2048, 2.5e-3, 0.92, 1),
-    "base": Plan("base", Shape(96, 4, 4, 256), 3000, 2048, 4e-3, 0.0, 2),
+    "base": Plan("base", Shape(96, 4, 4, 192), 1600, 2048, 4e-3, 0.0, 2),
 }
 
 
@@ -162,7 +162,8 @@ class Row(NamedTuple):
 def rows_of(examples: Iterator[world.Example], pieces: Any) -> list[Row]:
     """Questions with their answers, each closed by the end token."""
     drawn = list(examples)
-    openings = pieces([tokenizer.opening(e.prompt.messages) for e in drawn], add_special_tokens=False)["input_ids"]
+    questions = [tokenizer.opening(e.prompt.messages) for e in drawn]
+    openings = pieces(questions, add_special_tokens=False)["input_ids"]
     answers = pieces([e.answer + tokenizer.END for e in drawn], add_special_tokens=False)["input_ids"]
     return [
         Row(opening + answer, len(opening), e.prompt.family)
@@ -195,12 +196,17 @@ def agreement(weights: Weights, shape: Shape, rows: list[Row]) -> dict[str, floa
 
 
 def _step(
-    pool: ThreadPoolExecutor, master: Weights, copies: list[Weights], optimizers: list[Any], drawn: list[Batch], shape: Shape
+    pool: ThreadPoolExecutor,
+    master: Weights,
+    copies: list[Weights],
+    optimizers: list[Any],
+    drawn: list[Batch],
+    shape: Shape,
 ) -> float:
     """One step on the mean gradient of one batch per worker; returns the mean loss in nats per token."""
     import torch
 
-    losses = list(pool.map(lambda pair: _backward(*pair, shape), zip(copies, drawn, strict=True)))
+    losses = list(pool.map(_backward, copies, drawn, [shape] * len(copies)))
     for name, value in master.items():
         value.grad = torch.stack([_taken(copy[name]) for copy in copies]).float().mean(0)
     torch.nn.utils.clip_grad_norm_(list(master.values()), 1.0)
@@ -213,7 +219,7 @@ def _step(
 
 def _backward(copy: Weights, batch: Batch, shape: Shape) -> float:
     loss = loss_of(copy, batch, shape)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return float(loss.detach())
 
 

@@ -35,13 +35,13 @@ def train(folder: Path, *, questions: int = 20_000, passages: int = 20_000, seed
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PIECES), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[PAD, END, USER, ASSISTANT, SYSTEM],
@@ -67,7 +67,7 @@ def load(folder: Path) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     loaded: Any = AutoTokenizer.from_pretrained(folder)
-    return loaded  # type: ignore[no-any-return]
+    return loaded
 
 
 def opening(messages: tuple[Message, ...]) -> str:

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from stillhouse.models.embedded.world import phrases, slots, wordings
+from stillhouse.models.embedded.world import mails, phrases, rules, slots
 from stillhouse.models.embedded.world.slots import MONTHS, Split
+from stillhouse.models.embedded.world.wording import Wording
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def extract(rng: Random, split: Split) -> Case:
     }
     fields = rng.sample(tuple(values), rng.choice((2, 2, 3)))
     asked = ", ".join(fields[:-1]) + " and " + fields[-1]
-    name, template = _template(rng, "extract", wordings.EXTRACT, split)
+    name, template = _template(rng, "extract", mails.EXTRACT, split)
     answer = json.dumps({field: values[field] for field in fields})
     return Case(template.format(fields=asked, **values), answer, answer, "json", name)
 
@@ -45,7 +46,7 @@ def extract(rng: Random, split: Split) -> Case:
 def route(rng: Random, split: Split) -> Case:
     """The queue of a message; some messages name another queue's matter as well."""
     queue, other = rng.sample(tuple(phrases.QUEUES), 2)
-    name, template = _template(rng, "route", wordings.ROUTE, split)
+    name, template = _template(rng, "route", mails.ROUTE, split)
     question = template.format(
         trouble=phrases.trouble(rng, split, queue),
         other=rng.choice(phrases.QUEUES[other].matters),
@@ -65,7 +66,7 @@ def dates(rng: Random, split: Split) -> Case:
         steps += f" {later} - {length} = {later - length}."
     else:
         reference = f"{later} {month_name}"
-    name, template = _template(rng, "dates", wordings.DATES, split)
+    name, template = _template(rng, "dates", rules.DATES, split)
     question = template.format(day=day, month=month_name, offset=offset, **_bystanders(rng, split))
     return Case(question, f"{steps} Answer: {reference}", reference, "last_line", name)
 
@@ -80,10 +81,12 @@ def total(rng: Random, split: Split) -> Case:
     if fee:
         steps.append(_sum(due, fee))
         due += fee
-    fee_text = rng.choice(wordings.FEES[split]).format(fee=fee) if fee else ""
-    name, template = _template(rng, "total", wordings.TOTAL, split)
-    things = {"i1": slots.item(rng, split), "i2": slots.item(rng, split), "fee": fee_text}
-    question = template.format(q1=q1, p1=p1, q2=q2, p2=p2, **things, **_bystanders(rng, split))
+    fee_text = rng.choice(rules.FEES[split]).format(fee=fee) if fee else ""
+    name, template = _template(rng, "total", rules.TOTAL, split)
+    form = next(form for form in rules.TOTAL[split].forms if form in template)
+    lines = (form.format(q=q, p=p, i=slots.item(rng, split)) for q, p in ((q1, p1), (q2, p2)))
+    listed = rng.choice(rules.LINKS[split]).join(lines)
+    question = template.replace(form, f"{listed}{fee_text}.").format(**_bystanders(rng, split))
     return Case(question, f"{' '.join(steps)} Answer: {due}", str(due), "numeric", name)
 
 
@@ -100,7 +103,7 @@ def policy(rng: Random, split: Split) -> Case:
         verdict, reason = "voucher", f"It is sealed. {days} is over {first}. {days} is within {second}."
     else:
         verdict, reason = "nothing", f"It is sealed. {days} is over {first}. {days} is over {second}."
-    name, template = _template(rng, "policy", wordings.POLICY, split)
+    name, template = _template(rng, "policy", rules.POLICY, split)
     question = template.format(first=first, second=second, days=days, seal=seal, **_bystanders(rng, split))
     return Case(question, f"{reason} Answer: {verdict}", verdict, "choice", name)
 
@@ -109,8 +112,8 @@ def sort(rng: Random, split: Split) -> Case:
     """Three or four tickets by a number, rising or falling, each with its number first."""
     keys = rng.sample(range(10, 100), rng.choice((3, 4)))
     tickets = [(key, slots.order_id(rng, split)) for key in keys]
-    name, template = _template(rng, "sort", wordings.SORT, split)
-    wording = wordings.SORT[split]
+    name, template = _template(rng, "sort", rules.SORT, split)
+    wording = rules.SORT[split]
     falling = rng.random() < 0.5
     form = next(form for form in wording.forms if form in template)
     head, tails = template.split(form)
@@ -129,7 +132,7 @@ def reply(rng: Random, split: Split) -> Case:
         "fault": rng.choice(phrases.FAULTS),
         "remedy": rng.choice(phrases.REMEDIES),
     }
-    name, template = _template(rng, "reply", wordings.REPLY, split)
+    name, template = _template(rng, "reply", mails.REPLY, split)
     reference = json.dumps([facts["name"], facts["item"], facts["remedy"]])
     question = template.format(**facts)
     question = question[0].upper() + question[1:]
@@ -148,7 +151,7 @@ FAMILIES: dict[str, tuple[Callable[[Random, Split], Case], int]] = {
 }
 
 
-def _template(rng: Random, family: str, table: dict[Split, wordings.Wording], split: Split) -> tuple[str, str]:
+def _template(rng: Random, family: str, table: dict[Split, Wording], split: Split) -> tuple[str, str]:
     """A template's name and text, drawn evenly."""
     index = rng.randrange(table[split].count(split))
     return f"{family}/{split}-{index}", table[split].template(split, index)

@@ -79,9 +79,12 @@ QUEUES: dict[str, Queue] = {
 }
 
 SEALS: dict[Split, dict[str, tuple[str, ...]]] = {
-    "train": {"sealed": ("sealed", "still sealed", "not opened"), "opened": ("opened", "already opened", "not sealed")},
-    "dev": {"sealed": ("unopened", "fully sealed"), "opened": ("open", "opened before")},
-    "test": {"sealed": ("never opened", "sealed as new"), "opened": ("opened once", "no longer sealed")},
+    "train": {
+        "sealed": ("sealed", "still sealed", "not opened", "unopened", "never opened"),
+        "opened": ("opened", "already opened", "not sealed", "open", "no longer sealed"),
+    },
+    "dev": {"sealed": ("not open", "fully sealed"), "opened": ("opened before", "now open")},
+    "test": {"sealed": ("not yet opened", "sealed as new"), "opened": ("opened once", "opened by now")},
 }
 
 FAULTS = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from random import Random
 
-from stillhouse.models.embedded.world import phrases, slots, wordings
+from stillhouse.models.embedded.world import mails, phrases, slots
 from stillhouse.models.embedded.world.slots import MONTHS
 
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
@@ -44,10 +44,13 @@ HANDBOOK = (
 
 def mail(rng: Random) -> str:
     """What a customer might write, as it stands in the inbox."""
-    form = rng.choice(wordings.EXTRACT["train"].forms)
+    form = rng.choice(mails.EXTRACT["train"].forms)
     person = slots.person(rng, "train")
     text = form.format(
-        name=person, order=slots.order_id(rng, "train"), item=slots.item(rng, "train"), city=slots.city(rng, "train")
+        name=person,
+        order=slots.order_id(rng, "train"),
+        item=slots.item(rng, "train"),
+        city=slots.city(rng, "train"),
     )
     return f'{text} The mail was signed "{person}".' if rng.random() < 0.3 else text
 
@@ -59,7 +62,9 @@ def complaint(rng: Random) -> str:
     if rng.random() < 0.5:
         text += f", and {phrases.trouble(rng, 'train', queue)}"
     first, second = rng.sample(phrases.QUEUES[queue].matters, 2)
-    end = rng.choice(("", f" It is about the {first} and the {second}.", f" A word on the {first} would help me."))
+    end = rng.choice(
+        ("", f" It is about the {first} and the {second}.", f" A word on the {first} would help me.")
+    )
     return f"{text[0].upper()}{text[1:]}.{end} {slots.person(rng, 'train')}"
 
 
@@ -71,10 +76,13 @@ def order_note(rng: Random) -> str:
         (
             f"Order {order} is for {person} in {city}. {person} bought a {item}. The {item} left for {city}.",
             f"{person} called about order {order}. We found {order} on the shelf. {person} was glad.",
-            f"Packed for {person}: {count} {item}s. Order {order}, {count} pieces, {city}. {order} is closed.",
-            f"The {item} of {person} is back from {city}. The {item} goes to shelf {order}. Note for {person}: {order}.",
+            f"Packed for {person}: {count} {item}s. Order {order}, {count} pieces, {city}."
+            f" {order} is closed.",
+            f"The {item} of {person} is back from {city}. The {item} goes to shelf {order}."
+            f" Note for {person}: {order}.",
             f"{order}: {item}. {order}: {person}. {order}: {city}.",
-            f'In the file of "{person}" there is order "{order}" with a "{item}" to "{city}". {person}, {order}.',
+            f'In the file of "{person}" there is order "{order}" with a "{item}" to "{city}".'
+            f" {person}, {order}.",
         )
     )
 

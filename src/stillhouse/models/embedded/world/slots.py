@@ -14,9 +14,12 @@ from typing import Literal
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
-FIRST_STARTS = "Mi La To Re Sa Ka No Be Di Fe Ga Ha Jo Lu Ma Ni Pe Ro Su Vi".split()
+FIRST_STARTS = [c + v for c in "MLTRSKNBFGHJV" for v in "aeiou"]
 FIRST_ENDS = "ra len mon ta vin na dra lia rek sha bel ri no mar tin ya".split()
-LAST_STARTS = "Tol Bar Hen Cor Wal Lin Mar Ber Gar Nor Sel Dan Ken Pol Rad Vis".split()
+LAST_STARTS = (
+    "Tol Bar Hen Cor Wal Lin Mar Ber Gar Nor Sel Dan Ken Pol Rad Vis"
+    " Ald Bran Cal Dor Eld Fal Gren Hol Jor Kel Lam Mel Nel Os Pal Ros Sal Tam Ul Ver Wen Yor Zim Ost"
+).split()
 LAST_ENDS = "ek man sen ley ford er ov by son wick ard in".split()
 CITY_STARTS = "Ash Brook Clay Elm Fair Glen High Mill North Oak Stone West".split()
 CITY_ENDS = "ford ton ham burg mouth stead dale field bridge port".split()
