@@ -8,9 +8,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,16 @@ from stillhouse.errors import ModelError, UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
-from stillhouse.recipe import Recipe, recipe_digest
-from stillhouse.records import Prompt, Watch, unwatched
+from stillhouse.recipe import Recipe, recipe_digest, run_digest
+from stillhouse.records import Prompt, Usage, Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer
 from stillhouse.scoring import check as check_scorers
 from stillhouse.terms import gate
+from stillhouse.terms.registry import Use
 from stillhouse.workspace import RunFolder, Workspace, locked, read_marker, write_json
 
 STAGES = ("collect", "curate", "train", "evaluate", "release")
+USES: tuple[Use, ...] = ("train_target", "evaluation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,28 +86,59 @@ def open_teacher(recipe: Recipe, log: Path | None = None) -> Iterator[asking.Tea
             yield asking.Teacher(name, "local", weights_digest(folder), serve, price=price or FREE, **common)
 
 
+def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BUILTIN) -> None:
+    """What can be known to fail before anybody is asked, and so paid. Raises UsageError or ModelError."""
+    check_scorers({p.scorer for p in (*prompts.train, *prompts.test) if p.scorer}, scorers)
+    if recipe.collect.max_cost is not None and recipe.teacher.price is None and recipe.teacher.endpoint:
+        raise UsageError(
+            "collect.max_cost is set, but the price of the teacher is not known",
+            "a cap can only be kept when each request's worst case is known",
+            "add [teacher.price] with input and output in US dollars per million tokens, or remove max_cost",
+        )
+    if recipe.student.init in ("from_teacher", "config"):
+        return
+    folder = Path(source_folder(recipe.student.init))
+    if folder.is_absolute() and not folder.is_dir():
+        raise ModelError(f"there is no student at {folder}", "no such folder", "correct `student.init`")
+    weights = any(path for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind))
+    if folder.is_dir() and not (weights and (folder / "config.json").is_file()):
+        raise ModelError(
+            f"{folder} is not a model",
+            "it has no config.json, or no weights",
+            "name a folder that `save_pretrained` wrote",
+        )
+
+
 def plan(recipe: Recipe, workspace: Workspace, ledger: Ledger, prompts: PromptSet | None = None) -> Plan:
-    """What a run of this recipe would do; asks nothing and records nothing."""
-    run = workspace.run(recipe.run.name, recipe_digest(recipe))
+    """What a run of this recipe would do. Asks nothing; only the gate's decision is recorded.
+
+    Raises what `check` raises, and GateRefused.
+    """
+    run = workspace.run(recipe.run.name, run_digest(recipe))
     prompts = prompts or load_prompts(recipe)
+    check(recipe, prompts)
+    for use in USES:
+        gate.admit(recipe.teacher, use, ledger, datetime.now(UTC))
+    asked = (
+        (plan_questions(prompts.train, recipe.collect.samples), sampling_of(recipe)),
+        (plan_questions(prompts.test, 1), _greedy(recipe)),
+    )
     with open_teacher(recipe) as teacher:
-        questions = plan_questions(prompts.train, recipe.collect.samples)
-        known = [
-            e for _, e in asking.answers(questions, teacher, sampling_of(recipe), ledger) if e is not None
-        ]
-        tests = plan_questions(prompts.test, 1)
-        answered = sum(e is not None for _, e in asking.answers(tests, teacher, _greedy(recipe), ledger))
-        left = len(questions) + len(tests) - len(known) - answered
-        worst = sum(asking.worst_cost(q, teacher, sampling_of(recipe)) for q in (*questions, *tests))
-        worst *= left / max(1, len(questions) + len(tests))
-        usage = [e.completion.usage for e in known]
+        known, left, worst = [], 0, 0.0
+        for questions, sampling in asked:
+            for question, exchange in asking.answers(questions, teacher, sampling, ledger):
+                if exchange is not None:
+                    known.append(exchange)
+                else:
+                    left += 1
+                    worst += asking.worst_cost(question, teacher, sampling)
         return Plan(
             run=run,
             is_new=not run.recipe.exists(),
             prompts=prompts,
-            questions=len(questions) + len(tests),
-            answered=len(known) + answered,
-            cost=_cost(teacher.price, left, worst, [(u.prompt_tokens, u.completion_tokens) for u in usage]),
+            questions=len(known) + left,
+            answered=len(known),
+            cost=_cost(teacher.price, left, worst, [e.completion.usage for e in known]),
             seconds=_seconds(ledger, [e.leaf for e in known[-200:]], left, recipe.collect.concurrency),
             done=tuple(stage for stage in STAGES if read_marker(run, stage) is not None),
         )
@@ -124,9 +158,10 @@ def run(
     and judgements of their own. Raises what the stages raise; what they finished stays finished.
     """
     prompts = prompts or load_prompts(recipe)
-    check_scorers({p.scorer for p in (*prompts.train, *prompts.test) if p.scorer}, scorers)
-    _check_student(recipe)
-    folder = workspace.run(recipe.run.name, recipe_digest(recipe))
+    check(recipe, prompts, scorers)
+    if {"train", "evaluate"} & set(stages):
+        need_extra("train", ("torch", "transformers"))
+    folder = workspace.run(recipe.run.name, run_digest(recipe))
     with (
         locked(folder),
         Ledger.open(workspace) as ledger,
@@ -151,35 +186,17 @@ class _Work:
     watch: Watch
 
 
-def _check_student(recipe: Recipe) -> None:
-    """Say that a student folder is no model before anything is asked, and so paid for. Raises ModelError."""
-    init = recipe.student.init
-    if init in ("from_teacher", "config"):
-        return
-    folder = Path(source_folder(init))
-    if folder.is_dir():
-        weights_digest(folder)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is not a model", "it has no config.json", "name a transformers folder")
-    if folder.is_absolute() and not folder.is_dir():
-        raise ModelError(
-            f"there is no student at {folder}", "the folder does not exist", "correct `student.init`"
-        )
-
-
 def _collect(work: _Work) -> bool:
     """Never skipped as a whole: what the ledger holds is looked up, which takes a second, and not asked."""
     started = time.monotonic()
-    decision = gate.admit(work.recipe.teacher, "train_target", work.ledger, datetime.now(UTC))
-    gate.admit(
-        work.recipe.teacher, "evaluation", work.ledger, datetime.now(UTC)
-    )  # refused now, not when paid
+    decision, _ = [gate.admit(work.recipe.teacher, use, work.ledger, datetime.now(UTC)) for use in USES]
     done = collect(work.folder, work.recipe, work.prompts, work.teacher, work.ledger, decision, work.watch)
     before = _result(work.folder, "collect")
-    seconds = time.monotonic() - started
-    if done.tally.answered == 0 and before is not None:
-        seconds = before["seconds"]  # what it took when the answers were bought
+    seconds = 0.0 if before is None else before["seconds"]  # of the calls that bought something
+    if done.tally.answered > 0 or before is None:
+        seconds += time.monotonic() - started
     result = {
+        "recipe": recipe_digest(work.recipe),
         "teacher": work.teacher.model,
         "endpoint": work.teacher.endpoint,
         "revision": work.teacher.revision,
@@ -189,7 +206,7 @@ def _collect(work: _Work) -> bool:
         "leaked": work.prompts.leaked,
         "exchanges": done.exchanges,
         "digest": done.digest,
-        **_counts(done.tally),
+        **_counts(work, done.tally),
     }
     _mark(work, "collect", _digest(recipe_digest(work.recipe)), seconds, result)
     return done.tally.sent > 0
@@ -198,7 +215,7 @@ def _collect(work: _Work) -> bool:
 def _curate(work: _Work) -> bool:
     collected = _need(work, "collect")
     inputs = _digest(collected["digest"], work.recipe.curate.model_dump())
-    if _is_done(work, "curate", inputs):
+    if _is_done(work, "curate", inputs, work.folder.samples, work.folder.dropped):
         return False
     started = time.monotonic()
     result = asdict(curate(work.folder, work.recipe, work.ledger, work.watch))
@@ -215,20 +232,17 @@ def _curate(work: _Work) -> bool:
 def _train(work: _Work) -> bool:
     from stillhouse.train import train
 
-    recipe, curated = work.recipe, _need(work, "curate")
-    local = (
-        None if recipe.teacher.endpoint or recipe.teacher.imported else source_folder(recipe.teacher.model)
-    )
-    start = source_folder(recipe.student.init)
+    recipe, curated, local = work.recipe, _need(work, "curate"), _local_teacher(work.recipe)
+    made_here = recipe.student.init in ("from_teacher", "config")
+    start = local if made_here else source_folder(recipe.student.init)
     inputs = _digest(
         curated["digest"],
         recipe.student.model_dump(),
-        recipe.train.model_dump(),
+        recipe.train.model_dump(exclude={"checkpoint_seconds"}),
         recipe.run.seed,
-        weights_digest(start) if Path(start).is_dir() else start,
-        local and recipe.student.init in ("from_teacher", "config") and weights_digest(local),
+        weights_digest(start) if start and Path(start).is_dir() else start,
     )
-    if _is_done(work, "train", inputs):
+    if _is_done(work, "train", inputs, work.folder.student / "config.json", work.folder.student_before):
         return False
     started = time.monotonic()
     result = asdict(train(work.folder, recipe, work.watch, local))
@@ -245,7 +259,7 @@ def _train(work: _Work) -> bool:
             "steps": result["steps"],
         },
     )
-    _mark(work, "train", inputs, time.monotonic() - started, result)
+    _mark(work, "train", inputs, max(result["seconds"], time.monotonic() - started), result)
     return True
 
 
@@ -260,19 +274,20 @@ def _evaluate(work: _Work) -> bool:
         questions,
         work.teacher,
         sampling,
-        limits_of(recipe),
+        replace(limits_of(recipe), spent=_need(work, "collect")["cost"]["high"] or 0.0),
         work.ledger,
         work.folder.root.name,
         decision,
         work.watch,
         "evaluate",
     )
-    texts, tokens, leaves = {}, {}, []
+    texts, tokens, finish, leaves = {}, {}, {}, []
     for question, exchange in asking.answers(questions, work.teacher, sampling, work.ledger):
         if exchange is not None:
             texts[question.prompt_id] = exchange.completion.text
             usage = exchange.completion.usage
             tokens[question.prompt_id] = (usage.prompt_tokens, usage.completion_tokens)
+            finish[question.prompt_id] = exchange.completion.finish_reason
             leaves.append(exchange.leaf)
     inputs = _digest(
         trained["weights"],
@@ -281,15 +296,12 @@ def _evaluate(work: _Work) -> bool:
         recipe.evaluate.model_dump(),
         recipe.run.seed,
     )
-    fresh = not _is_done(work, "evaluate", inputs)
+    outputs = (work.folder.evaluation, work.folder.predictions)
+    own = any(BUILTIN.get(name) is not scorer for name, scorer in work.scorers.items())  # may have changed
+    fresh = not _is_done(work, "evaluate", inputs, *outputs) or own
     if fresh:
         failed = {prompt_id: reason for (prompt_id, _), reason in tally.failed.items()}
-        local = (
-            None
-            if recipe.teacher.endpoint or recipe.teacher.imported
-            else source_folder(recipe.teacher.model)
-        )
-        answers = TeacherAnswers(texts, tokens, failed, local)
+        answers = TeacherAnswers(texts, tokens, failed, _local_teacher(recipe), finish)
         scores = evaluate(work.folder, recipe, work.prompts.test, answers, work.watch, work.scorers)
         predictions = hashlib.sha256(work.folder.predictions.read_bytes()).hexdigest()
         work.ledger.append(
@@ -307,7 +319,7 @@ def _evaluate(work: _Work) -> bool:
             "evaluate",
             inputs,
             time.monotonic() - started,
-            {"predictions": predictions, **_counts(tally)},
+            {"predictions": predictions, **_counts(work, tally)},
         )
     _complete_evaluation(work, tally)
     return fresh
@@ -316,13 +328,12 @@ def _evaluate(work: _Work) -> bool:
 def _complete_evaluation(work: _Work, tested: asking.Tally) -> None:
     """Add what only the run knows: seconds of each stage when it was worked, and what was asked now."""
     evaluation = json.loads(work.folder.evaluation.read_bytes())
-    asked, testing = _need(work, "collect"), _counts(tested)
+    asked, testing = _need(work, "collect"), _counts(work, tested)
     markers = {stage: read_marker(work.folder, stage) or {} for stage in STAGES[:4]}
     seconds = {stage: round(marker.get("seconds", 0.0), 2) for stage, marker in markers.items()}
     evaluation["seconds"] = {**seconds, "total": round(sum(seconds.values()), 2)}
-    evaluation["exchanges"] = {
-        name: asked[name] + testing[name] for name in ("sent", "answered", "reused", "failed", "unknown")
-    }
+    evaluation["exchanges"] = {name: asked[name] + testing[name] for name in ("sent", "reused", "failed")}
+    evaluation["exchanges"]["unknown"] = testing["unknown"]  # of the whole run
     evaluation["versions"] = {name: version(name) for name in ("stillhouse", "torch", "transformers")}
     write_json(work.folder.evaluation, evaluation)
 
@@ -334,10 +345,10 @@ def _release(work: _Work) -> bool:
     if evaluated is None:
         _need(work, "evaluate")
     inputs = _digest(trained["weights"], evaluated and evaluated["inputs"], work.recipe.release.model_dump())
-    if _is_done(work, "release", inputs):
+    if _is_done(work, "release", inputs, work.folder.release / "README.md"):
         return False
     started = time.monotonic()
-    result = release(work.folder, work.recipe, work.ledger, _need(work, "collect")["decision"])
+    result = release(work.folder, work.recipe, work.ledger)
     checkpoint = {"size": result.size, "root": result.root}
     recorded = {"folder": result.folder, "leaf": result.leaf, "files": result.files, "checkpoint": checkpoint}
     _mark(work, "release", inputs, time.monotonic() - started, {**recorded, "anchored": False})
@@ -359,9 +370,32 @@ def _mark(work: _Work, stage: str, inputs: str, seconds: float, result: Mapping[
     write_json(work.folder.marker(stage), marker)
 
 
-def _is_done(work: _Work, stage: str, inputs: str) -> bool:
+def _is_done(work: _Work, stage: str, inputs: str, *outputs: Path) -> bool:
+    """Whether the stage finished on these inputs and its files are there. If not, its marker is taken away
+    before the work begins, so that it never vouches for files that are being written."""
     marker = read_marker(work.folder, stage)
-    return marker is not None and marker.get("inputs") == inputs
+    if marker is not None and marker.get("inputs") == inputs and all(path.exists() for path in outputs):
+        return True
+    work.folder.marker(stage).unlink(missing_ok=True)
+    return False
+
+
+def _local_teacher(recipe: Recipe) -> str | None:
+    """The teacher's folder, None for one that is asked elsewhere."""
+    if recipe.teacher.endpoint or recipe.teacher.imported:
+        return None
+    return source_folder(recipe.teacher.model)
+
+
+def need_extra(extra: str, modules: Sequence[str]) -> None:
+    """Raises UsageError when a module of an extra is not installed."""
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"not installed: {', '.join(missing)}",
+            f"this needs the extra `{extra}`",
+            f"pip install 'stillhouse[{extra}]'",
+        )
 
 
 def _result(folder: RunFolder, stage: str) -> dict[str, Any] | None:
@@ -389,18 +423,26 @@ def _facts(prompt: Prompt) -> list[Any]:
     return [prompt.id, messages, prompt.family, prompt.group, prompt.reference, prompt.scorer]
 
 
-def _counts(tally: asking.Tally) -> dict[str, Any]:
-    budget = tally.budget
+def _counts(work: _Work, tally: asking.Tally) -> dict[str, Any]:
+    """`sent`, `answered`, `reused`, `failed` and `failures` are of this call; attempts, tokens and cost (US
+    dollars; high counts what may have been billed without an answer) of the run."""
+    attempts = work.ledger.attempts(work.folder.root.name)
+    priced = work.teacher.price is not None
     return {
         "sent": tally.sent,
         "answered": tally.answered,
         "reused": tally.reused,
         "failed": len(tally.failed),
-        "unknown": tally.unknown,
         "failures": tally.failures,
+        "attempts": {"answered": attempts.answered, "failed": attempts.failed, "unknown": attempts.unknown},
+        "unknown": attempts.unknown,
         "prompt_tokens": tally.prompt_tokens,
         "completion_tokens": tally.completion_tokens,
-        "spent": budget.spent,
+        "cost": {
+            "low": tally.billed if priced else None,
+            "expected": None,
+            "high": tally.budget.spent if priced else None,
+        },
     }
 
 
@@ -409,27 +451,31 @@ def _greedy(recipe: Recipe) -> asking.Sampling:
     return asking.Sampling(0.0, 1.0, recipe.evaluate.max_tokens or recipe.collect.max_tokens)
 
 
-def _cost(
-    price: Price | None, left: int, worst: float, usage: list[tuple[int | None, int | None]]
-) -> Estimate:
-    """US dollars for what is left to ask: from earlier answers where there are enough, else a bound."""
+def _cost(price: Price | None, left: int, worst: float, usage: Sequence[Usage]) -> Estimate:
+    """US dollars for what is left to ask, retries aside: from earlier answers where there are enough, else
+    a bound."""
     if left == 0 or price == FREE:
         return Estimate(0.0, 0.0, 0.0)
     if price is None:
         return UNKNOWN
-    costs = [price.of(p, c) for p, c in usage if p is not None and c is not None]
+    costs = [
+        price.of(u.prompt_tokens, u.completion_tokens)
+        for u in usage
+        if u.prompt_tokens is not None and u.completion_tokens is not None
+    ]
     if len(costs) < 10:
         return Estimate(None, None, worst)
     mean, spread = statistics.mean(costs), statistics.stdev(costs) / len(costs) ** 0.5
-    return Estimate(left * max(0.0, mean - 2 * spread), left * mean, min(worst, left * (mean + 2 * spread)))
+    high = max(left * mean, min(worst, left * (mean + 2 * spread)))
+    return Estimate(left * max(0.0, mean - 2 * spread), left * mean, high)
 
 
 def _seconds(ledger: Ledger, leaves: Sequence[int], left: int, concurrency: int) -> Estimate:
     if left == 0:
         return Estimate(0.0, 0.0, 0.0)
-    if len(leaves) < 10:
+    took = (ledger.leaf(index).body.get("milliseconds") for index in leaves)
+    each = sorted(milliseconds / 1000 for milliseconds in took if milliseconds is not None)
+    if len(each) < 10:
         return UNKNOWN
-    each = sorted(float(ledger.leaf(index).body["milliseconds"]) / 1000 for index in leaves)
-    tenth = len(each) // 10
-    rate = left / concurrency
-    return Estimate(rate * each[tenth], rate * statistics.mean(each), rate * each[-1 - tenth])
+    tenth, mean, rate = len(each) // 10, statistics.mean(each), left / concurrency
+    return Estimate(rate * min(each[tenth], mean), rate * mean, rate * max(each[-1 - tenth], mean))

@@ -63,9 +63,9 @@ class Completion:
 class Exchange:
     """One request to a teacher and what came back, as the ledger holds it.
 
-    `key` identifies the question (hex); `leaf` is the exchange's index in the ledger's log and
-    `decision` the leaf of the gate's decision that allowed it. `reused` says that this run did not
-    send it, because the workspace already held the answer.
+    `key` identifies the question (hex); `leaf` is the exchange's index in the ledger's log, `decision`
+    the leaf of the gate's decision that allowed it, `run` the run that bought it. `cost` is in US
+    dollars, None when it is not known.
     """
 
     key: str
@@ -76,7 +76,8 @@ class Exchange:
     messages: tuple[Message, ...]
     completion: Completion
     sample_index: int = 0
-    reused: bool = False
+    run: str = ""
+    cost: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ def test_malformed_bodies_are_failures_not_answers(provider: Serve, workspace: W
     limits = Limits(4, 5.0, retries=1, max_failures=1.0)
     tally = put(workspace, questions(3), teacher(provider(nonsense).url), limits)
     assert set(tally.failed.values()) == {"malformed"}
-    assert tally.failures == {"malformed": 6}
+    assert tally.failures == {"malformed": 6}  # billed each time perhaps, so tried once more and no further
 
 
 @pytest.mark.parametrize(
@@ -170,6 +171,68 @@ def test_the_cap_is_kept_by_requests_in_flight_too(provider: Serve, workspace: W
     assert billed <= cap
     assert len(server.bodies) > 20  # settled requests give back what they reserved and did not use
     assert caught.value.exit_code == 4
+
+
+def test_the_cap_holds_over_reruns(provider: Serve, workspace: Workspace):
+    price = Price(input=10.0, output=100.0)
+    asked = questions(200)
+    server = provider(echo)
+    whom = teacher(server.url, price)
+    cap = 10 * worst_cost(asked[0], whom, GREEDY)
+    for _ in range(4):
+        with pytest.raises(BudgetReached):
+            put(workspace, asked, whom, Limits(8, 5.0, 0, max_cost=cap))
+    assert len(server.bodies) * price.of(10, 5) <= cap
+
+
+def test_the_same_question_is_bought_once(provider: Serve, workspace: Workspace):
+    server = provider(echo)
+    asked = [Question(f"p{i}", (Message("user", "one question"),)) for i in range(8)]
+    tally = put(workspace, asked, teacher(server.url))
+    assert len(server.bodies) == 1
+    assert (tally.answered, tally.reused, tally.failed) == (1, 7, {})
+    assert stored(workspace, asked, teacher(server.url)) == ["answer to one question"] * 8
+
+
+def test_retry_after_holds_back_everybody(provider: Serve, workspace: Workspace):
+    seen: list[float] = []
+
+    async def limited(body: dict, number: int) -> web.Response:
+        seen.append(time.monotonic())
+        if number == 5:
+            return web.json_response(
+                {"error": {"message": "slow down"}}, status=429, headers={"Retry-After": "1"}
+            )
+        await asyncio.sleep(0.02)
+        return await echo(body, number)
+
+    tally = put(workspace, questions(30), teacher(provider(limited).url), Limits(4, 5.0, 2))
+    assert tally.answered == 30
+    gaps = [later - earlier for earlier, later in pairwise(seen)]
+    assert max(gaps) > 0.9
+    assert sum(gap > 0.5 for gap in gaps) == 1
+
+
+def test_a_wait_of_a_day_stops_the_run(provider: Serve, workspace: Workspace):
+    async def tomorrow(body: dict, number: int) -> web.Response:
+        return web.json_response(
+            {"error": {"message": "later"}}, status=429, headers={"Retry-After": "86400"}
+        )
+
+    with pytest.raises(EndpointError, match="wait 86,400 s"):
+        put(workspace, questions(5), teacher(provider(tomorrow).url))
+
+
+def test_an_erased_answer_is_not_bought_back(provider: Serve, workspace: Workspace):
+    server = provider(echo)
+    asked = questions(3)
+    put(workspace, asked, teacher(server.url))
+    with Ledger.open(workspace) as ledger:
+        leaf = next(ledger.leaves("exchange")).index
+        ledger.erase(leaf, "asked for by its subject")
+    tally = put(workspace, asked, teacher(server.url))
+    assert list(tally.failed.values()) == ["erased"]
+    assert len(server.bodies) == 3
 
 
 def test_a_cap_without_a_price_is_refused_before_anything_is_sent(provider: Serve, workspace: Workspace):

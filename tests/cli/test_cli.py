@@ -157,7 +157,7 @@ def test_ctrl_c_stops_with_130_and_says_how_to_go_on(
     assert "run the same command again" in err
     asked = len(server.bodies)
     assert stillhouse("collect", path, cwd=tmp_path).returncode == 0
-    assert len(server.bodies) == 21 or len(set(server.asked)) == len(server.bodies) > asked
+    assert len(server.bodies) == len(set(server.asked)) > asked  # nothing was asked twice
 
 
 @pytest.mark.parametrize(
@@ -313,9 +313,9 @@ def test_answers_from_elsewhere_are_imported_and_used(recipe: Callable[..., Path
     again = json.loads(stillhouse("import", "have.jsonl", *terms, "--json", cwd=tmp_path).stdout)
     assert (again["imported"], again["known"]) == (0, 40)
     path.write_text(path.read_text().replace('endpoint = "http://127.0.0.1:9/v1"\n', ""))
-    (tmp_path / "have.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     ran = stillhouse("run", path, "--json", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     scores = json.loads(ran.stdout)["evaluation"]
     assert scores["teacher"]["score"] == 1.0
     assert scores["exchanges"]["sent"] == 0
+    assert scores["exchanges"]["failed"] == 1  # the row without an answer

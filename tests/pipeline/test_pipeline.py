@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from aiohttp import web
 from provider import Provider, answer, echo
 from tiny import tiny_model
@@ -101,7 +102,14 @@ def test_a_run_leaves_everything_it_promises_and_a_second_one_asks_nothing(
         assert key in scores
     assert set(scores["seconds"]) == {"collect", "curate", "train", "evaluate", "total"}
     run = first.run
-    assert sorted(p.name for p in run.release.iterdir()) >= ["README.md"]
+    released = {p.name for p in run.release.iterdir()}
+    assert {
+        "README.md",
+        "provenance.json",
+        "ledger.checkpoint",
+        "model.safetensors",
+        "config.json",
+    } <= released
     checkpoint = read_checkpoint((run.release / "ledger.checkpoint").read_bytes())
     before = weights(workspace, first)
 
@@ -166,6 +174,8 @@ def test_changed_settings_make_another_run_and_buy_nothing_twice(
     first = pipeline.run(recipe(server.url), workspace, stages=("collect",))
     second = pipeline.run(recipe(server.url, train__epochs=1), workspace, stages=("collect",))
     assert first.run.root != second.run.root
+    patient = pipeline.run(recipe(server.url, collect__timeout=9.0), workspace, stages=("collect",))
+    assert patient.run.root == first.run.root  # what changes no result changes no run
     asked = len(server.bodies)
     warmer = pipeline.run(recipe(server.url, collect__temperature=0.7), workspace, stages=("collect",))
     assert len(server.bodies) == 2 * asked
@@ -196,6 +206,38 @@ def test_prompts_that_fail_for_good_are_counted_not_hidden(
     assert marker["broken_lines"] == 1
 
 
+def test_prompts_that_failed_for_good_do_not_block_the_next_run(
+    provider: Serve, workspace: Workspace, recipe: Callable[..., Recipe]
+):
+    async def some_bad(body: dict, number: int) -> web.Response:
+        if body["messages"][-1]["content"].startswith("say 6"):
+            return web.json_response({"error": {"message": "no"}}, status=400)
+        return await digit(body, number)
+
+    settings = recipe(provider(some_bad).url)
+    first = pipeline.run(settings, workspace, stages=("collect",))
+    again = pipeline.run(settings, workspace)
+    assert first.run == again.run
+    marker = json.loads(again.run.marker("collect").read_bytes())["result"]
+    answered = 60 - sum(i % 7 == 6 for i in range(60))
+    assert again.evaluation["teacher"]["n"] + marker["exchanges"] == answered
+    with Ledger.open(workspace) as ledger:
+        assert ledger.attempts(None).answered == answered
+
+
+def test_a_rerun_still_knows_what_was_spent(
+    provider: Serve, workspace: Workspace, recipe: Callable[..., Recipe]
+):
+    settings = recipe(provider(digit).url, teacher__price={"input": 1.0, "output": 2.0})
+    pipeline.run(settings, workspace, stages=("collect",))
+    run = pipeline.run(settings, workspace, stages=("collect",)).run
+    result = json.loads(run.marker("collect").read_bytes())["result"]
+    bought = result["reused"]
+    assert result["sent"] == 0
+    assert result["prompt_tokens"] == 10 * bought
+    assert result["cost"]["low"] == pytest.approx(bought * (10 * 1.0 + 5 * 2.0) / 1e6)
+
+
 def test_nothing_answered_is_an_error_not_an_empty_run(
     provider: Serve, workspace: Workspace, recipe: Callable[..., Recipe]
 ):
@@ -222,6 +264,8 @@ def test_two_processes_never_share_a_run(
 
 RUNNER = """
 import sys
+import torch
+torch.set_num_threads(int(sys.argv[5]))
 from pathlib import Path
 from stillhouse import pipeline
 from stillhouse.recipe import Recipe
@@ -261,6 +305,7 @@ def test_killed_anywhere_and_run_again_equals_an_unbroken_run(
         workspace.root,
         stage,
         str(done),
+        str(torch.get_num_threads()),
     ]
     killed = subprocess.run(command, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()

@@ -14,6 +14,8 @@ from typing import NoReturn
 
 from stillhouse.errors import StillhouseError
 
+EXTRAS = ("datasets", "peft", "safetensors", "sklearn", "starlette", "tokenizers", "torch", "transformers")
+
 
 def main() -> NoReturn:
     """The entry point. No import of weight happens before a command needs it."""
@@ -45,6 +47,11 @@ def main() -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(0)
+    except ModuleNotFoundError as error:
+        known = (error.name or "").split(".")[0] in EXTRAS
+        place = "pip install 'stillhouse[train]'" if known else _write_trace()
+        _print_error(f"the module {error.name} is not installed", "this command needs it", place)
+        _leave(1)
     except Exception as error:  # the last line of defence: a bug must not look like a user's mistake
         place = _write_trace()
         if debug:

@@ -100,10 +100,12 @@ def check(
         return
     if recipe is None:
         raise UsageError("no recipe given", "`check` looks at one", "stillhouse check RECIPE")
+    from stillhouse import pipeline
     from stillhouse.collect.prompts import load_prompts, name_broken
 
     loaded = load_recipe(recipe)
     prompts = load_prompts(loaded)
+    pipeline.check(loaded, prompts)
     key = loaded.teacher.key_env
     if key and not os.environ.get(key):
         raise UsageError(f"the variable {key} is not set", "`teacher.key_env` names it", f"export {key}=...")
@@ -215,20 +217,12 @@ def import_answers(
 ) -> None:
     """Bring answers that were collected elsewhere into the ledger, under declared terms."""
     from stillhouse.cli import show
-    from stillhouse.collect.imported import import_file
+    from stillhouse.collect.imported import declare, import_file
     from stillhouse.collect.prompts import name_broken
     from stillhouse.ledger import Ledger
-    from stillhouse.recipe import Declaration
     from stillhouse.workspace import open_workspace
 
-    declaration = Declaration.model_validate(
-        {
-            "document": str(terms),
-            "read_on": read_on,
-            "declared_by": declared_by,
-            "scope": ["train_target", "evaluation"],
-        }
-    )
+    declaration = declare(terms, read_on, declared_by)
     with Ledger.open(open_workspace(Path.cwd())) as ledger:
         done = import_file(file, model, declaration, ledger, prompt, answer)
     for line in name_broken(done.broken):
@@ -236,10 +230,11 @@ def import_answers(
     found = {
         "imported": done.imported,
         "known": done.known,
+        "repeated": done.repeated,
         "broken": len(done.broken),
         "decision": done.decision,
     }
-    counts = f"{done.known:,} were there, {len(done.broken):,} left out"
+    counts = f"{done.known:,} were there, {done.repeated:,} repeated, {len(done.broken):,} left out"
     text = f"imported   {done.imported:,} answers of {model}; {counts}"
     show.result(found, text, as_json)
 
@@ -252,11 +247,19 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8080,
     name: Annotated[str | None, typer.Option(help="The model's name in requests.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Serve a local model as an OpenAI-compatible server."""
+    from stillhouse.cli import show
     from stillhouse.models.serve import serve as serve_model
+    from stillhouse.pipeline import need_extra
 
-    serve_model(model, host, port, name)
+    def ready(url: str) -> None:
+        show.result({"url": url, "model": name or model}, f"serving    {model} at {url}", as_json)
+        sys.stdout.flush()
+
+    need_extra("train", ("torch", "transformers"))
+    serve_model(model, host, port, name, ready)
 
 
 @app.command()
@@ -363,6 +366,7 @@ def _run(path: Path, stages: Sequence[str] | None, as_json: bool) -> None:
     from stillhouse import pipeline
     from stillhouse.cli import show
     from stillhouse.cli.live import live
+    from stillhouse.collect.prompts import name_broken
     from stillhouse.ledger import Ledger
     from stillhouse.report import write_report
 
@@ -374,12 +378,14 @@ def _run(path: Path, stages: Sequence[str] | None, as_json: bool) -> None:
         finished = pipeline.run(recipe, workspace, watch, stages or pipeline.STAGES, planned.prompts)
     report_file = str(write_report(finished.run)) if finished.evaluation is not None else None
     for stage in finished.skipped:
-        show.say(f"{stage:<9} unchanged, not run again", as_json)
+        done = "nothing new to ask" if stage == "collect" else "unchanged, not run again"
+        show.say(f"{stage:<9} {done}", as_json)
     found: dict[str, Any] = {
         "run": finished.run.root.name,
         "folder": str(finished.run.root),
         "report": report_file,
         "unchanged": list(finished.skipped),
+        "broken_rows": name_broken(planned.prompts.broken),
         "evaluation": finished.evaluation,
     }
     if stages is None:

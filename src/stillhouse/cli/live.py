@@ -29,7 +29,7 @@ def live(quiet: bool) -> Iterator[Watch]:
 @contextmanager
 def _terminal() -> Iterator[Watch]:
     from rich.console import Console
-    from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
     columns = (
@@ -37,8 +37,6 @@ def _terminal() -> Iterator[Watch]:
         BarColumn(bar_width=24),
         TextColumn("{task.fields[figures]}", markup=False),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(compact=True),
     )
     with Bars(*columns, console=Console(stderr=True), refresh_per_second=5) as bars:
         tasks: dict[str, TaskID] = {}
@@ -62,7 +60,7 @@ class _Shown:
 
 
 def _plain(clock: Callable[[], float], write: Callable[[str], None]) -> Watch:
-    """A line when a stage starts and ends, and in between every 5 % or 30 s, whichever comes later."""
+    """A line when a stage starts and ends, and in between every 5 % (but not within 5 s) or 30 s."""
     shown: dict[str, _Shown] = {}
 
     def watch(progress: Progress) -> None:
@@ -87,8 +85,12 @@ def _plain(clock: Callable[[], float], write: Callable[[str], None]) -> Watch:
 def describe(progress: Progress, seconds: float) -> str:
     """Counts, rate and note of a stage, as one short text."""
     parts = [f"{count:,} {name}" for name, count in progress.counts.items() if count or name == "failed"]
-    if seconds > 1 and progress.done and progress.unit:
-        parts.append(f"{progress.done / seconds:,.1f} {progress.unit}/s")
+    worked = progress.counts.get("new", progress.done)  # what was reused took no time
+    if seconds > 1 and worked and progress.unit:
+        rate = worked / seconds
+        parts.append(f"{rate:,.1f} {progress.unit}/s")
+        if progress.total is not None and progress.done < progress.total:
+            parts.append(f"{(progress.total - progress.done) / rate:,.0f} s left")
     if progress.note:
         parts.append(progress.note)
     return "  ".join(parts)

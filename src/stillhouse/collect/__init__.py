@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import rfc8785
 
 from stillhouse.ask import Limits, Question, Sampling, Tally, Teacher, answers, ask
 from stillhouse.collect.prompts import PromptSet, load_prompts, name_broken
@@ -64,7 +65,7 @@ ROWS = 4096  # rows written at once
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """`digest` is over the keys and leaves of the exchanges, in order: what the next stage depends on."""
+    """`digest` is over the rows of the exchanges, in order: what the next stage depends on."""
 
     tally: Tally
     digest: str
@@ -148,9 +149,8 @@ def _write_exchanges(
         for question, exchange in answers(questions, teacher, sampling_of(recipe), ledger):
             if exchange is None:
                 continue
-            digest.update(f"{exchange.key} {exchange.leaf}\n".encode())
             prompt, completion = by_id[question.prompt_id], exchange.completion
-            yield {
+            row: Any = {
                 "key": exchange.key,
                 "leaf": exchange.leaf,
                 "decision": exchange.decision,
@@ -167,6 +167,8 @@ def _write_exchanges(
                 "prompt_tokens": completion.usage.prompt_tokens,
                 "completion_tokens": completion.usage.completion_tokens,
             }
+            digest.update(rfc8785.dumps(row))
+            yield row
 
     with storage("write", run.exchanges), pq.ParquetWriter(run.exchanges, EXCHANGES) as writer:
         batch: list[dict[str, Any]] = []

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +16,8 @@ import rfc8785
 from stillhouse.errors import storage
 from stillhouse.ledger import Ledger
 from stillhouse.recipe import Curate, Recipe
-from stillhouse.records import Progress, Verdict, Watch, unwatched
-from stillhouse.text import normalise
+from stillhouse.records import Message, Progress, Sample, Verdict, Watch, unwatched
+from stillhouse.text import conversation
 from stillhouse.workspace import RunFolder
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -120,7 +120,8 @@ def judge(row: Row, filters: list[Filter]) -> Verdict:
 
 
 def not_empty(row: Row) -> Verdict:
-    return KEEP if row["answer"].strip() or row["refusal"] else Verdict("drop", "empty")
+    """An empty answer is dropped whatever the settings; where the teacher said that it declined, as such."""
+    return KEEP if row["answer"].strip() else Verdict("drop", "refusal" if row["refusal"] else "empty")
 
 
 def not_truncated(row: Row) -> Verdict:
@@ -137,8 +138,8 @@ def first_of_its_kind() -> Filter:
     seen: set[bytes] = set()
 
     def unseen(row: Row) -> Verdict:
-        parts = [f"{m['role']}\x1f{normalise(m['content'])}" for m in row["messages"]]
-        text = "\x1e".join([*parts, normalise(row["answer"])])
+        turns = [(m["role"], m["content"]) for m in row["messages"]]
+        text = conversation([*turns, ("assistant", row["answer"])])
         mark = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if mark in seen:
             return Verdict("drop", "duplicate")
@@ -154,15 +155,17 @@ def _exchanges(run: RunFolder) -> Iterator[list[Row]]:
 
 
 def _sample(row: Row) -> Row:
-    return {
-        "id": f"{row['prompt_id']}#{row['sample_index']}",
-        "messages": row["messages"],
-        "completion": row["answer"],
-        "family": row["family"],
-        "group": row["group"],
-        "teacher": row["teacher"],
-        "leaves": [row["leaf"]],
-    }
+    """The columns of `Sample`, plain."""
+    sample = Sample(
+        id=f"{row['prompt_id']}#{row['sample_index']}",
+        messages=tuple(Message(m["role"], m["content"]) for m in row["messages"]),
+        completion=row["answer"],
+        family=row["family"],
+        group=row["group"],
+        teacher=row["teacher"],
+        leaves=(row["leaf"],),
+    )
+    return asdict(sample)
 
 
 def _row_leaf(sample: Row, run: RunFolder, transform: int) -> tuple[Any, dict[str, Any], dict[str, bytes]]:

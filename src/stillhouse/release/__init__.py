@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from stillhouse.errors import storage
 from stillhouse.ledger import Ledger
 from stillhouse.recipe import Recipe
@@ -25,7 +27,7 @@ class Released:
     files: dict[str, str]  # name -> SHA-256
 
 
-def release(run: RunFolder, recipe: Recipe, ledger: Ledger, decision: int) -> Released:
+def release(run: RunFolder, recipe: Recipe, ledger: Ledger) -> Released:
     """Write `release/`: the student as a transformers folder, README.md, provenance.json, and the checkpoint.
 
     The release leaf holds the SHA-256 of every file but the checkpoint, which is signed after it and so
@@ -36,7 +38,8 @@ def release(run: RunFolder, recipe: Recipe, ledger: Ledger, decision: int) -> Re
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(run.student, temporary)
     evaluation = json.loads(run.evaluation.read_bytes())
-    facts = _facts(run, recipe, evaluation, decision)
+    decisions = sorted(set(pq.read_table(run.exchanges, columns=["decision"])["decision"].to_pylist()))
+    facts = _facts(run, recipe, evaluation, decisions)
     write_json(temporary / "provenance.json", facts)
     write_json(temporary / "evaluation.json", evaluation)
     write_atomic(temporary / "README.md", model_card(recipe, run.root.name, evaluation, facts).encode())
@@ -44,7 +47,7 @@ def release(run: RunFolder, recipe: Recipe, ledger: Ledger, decision: int) -> Re
         p.relative_to(temporary).as_posix(): _sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()
     }
     leaf = ledger.append(
-        "release", {"run": run.root.name, "name": _name(recipe), "decision": decision, "files": files}
+        "release", {"run": run.root.name, "name": _name(recipe), "decisions": decisions, "files": files}
     )
     checkpoint = ledger.checkpoint()
     write_atomic(temporary / "ledger.checkpoint", checkpoint.note)
@@ -57,7 +60,9 @@ def release(run: RunFolder, recipe: Recipe, ledger: Ledger, decision: int) -> Re
     )
 
 
-def _facts(run: RunFolder, recipe: Recipe, evaluation: dict[str, Any], decision: int) -> dict[str, Any]:
+def _facts(
+    run: RunFolder, recipe: Recipe, evaluation: dict[str, Any], decisions: list[int]
+) -> dict[str, Any]:
     markers = {stage: json.loads(run.marker(stage).read_bytes()) for stage in ("collect", "curate", "train")}
     terms = recipe.teacher.terms
     return {
@@ -66,7 +71,7 @@ def _facts(run: RunFolder, recipe: Recipe, evaluation: dict[str, Any], decision:
             "model": recipe.teacher.model,
             "endpoint": recipe.teacher.endpoint,
             "revision": markers["collect"]["result"].get("revision"),
-            "decision_leaf": decision,
+            "decision_leaves": decisions,
             "declared_terms": None if terms is None else terms.model_dump(mode="json"),
         },
         "student": {"init": recipe.student.init},
@@ -120,8 +125,9 @@ def model_card(recipe: Recipe, run: str, evaluation: dict[str, Any], facts: dict
             "",
             f"{samples['kept']} rows were kept of {samples['rows']} teacher answers; dropped: "
             f"{json.dumps(samples['reasons'], sort_keys=True)}. Every row is a leaf in the ledger that names "
-            f"the teacher's answer, and every answer names the decision by which it was allowed "
-            f"(leaf {facts['teacher']['decision_leaf']}). `ledger.checkpoint` is the ledger's signed head.",
+            "the teacher's answer, and every answer names the decision by which it was allowed (leaves "
+            f"{', '.join(map(str, facts['teacher']['decision_leaves']))}). `ledger.checkpoint` is the "
+            "ledger's signed head.",
             "",
             "unanchored: internally consistent only. Nobody else is known to hold a checkpoint.",
             "",

@@ -1,0 +1,178 @@
+"""Questions and their answers: what identifies them, what they can cost, and where the ledger holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+from urllib.parse import urlsplit
+
+from stillhouse.ledger import Ledger, StoredExchange, exchange_key, read_workspace_key
+from stillhouse.models.endpoint import parse_chat
+from stillhouse.money import Budget, Price, worst_prompt_tokens
+from stillhouse.records import Completion, Exchange, Message
+
+PATH = "/chat/completions"
+LOOKUP = 512  # questions looked up in the ledger at once
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """Whom to ask. `endpoint` and `revision` are lasting names and enter every exchange key; `url` may
+    change. `url` is called when the first question must really be sent, so that a local teacher is
+    started only when it is needed; None means that nothing can be asked (imported answers)."""
+
+    model: str
+    endpoint: str
+    revision: str
+    url: Callable[[], str] | None
+    key_env: str | None = None
+    system: str = ""
+    price: Price | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`timeout` in seconds for one attempt, `retries` after it, `max_cost` in US dollars for the whole run,
+    of which `spent` went before this call; `max_failures` is a share of the questions."""
+
+    concurrency: int
+    timeout: float
+    retries: int
+    max_cost: float | None = None
+    max_failures: float = 1.0
+    spent: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    prompt_id: str
+    messages: tuple[Message, ...]
+    sample_index: int = 0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the questions: questions = reused + answered + failed, once the work is over.
+
+    `sent` counts the attempts of this call, retries included, and `failures` those that failed, by kind;
+    `unknown` the attempts that an earlier process of this run left open. Tokens and `billed` (US dollars)
+    are of all answers that this run has bought; `budget.spent` adds the worst case of requests that were
+    sent without an answer, which may have been billed too.
+    """
+
+    questions: int = 0
+    reused: int = 0
+    answered: int = 0
+    sent: int = 0
+    unknown: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    failed: dict[tuple[str, int], str] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    billed: float = 0.0
+    budget: Budget = field(default_factory=Budget)
+
+    def count(self, completion: Completion, cost: float | None) -> None:
+        self.prompt_tokens += completion.usage.prompt_tokens or 0
+        self.completion_tokens += completion.usage.completion_tokens or 0
+        self.billed += cost or 0.0
+
+
+def logical_endpoint(url: str, provider: str | None) -> str:
+    return provider or urlsplit(url).hostname or url
+
+
+def request_body(question: Question, teacher: Teacher, sampling: Sampling) -> dict[str, Any]:
+    """The JSON body as it is sent. A seed is sent only where answers are drawn, one for each sample."""
+    system = (Message("system", teacher.system),) if teacher.system else ()
+    body: dict[str, Any] = {
+        "model": teacher.model,
+        "messages": [{"role": m.role, "content": m.content} for m in (*system, *question.messages)],
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+    }
+    if sampling.temperature > 0:
+        body["seed"] = question.sample_index
+    return body
+
+
+def question_key(workspace_key: bytes, question: Question, teacher: Teacher, sampling: Sampling) -> str:
+    """The exchange key. Imported answers have no sampling settings, so their key holds only the messages."""
+    body = request_body(question, teacher, sampling)
+    if teacher.url is None:
+        body = {"model": teacher.model, "messages": body["messages"]}
+    return exchange_key(
+        workspace_key,
+        path=PATH,
+        endpoint=teacher.endpoint,
+        revision=teacher.revision,
+        body=body,
+        sample_index=question.sample_index,
+        epoch=0,
+    )
+
+
+def worst_cost(question: Question, teacher: Teacher, sampling: Sampling) -> float:
+    """US dollars that one attempt can cost at most; 0 where no price is known and so none can be capped."""
+    if teacher.price is None:
+        return 0.0
+    size = len(teacher.system.encode()) + sum(len(m.content.encode()) for m in question.messages)
+    return teacher.price.of(worst_prompt_tokens(size, len(question.messages) + 1), sampling.max_tokens)
+
+
+def answers(
+    questions: Iterable[Question], teacher: Teacher, sampling: Sampling, ledger: Ledger
+) -> Iterator[tuple[Question, Exchange | None]]:
+    """Each question with its exchange from the ledger, in order; None where there is none (yet)."""
+    for question, _, stored in stored_answers(questions, teacher, sampling, ledger):
+        yield question, None if stored is None else as_exchange(question, teacher, stored)
+
+
+def stored_answers(
+    questions: Iterable[Question], teacher: Teacher, sampling: Sampling, ledger: Ledger
+) -> Iterator[tuple[Question, str, StoredExchange | None]]:
+    """Each question with its key and what the ledger holds under it."""
+    secret = read_workspace_key(ledger.workspace)
+    for batch in _batches(questions, LOOKUP):
+        keys = [question_key(secret, q, teacher, sampling) for q in batch]
+        found = {stored.key: stored for stored in ledger.exchanges(set(keys))}
+        for question, key in zip(batch, keys, strict=True):
+            yield question, key, found.get(key)
+
+
+def as_exchange(question: Question, teacher: Teacher, stored: StoredExchange) -> Exchange | None:
+    """The stored exchange, or None where its content was erased or no longer parses."""
+    if stored.response is None:
+        return None
+    try:
+        completion = parse_chat(stored.response)[0]
+    except (ValueError, IndexError):
+        return None
+    return Exchange(
+        key=stored.key,
+        leaf=stored.leaf,
+        decision=int(stored.body["decision"]),
+        teacher=teacher.model,
+        prompt_id=question.prompt_id,
+        messages=question.messages,
+        completion=replace(completion, logprobs=None),
+        sample_index=question.sample_index,
+        run=str(stored.body.get("run", "")),
+        cost=None if (bill := stored.body.get("microdollars")) is None else bill / 1e6,
+    )
+
+
+def _batches(items: Iterable[Question], size: int) -> Iterator[list[Question]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
