@@ -26,6 +26,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/generate.py --check
 
 docs: setup
 	$(BIN)/python docs/generate.py
@@ -34,5 +35,6 @@ docs: setup
 teacher: setup
 	$(BIN)/python -m stillhouse.models.embedded.make all
 
+# Leaves .stillhouse alone: the ledger and its keys cannot be made again.
 clean:
-	rm -rf .venv .stillhouse build
+	rm -rf .venv build

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -72,11 +73,10 @@ def _table(title: str, entry: dict[str, Any], schema: dict[str, Any]) -> list[st
 
 
 def _plain(value: Any) -> str:
-    return (
-        {None: "none", True: "true", False: "false"}.get(value, value)
-        if not isinstance(value, list)
-        else str(value)
-    )
+    """As TOML writes it; a text without its quotation marks unless it is empty."""
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def _type(value: dict[str, Any]) -> str:

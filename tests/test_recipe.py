@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.errors import UsageError
-from stillhouse.recipe import Recipe, load_recipe, parse_recipe, recipe_digest, recipe_schema
+from stillhouse.recipe import Recipe, load_recipe, parse_recipe, recipe_digest, recipe_schema, run_digest
 
 GOOD = """\
 [run]
@@ -115,3 +115,128 @@ def test_no_key_whatever_crashes_the_reader(table, key):
     except UsageError as error:
         shown = (error.what, error.mend)
         assert all(shown)
+
+
+REMOTE = GOOD.replace('model = "embedded:desk"', 'model = "m"\nendpoint = "https://api.example.com/v1"')
+HIDDEN = "s3cr3t-hunter2"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f'endpoint = "https://me:{HIDDEN}@api.example.com/v1"',
+        f'endpoint = "https://api.example.com/v1?key={HIDDEN}"',
+        f'endpoint = "https://api.example.com/v1#{HIDDEN}"',
+        f'endpoint = "https://me:{HIDDEN}"',
+        f'endpoint = "https://[{HIDDEN}]/v1"',
+        f'endpoint = "{HIDDEN}"',
+        f'endpoint = ["{HIDDEN}"]',
+        'endpoint = "https:///v1"',
+        f'key_env = "{HIDDEN}"',
+        f'key_env = "${{{HIDDEN}}}"',
+        f'key_env = {{ name = "{HIDDEN}" }}',
+        'key_env = ""',
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_refused_and_not_repeated(line):
+    text = GOOD.replace('model = "embedded:desk"', f'model = "m"\n{line}')
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+    error = caught.value
+    assert f"a.toml:6: `teacher.{line.split(' ')[0]}`" in error.what
+    assert HIDDEN not in f"{error} {error.what} {error.why} {error.mend}"
+    if line.startswith("key_env = ") and "{ name" not in line:
+        assert "NAME" in error.why
+
+
+def test_a_plain_endpoint_and_the_name_of_a_variable_are_taken():
+    made = parse(REMOTE.replace("/v1", ":8443/a/v1").replace("[prompts]", 'key_env = "_Key2"\n[prompts]'))
+    assert made.teacher.endpoint == "https://api.example.com:8443/a/v1"
+    assert made.teacher.key_env == "_Key2"
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ('model = "m"\nendpoint = "http://h/v1"', "endpoint"),
+        ('model = "embedded:desk"', "embedded:desk"),
+        ('model = "m"\nsystem = "Be brief."', "system"),
+        ('model = "m"\nrevision = "2"', "revision"),
+    ],
+)
+def test_imported_answers_go_with_nothing_that_asks(more, named):
+    with pytest.raises(UsageError, match="`teacher` is not usable") as caught:
+        parse(GOOD.replace('model = "embedded:desk"', f"{more}\nimported = true"))
+    assert named in caught.value.why
+    assert parse(GOOD.replace('"embedded:desk"\n\n[p', '"m"\nimported = true\n\n[p')).teacher.imported
+
+
+@pytest.mark.parametrize("word", ["config", "from_teacher"])
+def test_words_for_the_student_are_never_folders(tmp_path: Path, word):
+    (tmp_path / word).mkdir()
+    path = tmp_path / "r.toml"
+    path.write_text(GOOD.replace("embedded:base", word))
+    assert load_recipe(path).student.init == word
+
+
+def changed(text: str, table: str, line: str) -> Recipe:
+    if f"[{table}]\n" in text:
+        return parse(text.replace(f"[{table}]\n", f"[{table}]\n{line}\n"))
+    return parse(f"{text}\n[{table}]\n{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ("teacher", 'key_env = "K"'),
+        ("teacher", "price = { input = 1, output = 2 }"),
+        ("teacher", 'terms = { document = "t", read_on = 2026-11-01, declared_by = "R" }'),
+        ("collect", "concurrency = 2"),
+        ("collect", "timeout = 9"),
+        ("collect", "retries = 1"),
+        ("collect", "max_cost = 1"),
+        ("collect", "max_failures = 0.5"),
+        ("train", "checkpoint_seconds = 5"),
+        ("evaluate", "resamples = 100"),
+        ("evaluate", "baseline = false"),
+        ("evaluate", "max_tokens = 9"),
+        ("release", 'name = "other"'),
+        ("release", 'licence = "MIT"'),
+    ],
+)
+def test_what_changes_no_row_keeps_the_run(table, line):
+    assert run_digest(changed(REMOTE, table, line)) == run_digest(parse(REMOTE))
+    assert recipe_digest(changed(REMOTE, table, line)) != recipe_digest(parse(REMOTE))
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ("teacher", 'system = "Be brief."'),
+        ("teacher", 'revision = "2"'),
+        ("teacher", 'provider = "example"'),
+        ("collect", "samples = 2"),
+        ("collect", "max_tokens = 9"),
+        ("prompts", "count = 9"),
+        ("curate", "refusals = false"),
+        ("student", "lora = { rank = 4 }"),
+        ("train", "clip = 2"),
+        ("evaluate", "held_out = 0.2"),
+        ("evaluate", 'source = "other.jsonl"'),
+        ("evaluate", "count = 9"),
+        ("run", "seed = 18"),
+    ],
+)
+def test_what_changes_rows_makes_another_run(table, line):
+    assert run_digest(changed(REMOTE, table, line)) != run_digest(parse(REMOTE))
+
+
+def test_the_run_depends_on_the_provider_or_else_on_the_host():
+    moved = parse(REMOTE.replace("https://api.example.com/v1", "http://API.example.com:8080/v2"))
+    other = parse(REMOTE.replace("api.example.com", "other.example.com"))
+    assert run_digest(parse(REMOTE)) == run_digest(moved) != run_digest(other)
+    line = 'provider = "example"'
+    assert run_digest(changed(REMOTE, "teacher", line)) == run_digest(
+        changed(REMOTE.replace("api.example.com", "other.example.com"), "teacher", line)
+    )
+    assert run_digest(parse(REMOTE)) != run_digest(parse(GOOD.replace("embedded:desk", "m", 1)))

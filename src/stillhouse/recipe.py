@@ -1,8 +1,8 @@
 """The recipe: one TOML file describes one run.
 
 The pydantic tree below is the whole of it. An unknown key stops the run with the nearest valid name and
-the line; the resolved tree (defaults filled in, paths absolute) is stored in the run, and its digest
-names the run, so that changed settings never mix with old rows.
+the line; the resolved tree (defaults filled in, paths absolute) is stored in the run, and the digest
+of what its rows depend on names the run, so that changed settings never mix with old rows.
 """
 
 from __future__ import annotations
@@ -14,23 +14,29 @@ import tomllib
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import rfc8785
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stillhouse.errors import UsageError
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
+SECRET = ("teacher.endpoint", "teacher.key_env")  # where a key may stand by mistake: never echoed
+WORDS = ("config", "from_teacher")  # ways to make a student, never names of folders
+
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class Run(_Table):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Names the run folder.")
-    seed: int = Field(default=17, ge=0, description="Seeds sampling, order of training and bootstrap.")
+    seed: int = Field(
+        default=17, ge=0, description="Seeds the order of training, the held-out split and the bootstrap."
+    )
 
 
 class Declaration(_Table):
@@ -61,9 +67,12 @@ class Teacher(_Table):
         description="OpenAI-compatible base URL, with its /v1; without it the model is served here.",
     )
     provider: str | None = Field(
-        default=None, description="A lasting name for the endpoint, part of every answer's key; its host by default."
+        default=None,
+        description="A lasting name for the endpoint, part of every answer's key; its host by default.",
     )
-    imported: bool = Field(default=False, description="Answers come from `stillhouse import`; nothing is asked.")
+    imported: bool = Field(
+        default=False, description="Answers come from `stillhouse import`; nothing is asked."
+    )
     key_env: str | None = Field(default=None, description="Environment variable that holds the API key.")
     revision: str = Field(
         default="", description="The model's declared version, where the server has several."
@@ -71,6 +80,44 @@ class Teacher(_Table):
     system: str = Field(default="", description="A system prompt put before every prompt.")
     terms: Declaration | None = None
     price: Price | None = None
+
+    @field_validator("endpoint")
+    @classmethod
+    def _no_secret_in_the_endpoint(cls, endpoint: str | None) -> str | None:
+        if endpoint is None:
+            return None
+        try:
+            parts = urlsplit(endpoint)
+            host, _ = parts.hostname, parts.port
+        except ValueError:  # its message repeats a part of the URL
+            host = None
+        if not host or "@" in parts.netloc or "?" in endpoint or "#" in endpoint:
+            raise ValueError(
+                "it must be a plain base URL: scheme, host, port and path, without user, password, query or "
+                "fragment; a key belongs into the environment variable that `key_env` names"
+            )
+        return endpoint
+
+    @field_validator("key_env")
+    @classmethod
+    def _name_of_a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError(
+                "it is the NAME of an environment variable, such as TEACHER_API_KEY, not the key itself"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _imported_alone(self) -> Teacher:
+        if self.imported:
+            clash = [name for name in ("endpoint", "system", "revision") if getattr(self, name)]
+            if self.model.startswith("embedded:"):
+                clash.append(f'model = "{self.model}"')
+            if clash:
+                raise ValueError(
+                    f"`imported = true` means that nothing is asked, and does not go with {', '.join(clash)}"
+                )
+        return self
 
 
 class Prompts(_Table):
@@ -101,7 +148,9 @@ class Collect(_Table):
 
 
 class Curate(_Table):
-    duplicates: bool = Field(default=True, description="Drop exact repeats of prompt and answer.")
+    duplicates: bool = Field(
+        default=True, description="Drop repeats of prompt and answer, letter case and white space aside."
+    )
     truncated: bool = Field(default=True, description="Drop answers that ended at max_tokens.")
     refusals: bool = Field(default=True, description="Drop answers in which the teacher declined.")
 
@@ -220,9 +269,12 @@ def parse_recipe(tree: dict[str, Any], text: str = "", where: str = "recipe") ->
             raise UsageError(
                 f"{at}: `{name}` is missing{more}", "a recipe needs it", f"add `{place[-1]}`"
             ) from None
+        why = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+        hidden = name == "teacher" or name.startswith(SECRET)
+        shown = isinstance(first["input"], str | int | float) and not hidden
         raise UsageError(
             f"{at}: `{name}` is not usable{more}",
-            f"{first['msg']} (got {first['input']!r})",
+            f"{why} (got {first['input']!r})" if shown else why,
             "see docs/recipe.md",
         ) from None
 
@@ -230,6 +282,30 @@ def parse_recipe(tree: dict[str, Any], text: str = "", where: str = "recipe") ->
 def recipe_digest(recipe: Recipe) -> str:
     """SHA-256 (hex) over the resolved recipe as RFC 8785 canonical JSON."""
     return hashlib.sha256(rfc8785.dumps(recipe.model_dump(mode="json"))).hexdigest()
+
+
+def run_digest(recipe: Recipe) -> str:
+    """SHA-256 (hex) by which a run's folder is found again; `recipe_digest` is over everything.
+
+    Left out is what cannot change what a stage writes (the key's variable, how fast and how long is asked,
+    when training is saved), what is no part of an answer's key (the URL behind `teacher.provider`, else all
+    of it but its host; terms and price), and what a later stage's digest of its own inputs covers: all of
+    [release], and of [evaluate] all but the settings that say which prompts are kept apart for the test.
+    So a changed price, cap, cut of the report or name of the release goes on in the same folder, and only
+    what depends on it is done again.
+    """
+    tree = recipe.model_dump(mode="json")
+    teacher, evaluate = tree["teacher"], tree["evaluate"]
+    if recipe.teacher.endpoint:
+        teacher["endpoint"] = recipe.teacher.provider or urlsplit(recipe.teacher.endpoint).hostname
+    for name in ("key_env", "terms", "price"):
+        del teacher[name]
+    for name in ("concurrency", "timeout", "retries", "max_cost", "max_failures"):
+        del tree["collect"][name]
+    del tree["train"]["checkpoint_seconds"], tree["release"]
+    split = ("source", "count", "seed", "split", "held_out")
+    tree["evaluate"] = {name: evaluate[name] for name in split}
+    return hashlib.sha256(rfc8785.dumps(tree)).hexdigest()
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -254,7 +330,10 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
             "teacher": teacher.model_copy(update={"model": model, "terms": terms}),
             "prompts": recipe.prompts.model_copy(update={"source": path(recipe.prompts.source)}),
             "student": student.model_copy(
-                update={"init": path(student.init), "tokenizer": path(student.tokenizer)}
+                update={
+                    "init": student.init if student.init in WORDS else path(student.init),
+                    "tokenizer": path(student.tokenizer),
+                }
             ),
             "evaluate": recipe.evaluate.model_copy(update={"source": path(recipe.evaluate.source)}),
         }

@@ -1,11 +1,9 @@
-"""Text as rows are compared by: normalised, cut into words, cut into shingles."""
+"""Text as rows are compared by."""
 
 from __future__ import annotations
 
-import re
 import unicodedata
-
-_WORD = re.compile(r"\w+", re.UNICODE)
+from collections.abc import Iterable
 
 
 def normalise(text: str) -> str:
@@ -13,12 +11,16 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
+def conversation(messages: Iterable[tuple[str, str]]) -> str:
+    """One text for (role, content) pairs; two conversations that differ in case and white space share it."""
+    # Normalised text holds no control separator: `split` takes both of these for white space.
+    return "\x1e".join(f"{role}\x1f{normalise(content)}" for role, content in messages)
 
 
-def shingles(tokens: list[str], n: int) -> set[tuple[str, ...]]:
-    """All runs of n tokens; a shorter text is one shingle of its own length."""
-    if len(tokens) < n:
-        return {tuple(tokens)} if tokens else set()
-    return {tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)}
+def is_unicode(text: str) -> bool:
+    """False for a text with half a character (a lone surrogate), which no file or request can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

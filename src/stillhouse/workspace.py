@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +41,10 @@ class Workspace:
     def verifying_key(self) -> Path:
         return self.root / "keys" / "signing.pub"
 
+    def earlier_verifying_key(self, public: bytes) -> Path:
+        """Where a public key (32 bytes) is kept after it was replaced."""
+        return self.root / "keys" / f"signing-{public.hex()[:8]}.pub"
+
     @property
     def runs(self) -> Path:
         return self.root / "runs"
@@ -49,17 +53,28 @@ class Workspace:
         return RunFolder(self.runs / f"{name}-{digest[:8]}")
 
     def find_run(self, name: str) -> RunFolder:
-        """The run called `name`, which may leave out the digest or be a path. Newest wins."""
+        """The run called `name`, which may be a path, or leave out the digest, or be only the beginning.
+
+        The exact name goes before a name without its digest, and that before a mere beginning; among
+        equals the newest wins. Raises UsageError when there is none.
+        """
         direct = Path(name)
-        if (direct / "recipe.json").is_file():
+        if _holds_a_run(direct):
             return RunFolder(direct.resolve())
-        found = [p for p in self.runs.glob(f"{name}*") if (p / "recipe.json").is_file()]
+        folders = sorted(self.runs.iterdir()) if self.runs.is_dir() else []
+        found = [p for p in folders if p.name.startswith(name) and _holds_a_run(p)]
         if not found:
-            known = ", ".join(sorted(p.name for p in self.runs.glob("*"))[:8]) or "none yet"
+            known = ", ".join(p.name for p in folders[:8]) or "none yet"
             raise UsageError(
                 f"no run named {name!r}", f"runs in {self.runs}: {known}", "see `stillhouse run RECIPE`"
             )
-        return RunFolder(max(found, key=lambda p: (p.name == name, (p / "recipe.json").stat().st_mtime_ns)))
+        whole = re.compile(re.escape(name) + "-[0-9a-f]{8}")
+
+        def rank(folder: Path) -> tuple[bool, bool, int]:
+            changed = (folder / "recipe.json").stat().st_mtime_ns
+            return folder.name == name, whole.fullmatch(folder.name) is not None, changed
+
+        return RunFolder(max(found, key=rank))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +183,11 @@ def init_workspace(folder: Path) -> Workspace:
     with storage("make the workspace", workspace.root):
         keys = workspace.workspace_key.parent
         keys.mkdir(parents=True, exist_ok=True)
-        keys.chmod(0o700)
+        for private in (workspace.root, keys):  # runs hold prompts and answers as well
+            private.chmod(0o700)
         workspace.runs.mkdir(exist_ok=True)
         if not workspace.workspace_key.exists():
-            _write_private(workspace.workspace_key, (secrets.token_hex(32) + "\n").encode())
+            _write_new(workspace.workspace_key, (secrets.token_hex(32) + "\n").encode(), 0o600)
         if not workspace.signing_key.exists():
             key = Ed25519PrivateKey.generate()
             pem = key.private_bytes(
@@ -180,7 +196,7 @@ def init_workspace(folder: Path) -> Workspace:
             public = key.public_key().public_bytes(
                 serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
             )
-            _write_private(workspace.signing_key, pem)
+            _write_new(workspace.signing_key, pem, 0o600)
             write_atomic(workspace.verifying_key, public)
         ignore = workspace.root / ".gitignore"
         if not ignore.exists():
@@ -189,18 +205,17 @@ def init_workspace(folder: Path) -> Workspace:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old or the new content, never a part; durable on return."""
+    """Write a file so that a reader sees the old or the new content, never a part; durable on return.
+
+    Who may read it is for the umask to say, as for any new file.
+    """
     with storage("write", path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
+            _write_new(fresh, data, 0o666)
+            os.replace(fresh, path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            fresh.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
 
@@ -241,8 +256,15 @@ def locked(run: RunFolder) -> Iterator[None]:
         file.close()
 
 
-def _write_private(path: Path, data: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+def _holds_a_run(folder: Path) -> bool:
+    try:
+        return (folder / "recipe.json").is_file()
+    except OSError:  # a name too long for the file system, or a folder of somebody else
+        return False
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
         file.flush()

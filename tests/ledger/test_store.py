@@ -398,13 +398,54 @@ def test_erased_content_is_gone_from_the_files_and_the_log_still_verifies(ledger
     assert ledger.leaf(tombstone).body["leaf"] == leaf
     assert ledger.contents(leaf) == {"request": None, "response": None}
     (found,) = ledger.exchanges([KEYS[1]])
-    assert (found.request, found.response) == (None, None)
+    assert (found.request, found.response, found.erased) == (None, None, True)
     assert ledger.root(2) == root
     verification = ledger.verify()
     assert verification.ok, verification
     assert ledger.contents(other) == {"text": kept}
     with pytest.raises(LedgerError, match="nothing to erase"):
         ledger.erase(leaf, "again")
+
+
+def test_erasing_an_answer_erases_the_rows_made_from_it(ledger, workspace):
+    secret, other_secret = os.urandom(9000), os.urandom(9000)
+    answer, other = ask(ledger, 1), ask(ledger, 2)
+    rows = ledger.append_many(
+        [
+            ("row", {"run": "a", "exchanges": [answer]}, {"row": secret}),
+            ("row", {"run": "a", "exchanges": [other]}, {"row": other_secret}),
+            ("row", {"run": "b", "exchanges": [other, answer]}, {"row": secret + b"again"}),
+            ("row", {"run": "b", "exchanges": []}, {"row": b"of nothing"}),
+        ]
+    )
+    salts = [row[0] for row in ledger.read("SELECT salt FROM content WHERE leaf IN (?, ?)", rows[::2])]
+    ledger.read("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert secret[5000:5016] in everything(workspace)
+    root = ledger.root()
+    tombstone = ledger.erase(answer, "request of the person")
+    files = everything(workspace)
+    assert not any(secret[at : at + 16] in files for at in range(0, len(secret), 100))
+    assert not any(salt in files for salt in salts)
+    assert other_secret[5000:5016] in files
+    assert ledger.size() == tombstone + 1
+    assert ledger.root(tombstone) == root
+    body = ledger.leaf(tombstone).body
+    assert (body["leaf"], body["rows"]) == (answer, [rows[0], rows[2]])
+    assert body["contents"] == ["request", "response", "row"]
+    for row, text in zip(rows, (None, other_secret, None, b"of nothing"), strict=True):
+        assert ledger.contents(row) == {"row": text}
+    verification = ledger.verify()
+    assert verification.ok, verification
+    # Another answer is its own leaf; what it shares with the first is gone already.
+    assert ledger.leaf(ledger.erase(other, "the same person")).body["rows"] == [rows[1]]
+    assert ledger.verify().ok
+
+
+def test_an_answer_without_recorded_text_is_not_an_erased_one(ledger):
+    ledger.append("exchange", {"key": KEYS[5]}, {})
+    ask(ledger, 6)
+    found = {stored.key: stored.erased for stored in ledger.exchanges(KEYS[5:7])}
+    assert found == {KEYS[5]: False, KEYS[6]: False}
 
 
 def everything(workspace):

@@ -252,7 +252,8 @@ def test_a_rotated_key_is_signed_over_by_the_old_one(ledger, workspace):
     assert new != old
     assert ledger.leaf(leaf).kind == "correction"
     assert workspace.signing_key.stat().st_mode & 0o077 == 0
-    kept = load_pem_public_key(workspace.verifying_key.with_name(f"signing-{old.hex()[:8]}.pub").read_bytes())
+    kept = load_pem_public_key(workspace.earlier_verifying_key(old).read_bytes())
+    assert workspace.earlier_verifying_key(old).name == f"signing-{old.hex()[:8]}.pub"
     assert kept.public_bytes_raw() == old
     ledger.append("row", {})
     assert signer_of(ledger.checkpoint().note, [old, new]) == new
@@ -303,8 +304,36 @@ def test_a_stranger_can_check_an_export_with_public_tools_alone(ledger, tmp_path
     assert b"\n".join(data) + b"\n" == (folder / "leaves.jsonl").read_bytes()
     assert checkpoint.note == note
     assert not any(b"the answer" in file.read_bytes() for file in folder.rglob("*") if file.is_file())
-    ledger.export(folder, contents=True)
-    assert len((folder / "contents.jsonl").read_bytes().splitlines()) == 2
+    ledger.export(tmp_path / "whole", contents=True)
+    assert len((tmp_path / "whole" / "contents.jsonl").read_bytes().splitlines()) == 2
+
+
+def test_an_export_goes_to_a_new_or_empty_folder_only(ledger, tmp_path):
+    fill(ledger)
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "contents.jsonl").write_text("of another log\n")
+    for place in (taken, taken / "contents.jsonl"):
+        with pytest.raises(UsageError, match="cannot export") as caught:
+            ledger.export(place)
+        assert caught.value.why
+        assert caught.value.mend
+    assert [file.name for file in taken.iterdir()] == ["contents.jsonl"]
+    (tmp_path / "empty").mkdir()
+    assert ledger.export(tmp_path / "empty").size == 600
+
+
+def test_a_tombstone_covers_only_the_leaves_that_it_names(ledger, workspace):
+    answer = ledger.append("exchange", {"key": "cd" * 32}, {"response": b"a"})
+    ledger.append("row", {"exchanges": [answer]}, {"row": b"a"})
+    other = ledger.append("row", {"exchanges": []}, {"row": b"b"})
+    tombstone = ledger.erase(answer, "asked for")
+    assert ledger.verify().ok
+    with contextlib.closing(sqlite3.connect(workspace.ledger)) as db, db:
+        db.execute(
+            "UPDATE content SET salt = NULL, body = NULL, erased = ? WHERE leaf = ?", (tombstone, other)
+        )
+    assert ledger.verify().state == "failed: contents"
 
 
 @pytest.mark.parametrize(

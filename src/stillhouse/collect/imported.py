@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 
 from stillhouse.ask import Question, Sampling, Teacher, question_key, request_body
 from stillhouse.collect.prompts import Broken, parse_prompt, read_rows
@@ -15,14 +16,18 @@ from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger, read_workspace_key
 from stillhouse.recipe import Declaration, Prompts
 from stillhouse.terms import gate
+from stillhouse.text import is_unicode
 
 ROWS = 1000  # leaves written at once
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
+    """What became of the rows of a file: rows = imported + known + repeated + broken."""
+
     imported: int
-    known: int  # rows whose prompt had an imported answer of this model already
+    known: int  # the ledger had an imported answer of this model to this prompt
+    repeated: int  # the file asked this before, with the same answer or another one: the first was taken
     broken: tuple[Broken, ...]
     decision: int
 
@@ -39,6 +44,8 @@ def import_file(
 
     A recipe then uses them with `teacher.imported = true`, the same `teacher.model`, and the same file as
     `prompts.source`. Who gave the answers, and on what terms, is the operator's word; the leaf says so.
+    An answer that was erased can be imported again. Raises UsageError when no row is usable, GateRefused
+    when the declaration does not allow the use.
     """
     decision = gate.admit_import(model, declaration, ledger, datetime.now(UTC))
     secret = read_workspace_key(ledger.workspace)
@@ -56,6 +63,9 @@ def import_file(
         if not isinstance(text, str) or not text.strip():
             broken.append(Broken(place, f"no answer in column `{answer}`"))
             continue
+        if not is_unicode(text):
+            broken.append(Broken(place, "the answer holds half a character (a lone surrogate)"))
+            continue
         seen += 1
         question = Question(parsed.id, parsed.messages)
         key = question_key(secret, question, teacher, _NONE)
@@ -72,11 +82,26 @@ def import_file(
         raise UsageError(
             f"no usable row in {file}", f"{len(broken)} broken rows", f"columns `{prompt}` and `{answer}`"
         )
-    known = {stored.key for stored in ledger.exchanges(rows)}
+    known = {stored.key for stored in ledger.exchanges(rows) if stored.response is not None}
     new = [leaf for key, leaf in rows.items() if key not in known]
     for start in range(0, len(new), ROWS):
         ledger.append_many(new[start : start + ROWS])
-    return Imported(len(new), seen - len(new), tuple(broken), decision)
+    return Imported(len(new), len(known), seen - len(rows), tuple(broken), decision)
+
+
+def declare(document: Path, read_on: str, declared_by: str) -> Declaration:
+    """The statement under which answers are imported. Raises UsageError for a bad date or an empty name."""
+    try:
+        return Declaration.model_validate(
+            {"document": str(document), "read_on": read_on.strip(), "declared_by": declared_by.strip()}
+        )
+    except ValidationError as error:
+        fault = error.errors()[0]["loc"][0]
+        what, mend = {
+            "read_on": (f"{read_on!r} is not a date", "give the day on which you read the terms: YYYY-MM-DD"),
+            "declared_by": ("nobody declares the terms", "give the name of whoever says so"),
+        }[str(fault)]
+        raise UsageError(what, "answers are imported under terms that somebody read on a day", mend) from None
 
 
 _NONE = Sampling(0.0, 1.0, 1)  # how imported answers were sampled is not known, and enters no key

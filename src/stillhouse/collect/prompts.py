@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -14,10 +14,11 @@ from typing import Any, cast
 from stillhouse.errors import UsageError
 from stillhouse.recipe import Prompts, Recipe
 from stillhouse.records import Message, Prompt, Role
-from stillhouse.text import normalise
+from stillhouse.text import conversation, is_unicode
 
 ROLES = ("system", "user", "assistant", "tool")
 NAMED = 20  # broken rows that are named one by one; all are counted
+LONGEST_CELL = 2**31 - 1  # of a CSV file, in characters; the csv module's own limit is 131,072
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,7 @@ def load_prompts(recipe: Recipe) -> PromptSet:
     else:
         train, broken = _read(settings, settings.count)
     if not train:
-        first = f"; the first: {broken[0].place}: {broken[0].reason}" if broken else ""
-        raise UsageError(
-            f"no usable prompt in {settings.source}",
-            f"{len(broken)} broken rows{first}" if broken else "the source is empty",
-            f"each row needs `{settings.prompt}`: a text, or a list of messages with role and content",
-        )
+        raise _no_prompt(settings.source, settings.prompt, broken)
     test_source = testing.source or (settings.source if settings.source.startswith("embedded:") else None)
     if test_source is None:
         train, test = _held_out(train, testing.held_out, recipe.run.seed)
@@ -62,15 +58,36 @@ def load_prompts(recipe: Recipe) -> PromptSet:
         test = _embedded(test_source, testing.split, testing.count or 1000, testing.seed)
     else:
         test, more = _read(settings.model_copy(update={"source": test_source}), testing.count)
+        if not test:
+            raise _no_prompt(test_source, settings.prompt, more)
         test = [replace(p, id=f"test-{p.id}") for p in test]
         broken += more
     asked = {_question(p) for p in test}
     kept = [p for p in train if _question(p) not in asked]
+    if not kept:
+        raise UsageError(
+            f"no training prompt is left of {settings.source}",
+            f"all {len(train)} are also test prompts, and what is tested is never learned from"
+            if train
+            else "every prompt was kept back for the test",
+            "give `evaluate.source` other prompts than `prompts.source`, or leave it out"
+            if testing.source
+            else "lower `evaluate.held_out`, or give more prompts or groups",
+        )
     return PromptSet(tuple(kept), tuple(test), tuple(broken), len(train) - len(kept))
 
 
 def _question(prompt: Prompt) -> str:
-    return "\x1e".join(f"{m.role}\x1f{normalise(m.content)}" for m in prompt.messages)
+    return conversation((m.role, m.content) for m in prompt.messages)
+
+
+def _no_prompt(source: str, column: str, broken: list[Broken]) -> UsageError:
+    first = f"; the first: {broken[0].place}: {broken[0].reason}" if broken else ""
+    return UsageError(
+        f"no usable prompt in {source}",
+        f"{len(broken)} broken rows{first}" if broken else "the source is empty",
+        f"each row needs `{column}`: a text, or a list of messages with role and content",
+    )
 
 
 def _embedded(source: str, split: str, count: int, seed: int) -> list[Prompt]:
@@ -111,6 +128,7 @@ def _read(settings: Prompts, count: int | None) -> tuple[list[Prompt], list[Brok
 
 
 def parse_prompt(row: Any, settings: Prompts, place: str, number: int) -> Prompt | Broken:
+    """The row as a prompt, or why it is none. 0 and false are values; null and the empty text are absence."""
     if not isinstance(row, dict):
         return Broken(place, f"a row must be an object, this is a {type(row).__name__}")
     value = row.get(settings.prompt, row.get("messages"))
@@ -124,21 +142,47 @@ def parse_prompt(row: Any, settings: Prompts, place: str, number: int) -> Prompt
         if messages[-1].role == "assistant":
             return Broken(place, "the last message is the assistant's: there is nothing to answer")
     elif value is None:
-        return Broken(place, f"no column `{settings.prompt}` (columns: {', '.join(map(str, row))[:200]})")
-    else:
+        columns = ", ".join(map(str, row))[:200].encode(errors="replace").decode()
+        return Broken(place, f"no column `{settings.prompt}` (columns: {columns})")
+    elif isinstance(value, str | list):
         return Broken(place, "the prompt is empty")
-    reference = row.get(settings.reference)
-    if reference is not None and not isinstance(reference, str):
-        reference = json.dumps(reference, ensure_ascii=False)
+    else:
+        return Broken(place, f"a prompt is a text or a list of messages, this is a {type(value).__name__}")
+    scorer = _present(row.get("scorer"))
+    if scorer is not None and not isinstance(scorer, str):
+        return Broken(place, f"a scorer is given by its name, this is a {type(scorer).__name__}")
+    try:
+        reference = _as_text(row.get(settings.reference))
+        family, group, name = (_as_text(row.get(key)) for key in (settings.family, settings.group, "id"))
+    except (TypeError, ValueError, RecursionError) as error:
+        return Broken(place, f"a column cannot be written as a text: {error}")
     text = "\x1e".join(m.content for m in messages)
+    if not all(map(is_unicode, (text, reference or "", family or "", group or "", name or "", scorer or ""))):
+        return Broken(place, "it holds bytes that are not UTF-8, or half a character (a lone surrogate)")
     return Prompt(
-        id=str(row.get("id") or f"{number:07d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"),
+        id=name or f"{number:07d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}",
         messages=messages,
-        family=str(row.get(settings.family) or "default"),
-        group=str(row.get(settings.group) or ""),
+        family=family or "default",
+        group=group or "",
         reference=reference,
-        scorer=row.get("scorer") or settings.scorer,
+        scorer=scorer or settings.scorer,
     )
+
+
+def _present(value: Any) -> Any:
+    return None if value == "" else value
+
+
+def _as_text(value: Any) -> str | None:
+    """A column's value as text: JSON for what JSON has, else (dates, decimals) as `str` writes it."""
+    value = _present(value)
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, bool | int | float | list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
 
 
 def _message(part: Any) -> Message | None:
@@ -157,21 +201,31 @@ def read_rows(source: str) -> Iterator[tuple[str, Any]]:
         yield from _hub(source.removeprefix("hf:"))
         return
     path = Path(source)
-    if not path.is_file():
-        raise UsageError(
-            f"no prompt file at {source}",
-            "the file does not exist",
-            "correct `prompts.source`; it is relative to the recipe",
-        )
+    try:
+        if path.is_dir():
+            raise UsageError(
+                f"cannot read {source}", "it is a folder", "give one file: .jsonl, .json, .csv or .parquet"
+            )
+        if not path.is_file():
+            raise UsageError(
+                f"no prompt file at {source}",
+                "the file does not exist",
+                "correct the path; in a recipe it is relative to the recipe's folder",
+            )
+        yield from _file(path)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UsageError(f"cannot read {source}", why, "give a file that can be read to its end") from None
+
+
+def _file(path: Path) -> Iterator[tuple[str, Any]]:
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".ndjson"):
         yield from _json_lines(path)
     elif suffix == ".json":
         yield from _json(path)
     elif suffix == ".csv":
-        with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-            for number, row in enumerate(csv.DictReader(file), 2):
-                yield f"{path.name}:{number}", {k: v for k, v in row.items() if k is not None and v != ""}
+        yield from _csv(path)
     elif suffix == ".parquet":
         yield from _parquet(path)
     else:
@@ -190,14 +244,14 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
             place = f"{path.name}:{number}"
             try:
                 yield place, json.loads(line.decode("utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield place, Broken(place, f"not a JSON line: {error}")
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         rows = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"cannot read {path.name}", f"not JSON: {error}", "mend the file") from None
     if not isinstance(rows, list):
         raise UsageError(f"cannot read {path.name}", "the file holds no list of rows", "use JSONL, or a list")
@@ -205,22 +259,64 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
         yield f"{path.name}[{number}]", row
 
 
+def _csv(path: Path) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
+    # Bytes that are not UTF-8 become lone surrogates, by which their row is known.
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        rows, number = csv.DictReader(file), 1
+        while True:
+            number += 1
+            place = f"{path.name}:{number}"
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                yield place, Broken(place, f"not a CSV row: {error}")
+                continue
+            if row is None:
+                return
+            if None in row:
+                yield place, Broken(place, "more cells than the first line has names")
+            elif not all(is_unicode(value) for value in row.values() if value):
+                yield place, Broken(place, "it holds bytes that are not UTF-8")
+            else:
+                yield place, {name: value for name, value in row.items() if value != ""}
+
+
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UsageError(f"cannot read {path.name}", str(error), "give a Parquet file") from None
     number = 0
-    for batch in file.iter_batches():
-        for row in batch.to_pylist():
-            yield f"{path.name} row {number}", row
-            number += 1
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for row in _rows_of(batch, path.name, number):
+                    yield f"{path.name} row {number}", row
+                    number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(
+            f"cannot read {path.name}",
+            f"after {number} rows: {error}" if number else str(error),
+            "give a whole Parquet file",
+        ) from None
 
 
-def _hub(name: str) -> Iterable[tuple[str, Any]]:
+def _rows_of(batch: Any, name: str, start: int) -> list[Any]:
+    """The batch as objects; when a value in it has no Python form, only that value's row is broken."""
+    try:
+        return list(batch.to_pylist())
+    except (ValueError, OverflowError):
+        pass
+    rows: list[Any] = []
+    for index in range(batch.num_rows):
+        try:
+            rows.extend(batch.slice(index, 1).to_pylist())
+        except (ValueError, OverflowError) as error:
+            rows.append(Broken(f"{name} row {start + index}", f"it cannot be read: {error}"))
+    return rows
+
+
+def _hub(name: str) -> Iterator[tuple[str, Any]]:
     try:
         from datasets import load_dataset
     except ImportError:
@@ -230,13 +326,15 @@ def _hub(name: str) -> Iterable[tuple[str, Any]]:
             "pip install 'stillhouse[train]'",
         ) from None
     dataset, _, split = name.partition(":")
+    number = -1
     try:
-        rows = load_dataset(dataset, split=split or "train", streaming=True)
+        for number, row in enumerate(load_dataset(dataset, split=split or "train", streaming=True)):
+            yield f"hf:{name} row {number}", row
     except Exception as error:  # the hub raises a dozen kinds; each means that the rows are not to be had
+        after = f"after {number + 1} rows: " if number >= 0 else ""
         raise UsageError(
-            f"cannot load hf:{name}", f"{type(error).__name__}: {error}", "check name and network"
+            f"cannot load hf:{name}", f"{after}{type(error).__name__}: {error}", "check name and network"
         ) from None
-    return ((f"hf:{name} row {number}", row) for number, row in enumerate(rows))
 
 
 def name_broken(broken: tuple[Broken, ...]) -> list[str]:

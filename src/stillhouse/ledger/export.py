@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from stillhouse.errors import storage
+from stillhouse.errors import UsageError, storage
 from stillhouse.ledger.checkpoint import Checkpoint
 from stillhouse.ledger.keys import public_bytes, public_pem, read_signing_key
 from stillhouse.ledger.tree import TILE, stored_nodes
@@ -32,8 +32,17 @@ if TYPE_CHECKING:
 def export(ledger: Ledger, folder: Path, contents: bool = False) -> Checkpoint:
     """Make a checkpoint and write the log up to it. The checkpoint is written last.
 
-    Without `contents` the folder holds no text and no salt. Raises StorageError when it cannot be written.
+    Without `contents` the folder holds no text and no salt. Raises UsageError unless the folder is new or
+    empty, since what lay there before would pass for a part of this log, and StorageError when it cannot be
+    written.
     """
+    with storage("export the ledger to", folder):
+        if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
+            raise UsageError(
+                f"cannot export the ledger to {folder}",
+                "the folder is not empty" if folder.is_dir() else "it is a file",
+                "give a new or an empty folder",
+            )
     checkpoint = ledger.checkpoint()
     with storage("export the ledger to", folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -152,8 +152,7 @@ def rotate_signing_key(workspace: Workspace, ledger: Ledger) -> int:
     ledger.checkpoint()
     body = rotation_body(ledger.origin, public_bytes(old), public_bytes(new), old)
     old_public = public_bytes(old)
-    kept = workspace.verifying_key.with_name(f"signing-{old_public.hex()[:8]}.pub")
-    write_atomic(kept, public_pem(old_public))
+    write_atomic(workspace.earlier_verifying_key(old_public), public_pem(old_public))
     _replace_private(
         workspace.signing_key,
         new.private_bytes(

@@ -32,6 +32,10 @@ T = TypeVar("T")
 
 _PAGE = 1024
 _SQL_VARIABLES = 500
+# A row leaf is younger than the answers it was made from; leaves are stored as bytes, hence the cast.
+_ROWS_MADE_FROM = """
+    SELECT l.idx FROM leaf l WHERE l.kind = 'row' AND l.idx > ?1 AND EXISTS (
+      SELECT 1 FROM json_each(CAST(l.data AS TEXT), '$.body.exchanges') WHERE value = ?1)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +54,15 @@ class AttemptCounts:
 
 @dataclass(frozen=True, slots=True)
 class StoredExchange:
-    """A recorded answer; `request` and `response` are None when they were erased or never recorded."""
+    """A recorded answer; `request` and `response` are None when they were erased or never recorded, and
+    `erased` says that the response was there and was erased."""
 
     key: str
     leaf: int
     body: dict[str, Any]
     request: bytes | None
     response: bytes | None
+    erased: bool = False
 
 
 class Ledger:
@@ -175,6 +181,9 @@ class Ledger:
     def erase(self, leaf: int, reason: str) -> int:
         """Remove the leaf's contents and salts for good and append a tombstone; returns its index.
 
+        With an answer go the rows made from it, which hold its text too: the contents of every `row` leaf
+        whose body names the leaf among its `exchanges`. The tombstone names them all.
+
         The leaf itself stays, and so does the tree. Deleted bytes are overwritten in the database and the
         WAL is emptied, unless another process reads just then; SQLite empties it when that one has finished.
         Raises LedgerError when the leaf has no contents left.
@@ -182,23 +191,25 @@ class Ledger:
         stamp = self.clock()
 
         def run(db: sqlite3.Connection) -> int:
-            named = [
-                name
-                for (name,) in db.execute(
-                    "SELECT name FROM content WHERE leaf = ? AND erased IS NULL", (leaf,)
-                )
-            ]
-            if not named:
+            made = {row for (row,) in db.execute(_ROWS_MADE_FROM, (leaf,))}
+            found = db.execute(
+                "SELECT leaf, name FROM content WHERE erased IS NULL AND leaf IN"
+                " (SELECT value FROM json_each(?))",
+                (str([leaf, *made]),),
+            ).fetchall()
+            if not found:
                 raise LedgerError(
                     f"leaf {leaf} has nothing to erase",
                     "it has no contents, or they were erased",
                     "see `ledger show`",
                 )
-            body = {"leaf": leaf, "contents": sorted(named), "reason": reason}
+            rows = sorted({row for row, _ in found} - {leaf})
+            names = sorted({name for _, name in found})
+            body = {"leaf": leaf, "rows": rows, "contents": names, "reason": reason}
             tombstone = insert_leaf(db, new_leaf("tombstone", body, {}, stamp))
-            db.execute(
+            db.executemany(
                 "UPDATE content SET salt = NULL, body = NULL, erased = ? WHERE leaf = ? AND erased IS NULL",
-                (tombstone, leaf),
+                [(tombstone, one) for one in (leaf, *rows)],
             )
             return tombstone
 
@@ -385,12 +396,15 @@ class Ledger:
         )
         leaves: dict[str, Leaf] = {}
         texts: dict[str, dict[str, bytes]] = {}
+        erased: set[str] = set()
         for key, index, kind, time, data, digest, name, body in rows:
             name_of_key = bytes(key).hex()
             if name_of_key not in leaves:
                 leaves[name_of_key] = read_leaf(index, kind, time, data, digest)
             if body is not None:
                 texts.setdefault(name_of_key, {})[name] = zstandard.decompress(body)
+            elif name == "response":
+                erased.add(name_of_key)
         return {
             key: StoredExchange(
                 key,
@@ -398,6 +412,7 @@ class Ledger:
                 leaf.body,
                 texts.get(key, {}).get("request"),
                 texts.get(key, {}).get("response"),
+                key in erased,
             )
             for key, leaf in leaves.items()
         }

@@ -75,7 +75,7 @@ class _Findings:
     counts: Counter[str] = field(default_factory=Counter)
     roots: dict[int, bytes] = field(default_factory=dict)
     rotations: list[_Rotation] = field(default_factory=list)
-    tombstones: dict[int, int] = field(default_factory=dict)
+    tombstones: dict[int, set[int]] = field(default_factory=dict)
     subtrees: dict[tuple[int, int], bytes] = field(default_factory=dict)
 
     def check(self, name: str, good: str) -> Check:
@@ -201,7 +201,7 @@ def _note(
         old, new = (base64.b64decode(body[name]) for name in ("old_public_key", "new_public_key"))
         found.rotations.append(_Rotation(index, old, new, signed))
     elif kind == "tombstone":
-        found.tombstones[index] = body["leaf"]
+        found.tombstones[index] = {body["leaf"], *body.get("rows", ())}
 
 
 def _check_contents(
@@ -292,7 +292,7 @@ def _check_tombstones(ledger: Ledger, size: int, found: _Findings) -> None:
     for leaf, name, erased in ledger.read(
         "SELECT leaf, name, erased FROM content WHERE erased IS NOT NULL AND erased < ?", (size,)
     ):
-        if found.tombstones.get(erased) != leaf:
+        if leaf not in found.tombstones.get(erased, ()):
             found.faults["contents"].append(f"content {name!r} of leaf {leaf} is gone without a tombstone")
 
 

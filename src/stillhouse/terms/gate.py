@@ -73,12 +73,16 @@ def decide(teacher: TeacherFacts, use: Use, declaration: DeclaredTerms | None, t
 def admit(teacher: Teacher, use: Use, ledger: Ledger, now: datetime) -> int:
     """Decide about a recipe's teacher and record it; returns the decision's leaf, which exchanges name.
 
+    Of imported answers only the importer knows who gave them, so no shipped teacher's name allows their use.
     Records the declared document (as erasable content) and the authorisation once for each distinct
     declaration; an equal decision of the same UTC day is used again. Raises GateRefused, after recording
     the refusal.
     """
-    facts = teacher_facts(teacher.model, teacher.endpoint, teacher.revision)
-    return _admit(facts, use, teacher.terms, ledger, now, table="[teacher.terms]")
+    if teacher.imported:
+        facts = TeacherFacts(teacher.model, "import")
+    else:
+        facts = teacher_facts(teacher.model, teacher.endpoint, teacher.revision)
+    return _admit(facts, use, teacher.terms, ledger, now, _recipe_lines(now))
 
 
 def admit_import(teacher_name: str, declaration: Declaration | None, ledger: Ledger, now: datetime) -> int:
@@ -87,11 +91,28 @@ def admit_import(teacher_name: str, declaration: Declaration | None, ledger: Led
     The name is the importer's claim, so a shipped teacher's name needs a declaration like any other.
     """
     facts = TeacherFacts(teacher_name, "import")
-    return _admit(facts, "train_target", declaration, ledger, now, table="the declaration of the import")
+    return _admit(facts, "train_target", declaration, ledger, now, _import_lines(now))
+
+
+def _recipe_lines(now: datetime) -> str:
+    return (
+        "[teacher.terms]\n"
+        'document = "terms.txt"          # the text that you read, saved as a file\n'
+        f"read_on = {now.astimezone(UTC).date()}\n"
+        'declared_by = "NAME, ROLE"'
+    )
+
+
+def _import_lines(now: datetime) -> str:
+    return (
+        "stillhouse import ... --terms terms.txt"
+        f' --read-on {now.astimezone(UTC).date()} --declared-by "NAME, ROLE"\n'
+        "where terms.txt holds the text that you read"
+    )
 
 
 def _admit(
-    facts: TeacherFacts, use: Use, declaration: Declaration | None, ledger: Ledger, now: datetime, table: str
+    facts: TeacherFacts, use: Use, declaration: Declaration | None, ledger: Ledger, now: datetime, lines: str
 ) -> int:
     text = _read_document(declaration) if declaration else b""
     declared = _declared(declaration, text) if declaration else None
@@ -114,7 +135,7 @@ def _admit(
         body |= _record_declaration(facts, declared, text, ledger)
     leaf = _once(ledger, "decision", body)
     if decision.verdict == "refuse":
-        raise _refused(facts, use, decision, table, now)
+        raise _refused(facts, use, decision, lines)
     return leaf
 
 
@@ -192,15 +213,8 @@ def _read_document(declaration: Declaration) -> bytes:
     return text
 
 
-def _refused(facts: TeacherFacts, use: Use, decision: Decision, table: str, now: datetime) -> GateRefused:
+def _refused(facts: TeacherFacts, use: Use, decision: Decision, lines: str) -> GateRefused:
     where = f" at {facts.endpoint}" if facts.endpoint else ""
-    lines = (
-        f"{table}\n"
-        'document = "terms.txt"          # the text that you read, saved as a file\n'
-        f"read_on = {now.astimezone(UTC).date()}\n"
-        'declared_by = "NAME, ROLE"\n'
-        f'scope = ["{use}"]'
-    )
     return GateRefused(
         f"the teacher {facts.model}{where} may not be used as {use}",
         decision.reason,

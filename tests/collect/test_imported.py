@@ -1,0 +1,78 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from stillhouse.collect.imported import Imported, declare, import_file
+from stillhouse.errors import UsageError
+from stillhouse.ledger import Ledger
+from stillhouse.workspace import init_workspace
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with Ledger.open(init_workspace(tmp_path)) as ledger:
+        yield ledger
+
+
+@pytest.fixture
+def bring(tmp_path, ledger):
+    (tmp_path / "terms.txt").write_text("You may train on outputs.\n")
+
+    def bring(rows: list[dict[str, str]]) -> Imported:
+        path = tmp_path / "answers.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return import_file(path, "big-1", declare(tmp_path / "terms.txt", "2026-11-01", "R. Ames"), ledger)
+
+    return bring
+
+
+def answer_of(ledger: Ledger, leaf: int) -> str:
+    response = ledger.contents(leaf)["response"]
+    assert response is not None
+    return json.loads(response)["choices"][0]["message"]["content"]
+
+
+def test_every_row_is_counted_once(bring, ledger):
+    done = bring(
+        [
+            {"prompt": "a", "answer": "1"},
+            {"prompt": "b", "answer": "2"},
+            {"prompt": "a", "answer": "another"},
+            {"prompt": "a", "answer": "1"},
+            {"prompt": "c", "answer": ""},
+            {"prompt": "d", "answer": "half \ud83d"},
+        ]
+    )
+    assert (done.imported, done.known, done.repeated, len(done.broken)) == (2, 0, 2, 2)
+    assert [answer_of(ledger, leaf.index) for leaf in ledger.leaves("import")] == ["1", "2"]
+    again = bring([{"prompt": "a", "answer": "1"}, {"prompt": "e", "answer": "5"}])
+    assert (again.imported, again.known, again.repeated, len(again.broken)) == (1, 1, 0, 0)
+
+
+def test_an_erased_answer_can_be_imported_again(bring, ledger):
+    bring([{"prompt": "a", "answer": "1"}])
+    (first,) = ledger.leaves("import")
+    ledger.erase(first.index, "wrong answer")
+    done = bring([{"prompt": "a", "answer": "2"}])
+    assert (done.imported, done.known) == (1, 0)
+    (stored,) = ledger.exchanges([first.body["key"]])
+    assert (answer_of(ledger, stored.leaf), stored.erased) == ("2", False)
+
+
+@pytest.mark.parametrize(
+    ("read_on", "declared_by", "named"),
+    [("yesterday", "R. Ames", "'yesterday' is not a date"), ("2026-11-01", "  ", "nobody declares")],
+)
+def test_a_bad_declaration_is_an_error_for_people(tmp_path: Path, read_on, declared_by, named):
+    with pytest.raises(UsageError, match=named) as caught:
+        declare(tmp_path / "terms.txt", read_on, declared_by)
+    assert caught.value.why
+    assert caught.value.mend
+    assert caught.value.__cause__ is None
+
+
+def test_a_declaration_covers_both_uses(tmp_path: Path):
+    made = declare(tmp_path / "terms.txt", "2026-11-01", " R. Ames ")
+    assert made.declared_by == "R. Ames"
+    assert set(made.scope) == {"train_target", "evaluation"}

@@ -1,0 +1,73 @@
+"""What the generated pages and the Makefile say."""
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from stillhouse.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def generate():
+    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_recipe_page_is_up_to_date(generate):
+    assert (ROOT / "docs" / "recipe.md").read_text() == generate.recipe_page(), "run `make docs`"
+
+
+def test_every_default_on_the_recipe_page_is_the_programs(generate):
+    tables = dict(re.findall(r"^## `\[(\w+)\]`\n(.*?)(?=^## |\Z)", generate.recipe_page(), re.M | re.S))
+    checked = 0
+    for table, field in Recipe.model_fields.items():
+        shown = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", tables[table], re.M))
+        model = field.annotation
+        assert shown.keys() == model.model_fields.keys()
+        for key, one in model.model_fields.items():
+            default = one.default
+            words = (
+                {None: "none", True: "true", False: "false"} if not isinstance(default, float | int) else {}
+            )
+            if isinstance(default, bool):
+                words = {True: "true", False: "false"}
+            wanted = "required" if one.is_required() else f"`{words.get(default, default)}`"
+            assert shown[key] == (wanted if wanted != "``" else '`""`'), f"{table}.{key}"
+            checked += 1
+    assert checked > 40
+    page = generate.recipe_page()
+    for line in (
+        "| `temperature` | number | `0.0` |",
+        "| `top_p` | number | `1.0` |",
+        "| `clip` | number | `1.0` |",
+    ):
+        assert line in page
+
+
+def test_make_clean_leaves_the_ledger_and_its_keys():
+    done = subprocess.run(["make", "-n", "clean"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ".stillhouse" not in done.stdout
+    assert "rm -rf" in done.stdout
+
+
+def test_make_test_checks_the_pages():
+    done = subprocess.run(
+        ["make", "-n", "-o", "setup", "test"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "docs/generate.py --check" in done.stdout
+
+
+def test_the_licence_is_there():
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+    assert 'license-files = ["LICENSE"]' in (ROOT / "pyproject.toml").read_text()
