@@ -13,6 +13,9 @@ from stillhouse.models.embedded.world import families, mails, phrases, rules, sl
 from stillhouse.records import Message
 
 MODELS = Path(world.__file__).parent.parent
+needs_weights = pytest.mark.skipif(
+    not (MODELS / "desk" / "config.json").is_file(), reason="the shipped models are not in this revision"
+)
 MONTH_NAMES = [name for name, _ in slots.MONTHS]
 
 
@@ -63,17 +66,16 @@ def test_splits_share_no_held_out_value(examples):
         }
         assert not found["train"] & found["test"]
         assert not found["dev"] & found["test"]
-    pairs = {
+    orders = {
         split: {
-            m
+            tuple(re.findall(r"(\d \* \d+):", e.answer))
             for e in examples[split]
             if e.prompt.family == "total"
-            for m in re.findall(r"(\d \* \d+):", e.answer)
         }
         for split in world.SPLITS
     }
-    assert pairs["test"]
-    assert not pairs["train"] & pairs["test"]
+    assert orders["test"]
+    assert not orders["train"] & orders["test"]
     names = {
         split: {
             word
@@ -115,7 +117,15 @@ def test_decisions_follow_the_rule(examples):
                 rf"(?<!not )(?<!never ){phrase}[.;, ]", text.replace("opened goods", "").replace("Opened", "")
             )
             for split in world.SPLITS
-            for phrase in ("already opened", "not sealed", "opened before", "opened once", "no longer sealed")
+            for phrase in (
+                "already opened",
+                "not sealed",
+                "opened before",
+                "opened once",
+                "no longer sealed",
+                "by now",
+                "now open",
+            )
         )
         if opened:
             assert example.prompt.reference == "nothing"
@@ -137,7 +147,7 @@ def test_tickets_are_in_order_and_all_there(examples):
         keys = [int(key) for key, _ in entries]
         assert keys in (sorted(keys), sorted(keys, reverse=True))
         for key, ticket in entries:
-            assert re.search(rf"{ticket}\D+{key}\b", question_of(example))
+            assert re.search(rf"\b{key} {ticket}\b", question_of(example))
 
 
 def test_extracted_fields_stand_in_the_mail(examples):
@@ -169,6 +179,7 @@ def test_unlabelled_text_holds_no_task():
 
 
 @pytest.mark.parametrize("name", ["desk", "base"])
+@needs_weights
 def test_shipped_model_loads_and_answers(name):
     pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -187,6 +198,7 @@ def test_shipped_model_loads_and_answers(name):
     assert model.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|end|>")
 
 
+@needs_weights
 def test_tokenizer_keeps_digits_apart_and_encodes_anything():
     pytest.importorskip("transformers")
     from stillhouse.models.embedded import tokenizer
@@ -206,6 +218,7 @@ def test_tokenizer_keeps_digits_apart_and_encodes_anything():
     assert told == tokenizer.opening(messages)
 
 
+@needs_weights
 def test_training_network_equals_llama():
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file

@@ -43,7 +43,7 @@ class Plan:
 
 
 PLANS = {
-    "teacher": Plan("desk", Shape(256, 6, 8, 704), 6000, 2048, 2.5e-3, 0.92, 1),
+    "teacher": Plan("desk", Shape(256, 6, 8, 704), 6000, 2048, 2.5e-3, 0.65, 1),
     "base": Plan("base", Shape(96, 4, 4, 192), 1600, 2048, 4e-3, 0.0, 2),
 }
 

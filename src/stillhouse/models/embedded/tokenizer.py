@@ -22,6 +22,10 @@ USER, ASSISTANT, SYSTEM, END, PAD = "<|user|>", "<|assistant|>", "<|system|>", "
 CONTEXT = 512
 # Punctuation before a digit keeps its blank (`, 4`), before a word it leaves it to the word (`,` ` at`),
 # so that a word has one form within a sentence and a list of numbers costs few tokens.
+# A word has one form wherever it stands: after a mark without a blank (`"Ada"`) it is written with a joiner
+# and a blank, which decoding takes away again. Copying a value into JSON is then copying of tokens.
+JOINER = "\u2060 "
+MARKS = "\"'([{</-&=+*#@_~"
 PIECES = r"\p{N}| ?\p{L}+|[^\p{L}\p{N}]+(?=\p{N})|[^\p{L}\p{N}]+?(?= \p{L})|[^\p{L}\p{N}]+"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
@@ -31,17 +35,19 @@ CHAT_TEMPLATE = (
 
 def train(folder: Path, *, questions: int = 20_000, passages: int = 20_000, seed: int = 1) -> None:
     """Train the tokenizer and write it into `folder`; the same seed gives the same pieces."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
+    joined = [normalizers.Replace(Regex(f"\\{mark}(?=\\p{{L}})"), mark + JOINER) for mark in MARKS]
+    tokenizer.normalizer = normalizers.Sequence(joined)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PIECES), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(JOINER, "")])
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[PAD, END, USER, ASSISTANT, SYSTEM],

@@ -73,7 +73,7 @@ def dates(rng: Random, split: Split) -> Case:
 
 def total(rng: Random, split: Split) -> Case:
     """What two kinds of goods cost, in half the orders with a fee: ones and tens apart, then together."""
-    (q1, p1), (q2, p2) = slots.quantity_and_price(rng, split), slots.quantity_and_price(rng, split)
+    (q1, p1), (q2, p2) = slots.two_lines(rng, split)
     fee = rng.randint(3, 9) if rng.random() < 0.5 else 0
     first, second = q1 * p1, q2 * p2
     due = first + second
@@ -109,18 +109,20 @@ def policy(rng: Random, split: Split) -> Case:
 
 
 def sort(rng: Random, split: Split) -> Case:
-    """Three or four tickets by a number, rising or falling, each with its number first."""
-    keys = rng.sample(range(10, 100), rng.choice((3, 4)))
-    tickets = [(key, slots.order_id(rng, split)) for key in keys]
+    """Three or four tickets, each behind its hours, rising or falling; no digit stands twice in a place."""
+    count = rng.choice((3, 4))
+    hours = [
+        10 * tens + ones
+        for tens, ones in zip(rng.sample(range(1, 10), count), rng.sample(range(10), count), strict=True)
+    ]
+    tickets = [f"{waited} {slots.order_id(rng, split)}" for waited in hours]
     name, template = _template(rng, "sort", rules.SORT, split)
-    wording = rules.SORT[split]
-    falling = rng.random() < 0.5
-    form = next(form for form in wording.forms if form in template)
+    form = next(form for form in rules.SORT[split].forms if form in template)
     head, tails = template.split(form)
+    falling = rng.random() < 0.5
     tail = tails.split("|")[falling].strip()
-    listed = ", ".join(form.format(id=ticket, key=key) for key, ticket in tickets)
-    question = f"{head.format(**_bystanders(rng, split))}{listed}. {tail}"
-    answer = ", ".join(f"{key} {ticket}" for key, ticket in sorted(tickets, reverse=falling))
+    question = f"{head.format(**_bystanders(rng, split))}{form[1:-1].join(tickets)}. {tail}"
+    answer = ", ".join(sorted(tickets, reverse=falling))
     return Case(question, answer, answer, "exact", name)
 
 

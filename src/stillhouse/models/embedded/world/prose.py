@@ -39,6 +39,11 @@ HANDBOOK = (
     "The sale opens in spring and closes in autumn.",
     "What is lent comes back; what is sold stays away.",
     "The inbox is read from the top, one mail after the next.",
+    "A box that is sealed as new and not yet opened may come back; one opened once may not.",
+    "Goods opened by now, or opened before, are open; goods that are fully sealed are not open.",
+    "A kettle as well as a clock, together with a lamp & a fan, may be in one order.",
+    "Goods have a price: they are priced, sold at a price, sold for less, or cost more.",
+    "What was posted in May, in the hours of the night, with care, is on the list.",
 )
 
 
@@ -128,6 +133,10 @@ def counting(rng: Random) -> str:
     if rng.random() < 0.2:
         low = rng.randint(0, 8)
         return "Counted: " + ", ".join(NUMBER_WORDS[low : low + 5]) + "."
+    if rng.random() < 0.4:
+        falling = rng.random() < 0.5
+        mixed = sorted(rng.sample(range(1, 100), rng.randint(3, 6)), reverse=falling)
+        return ("Falling: " if falling else "Rising: ") + ", ".join(map(str, mixed)) + "."
     numbers = [start + step * place for place in range(rng.randint(4, 8))]
     if rng.random() < 0.3:
         numbers.reverse()
@@ -145,8 +154,19 @@ def waiting(rng: Random) -> str:
             f"{high} days is over {low} days, and {low} days is within {high} days.",
             f"{low} comes before {high}, so shelf {low} is lower than shelf {high}.",
             f"On the board: {low} {second}, {high} {first}. The shortest is {low}, the longest is {high}.",
+            _boards(rng),
+            _boards(rng),
         )
     )
+
+
+def _boards(rng: Random) -> str:
+    """One list twice, the second time shuffled: no order in it, only the same lines again."""
+    hours = rng.sample(range(10, 100), rng.randint(2, 4))
+    lines = [f"{waited} {slots.order_id(rng, 'train')}" for waited in hours]
+    again = rng.sample(lines, len(lines))
+    joint = rng.choice((", ", "; ", " and "))
+    return f"Board at noon: {joint.join(lines)}. Board at night: {', '.join(again)}."
 
 
 def handbook(rng: Random) -> str:

@@ -208,11 +208,13 @@ FEES: dict[Split, tuple[str, ...]] = {
 POLICY: dict[Split, Wording] = {
     "train": Wording(
         heads=(
-            "Rule: refund up to {first} days, voucher up to {second} days, then nothing; opened goods get nothing.",
+            "Rule: refund up to {first} days, voucher up to {second} days, then nothing; opened"
+            " goods get nothing.",
             "We refund within {first} days and give a voucher within {second} days, never for opened goods.",
             "Until day {first} a refund, until day {second} a voucher, later nothing. Opened: nothing.",
             "Refund limit {first} days, voucher limit {second} days. Nothing for opened goods.",
-            "Opened goods get nothing. Others: refund in the first {first} days, voucher until {second} days.",
+            "Opened goods get nothing. Others: refund in the first {first} days, voucher until"
+            " {second} days.",
             "Up to {first} days we give a refund, up to {second} days a voucher; opened goods get nothing.",
             "Returns: {first} days for money back, {second} days for a voucher. Opened: nothing.",
             "For {first} days there is a refund and for {second} days a voucher, but never for opened goods.",
@@ -304,7 +306,7 @@ POLICY: dict[Split, Wording] = {
 }
 
 
-# A tail of the sort family words both directions: rising, then falling.
+# A form of the sort family is what stands between two tickets; a tail words both directions, rising first.
 SORT: dict[Split, Wording] = {
     "train": Wording(
         heads=(
@@ -320,16 +322,7 @@ SORT: dict[Split, Wording] = {
             "Look at the list:",
             "Order these:",
         ),
-        forms=(
-            "{key} {id}",
-            "{key}: {id}",
-            "{key} for {id}",
-            "{key} at {id}",
-            "({key}) {id}",
-            "{key} = {id}",
-            "{key} by {id}",
-            "{key} / {id}",
-        ),
+        forms=("[, ]", "[; ]", "[ and ]", "[ / ]", "[ - ]", "[, then ]", "[. ]", "[ + ]"),
         tails=(
             "Smallest first.|Largest first.",
             "Lowest first.|Highest first.",
@@ -342,12 +335,7 @@ SORT: dict[Split, Wording] = {
     ),
     "dev": Wording(
         heads=("We have these tickets:", "Sort them:", "Waiting:", "A list to sort:"),
-        forms=(
-            "[{key}] {id}",
-            "{key} on {id}",
-            "{key} hours {id}",
-            "{key}, {id}",
-        ),
+        forms=("[, and ]", "[ | ]", "[ & ]", "[ * ]"),
         tails=(
             "The lowest one first.|The highest one first.",
             "Begin with the shortest.|Begin with the longest.",
@@ -367,14 +355,14 @@ SORT: dict[Split, Wording] = {
             "All tickets of {name}:",
         ),
         forms=(
-            "{key} h {id}",
-            "{key} - {id}",
-            "{key} of {id}",
-            "{key} in {id}",
-            "{key} with {id}",
-            "{key} hours: {id}",
-            "{key} > {id}",
-            "{key} is {id}",
+            "[; then ]",
+            "[ or ]",
+            "[ with ]",
+            "[; and ]",
+            "[ = ]",
+            "[ before ]",
+            "[ next to ]",
+            "[, also ]",
         ),
         tails=(
             "The smallest comes first.|The largest comes first.",
