@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 TEMPLATE = (
@@ -24,6 +24,25 @@ def make_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>")
     tokenizer.chat_template = template
     return tokenizer
+
+
+def make_byte_fallback() -> PreTrainedTokenizerFast:
+    """As SentencePiece makes them: letters and `\u2581` for a space, other characters byte by byte."""
+    vocabulary = {"<s>": 0, "</s>": 1, "<unk>": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
+    letters = "\u2581abcdefghijklmnopqrstuvwxyzHO.,17"
+    vocabulary |= {letter: 259 + at for at, letter in enumerate(letters)}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    raw.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1, right=0),
+        ]
+    )
+    raw.add_special_tokens(["<s>", "</s>", "<unk>"])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def make_folder(folder: Path, template: str | None = TEMPLATE, **settings) -> Path:

@@ -214,20 +214,3 @@ def test_mcnemar_closed_forms_and_large_counts():
     assert stats.mcnemar(6000, 6500) == pytest.approx(scipy_stats.binomtest(6000, 12500).pvalue, rel=1e-6)
     with pytest.raises(ValueError, match="negative"):
         stats.mcnemar(-1, 2)
-
-
-def test_holm_gives_the_values_of_r():
-    # p.adjust(c(0.01, 0.02, 0.03, 0.04), "holm")
-    assert stats.holm([0.01, 0.02, 0.03, 0.04]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
-    assert stats.holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert stats.holm([]) == []
-
-
-@given(st.lists(fractions, max_size=12))
-def test_holm_keeps_order_and_lies_between_raw_and_bonferroni(p_values):
-    adjusted = stats.holm(p_values)
-    for raw, new in zip(p_values, adjusted, strict=True):
-        assert raw <= new <= 1
-    assert sum(adjusted) <= sum(min(1.0, p * len(p_values)) for p in p_values) + 1e-9
-    ranked = [new for _, new in sorted(zip(p_values, adjusted, strict=True))]
-    assert ranked == sorted(ranked)

@@ -424,8 +424,9 @@ def _facts(prompt: Prompt) -> list[Any]:
 
 
 def _counts(work: _Work, tally: asking.Tally) -> dict[str, Any]:
-    """`sent`, `answered`, `reused`, `failed` and `failures` are of this call; attempts, tokens and cost (US
-    dollars; high counts what may have been billed without an answer) of the run."""
+    """`sent`, `answered`, `reused`, `failed` and `failures` are of this call, attempts of the run. Tokens and
+    `cost.low` (US dollars) are of the answers to these questions that the run bought; `cost.high` is what
+    the run has spent so far at most, requests counted that may have been billed without an answer."""
     attempts = work.ledger.attempts(work.folder.root.name)
     priced = work.teacher.price is not None
     return {

@@ -6,44 +6,15 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from tiny import tiny_model
 
 from stillhouse.errors import ModelError, UsageError
 from stillhouse.evaluate import TeacherAnswers, evaluate, read_predictions
 from stillhouse.evaluate.students import model_source, tokens_per_second
+from stillhouse.models import local
 from stillhouse.recipe import parse_recipe
 from stillhouse.records import Message, Prompt
 from stillhouse.workspace import RunFolder
-
-LETTERS = "abcdefghijklmnopqrstuvwxyz 0123456789?:."
-
-
-def tiny_model(folder, layers=1, seed=0):
-    """A random Llama of a few thousand weights with a tokenizer of single characters."""
-    import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    vocabulary = {"<s>": 0, "</s>": 1, "<unk>": 2, **{c: i + 3 for i, c in enumerate(LETTERS)}}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    raw.decoder = decoders.Fuse()
-    PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -154,15 +125,48 @@ def test_what_is_not_known_is_none_with_a_note(run):
     assert any("speed are unknown: no model at" in note for note in broken["notes"])
 
 
+def test_memory_that_runs_out_while_speed_is_measured_costs_only_the_speed(run, models, monkeypatch):
+    """The rows are written before the teacher is loaded, and its size is read from its files."""
+    from stillhouse.evaluate import students
+
+    whole = evaluate(run, recipe(baseline=False), PROMPTS, teacher_of(PROMPTS, models[0]))
+    load = local.load_model
+
+    def full(source):
+        if source == str(models[0]):
+            assert len(read_predictions(run.predictions)) == 3 * len(PROMPTS)
+            raise ModelError("could not load the weights", "can't allocate memory", "")
+        return load(source)
+
+    def slow(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    run.predictions.unlink()
+    monkeypatch.setattr(local, "load_model", full)
+    monkeypatch.setattr(students, "tokens_per_second", slow)
+    found = evaluate(run, recipe(baseline=False), PROMPTS, teacher_of(PROMPTS, models[0]))
+    assert found["tokens_per_second"] == {"teacher": None, "student": None}
+    for key in ("parameters", "flops", "flops_ratio"):
+        assert found[key] == whole[key]
+    notes = "\n".join(found["notes"])
+    assert "the teacher's speed is unknown: could not load the weights" in notes
+    assert "the student's speed is unknown" in notes
+
+
+def test_progress_counts_only_the_students_that_answer(run):
+    run.student_before.unlink()
+    seen = []
+    evaluate(run, recipe(baseline=False), PROMPTS, teacher_of(PROMPTS), seen.append)
+    assert (seen[-1].done, seen[-1].total) == (8, 8)
+
+
 def test_prompts_without_scorers_too_long_prompts_and_no_prompts_do_not_stop_it(run, models):
     unscored = [replace(prompt, scorer=None) for prompt in PROMPTS]
     long = Prompt("long", (Message("user", "a" * 200),), "even", "", "x", "exact")
     found = evaluate(run, recipe(), [*unscored, long], teacher_of([*unscored, long], models[0]))
-    assert (found["student"]["score"], found["student"]["unscored"], found["student"]["failed"]) == (
-        None,
-        8,
-        1,
-    )
+    student = found["student"]
+    assert (student["score"], student["n"], student["unscored"], student["failed"]) == (0.0, 1, 8, 1)
+    assert found["retention"]["value"] == 0.0, "a prompt that the student cannot read is not left out"
     assert any("the prompt has 2" in note for note in found["notes"])
     empty = evaluate(run, recipe(), [], teacher_of([]))
     assert empty["student"]["score"] is None

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from stillhouse import stats
 from stillhouse.evaluate.figures import summarise
 from stillhouse.evaluate.predictions import (
     SYSTEMS,
+    Given,
     Prediction,
     TeacherAnswers,
     given_by_teacher,
@@ -56,8 +58,8 @@ def test_scores_retention_and_gap_worked_by_hand():
     assert found["teacher"]["low"] == pytest.approx(wilson.low)
     assert found["families"]["f"]["teacher"] == {
         "score": 0.8,
-        "low": wilson.low,
-        "high": wilson.high,
+        "low": pytest.approx(wilson.low),
+        "high": pytest.approx(wilson.high),
         "n": 10,
         "unscored": 0,
         "failed": 0,
@@ -83,7 +85,7 @@ def test_nothing_to_score_is_unknown_and_not_zero():
     found = summarise(sheet(teacher="uuu", student="uuu", student_before="uuu"), 1, 100)
     for system in ("teacher", "student", "student_before", "baseline"):
         assert found[system]["score"] is None
-    assert found["retention"] == {"value": None, "low": None, "high": None, "n": 0}
+    assert found["retention"] == {"value": None, "low": None, "high": None, "n": 0, "groups": 0}
     assert found["gap_closed"]["value"] is None
     assert found["mcnemar"]["p"] is None
     assert found["agreement"]["value"] == 1.0, "agreement needs no scores"
@@ -124,7 +126,38 @@ def test_intervals_are_clustered_by_group_and_one_group_gives_none():
     one = summarise(grouped(1), 1, 500)
     assert (one["student"]["low"], one["retention"]["low"]) == (None, None)
     assert any("one group" in note for note in one["notes"])
-    assert any("only 3 groups" in note for note in summarise(grouped(3), 1, 100)["notes"])
+    three = summarise(grouped(3), 1, 100)
+    assert any("only 3 groups" in note for note in three["notes"])
+    assert any("McNemar's p takes prompts as independent" in note for note in three["notes"])
+    assert three["retention"]["groups"] == 3
+
+
+def test_intervals_of_a_family_are_clustered_and_of_one_group_noted():
+    """Prompts of a template stand and fall together: 20 of each of 8 templates are not 160 prompts."""
+    rows = [row(f"p{i}", "student", float(i % 8 != 0), family="f", group=f"g{i % 8}") for i in range(160)]
+    rows += [row(f"q{i}", "student", float(i != 0), family="one", group="h") for i in range(20)]
+    found = summarise(rows, 1, 100)
+    family, plain = found["families"]["f"]["student"], stats.wilson(140, 160)
+    assert family["high"] - family["low"] > 3 * (plain.high - plain.low)
+    one, plain = found["families"]["one"]["student"], stats.wilson(19, 20)
+    assert (one["low"], one["high"]) == (plain.low, plain.high)
+    assert any("all of one group (one)" in note for note in found["notes"])
+    assert not any("McNemar" in note for note in found["notes"]), "nothing was compared"
+
+
+def test_family_intervals_cover_the_truth_where_templates_differ():
+    """As reviewed: 12 templates of 10 prompts each, chances drawn by template around 0.8."""
+    rng = np.random.default_rng(5)
+    hits = naive = 0
+    for _ in range(150):
+        chances = rng.beta(1.6, 0.4, 12)
+        marks = rng.random((12, 10)) < chances[:, None]
+        rows = [row(f"{g} {i}", "student", float(marks[g, i]), group=f"g{g}") for g, i in np.ndindex(12, 10)]
+        span, plain = summarise(rows, 1, 2)["families"]["f"]["student"], stats.wilson(marks.sum(), 120)
+        hits += span["low"] <= 0.8 <= span["high"]
+        naive += plain.low <= 0.8 <= plain.high
+    assert hits / 150 > 0.88
+    assert naive / 150 < 0.8
 
 
 def test_a_family_of_one_prompt_stands_beside_the_others():
@@ -215,6 +248,34 @@ def test_teacher_rows_are_scored_failed_or_unscored_each_with_its_reason():
         ("yes", None, "no scorer"),
     ]
     assert (rows[0].prompt_tokens, rows[0].completion_tokens) == (7, None)
+
+
+def test_what_a_student_could_not_read_counts_as_wrong_and_what_the_teacher_failed_does_not():
+    prompts = [prompt("a"), prompt("b"), prompt("c", scorer=None), prompt("d", scorer="json", reference="?")]
+    long = Given(None, "the prompt has 900 tokens and the model's context is 64")
+    rows = judged(
+        "teacher", prompts, [Given("yes"), Given(None, "HTTP 500"), Given("x"), Given("x")], BUILTIN
+    )
+    for system in ("student_before", "student"):
+        rows += judged(system, prompts, [long] * 4, BUILTIN)
+    assert [r.score for r in rows[4:8]] == [0.0, 0.0, None, None], "only where an answer could be scored"
+    assert {(r.answer, r.reason) for r in rows[4:]} == {(None, long.reason)}
+    found = summarise(rows, 1, 100)
+    assert (found["student"]["score"], found["student"]["n"], found["student"]["failed"]) == (0.0, 2, 4)
+    assert found["student"]["unscored"] == 0
+    assert (found["teacher"]["score"], found["teacher"]["n"]) == (1.0, 1)
+    assert (found["retention"]["value"], found["retention"]["n"]) == (0.0, 1)
+    assert any(
+        "student: no answer to 4 of 4" in n and "2 of them count as wrong" in n for n in found["notes"]
+    )
+
+
+def test_how_the_teachers_answers_ended_reaches_the_rows_and_the_notes():
+    prompts = [prompt("a"), prompt("b")]
+    teacher = TeacherAnswers({"a": "yes", "b": "ye"}, {}, {}, None, {"b": "length"})
+    rows = judged("teacher", prompts, given_by_teacher(prompts, teacher), BUILTIN)
+    assert [r.finish_reason for r in rows] == ["unknown", "length"]
+    assert any("teacher: 1 of 2 answers were cut off" in note for note in summarise(rows, 1, 100)["notes"])
 
 
 def test_predictions_come_back_as_they_were_written(tmp_path):

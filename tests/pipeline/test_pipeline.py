@@ -251,12 +251,12 @@ def test_nothing_answered_is_an_error_not_an_empty_run(
 def test_two_processes_never_share_a_run(
     provider: Serve, workspace: Workspace, recipe: Callable[..., Recipe]
 ):
-    from stillhouse.recipe import recipe_digest
+    from stillhouse.recipe import run_digest
     from stillhouse.workspace import StorageError, locked
 
     settings = recipe(provider(echo).url)
     with (
-        locked(workspace.run("t", recipe_digest(settings))),
+        locked(workspace.run("t", run_digest(settings))),
         pytest.raises(StorageError, match="in use"),
     ):
         pipeline.run(settings, workspace)

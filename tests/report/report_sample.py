@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,7 +17,11 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from stillhouse.recipe import Recipe, recipe_digest
+from stillhouse.curate import Curated
+from stillhouse.evaluate.figures import summarise
+from stillhouse.evaluate.predictions import SYSTEMS, Prediction, write_predictions
+from stillhouse.recipe import Recipe, recipe_digest, run_digest
+from stillhouse.train import TrainResult
 from stillhouse.workspace import RunFolder, Workspace, write_json
 
 RIGHT = {  # share of right answers: teacher, student before, student, baseline
@@ -28,7 +33,6 @@ RIGHT = {  # share of right answers: teacher, student before, student, baseline
     "policy": (0.985, 0.35, 0.965, 0.71),
     "reply": (0.97, 0.10, 0.955, None),
 }
-SYSTEMS = ("teacher", "student_before", "student", "baseline")
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 REASONS = {"duplicate": 141, "truncated": 37, "refusal": 12, "empty": 3}
 
@@ -49,7 +53,7 @@ def recipe() -> Recipe:
 def write_sample_run(folder: Path, seed: int = 7) -> RunFolder:
     rng = Random(seed)
     made = recipe()
-    run = Workspace(folder).run(made.run.name, recipe_digest(made))
+    run = Workspace(folder).run(made.run.name, run_digest(made))
     run.root.mkdir(parents=True)
     write_json(run.recipe, made.model_dump(mode="json"))
     test = [_question(rng, family, number) for family in RIGHT for number in range(120)]
@@ -57,7 +61,7 @@ def write_sample_run(folder: Path, seed: int = 7) -> RunFolder:
     _write_prompts(run, test, train)
     _write_samples(run, train)
     rows = _predictions(rng, test)
-    write_rows(run.predictions, rows, {"score": pa.float64()})
+    write_predictions(run.predictions, rows)
     write_losses(run.losses, rng)
     write_json(run.evaluation, _evaluation(rows))
     for minute, (stage, result) in enumerate(_results().items()):
@@ -161,7 +165,7 @@ def _write_samples(run: RunFolder, train: list[dict[str, Any]]) -> None:
     write_rows(run.dropped, dropped, {"leaves": pa.list_(pa.int64())})
 
 
-def _predictions(rng: Random, test: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _predictions(rng: Random, test: list[dict[str, Any]]) -> list[Prediction]:
     rows = []
     for question in test:
         luck = rng.random()
@@ -174,18 +178,18 @@ def _predictions(rng: Random, test: list[dict[str, Any]]) -> list[dict[str, Any]
             wrong = _wrong(rng, system, question)
             unscored = system == "student" and rng.random() < 0.004
             rows.append(
-                {
-                    "prompt_id": question["id"],
-                    "family": question["family"],
-                    "group": question["group"],
-                    "system": system,
-                    "answer": question["reference"] if good else wrong,
-                    "score": None if unscored else float(good),
-                    "reason": "" if good else "not valid JSON" if unscored else "differs from the reference",
-                    "prompt_tokens": 60,
-                    "completion_tokens": 30,
-                    "finish_reason": "stop",
-                }
+                Prediction(
+                    prompt_id=question["id"],
+                    family=question["family"],
+                    group=question["group"],
+                    system=system,
+                    answer=question["reference"] if good else wrong,
+                    score=None if unscored else float(good),
+                    reason="the reference is not JSON" if unscored else "",
+                    prompt_tokens=60,
+                    completion_tokens=30,
+                    finish_reason="stop",
+                )
             )
     return rows
 
@@ -203,120 +207,87 @@ def _wrong(rng: Random, system: str, question: dict[str, Any]) -> str:
     return right[:at] + str((int(right[at]) + 1 + rng.randint(0, 7)) % 10) + right[at + 1 :]
 
 
-def _figure(scores: list[float | None]) -> dict[str, Any]:
-    known = [s for s in scores if s is not None]
-    if not known:
-        return {"score": None, "low": None, "high": None, "n": 0, "unscored": len(scores), "failed": 0}
-    value = sum(known) / len(known)
-    half = 1.96 * math.sqrt(max(value * (1 - value), 0.002) / len(known))
+def _evaluation(rows: list[Prediction]) -> dict[str, Any]:
+    """The figures by the stage's own code; computing, as it would measure it, and what the run adds."""
     return {
-        "score": value,
-        "low": max(0.0, value - half),
-        "high": min(1.0, value + half),
-        "n": len(known),
-        "unscored": len(scores) - len(known),
-        "failed": 0,
+        **summarise(rows, 17, 300),
+        "flops": {"teacher": 4.21e8, "student_before": 4.07e7, "student": 4.07e7},
+        "flops_ratio": 4.07e7 / 4.21e8,
+        "flops_per_token": {"teacher": 4.7e6, "student_before": 4.5e5, "student": 4.5e5},
+        "flops_prompts": 840,
+        "parameters": {"teacher": 5_640_000, "student_before": 561_000, "student": 561_000},
+        "tokens_per_second": {"teacher": 5210.0, "student": 29400.0},
+        "scored_by": ["exact", "json"],
+        "seconds": {"collect": 48.2, "curate": 1.9, "train": 131.4, "evaluate": 39.0, "total": 220.5},
+        "exchanges": {"sent": 3842, "reused": 0, "failed": 2, "unknown": 0},
+        "versions": {"stillhouse": "1.0", "torch": "2.13.0", "transformers": "5.23.0"},
     }
 
 
-def _evaluation(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    def of(system: str, family: str | None = None) -> dict[str, Any]:
-        scores = [r["score"] for r in rows if r["system"] == system and family in (None, r["family"])]
-        return _figure(scores)
-
-    def kept(teacher: Any, student: Any) -> dict[str, float]:
-        value = student["score"] / teacher["score"]
-        half = (student["high"] - student["low"]) / 2 / teacher["score"]
-        return {"value": value, "low": value - half, "high": min(1.02, value + half)}
-
-    families = {}
-    for family in RIGHT:
-        scores = {system: of(system, family) for system in SYSTEMS}
-        families[family] = {
-            "n": 120,
-            "groups": len({r["group"] for r in rows if r["family"] == family}),
-            **scores,
-            "retention": kept(scores["teacher"], scores["student"]),
-        }
-    whole: dict[str, Any] = {system: of(system) for system in SYSTEMS}
-    before, teacher, student = (whole[k]["score"] for k in ("student_before", "teacher", "student"))
-    gap = (student - before) / (teacher - before)
+def asked(answered: int, failed: int, **more: Any) -> dict[str, Any]:
+    """What collect and evaluate say of their questions."""
     return {
-        **whole,
-        "retention": kept(whole["teacher"], whole["student"]),
-        "gap_closed": {"value": gap, "low": gap - 0.02, "high": gap + 0.02},
-        "flops": {"teacher": 4.21e8, "student": 4.07e7},
-        "flops_ratio": 4.07e7 / 4.21e8,
-        "parameters": {"teacher": 5_640_000, "student": 561_000},
-        "families": families,
-        "agreement": {
-            "value": 0.907,
-            "low": 0.885,
-            "high": 0.926,
-            "n": 840,
-            "teacher_wrong": {"value": 0.41, "low": 0.2, "high": 0.66, "n": 17},
-        },
-        "tokens_per_second": {"teacher": 5210.0, "student": 29400.0},
-        "seconds": {"collect": 48.2, "curate": 1.9, "train": 131.4, "evaluate": 39.0, "total": 224.8},
-        "exchanges": {"sent": 2998, "reused": 0, "failed": 2, "unknown": 0},
-        "mcnemar": {"p": 3.1e-9, "teacher_only": 58, "student_only": 7, "n": 836},
-        "prompts": {"n": 840, "groups": 80, "families": 7},
-        "notes": [
-            "student: 4 of 840 answers not scored (4 x not valid JSON)",
-            "intervals of a single family take its prompts as independent; overall ones are clustered",
-        ],
+        "sent": answered + failed,
+        "answered": answered,
+        "reused": 0,
+        "failed": failed,
+        "failures": {"timeout": failed} if failed else {},
+        "attempts": {"answered": answered, "failed": failed, "unknown": 0},
+        "unknown": 0,
+        "prompt_tokens": 61 * answered,
+        "completion_tokens": 32 * answered,
+        "cost": {"low": 0.0, "expected": None, "high": 0.0},
+        **more,
     }
 
 
 def _results() -> dict[str, dict[str, Any]]:
     kept = 2998 - sum(REASONS.values())
+    families = {family: kept // len(RIGHT) for family in RIGHT}
+    trained = TrainResult(
+        steps=900,
+        epochs=6.0,
+        tokens=1_683_000,
+        target_tokens=702_000,
+        seconds=131.4,
+        train_loss=0.14,
+        held_out_loss=0.21,
+        rows=kept - 91,
+        rows_held_out=90,
+        rows_left_out={"too long": 1},
+        parameters=561_000,
+        trainable=561_000,
+        dtype="bfloat16",
+        device="cpu",
+        tokenizer="7c" * 32,
+    )
     return {
         "collect": {
-            "prompts": 3000,
-            "sent": 2998,
-            "reused": 0,
-            "failed": 2,
-            "unknown": 0,
-            "failures": {"timeout": 2},
-            "prompt_tokens": 184_220,
-            "completion_tokens": 97_350,
-            "spent": 0.0,
-            "broken_lines": 0,
-            "leaked": 0,
+            "recipe": recipe_digest(recipe()),
+            "teacher": "embedded:desk",
+            "endpoint": "local",
             "revision": "sha256:5c1e0f7a",
             "decision": 4,
-            "teacher": "embedded:desk",
+            "prompts": 3000,
+            "broken_lines": 0,
+            "leaked": 0,
+            "exchanges": 2998,
+            "digest": "d1" * 32,
+            **asked(2998, 2),
         },
-        "curate": {
-            "rows": 2998,
-            "kept": kept,
-            "reasons": REASONS,
-            "families": {family: kept // len(RIGHT) for family in RIGHT},
-        },
-        "train": {
-            "steps": 900,
-            "epochs": 6.0,
-            "tokens": 1_683_000,
-            "seconds": 131.4,
-            "train_loss": 0.14,
-            "held_out_loss": 0.21,
-            "rows": kept - 91,
-            "rows_held_out": 90,
-            "rows_left_out": {"too long": 1},
-            "parameters": 561_000,
-            "dtype": "bfloat16",
-            "device": "cpu",
-        },
-        "evaluate": {"spent": 0.0},
+        "curate": asdict(Curated(2998, kept, REASONS, families, digest="c4" * 32, transform=6003)),
+        "train": {**asdict(trained), "weights": "3f" * 32},
+        "evaluate": {"predictions": "9e" * 32, **asked(840, 0)},
         "release": {
             "folder": "release",
-            "checkpoint": {"size": 8997, "root": "q0kWm3iE4Pp1S0rT0JQ5mTn2m1c9w8Vw2y0S7h0lD5E="},
+            "leaf": 8996,
             "files": {
                 "model.safetensors": "3f" * 32,
                 "config.json": "a1" * 32,
                 "tokenizer.json": "77" * 32,
                 "README.md": "0c" * 32,
             },
+            "checkpoint": {"size": 8997, "root": "q0kWm3iE4Pp1S0rT0JQ5mTn2m1c9w8Vw2y0S7h0lD5E="},
             "anchored": False,
         },
     }

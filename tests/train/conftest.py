@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from train.tiny_student import sums, tiny_llama, tiny_tokenizer, write_samples
+from tiny import TEMPLATE, tiny_model
+from train.tiny_student import BASE, sums, write_samples
 
 from stillhouse.workspace import RunFolder
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Models as small as these lose by threads, most of all where other tests run beside them."""
     import torch
@@ -22,10 +23,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "base"
-    tiny_llama().save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return path
+    return tiny_model(tmp_path_factory.mktemp("models") / "base", template=TEMPLATE, **BASE)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,17 +14,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from train.tiny_student import losses, make_recipe, sample, tiny_llama, tiny_tokenizer, weights, write_samples
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors import SafetensorError
+from tiny import TEMPLATE, VOCABULARY, tiny_llama, tiny_model
+from train.tiny_student import BASE, losses, make_recipe, sample, weights, write_samples
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from stillhouse.errors import Interrupted, ModelError, UsageError
+from stillhouse.errors import Interrupted, ModelError, StorageError, UsageError
 from stillhouse.train import loop, train
 from stillhouse.workspace import RunFolder
 
 KILLED = """
 import os, signal, sys
 import torch
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[5]))
 from itertools import count
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
@@ -51,7 +54,10 @@ def test_writes_student_before_and_losses(run, folder):
     assert {"loss", "lr", "tokens", "seconds", "grad_norm"} <= rows[0].keys()
     assert rows[-1]["held_out"] == result.held_out_loss
     assert sum("held_out" in r for r in rows) == 3
-    assert result.train_loss < 0.7 * rows[0]["loss"]
+    last = [r["loss"] for r in rows[-result.steps // 3 :]]
+    assert min(last) < result.train_loss < max(last), "the mean over the last epoch"
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    assert len(list(run.checkpoints.glob("*/step-*"))) == 1, "of a finished training only the last is kept"
     assert result.rows + result.rows_held_out == 48
     assert json.loads(json.dumps(asdict(result))) == asdict(result)
     assert seen[-1].done == seen[-1].total == result.steps
@@ -59,7 +65,7 @@ def test_writes_student_before_and_losses(run, folder):
     assert "tok/s" in seen[-1].note
     loaded = AutoModelForCausalLM.from_pretrained(run.student)
     assert loaded.config._attn_implementation == "sdpa"
-    assert AutoTokenizer.from_pretrained(run.student).chat_template == tiny_tokenizer().chat_template
+    assert AutoTokenizer.from_pretrained(run.student).chat_template == TEMPLATE
     assert result.parameters == sum(p.numel() for p in loaded.parameters()) == result.trainable
     assert run.student_before.read_text() == f"{folder}\n"
 
@@ -79,7 +85,10 @@ def test_same_seed_twice_gives_the_same_bytes_and_a_finished_run_is_not_redone(r
     assert again.train_loss == first.train_loss
 
 
-def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(run, folder, tmp_path):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(run, folder, tmp_path, threads):
+    """The number of threads changes the order of sums: the second process takes over that of the first."""
+    torch.set_num_threads(threads)
     whole = RunFolder(tmp_path / "whole")
     whole.root.mkdir()
     whole.samples.write_bytes(run.samples.read_bytes())
@@ -95,12 +104,18 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(run, folder,
         str(folder),
         "9",
         str(Path(__file__).parents[1]),
+        str(threads),
     ]
     dead = subprocess.run(command, check=False, capture_output=True, timeout=120)
     assert dead.returncode == -signal.SIGKILL, dead.stderr.decode()[-2000:]
     assert not run.student.exists()
     assert list(run.checkpoints.glob("*/step-*"))
-    assert train(run, make_recipe(str(folder), {"checkpoint_seconds": 1e9})).steps == result.steps
+    torch.set_num_threads(3 - threads)
+    seen = []
+    again = make_recipe(str(folder), {"checkpoint_seconds": 1e9})
+    assert train(run, again, lambda _: seen.append(torch.get_num_threads())).steps == result.steps
+    assert set(seen) == {threads}
+    assert torch.get_num_threads() == 3 - threads
     assert weights(run) == weights(whole)
     exact = [[(r["step"], r["loss"], r["lr"], r.get("held_out")) for r in losses(r)] for r in (run, whole)]
     assert exact[0] == exact[1]
@@ -162,9 +177,9 @@ def test_lora_merges_into_what_the_adapter_computes(run, folder):
 
 def test_from_teacher_keeps_the_named_layers(run, tmp_path):
     teacher = tmp_path / "teacher"
-    big = tiny_llama(layers=4)
-    big.save_pretrained(teacher)
-    tiny_tokenizer().save_pretrained(teacher)
+    shape = {**BASE, "layers": 4}
+    tiny_model(teacher, template=TEMPLATE, **shape)
+    big = tiny_llama(**shape)
     recipe = make_recipe("from_teacher", {"epochs": 0.1})
     train(run, recipe, teacher_folder=str(teacher))
     before = AutoModelForCausalLM.from_pretrained(run.student_before)
@@ -191,7 +206,7 @@ def test_config_makes_a_fresh_llama_with_the_teachers_tokenizer(run, folder):
     assert result.steps >= 1
     before = AutoModelForCausalLM.from_pretrained(run.student_before)
     assert before.config.hidden_size == 16
-    assert before.config.vocab_size == len(tiny_tokenizer())
+    assert before.config.vocab_size == VOCABULARY
     assert before.config.eos_token_id == 1
     with pytest.raises(UsageError, match=r"config\.hiden_size") as caught:
         train(run, make_recipe("config", config={"hiden_size": 16}), teacher_folder=str(folder))
@@ -249,3 +264,32 @@ def test_running_out_of_memory_says_what_to_lower(run, folder, monkeypatch):
     with pytest.raises(ModelError, match="out of memory at training step 1") as caught:
         train(run, make_recipe(str(folder)))
     assert "batch_tokens" in caught.value.mend
+
+
+def test_a_full_disk_is_named_whichever_writer_meets_it(run, folder, monkeypatch):
+    """What safetensors 0.8 and torch 2.13 raise on a full file system."""
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+    def full(*_, **__):
+        raise SafetensorError(said)
+
+    def full_archive(state, file):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            raise RuntimeError(
+                "[enforce fail at inline_container.cc:672] . unexpected pos 768 vs 662"
+            ) from None
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full_archive)
+        with pytest.raises(StorageError, match="could not write a checkpoint in") as caught:
+            train(run, make_recipe(str(folder)))
+        assert caught.value.why == "no space left on the disk"
+    with monkeypatch.context() as patched:
+        patched.setattr(LlamaForCausalLM, "save_pretrained", full)
+        with pytest.raises(StorageError, match="could not write") as caught:
+            train(run, make_recipe(str(folder)))
+        assert caught.value.why == "no space left on the disk"
+    train(run, make_recipe(str(folder)))
+    assert run.student.is_dir()

@@ -1,4 +1,4 @@
-"""A tiny random Llama, a tokenizer of single letters, and samples of sums to teach it."""
+"""Sums to teach a tiny model, the recipe for it, and what a training wrote."""
 
 from __future__ import annotations
 
@@ -6,49 +6,13 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
-import torch
 from pyarrow import parquet
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stillhouse.recipe import Recipe, parse_recipe
 from stillhouse.workspace import RunFolder
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz 0123456789=+?\n<>"
-TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
-
-def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    vocabulary = {"<pad>": 0, "<end>": 1, "<unk>": 2} | {c: i + 3 for i, c in enumerate(LETTERS)}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
-    )
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def tiny_llama(layers: int = 2, seed: int = 3) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(LETTERS) + 3,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        eos_token_id=1,
-        pad_token_id=0,
-        bos_token_id=None,
-        initializer_range=0.2,
-    )
-    return LlamaForCausalLM(config)
+BASE = {"layers": 2, "width": 32, "seed": 3, "max_position_embeddings": 128, "tie_word_embeddings": True}
+BASE |= {"initializer_range": 0.2}
 
 
 def write_samples(path: Path, rows: list[dict[str, object]]) -> None:

@@ -20,7 +20,7 @@ from stillhouse.evaluate.predictions import (
     read_predictions,
     write_predictions,
 )
-from stillhouse.evaluate.students import Measured, local_answers, measured, model_source
+from stillhouse.evaluate.students import Measured, local_answers, measured, model_source, size_on_disk
 from stillhouse.recipe import Recipe
 from stillhouse.records import Progress, Prompt, Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer, check
@@ -43,8 +43,9 @@ def evaluate(
     where something is not known, with a line in `notes` that says why:
 
         teacher, student_before, student, baseline
-                      score (the mean over scored prompts), low, high, n, unscored, failed
-        retention     value, low, high, n: student / teacher over prompts that both were scored on
+                      score (the mean over scored prompts), low, high, n, unscored, failed (no answer; a
+                      student that could not read a prompt failed and has the score 0 there, within n)
+        retention     value, low, high, n, groups: student / teacher over prompts that both were scored on
         gap_closed    value, low, high, n: (student - before) / (teacher - before), of all three
         agreement     value, low, high, n, and the same for teacher_right and teacher_wrong
         mcnemar       p, teacher_only, student_only, n
@@ -63,10 +64,10 @@ def evaluate(
     limit = recipe.evaluate.max_tokens or recipe.collect.max_tokens
     notes: list[str] = []
     sizes: dict[System, Measured] = {}
-    advance = _counter(watch, len(prompts), teacher)
+    before = model_source(run.student_before)
+    advance = _counter(watch, len(prompts) * (1 if before is None else 2), teacher)
 
     rows = judged("teacher", prompts, given_by_teacher(prompts, teacher), scorers)
-    before = model_source(run.student_before)
     if before is None:
         notes.append("student_before: there is no record of the student before training")
     else:
@@ -76,10 +77,14 @@ def evaluate(
     rows += judged("student", prompts, answers, scorers)
     baseline = _baseline(run, recipe, prompts, notes)
     rows += judged("baseline", prompts, baseline, scorers) if baseline else []
+    write_predictions(run.predictions, rows)
+
+    if prompts and sizes["student"].tokens_per_second is None:
+        notes.append(
+            "the student's speed is unknown: no prompt fits, or memory ran out while it was measured"
+        )
     if (found := _teacher_size(teacher, prompts, limit, notes)) is not None:
         sizes["teacher"] = found
-
-    write_predictions(run.predictions, rows)
     recorded = read_predictions(run.predictions)
     figures = summarise(recorded, recipe.run.seed, recipe.evaluate.resamples)
     costs = cost_figures(recorded, sizes)
@@ -101,7 +106,7 @@ def _check(prompts: Sequence[Prompt], scorers: Mapping[str, Scorer]) -> None:
         )
 
 
-def _counter(watch: Watch, count: int, teacher: TeacherAnswers) -> Callable[[str], Callable[[int], None]]:
+def _counter(watch: Watch, total: int, teacher: TeacherAnswers) -> Callable[[str], Callable[[int], None]]:
     """For each student a function that is told of further answers and reports all so far."""
     failed = {"teacher failed": len(teacher.failed)} if teacher.failed else {}
     done = 0
@@ -110,7 +115,7 @@ def _counter(watch: Watch, count: int, teacher: TeacherAnswers) -> Callable[[str
         def add(more: int) -> None:
             nonlocal done
             done += more
-            watch(Progress("evaluate", done, 2 * count, "answers", failed, student))
+            watch(Progress("evaluate", done, total, "answers", failed, student))
 
         return add
 
@@ -121,26 +126,41 @@ def _answer(
     source: str, prompts: Sequence[Prompt], limit: int, done: Callable[[int], None], timed: bool
 ) -> tuple[list[Given], Measured]:
     """Load a student, let it answer and measure it (its speed if `timed`); its memory is free on return."""
-    from stillhouse.models.local import load_model
+    from stillhouse.models.local import load_model, threads_for
 
     model = load_model(source)
-    return local_answers(model, prompts, limit, done), measured(model, prompts if timed else (), limit)
+    with threads_for(model):  # as when it is served, so that its speed is that of the served model
+        return local_answers(model, prompts, limit, done), measured(model, prompts if timed else (), limit)
 
 
 def _teacher_size(
     teacher: TeacherAnswers, prompts: Sequence[Prompt], limit: int, notes: list[str]
 ) -> Measured | None:
-    """The teacher's size and speed on this machine, None with a note where it cannot be had."""
-    from stillhouse.models.local import load_model
+    """The teacher's size and speed on this machine, None with a note where it cannot be had.
+
+    Its size is read from its files, so that only its speed is unknown where it does not fit into memory.
+    """
+    from stillhouse.models.local import load_model, threads_for
 
     if teacher.folder is None:
         notes.append("the teacher is not on this machine: its parameters, FLOPs and speed are unknown")
         return None
+    size = size_on_disk(teacher.folder)
+    if size is not None and not prompts:
+        return size
     try:
-        return measured(load_model(teacher.folder), prompts, limit)
+        model = load_model(teacher.folder)
+        with threads_for(model):
+            found = measured(model, prompts, limit)
     except ModelError as error:
-        notes.append(f"the teacher's parameters, FLOPs and speed are unknown: {error.what} ({error.why})")
-        return None
+        lost = "parameters, FLOPs and speed are" if size is None else "speed is"
+        notes.append(f"the teacher's {lost} unknown: {error.what} ({error.why})")
+        return size
+    if prompts and found.tokens_per_second is None:
+        notes.append(
+            "the teacher's speed is unknown: no prompt fits, or memory ran out while it was measured"
+        )
+    return found
 
 
 def _baseline(run: RunFolder, recipe: Recipe, prompts: Sequence[Prompt], notes: list[str]) -> list[Given]:

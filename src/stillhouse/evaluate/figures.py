@@ -1,8 +1,8 @@
 """Scores, intervals and comparisons from prediction rows. Pure: rows and a seed in, plain values out.
 
 A system's score is the mean over its scored prompts. A comparison of two systems takes only the prompts
-that both were scored on, paired. Overall intervals are clustered by prompt group; those of one family are
-Wilson intervals over its prompts, for a family seldom has groups enough.
+that both were scored on, paired. Intervals are clustered by prompt group; a family whose prompts are all of
+one group gets Wilson's interval over its prompts, with a note.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def summarise(rows: Sequence[Prediction], seed: int, resamples: int) -> Figures:
     """
     sheet = lay_out(rows)
     everywhere = np.ones(len(sheet.families), dtype=bool)
-    figures: Figures = {system: standing(sheet, system, everywhere, clustered=True) for system in SYSTEMS}
+    figures: Figures = {system: standing(sheet, system, everywhere) for system in SYSTEMS}
     figures["retention"] = retention(sheet, everywhere, seed, resamples)
     figures["gap_closed"] = gap_closed(sheet, seed, resamples)
     figures["mcnemar"] = mcnemar(sheet)
@@ -99,26 +99,26 @@ def summarise(rows: Sequence[Prediction], seed: int, resamples: int) -> Figures:
     return figures
 
 
-def standing(sheet: Sheet, system: str, among: Mask, clustered: bool) -> Figures:
-    """A system's mean score with its interval; `failed` prompts got no answer, `unscored` ones no score."""
+def standing(sheet: Sheet, system: str, among: Mask, one_group: bool = False) -> Figures:
+    """A system's mean score with its interval; `failed` prompts got no answer, `unscored` answers no score.
+
+    A student's failed prompts are scored 0 and counted in `n` too. With `one_group` prompts that are all of
+    one group get the interval of independent prompts, and else none.
+    """
     scored = sheet.scored(system) & among
     asked = int((sheet.asked[system] & among).sum())
-    answered = sum(
-        1 for answer, here in zip(sheet.answers[system], among, strict=True) if here and answer is not None
-    )
+    answered = among & np.array([answer is not None for answer in sheet.answers[system]], dtype=bool)
     values, n = sheet.scores[system][scored], int(scored.sum())
-    span = (
-        stats.clustered_share(values, sheet.codes[scored])
-        if clustered
-        else stats.wilson(min(float(values.sum()), n), n)
-    )
+    span = stats.clustered_share(values, sheet.codes[scored])
+    if one_group and span.low is None:
+        span = stats.wilson(min(float(values.sum()), n), n)
     return {
         "score": span.value,
         "low": span.low,
         "high": span.high,
         "n": n,
-        "unscored": answered - n,
-        "failed": asked - answered,
+        "unscored": int((answered & ~scored).sum()),
+        "failed": asked - int(answered.sum()),
     }
 
 
@@ -132,7 +132,7 @@ def retention(sheet: Sheet, among: Mask, seed: int, resamples: int) -> Figures:
         np.random.default_rng(seed),
         resamples,
     )
-    return {**_plain(ratio), "n": int(both.sum())}
+    return {**_plain(ratio), "n": int(both.sum()), "groups": len(set(sheet.codes[both].tolist()))}
 
 
 def gap_closed(sheet: Sheet, seed: int, resamples: int) -> Figures:
@@ -150,7 +150,8 @@ def gap_closed(sheet: Sheet, seed: int, resamples: int) -> Figures:
 
 
 def mcnemar(sheet: Sheet) -> Figures:
-    """Exact McNemar test of student against teacher; p is None when no prompt was scored for both."""
+    """Exact McNemar test of student against teacher, prompts taken as independent; p is None when no prompt
+    was scored for both."""
     both = sheet.scored("teacher", "student")
     teacher = sheet.scores["teacher"][both] >= RIGHT
     student = sheet.scores["student"][both] >= RIGHT
@@ -188,7 +189,7 @@ def family(sheet: Sheet, among: Mask, seed: int, resamples: int) -> Figures:
     return {
         "n": int(among.sum()),
         "groups": len(set(sheet.codes[among].tolist())),
-        **{system: standing(sheet, system, among, clustered=False) for system in SYSTEMS},
+        **{system: standing(sheet, system, among, one_group=True) for system in SYSTEMS},
         "retention": retention(sheet, among, seed, resamples),
     }
 
@@ -202,7 +203,11 @@ def notes_on_rows(rows: Sequence[Prediction]) -> list[str]:
         unscored = Counter(row.reason for row in of if row.answer is not None and row.score is None)
         cut = sum(row.finish_reason == "length" for row in of)
         if failed:
-            notes.append(f"{system}: no answer to {failed.total()} of {len(of)} prompts ({_reasons(failed)})")
+            wrong = sum(row.answer is None and row.score is not None for row in of)
+            counted = f"; {wrong} of them count as wrong" if wrong else ""
+            notes.append(
+                f"{system}: no answer to {failed.total()} of {len(of)} prompts ({_reasons(failed)}){counted}"
+            )
         if unscored:
             notes.append(
                 f"{system}: {unscored.total()} of {len(of)} answers not scored ({_reasons(unscored)})"
@@ -232,10 +237,15 @@ def notes_on_figures(sheet: Sheet, figures: Figures) -> list[str]:
         notes.append(
             f"the test prompts are of only {groups} groups: overall intervals are somewhat too narrow"
         )
-    if groups < prompts:
+    alone = [name for name, of in figures["families"].items() if of["groups"] == 1 < of["n"]]
+    if alone:
+        named = ", ".join(alone[:REASONS]) + (f" and {len(alone) - REASONS} more" if alone[REASONS:] else "")
         notes.append(
-            "intervals of a single family take its prompts as independent; overall ones are clustered"
+            f"families whose prompts are all of one group ({named}): the intervals of their scores take the "
+            "prompts as independent and are too narrow"
         )
+    if figures["mcnemar"]["p"] is not None and groups < prompts:
+        notes.append("McNemar's p takes prompts as independent; as they share groups it is too small")
     kept = figures["retention"]
     if kept["n"] and kept["value"] is None:
         notes.append("the teacher scored nothing: the share of its score that is kept is undefined")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ from stillhouse.workspace import write_atomic
 
 System = Literal["teacher", "student_before", "student", "baseline"]
 SYSTEMS: tuple[System, ...] = ("teacher", "student_before", "student", "baseline")
+STUDENTS: tuple[System, ...] = ("student_before", "student")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +22,15 @@ class TeacherAnswers:
 
     `tokens` holds (prompt, completion) tokens as the server counted them, None where it did not say.
     `failed` gives the reason for each prompt without an answer. `folder` is the teacher's local model
-    folder; None when it is not here, and its size and compute are then unknown.
+    folder; None when it is not here, and its size and compute are then unknown. `finish` says how each answer
+    ended; one that is not named there ended in a way not known.
     """
 
     texts: Mapping[str, str]
     tokens: Mapping[str, tuple[int | None, int | None]]
     failed: Mapping[str, str]
     folder: str | None = None
+    finish: Mapping[str, FinishReason] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +46,10 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A row of `predictions.parquet`. `answer` None: the system failed on this prompt.
+    """A row of `predictions.parquet`. `answer` None: the system failed on this prompt, and `reason` says why.
 
-    `score` None: there is no answer, or it could not be scored; `reason` says which and why.
+    `score` None: the answer could not be scored, or there is none and that says nothing about the system (a
+    teacher's server that failed). A student that could not answer what can be scored has the score 0.
     """
 
     prompt_id: str
@@ -66,7 +70,8 @@ def given_by_teacher(prompts: Sequence[Prompt], teacher: TeacherAnswers) -> list
     for prompt in prompts:
         if prompt.id in teacher.texts:
             read, written = teacher.tokens.get(prompt.id, (None, None))
-            given.append(Given(teacher.texts[prompt.id], "", read, written))
+            ended = teacher.finish.get(prompt.id, "unknown")
+            given.append(Given(teacher.texts[prompt.id], "", read, written, ended))
         else:
             given.append(Given(None, teacher.failed.get(prompt.id) or "no answer was recorded"))
     return given
@@ -75,13 +80,19 @@ def given_by_teacher(prompts: Sequence[Prompt], teacher: TeacherAnswers) -> list
 def judged(
     system: System, prompts: Sequence[Prompt], answers: Sequence[Given], scorers: Mapping[str, Scorer]
 ) -> list[Prediction]:
-    """Score one system's answers, in the order of the prompts."""
+    """Score one system's answers, in the order of the prompts.
+
+    A prompt that a student cannot read counts as answered wrongly, wherever an answer could have been scored:
+    left out, it would raise the student's score, and its share of the teacher's.
+    """
     rows = []
     for prompt, given in zip(prompts, answers, strict=True):
         value, reason = None, given.reason
         if given.text is not None:
             found = score(prompt.scorer, given.text, prompt.reference, scorers)
             value, reason = found.value, found.reason
+        elif system in STUDENTS and score(prompt.scorer, "", prompt.reference, scorers).value is not None:
+            value = 0.0
         rows.append(
             Prediction(
                 prompt.id,

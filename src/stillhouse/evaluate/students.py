@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,9 +69,44 @@ def local_answers(
 
 
 def measured(model: LocalModel, prompts: Sequence[Prompt], max_tokens: int) -> Measured:
+    """The model's size, and its speed over `prompts`; None without any, and where memory ran out."""
     from stillhouse.models.local import parameters
 
-    return Measured(model.model.config, parameters(model), tokens_per_second(model, prompts, max_tokens))
+    try:
+        speed = tokens_per_second(model, prompts, max_tokens)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        speed = None
+    return Measured(model.model.config, parameters(model), speed)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """torch raises a RuntimeError, or one of its kinds, for memory of any device."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
+
+
+def size_on_disk(folder: str) -> Measured | None:
+    """A model's configuration and number of weights without loading it, its speed None.
+
+    None where that cannot be had: not a folder, weights in another format than safetensors, a configuration
+    that transformers does not know.
+    """
+    from safetensors import SafetensorError, safe_open
+    from transformers import AutoConfig
+
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        return None
+    try:
+        shapes: dict[str, list[int]] = {}
+        for file in files:
+            with safe_open(file, framework="numpy") as tensors:
+                shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+        return Measured(AutoConfig.from_pretrained(folder), sum(map(math.prod, shapes.values())), None)
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None
 
 
 def tokens_per_second(

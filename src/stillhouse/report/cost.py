@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from stillhouse.money import UNKNOWN as NOT_KNOWN
 from stillhouse.money import Estimate
 from stillhouse.report.figures import (
@@ -15,7 +17,7 @@ from stillhouse.report.figures import (
     plural,
     scaled,
 )
-from stillhouse.report.layout import absent, pairs, section, table
+from stillhouse.report.layout import IMPORTED, absent, pairs, section, table
 from stillhouse.report.markup import Html, short, tag
 from stillhouse.report.read import STAGES, Facts, dropped
 
@@ -89,58 +91,72 @@ def _work(facts: Facts, stage: str) -> str:
     return plural(len(files) if isinstance(files, dict) else None, "file")
 
 
+def imported(facts: Facts) -> bool:
+    """Whether the answers were collected elsewhere and read from a file: then the bill is not known here."""
+    return at(facts.recipe, "teacher", "imported") is True
+
+
 def served_here(facts: Facts) -> bool:
     """Whether the run itself serves the teacher, without a price: then nobody sends a bill."""
     teacher = at(facts.recipe, "teacher")
-    return isinstance(teacher, dict) and not teacher.get("endpoint") and not teacher.get("price")
+    if not isinstance(teacher, dict) or imported(facts):
+        return False
+    return not teacher.get("endpoint") and not teacher.get("price")
 
 
 def bill(facts: Facts) -> Estimate:
-    """US dollars that this run owes its teacher; UNKNOWN without a price, whatever was counted."""
-    recorded = facts.result("collect", "cost")
-    if isinstance(recorded, dict):
-        return Estimate(*(number(recorded, key) for key in ("low", "expected", "high")))
-    spent = number(facts.result("collect", "spent"))
-    if spent is None or not isinstance(at(facts.recipe, "teacher", "price"), dict):
+    """US dollars that this run owes its teacher, training and test prompts together.
+
+    `low` is for the answers that it bought; `high` adds requests without an answer, which may have been
+    billed too; `expected` is known where there are none. UNKNOWN without a price and for imported answers.
+    """
+    costs = [facts.result(stage, "cost") for stage in ("collect", "evaluate") if facts.markers[stage]]
+    lows, highs = ([number(cost, end) for cost in costs] for end in ("low", "high"))
+    low = sum(cost or 0.0 for cost in lows)
+    high = max(
+        (cost or 0.0 for cost in highs), default=0.0
+    )  # what evaluate counts begins with what collect spent
+    if imported(facts) or not costs or None in (*lows, *highs):
         return NOT_KNOWN
-    spent += number(facts.result("evaluate", "spent")) or 0.0
-    return Estimate(spent, spent, spent)
+    return Estimate(low, low, low) if math.isclose(low, high, abs_tol=1e-9) else Estimate(low, None, high)
 
 
 def said(estimate: Estimate) -> str:
-    """`US$ 4.10 (3.20 to 6.80)` in words, or unknown."""
-    if estimate.low == estimate.expected == estimate.high:
+    """`US$ 4.10`, `US$ 3.20 to US$ 6.80` or `unknown`."""
+    if estimate.expected is not None or estimate.low is None:
         return money(estimate.expected)
-    return f"{money(estimate.expected)} ({money(estimate.low)} to {money(estimate.high)})"
+    return f"{money(estimate.low)} to {money(estimate.high)}"
+
+
+def requests(facts: Facts, key: str) -> float | None:
+    """`sent`, `reused` or `failed` of the last call, or `unknown` of the run; of collect alone where the run
+    was not evaluated."""
+    known = number(facts.evaluation, "exchanges", key)
+    return number(facts.result("collect", key)) if known is None else known
 
 
 def _money(facts: Facts) -> list[tuple[str, object]]:
-    price, planned = at(facts.recipe, "teacher", "price"), facts.result("collect", "estimate")
+    price = at(facts.recipe, "teacher", "price")
     rate, owed = UNKNOWN, said(bill(facts))
     if isinstance(price, dict):
         rate = f"US$ {number(price, 'input')} in, {number(price, 'output')} out, per million tokens"
+    elif imported(facts):
+        rate = IMPORTED
     elif served_here(facts):
         rate, owed = "none applies: the run serves the teacher itself", "nothing; its computing is not priced"
     elif facts.recipe:
         rate = "none declared in the recipe"
-    before = "none recorded in the run"
-    if isinstance(planned, dict):
-        before = said(Estimate(*(number(planned, key) for key in ("low", "expected", "high"))))
     cap = number(facts.recipe, "collect", "max_cost")
-    counts = {
-        key: number(facts.result("collect", key))
-        if number(facts.evaluation, "exchanges", key) is None
-        else number(facts.evaluation, "exchanges", key)
-        for key in ("sent", "reused", "failed", "unknown")
-    }
-    unknown = counts["unknown"]
+    unknown = requests(facts, "unknown")
     words = f"{count(unknown)}, counted as possibly billed" if unknown else count(unknown)
     return [
         ("price", rate),
         ("billed", owed),
-        ("estimate before", before),
         ("cap", money(cap) if cap is not None else "none set" if facts.recipe else UNKNOWN),
-        ("requests", ", ".join(f"{count(counts[key])} {key}" for key in ("sent", "reused", "failed"))),
+        (
+            "requests",
+            ", ".join(f"{count(requests(facts, key))} {key}" for key in ("sent", "reused", "failed")),
+        ),
         ("sent, unknown", words),
     ]
 

@@ -41,10 +41,8 @@ def number(tree: Any, *path: str) -> float | None:
 
 
 def measure(tree: Any, *path: str) -> Measure:
-    """The figure at `path`: a bare number, or a dict of `value` (or `score`), `low` and `high`."""
+    """The figure at `path`: a dict of `value` (or, of a system, `score`), `low` and `high`."""
     value = at(tree, *path)
-    if not isinstance(value, dict):
-        return Measure(number(tree, *path))
     main = number(value, "value")
     return Measure(
         number(value, "score") if main is None else main, number(value, "low"), number(value, "high")

@@ -19,9 +19,11 @@ SCORE_METHOD = (
     "95% intervals by Wilson’s method at the effective number of independent prompts, clustered by group"
 )
 FAMILY_METHOD = (
-    "95% intervals of scores by Wilson’s method, the family’s prompts taken as independent; of the share kept"
-    " by paired bootstrap over groups"
+    "95% intervals of scores by Wilson’s method at the effective number of independent prompts, clustered by"
+    " group (in a family of a single group its prompts are taken as independent); of the share kept by paired"
+    " bootstrap over groups"
 )
+IMPORTED = "imported; collected elsewhere"
 UNANCHORED = "unanchored: internally consistent only"
 SHARE_METHOD = "95% interval by paired bootstrap over prompt groups"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stillhouse.report.cost import bill, served_here
+from stillhouse.report.cost import bill, requests, served_here
 from stillhouse.report.figures import (
     at,
     count,
@@ -60,18 +60,17 @@ def _limits(facts: Facts) -> list[str]:
         said.append(
             "FLOPs are counted by formula; speeds were measured on one machine and will differ on another."
         )
-    if facts.markers["collect"] and bill(facts).expected is None and not served_here(facts):
+    if facts.markers["collect"] and bill(facts).high is None and not served_here(facts):
         said.append("The teacher’s bill is unknown; it is not zero.")
-    if number(facts.result("collect", "unknown")):
+    if requests(facts, "unknown"):
         said.append(
-            f"{plural(number(facts.result('collect', 'unknown')), 'request')} with an unknown outcome;"
+            f"{plural(requests(facts, 'unknown'), 'request')} with an unknown outcome;"
             " they may have been billed."
         )
-    if facts.result("release", "anchored") is not True:
-        said.append(
-            f"{UNANCHORED[0].upper()}{UNANCHORED[1:]}. Nobody else holds an earlier checkpoint of the ledger,"
-            " so it cannot show that its history was not rewritten; and no log shows that all was logged."
-        )
+    said.append(
+        f"{UNANCHORED[0].upper()}{UNANCHORED[1:]}. Nobody else holds an earlier checkpoint of the ledger,"
+        " so it cannot show that its history was not rewritten; and no log shows that all was logged."
+    )
     notes = evaluation.get("notes")
     said += [_sentence(short(str(note), 400)) for note in notes[:20]] if isinstance(notes, list) else []
     return said
@@ -91,12 +90,6 @@ def _limits_of_scores(facts: Facts) -> list[str]:
             f"Families with fewer than {_FEW_GROUPS} groups, whose intervals lean on few independent cases:"
             f" {', '.join(few[:12])}{more}."
         )
-    for key, name in (("teacher", "teacher"), ("student", "student")):
-        unscored, failed = number(evaluation, key, "unscored"), number(evaluation, key, "failed")
-        if (unscored or failed) and not evaluation.get("notes"):
-            said.append(
-                f"Of the {name}’s answers {count(unscored)} were unscored and {count(failed)} failed."
-            )
     scorers = evaluation.get("scored_by") or facts.questions.scorers
     if isinstance(scorers, (list, tuple)) and scorers:
         names = ", ".join(short(str(name), 30) for name in scorers[:12])

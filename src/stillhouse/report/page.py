@@ -45,7 +45,7 @@ def render(facts: Facts, shown: int) -> str:
             verdict(facts),
             tag("nav", links, aria_label="Sections"),
             against_cost(facts),
-            families(facts),
+            families(facts, shown),
             loss_curves(facts),
             funnel(facts),
             answers(facts, shown),

@@ -7,6 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from stillhouse.recipe import Recipe
+from stillhouse.report.cost import imported
 from stillhouse.report.figures import (
     UNKNOWN,
     at,
@@ -14,9 +15,9 @@ from stillhouse.report.figures import (
     moment,
     number,
 )
-from stillhouse.report.layout import UNANCHORED, absent, pairs, section, table
+from stillhouse.report.layout import IMPORTED, UNANCHORED, absent, pairs, section, table
 from stillhouse.report.markup import Html, join, short, tag
-from stillhouse.report.read import STAGES, Facts
+from stillhouse.report.read import STAGES, Facts, named_by
 
 _FILES = 200  # released files listed
 
@@ -25,6 +26,7 @@ def provenance(facts: Facts) -> Html:
     decision = number(facts.result("collect", "decision"))
     teacher, endpoint = at(facts.recipe, "teacher", "model"), at(facts.recipe, "teacher", "endpoint")
     where = _code(endpoint) if endpoint else "served by the run itself" if facts.recipe else UNKNOWN
+    where = IMPORTED if imported(facts) else where
     revision = facts.result("collect", "revision") or at(facts.recipe, "teacher", "revision")
     entries: list[tuple[str, object]] = [
         ("run", tag("code", facts.name)),
@@ -67,20 +69,16 @@ def _terms(facts: Facts) -> str:
 
 
 def _checkpoint(facts: Facts) -> object:
-    size = number(facts.result("release", "checkpoint", "size"))
-    size = number(facts.result("release", "size")) if size is None else size
-    root = facts.result("release", "checkpoint", "root") or facts.result("release", "root")
+    size, root = (facts.result("release", "checkpoint", key) for key in ("size", "root"))
+    size = number(size)
     if size is None and not root:
         return UNKNOWN
     return join(f"{count(size)} leaves, root ", _code(root))
 
 
 def _standing(facts: Facts) -> object:
-    anchored = facts.result("release", "anchored")
-    if anchored is True:
-        return "✓ anchored: someone else holds an earlier checkpoint"
     state = tag("strong", f"▲ {UNANCHORED}", class_="unanchored")
-    return state if anchored is False else join(state, " (no anchor is recorded)")
+    return state if facts.markers["release"] else join(state, " (nothing is released)")
 
 
 def _code(value: Any) -> object:
@@ -91,7 +89,7 @@ def _digest(facts: Facts) -> object:
     if facts.digest is None:
         return UNKNOWN
     named = facts.name.rpartition("-")[2]
-    same = bool(named) and facts.digest.startswith(named)
+    same = bool(named) and (named_by(facts.recipe) or "").startswith(named)
     said = " ✓ computed anew, agrees with the run’s name" if same else " ▲ does not agree with the run’s name"
     return join(tag("code", facts.digest), tag("small", said))
 
@@ -105,7 +103,7 @@ def _seeds(facts: Facts) -> str:
 
 
 def _versions(facts: Facts) -> str:
-    found = facts.evaluation.get("versions") or facts.result("train", "versions")
+    found = facts.evaluation.get("versions")
     try:
         ours = f"this page by stillhouse {metadata.version('stillhouse')}"
     except metadata.PackageNotFoundError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stillhouse.report import svg
-from stillhouse.report.cost import bill, served_here
+from stillhouse.report.cost import bill, imported, said, served_here
 from stillhouse.report.figures import (
     UNKNOWN,
     Measure,
@@ -15,7 +15,6 @@ from stillhouse.report.figures import (
     interval,
     measure,
     moment,
-    money,
     number,
     percent,
     plural,
@@ -23,6 +22,7 @@ from stillhouse.report.figures import (
 )
 from stillhouse.report.layout import (
     FAMILY_METHOD,
+    IMPORTED,
     SCORE_METHOD,
     SHARE_METHOD,
     SYSTEMS,
@@ -76,12 +76,11 @@ def verdict(facts: Facts) -> Html:
             cost,
             ".",
         )
-    n = number(evaluation, "retention", "n")
-    n = number(evaluation, "student", "n") if n is None else n
+    n, among = (number(evaluation, "retention", key) for key in ("n", "groups"))
     bounds = interval(kept)
     basis = [f"{SHARE_METHOD}: {bounds}" if bounds else "the interval of that share is unknown"]
     if n is not None:
-        groups = f" in {plural(facts.groups, 'group')}" if facts.groups else ""
+        groups = f" in {plural(among, 'group')}" if among else ""
         basis.append(f"n = {count(n)} test prompts{groups}")
     finished = [at(facts.markers[stage], "finished") for stage in STAGES]
     times = [time for time in finished if isinstance(time, str)]
@@ -104,9 +103,10 @@ def _tiles(facts: Facts) -> Html:
     teacher, student, before = (measure(evaluation, key) for key in ("teacher", "student", "student_before"))
     gap = measure(evaluation, "gap_closed")
     owed = bill(facts)
-    spread = f"{money(owed.low)} to {money(owed.high)}" if owed.low != owed.high else "for its answers"
-    note = spread if owed.expected is not None else "no price declared"
-    bills = ("none", "the run serves it itself") if served_here(facts) else (money(owed.expected), note)
+    note = "for its answers" if owed.expected is not None else "the difference may have been billed"
+    note = "no price declared" if owed.high is None else note
+    note = IMPORTED if imported(facts) else note
+    bills = ("none", "the run serves it itself") if served_here(facts) else (said(owed), note)
     whole = number(evaluation, "seconds", "total")
     sent, reused = (number(evaluation, "exchanges", key) for key in ("sent", "reused"))
     params = [number(evaluation, "parameters", key) for key in ("student", "teacher")]
@@ -142,17 +142,15 @@ def against_cost(facts: Facts) -> Html:
     points = []
     for key, kind, label in SYSTEMS:
         flops = number(evaluation, "flops", key)
-        if key == "student_before" and flops is None:
-            flops = number(evaluation, "flops", "student")
         plausible = flops if flops is not None and 0 < flops < 1e30 else None
         points.append(svg.Point(kind, label, plausible, measure(evaluation, key)))
     scored = [p for p in points if p.score.value is not None]
     if not scored:
         return section("quality", title, "", absent("No scores.", "The run has not been evaluated."))
-    said = "; ".join(
+    about = "; ".join(
         f"{p.label} {percent(p.score.value)} at {scaled(p.flops, 'FLOP')} per answer" for p in scored
     )
-    drawings = [svg.scatter(scored, width, "Score against FLOPs per answer", said) for width in WIDTHS]
+    drawings = [svg.scatter(scored, width, "Score against FLOPs per answer", about) for width in WIDTHS]
     rows = [
         (
             join(svg.key(p.kind), p.label),
@@ -168,8 +166,7 @@ def against_cost(facts: Facts) -> Html:
     head = ("system", "score", "95% interval", "n", "unscored", "failed", "FLOPs per answer")
     caption = join(
         "Mean score on the test prompts; whiskers are ", SCORE_METHOD, ". FLOPs are counted from the"
-        " architecture and the answer’s length, not measured. ", _same_flops(evaluation),
-        rows_link(facts.run.predictions),
+        " architecture and the answer’s length, not measured. ", rows_link(facts.run.predictions),
     )  # fmt: skip
     return section(
         "quality",
@@ -179,12 +176,6 @@ def against_cost(facts: Facts) -> Html:
         figure(drawings, caption, numbers("Scores and cost of each system", head, rows)),
         _comparison(evaluation),
     )
-
-
-def _same_flops(evaluation: dict[str, Any]) -> str:
-    if number(evaluation, "flops", "student_before") is None and number(evaluation, "flops", "student"):
-        return "The student before training is drawn at the trained student’s FLOPs: same network. "
-    return ""
 
 
 def _comparison(evaluation: dict[str, Any]) -> Html | None:
@@ -203,21 +194,21 @@ def _comparison(evaluation: dict[str, Any]) -> Html | None:
             f"Where the teacher was wrong (n = {count(n)}) the student gave the same wrong answer in"
             f" {percent(copied.value)}."
         )
-    test = at(evaluation, "mcnemar")
-    p = number(test, "p") if isinstance(test, dict) else number(evaluation, "mcnemar")
+    test, p = at(evaluation, "mcnemar"), number(evaluation, "mcnemar", "p")
     if p is not None:
-        said = "p\u00a0<\u00a00.0001" if p < 0.0001 else f"p\u00a0=\u00a0{p:.2g}"
+        value = "p\u00a0<\u00a00.0001" if p < 0.0001 else f"p\u00a0=\u00a0{p:.2g}"
         only = [number(test, key) for key in ("teacher_only", "student_only")]
         sides = (
             f" (only the teacher right {count(only[0])}, only the student {count(only[1])})"
             if None not in only
             else ""
         )
-        parts.append(f"McNemar’s exact test of the two, prompt by prompt: {said}{sides}.")
+        parts.append(f"McNemar’s exact test of the two, prompts taken as independent: {value}{sides}.")
     return tag("p", " ".join(parts), class_="said") if parts else None
 
 
-def families(facts: Facts) -> Html:
+def families(facts: Facts, shown: int) -> Html:
+    """Links lead to answers that are on the page: the first `shown`."""
     title = "Families, worst first"
     found = at(facts.evaluation, "families")
     entries = (
@@ -232,7 +223,7 @@ def families(facts: Facts) -> Html:
 
     entries.sort(key=worst)
     first: dict[str, int] = {}
-    for index, pair in enumerate(facts.pairs):
+    for index, pair in enumerate(facts.pairs[:shown]):
         first.setdefault(pair.family, index)
     rows = []
     for name, entry in entries[:_FAMILIES]:
@@ -309,10 +300,10 @@ def loss_curves(facts: Facts) -> Html:
     if held and best:
         rows += [("held out", "lowest", count(best[0]), f"{best[1]:.4f}")]
         rows += [("held out", "last", count(held[-1][0]), f"{held[-1][1]:.4f}")]
-    said = f"Training loss over {plural(len(train), 'logged step')}"
-    said += f", last {last:.3f}" if last is not None else ""
-    said += f"; held-out lowest {best[1]:.3f} at step {count(best[0])}" if best else "; no held-out loss"
-    drawings = [svg.losses(train, held, rate, w, "Loss over optimiser steps", said) for w in WIDTHS]
+    about = f"Training loss over {plural(len(train), 'logged step')}"
+    about += f", last {last:.3f}" if last is not None else ""
+    about += f"; held-out lowest {best[1]:.3f} at step {count(best[0])}" if best else "; no held-out loss"
+    drawings = [svg.losses(train, held, rate, w, "Loss over optimiser steps", about) for w in WIDTHS]
     legend = join(
         tag("span", tag("i", class_="stroke train"), " training", class_="item"),
         tag("span", tag("i", class_="stroke held"), " held out (dots)", class_="item") if held else None,

@@ -12,6 +12,7 @@ from typing import Any
 
 import rfc8785
 
+from stillhouse.recipe import Recipe, run_digest
 from stillhouse.report.figures import at, number
 from stillhouse.workspace import RunFolder, read_marker
 
@@ -140,13 +141,12 @@ def read_facts(run: RunFolder) -> Facts:
 
 
 def dropped(facts: Facts) -> float | None:
-    """Rows that curation dropped: its own count, or the sum over its reasons."""
-    found = number(facts.result("curate", "dropped"))
+    """Rows that curation dropped, whatever the reason."""
     reasons = facts.result("curate", "reasons")
-    if found is None and isinstance(reasons, dict):
-        counts = [number(reasons, reason) for reason in reasons]
-        found = None if None in counts else sum(c for c in counts if c is not None)
-    return found
+    if not isinstance(reasons, dict):
+        return None
+    counts = [number(reasons, reason) for reason in reasons]
+    return None if None in counts else sum(c for c in counts if c is not None)
 
 
 def order(pairs: Sequence[tuple[str, str, float | None, float | None]], limit: int) -> list[str]:
@@ -188,8 +188,16 @@ def _json(path: Path, problems: list[str]) -> dict[str, Any]:
     return {}
 
 
+def named_by(recipe: dict[str, Any]) -> str | None:
+    """The digest that the run's folder is named by, computed anew from the stored recipe."""
+    try:
+        return run_digest(Recipe.model_validate(recipe))
+    except (rfc8785.CanonicalizationError, ValueError):
+        return None
+
+
 def _digest(recipe: dict[str, Any]) -> str | None:
-    """The run's digest, computed anew from the stored recipe."""
+    """The digest of the whole recipe, computed anew."""
     if not recipe:
         return None
     try:

@@ -21,10 +21,8 @@ def funnel(facts: Facts) -> Html:
     title = "Where the rows went"
     curated, trained = facts.result("curate"), facts.result("train")
     prompts = number(facts.result("collect"), "prompts")
-    came = next(
-        (n for n in (number(curated, "in"), number(curated, "rows"), facts.exchanges) if n is not None), None
-    )
-    kept, unscored = number(curated, "kept"), number(curated, "unscored")
+    came, kept = number(curated, "rows"), number(curated, "kept")
+    came = facts.exchanges if came is None else came
     held = number(trained, "rows_held_out")
     seen = "rows the student saw" + (f", {count(held)} held out" if held else "")
     levels = [
@@ -51,19 +49,18 @@ def funnel(facts: Facts) -> Html:
     return section(
         "rows",
         title,
-        "Nothing is dropped silently: what came in is what was kept, dropped and left unscored.",
+        "Nothing is dropped silently: what came in is what was kept and what was dropped.",
         table("Rows at each stage", ("", "", "rows", "of prompts", ""), rows, words=(0, 4), class_="funnel"),
-        tag("p", _balance(came, kept, dropped(facts), unscored), class_="said"),
+        tag("p", _balance(came, kept, dropped(facts)), class_="said"),
         _reasons(facts, came),
     )
 
 
-def _balance(came: float | None, kept: float | None, gone: float | None, unscored: float | None) -> Html:
+def _balance(came: float | None, kept: float | None, gone: float | None) -> Html:
     if came is None or kept is None or gone is None:
         return join("Curation has no full account of its rows, so the balance is unknown.")
     sums = f"{count(came)} in; {count(kept)} kept + {count(gone)} dropped"
-    sums += f" + {count(unscored)} unscored" if unscored is not None else ""
-    out = kept + gone + (unscored or 0)
+    out = kept + gone
     if came == out:
         return join(tag("b", "✓ Balances: "), sums, ".")
     return join(tag("b", "▲ Does not balance: "), sums, f" = {count(out)}.")
@@ -77,7 +74,7 @@ def _reasons(facts: Facts, came: float | None) -> Html | None:
         ("curate", facts.result("curate", "reasons"), "dropped"),
         (
             "train",
-            facts.result("train", "rows_left_out") or facts.result("train", "left_out"),
+            facts.result("train", "rows_left_out"),
             "left out of training",
         ),
     ):

@@ -52,7 +52,7 @@ def numeric(answer: str, reference: str) -> float:
 
 
 def choice(answer: str, reference: str) -> float:
-    """The label after the last "Answer:", or the whole answer, equals the reference label.
+    """The first line with text after the last "Answer:", or the whole answer, equals the reference label.
 
     Case, white space, emphasis marks and punctuation at the end do not count.
     """
@@ -64,7 +64,8 @@ def choice(answer: str, reference: str) -> float:
 
 
 def last_line(answer: str, reference: str) -> float:
-    """The text after the last "Answer:", or else the last line that is not empty, equals the reference.
+    """The first line with text after the last "Answer:", or else the last line that is not empty, equals the
+    reference.
 
     Case, white space, emphasis marks and periods at the end do not count.
     """
@@ -78,7 +79,11 @@ def last_line(answer: str, reference: str) -> float:
 
 
 def mentions(answer: str, reference: str) -> float:
-    """Every string of the reference, a JSON list, occurs in the answer; case and white space do not count."""
+    """Every string of the reference, a JSON list, occurs in the answer; case and white space do not count.
+
+    It must stand there as words of its own: D1234 is not mentioned by D12345. In scripts that are written
+    without spaces between words it may stand anywhere.
+    """
     try:
         wanted = json.loads(reference)
     except (ValueError, RecursionError):
@@ -88,12 +93,14 @@ def mentions(answer: str, reference: str) -> float:
     if not all(isinstance(item, str) and item.strip() for item in wanted):
         raise BadReference("the reference list holds something other than strings with text in them")
     text = normalise(answer)
-    return float(all(normalise(item) in text for item in wanted))
+    return float(all(_stands_in(normalise(item), text) for item in wanted))
 
 
 _JSON_START = re.compile(r"[{\[]")
 _MARKER = re.compile(r"\banswer\s*:", re.IGNORECASE)
 _EMPHASIS = "*_`"
+# Letters and digits of scripts with spaces between words; from Thai on few have them (Vietnamese has).
+_LETTER = r"[^\W\u0e00-\u1dff\u2000-\U0010ffff]"
 _MINUS = "-\u2212"
 _NUMBER_LIKE = re.compile(r"(?:(?<![\w.,])\.)?[0-9](?:[0-9.,]*[0-9])?(?:[eE][-+]?[0-9]{1,3}(?!\w))?")
 _READABLE = re.compile(r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
@@ -140,8 +147,19 @@ def _last_number(text: str) -> Decimal | None:
 
 
 def _after_marker(answer: str) -> str | None:
+    """The first line after the last marker that holds more than emphasis, "" where none does; None without
+    a marker."""
     markers = list(_MARKER.finditer(answer))
-    return answer[markers[-1].end() :] if markers else None
+    if not markers:
+        return None
+    lines = answer[markers[-1].end() :].splitlines()
+    return next((line for line in lines if _bare(line, "")), "")
+
+
+def _stands_in(item: str, text: str) -> bool:
+    before = rf"(?<!{_LETTER})" if re.match(_LETTER, item) else ""
+    after = rf"(?!{_LETTER})" if re.match(_LETTER, item[-1:]) else ""
+    return re.search(before + re.escape(item) + after, text) is not None
 
 
 def _bare(text: str, punctuation: str) -> str:

@@ -17,7 +17,8 @@ from stillhouse.workspace import RunFolder
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a training was, JSON-able. Losses in nats per token; `held_out_loss` None without held-out rows.
+    """What a training was, JSON-able. Losses in nats per token; `train_loss` is the mean over the last epoch,
+    `held_out_loss` the last one measured, None without held-out rows.
 
     `rows` is what was trained on, `rows_held_out` what only measured the loss, and `rows_left_out` counts the
     rest by reason: together they are the samples. `tokens` are the tokens read over all epochs without
@@ -57,8 +58,6 @@ def train(
     Raises UsageError (nothing to train on, settings that do not fit), ModelError (not a usable model, memory,
     a loss that is no number), StorageError, Interrupted.
     """
-    import torch
-
     from stillhouse.train import checkpoint, loop
     from stillhouse.train import rows as row
     from stillhouse.train import student as students
@@ -92,8 +91,6 @@ def train(
     )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     device = student.model.device.type
-    with loop.autocast(recipe.train.dtype, device)():
-        dtype = "bfloat16" if torch.is_autocast_enabled(device) else "float32"
     students.save_student(student, model, run.student)
     return TrainResult(
         steps=trained.steps,
@@ -108,18 +105,21 @@ def train(
         rows_left_out=left_out,
         parameters=parameters,
         trainable=trainable,
-        dtype=dtype,
+        dtype=trained.dtype,
         device=device,
         tokenizer=tokenizer,
     )
 
 
 def _key(samples: Path, recipe: Recipe, tokenizer: str, weights: str) -> str:
-    """What a checkpoint must share to be continued: samples, student, settings, seed, torch."""
+    """What a checkpoint must share to be continued: samples, student, settings, seed, and the libraries."""
     import torch
+    import transformers
 
     with storage("read", samples), samples.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     settings = recipe.train.model_dump(mode="json", exclude={"checkpoint_seconds"})
     parts = [digest, tokenizer, weights, settings, recipe.student.model_dump(mode="json"), recipe.run.seed]
-    return hashlib.sha256(json.dumps([*parts, torch.__version__], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([*parts, torch.__version__, transformers.__version__], sort_keys=True).encode()
+    ).hexdigest()

@@ -5,25 +5,54 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from stillhouse.errors import storage
+from stillhouse.errors import StorageError, storage
 from stillhouse.workspace import write_json
 
 KEPT = 2
 
 
-def save(folder: Path, key: str, step: int, state: dict[str, Any]) -> None:
-    """Write `state` for `step` under `folder`; older checkpoints but one go afterwards.
+@contextmanager
+def writing(what: str, path: Path) -> Iterator[None]:
+    """`errors.storage` for writers that hide the system's error in one of their own.
+
+    safetensors raises SafetensorError with the error's number in its text, torch's archive writer a
+    RuntimeError with the system's error as its context.
+    """
+    with storage(what, path):
+        try:
+            yield
+        except (SafetensorError, RuntimeError) as error:
+            cause, number = error.__context__, re.search(r"\b(?:os error|code:) (\d+)", str(error))
+            if isinstance(cause, OSError):
+                raise cause from error
+            if number:
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+                raise
+            raise StorageError(
+                f"could not {what} {path}",
+                str(error).splitlines()[0][:300],
+                "see whether the disk is full and the folder can be written, then run the same command again",
+            ) from error
+
+
+def save(folder: Path, key: str, step: int, state: dict[str, Any], kept: int = KEPT) -> None:
+    """Write `state` for `step` under `folder`; all older checkpoints but the newest `kept` go afterwards.
 
     The state is written into a temporary folder with its SHA-256, flushed, and renamed into place.
     """
     final, partial = folder / f"step-{step:08d}", folder / f".step-{step:08d}.partial"
-    with storage("write a checkpoint in", folder):
+    with writing("write a checkpoint in", folder):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -39,7 +68,7 @@ def save(folder: Path, key: str, step: int, state: dict[str, Any]) -> None:
         handle = os.open(folder, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
-        for old in sorted(folder.glob("step-*"))[:-KEPT]:
+        for old in sorted(folder.glob("step-*"))[:-kept]:
             shutil.rmtree(old, ignore_errors=True)
 
 

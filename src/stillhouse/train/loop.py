@@ -6,6 +6,7 @@ import json
 import math
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,10 @@ WATCH_SECONDS = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Losses in nats per token; `tokens` counts all real tokens read, `target_tokens` those with a loss."""
+    """Losses in nats per token; `tokens` counts all real tokens read, `target_tokens` those with a loss.
+
+    `loss` is the mean over the target tokens of the last epoch's steps, `dtype` what the forward pass ran in.
+    """
 
     steps: int
     tokens: int
@@ -36,6 +40,7 @@ class Trained:
     seconds: float
     loss: float
     held_out: float | None
+    dtype: str
 
 
 def fit(  # noqa: PLR0915 - the one flat loop reads better whole
@@ -52,7 +57,8 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
 ) -> Trained:
     """Train `model` in place; continue from the newest checkpoint in `folder` that bears `key`.
 
-    The result depends on rows, settings, seed and the machine, not on where a run was stopped and resumed.
+    The result depends on rows, settings, seed and the machine, not on where a run was stopped and resumed:
+    number format and number of threads, which change the order of sums, are those of the first process.
     Writes one line per step to `log`. Raises ModelError when the loss is no number or memory runs out, and
     Interrupted after Ctrl-C; the last checkpoint is whole in each case.
     """
@@ -63,7 +69,10 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
 
     # The model: float32 weights, matrix products in bf16 where that is faster
     causal = model.get_base_model() if hasattr(model, "peft_config") else model
-    device, precision = causal.device, autocast(settings.dtype, causal.device.type)
+    state = checkpoint.newest(folder, key)
+    device = causal.device
+    dtype = state["dtype"] if state else resolved_dtype(settings.dtype, device.type)
+    precision = autocast(dtype, device.type)
     gather = can_gather(causal)
     if device.type == "cpu":
         attend_in_float32(causal)
@@ -74,10 +83,13 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     # Where it stands
     torch.manual_seed(seed)
     done, tokens, targets, spent, loss, held = 0, 0, 0, 0.0, math.nan, None
-    if state := checkpoint.newest(folder, key):
+    threads = state["threads"] if state else torch.get_num_threads()
+    recent: deque[tuple[float, int]] = deque(maxlen=per_epoch)  # loss and target tokens of each step
+    if state:
         restore(trainable, optimiser, state)
         done, tokens, targets = state["step"], state["tokens"], state["targets"]
         spent, loss, held = state["seconds"], state["loss"], state["held_out"]
+        recent.extend(state["recent"])
     lines = _kept_lines(log, done)
     began = clock() - spent
     fresh, fresh_began = 0, clock()  # this process's own tokens, for the rate that is shown
@@ -90,11 +102,18 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
             "targets": targets,
             "seconds": clock() - began,
         }
-        content |= {"loss": loss, "held_out": held, **capture(trainable, optimiser)}
-        checkpoint.save(folder, key, done, content)
+        content |= {
+            "loss": loss,
+            "held_out": held,
+            "recent": list(recent),
+            "dtype": dtype,
+            "threads": threads,
+        }
+        content |= capture(trainable, optimiser)
+        checkpoint.save(folder, key, done, content, 1 if done == steps else checkpoint.KEPT)
 
     model.train()
-    with storage("write", log), log.open("w") as file, interrupts() as stopped:
+    with storage("write", log), log.open("w") as file, interrupts() as stopped, threads_of(threads):
         file.writelines(lines)
         batches = epoch_batches(lengths, settings.batch_tokens, seed, done // per_epoch)
         for step in range(done, steps):
@@ -110,21 +129,10 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
                 )
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 raise _out_of_memory(error, step, device) from error
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise ModelError(
-                    f"training went astray at step {step + 1}: loss {loss}, gradient norm {norm}",
-                    "the loss or its gradient is no longer a finite number",
-                    f"lower `train.learning_rate` (it is {settings.learning_rate:g}), raise `train.warmup`, "
-                    'or set `train.dtype = "float32"`; the last checkpoint is intact',
-                )
-            if norm == 0 and loss > 0.01:
-                raise ModelError(
-                    f"the student does not learn: zero gradient at step {step + 1} with a loss of {loss:.3f}",
-                    "no gradient reaches the weights through this model's layers",
-                    "start from another student, or report this with the model's name",
-                )
+            _check_step(loss, norm, step, settings)
             done, tokens, targets = step + 1, tokens + sum(len(r.ids) for r in chosen), targets + count
             fresh += sum(len(r.ids) for r in chosen)
+            recent.append((loss, count))
             row: dict[str, Any] = {"step": done, "loss": loss, "lr": rate, "grad_norm": norm}
             if held_out and (done % per_epoch == 0 or done == steps):
                 held = measure(model, causal, held_out, settings.batch_tokens, precision, gather)
@@ -148,7 +156,8 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
             if now - saved >= settings.checkpoint_seconds or done == steps:
                 save()
                 saved = clock()
-    return Trained(steps, tokens, targets, clock() - began, loss, held)
+    mean = sum(loss * count for loss, count in recent) / sum(count for _, count in recent)
+    return Trained(steps, tokens, targets, clock() - began, mean, held, dtype)
 
 
 def train_step(
@@ -231,10 +240,14 @@ def make_optimiser(trainable: Sequence[tuple[str, Tensor]], settings: recipes.Tr
     )
 
 
+def resolved_dtype(dtype: str, device: str) -> str:
+    """What forward runs in: `auto` is bfloat16 where the device has it in hardware, else float32."""
+    return dtype if dtype != "auto" else "bfloat16" if has_bf16(device) else "float32"
+
+
 def autocast(dtype: str, device: str) -> Callable[[], AbstractContextManager[Any]]:
-    """Makes the context in which forward runs: bf16 where asked for, or where `auto` finds it in hardware."""
-    wanted = dtype == "bfloat16" or (dtype == "auto" and has_bf16(device))
-    return lambda: torch.autocast(device, torch.bfloat16, enabled=wanted)
+    """Makes the context in which forward runs."""
+    return lambda: torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def has_bf16(device: str) -> bool:
@@ -271,6 +284,17 @@ def restore(
 
 
 @contextmanager
+def threads_of(count: int) -> Iterator[None]:
+    """So many torch threads inside, the process's own number again after."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def interrupts() -> Iterator[threading.Event]:
     """An event that Ctrl-C sets, so that a step is never cut in half; a second Ctrl-C stops at once."""
     asked = threading.Event()
@@ -302,6 +326,23 @@ def _kept_lines(log: Path, step: int) -> list[str]:
         except (ValueError, KeyError, TypeError):
             continue
     return kept
+
+
+def _check_step(loss: float, norm: float, step: int, settings: recipes.Train) -> None:
+    """Raises ModelError where a step learnt nothing: no finite number, or no gradient."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise ModelError(
+            f"training went astray at step {step + 1}: loss {loss}, gradient norm {norm}",
+            "the loss or its gradient is no longer a finite number",
+            f"lower `train.learning_rate` (it is {settings.learning_rate:g}), raise `train.warmup`, "
+            'or set `train.dtype = "float32"`; the last checkpoint is intact',
+        )
+    if norm == 0 and loss > 0.01:
+        raise ModelError(
+            f"the student does not learn: zero gradient at step {step + 1} with a loss of {loss:.3f}",
+            "no gradient reaches the weights through this model's layers",
+            "start from another student, or report this with the model's name",
+        )
 
 
 def _progress(done: int, steps: int, loss: float, held: float | None, rate: float) -> Progress:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,7 +34,7 @@ def can_gather(model: Any) -> bool:
     Tried, not looked up: models that scale or cap their logits give another result and are not gathered.
     """
     vocabulary = model.get_input_embeddings().num_embeddings
-    ids = tuple(i % vocabulary for i in (1, 5, 3, 2, 7, 4))
+    ids = np.array([1, 5, 3, 2, 7, 4], dtype=np.int32) % vocabulary
     batch = to_device(collate([Row(ids, 2, "")]), model.device)
     head = model.get_output_embeddings()
     if head is None:

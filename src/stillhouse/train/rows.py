@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stillhouse.errors import UsageError
 from stillhouse.models.local import LocalModel, prompt_ids
 from stillhouse.records import Message
 
+READ = 1024  # samples read from the file at once
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Row:
     """Token ids of prompt and completion; tokens from `start` on are trained. `group` ties rows together."""
 
-    ids: tuple[int, ...]
+    ids: NDArray[np.int32]
     start: int
     group: str
 
@@ -44,31 +48,52 @@ class Batch:
 def read_rows(path: Path, student: LocalModel, max_length: int) -> tuple[list[Row], dict[str, int]]:
     """Rows in file order, and how many samples were left out for which reason.
 
-    Raises UsageError when the file holds no samples.
+    Raises UsageError when the file holds no samples, or the student has no token that ends an answer.
     """
-    from pyarrow import parquet
-
-    columns = ["id", "messages", "completion", "group"]
-    samples = parquet.read_table(path, columns=columns).to_pylist() if path.is_file() else []
-    if not samples:
+    limit, end = min(max_length, student.context or max_length), end_id(student)
+    rows: list[Row] = []
+    left_out: dict[str, int] = {}
+    for sample in _samples(path):
+        row = _row(sample, student, limit, end)
+        if isinstance(row, Row):
+            rows.append(row)
+        else:
+            left_out[row] = left_out.get(row, 0) + 1
+    if not rows and not left_out:
         raise UsageError(
             "there is nothing to train on",
             f"{path} holds no samples" if path.is_file() else f"{path} does not exist",
             "curate first, and see in dropped.parquet why rows were dropped",
         )
-    limit = min(max_length, student.context or max_length)
-    rows: list[Row] = []
-    left_out: dict[str, int] = {}
-    for sample in samples:
-        row = _row(sample, student, limit)
-        if isinstance(row, Row):
-            rows.append(row)
-        else:
-            left_out[row] = left_out.get(row, 0) + 1
     return rows, left_out
 
 
-def _row(sample: dict[str, Any], student: LocalModel, limit: int) -> Row | str:
+def _samples(path: Path) -> Iterator[dict[str, Any]]:
+    from pyarrow import parquet
+
+    if path.is_file():
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(READ, columns=["id", "messages", "completion", "group"]):
+                yield from batch.to_pylist()
+
+
+def end_id(student: LocalModel) -> int:
+    """The token that every completion ends with: the tokenizer's, else the first at which the model stops.
+
+    Raises UsageError when there is neither: a student that never saw an end would never come to one.
+    """
+    own = student.tokenizer.eos_token_id
+    ends = sorted(student.stop_ids) if own is None else [own]
+    if not ends:
+        raise UsageError(
+            "the student has no token that ends an answer",
+            "its tokenizer has no `eos_token` and its configuration no `eos_token_id`",
+            "set `eos_token_id` in the model's config.json, or start from another student or tokenizer",
+        )
+    return int(ends[0])
+
+
+def _row(sample: dict[str, Any], student: LocalModel, limit: int, end: int) -> Row | str:
     """The row, or why there is none. Only the completion is trained, however many turns come before it."""
     completion = student.tokenizer(sample["completion"], add_special_tokens=False)["input_ids"]
     if not completion:
@@ -77,8 +102,7 @@ def _row(sample: dict[str, Any], student: LocalModel, limit: int) -> Row | str:
         prompt = prompt_ids(student, [Message(m["role"], m["content"]) for m in sample["messages"]])
     except UsageError:
         return "refused by the chat template"
-    end = student.tokenizer.eos_token_id
-    ids = (*prompt, *completion, *([] if end is None else [end]))
+    ids = np.array([*prompt, *completion, end], dtype=np.int32)
     if len(ids) > limit:
         return "too long"
     start = max(1, len(prompt))  # nothing comes before the first token, so nothing can predict it
@@ -127,12 +151,11 @@ def epoch_batches(lengths: Sequence[int], batch_tokens: int, seed: int, epoch: i
 def collate(rows: Sequence[Row], padding: int = 0) -> Batch:
     """Rows as tensors; T is the longest row's length plus `padding`."""
     width = max(len(row.ids) for row in rows) + padding
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    places: list[int] = []
-    targets: list[int] = []
+    ids = np.zeros((len(rows), width), dtype=np.int64)
+    places = []
     for number, row in enumerate(rows):
-        ids[number, : len(row.ids)] = torch.tensor(row.ids)
+        ids[number, : len(row.ids)] = row.ids
         first = number * width - 1
-        places.extend(range(first + row.start, first + len(row.ids)))
-        targets.extend(row.ids[row.start :])
-    return Batch(ids, torch.tensor(places), torch.tensor(targets))
+        places.append(np.arange(first + row.start, first + len(row.ids)))
+    targets = np.concatenate([row.ids[row.start :] for row in rows]).astype(np.int64)
+    return Batch(*(torch.from_numpy(part) for part in (ids, np.concatenate(places), targets)))

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from stillhouse.errors import ModelError, StillhouseError, UsageError, storage
+from stillhouse.errors import ModelError, StillhouseError, UsageError
 from stillhouse.models import source_folder
-from stillhouse.models.local import LocalModel, load_model
+from stillhouse.models.local import LocalModel, load_model, make_differentiable
 from stillhouse.recipe import Recipe, Student
+from stillhouse.train.checkpoint import writing
 from stillhouse.workspace import write_atomic
 
 
@@ -40,8 +41,7 @@ def initial_student(recipe: Recipe, teacher_folder: str | None) -> LocalModel:
 
 def _differentiable(local: LocalModel) -> LocalModel:
     """Layers of a model loaded to answer may run kernels without a backward pass; give back their own."""
-    for layer in local.model.modules():
-        layer.__dict__.pop("forward", None)
+    make_differentiable(local)
     return local
 
 
@@ -128,7 +128,8 @@ def _from_teacher(student: Student, teacher: str | None) -> LocalModel:
 
 
 def _as_local(source: str, folder: str, model: Any, tokenizer: Any) -> LocalModel:
-    ends = {tokenizer.eos_token_id} - {None}
+    found = (tokenizer.eos_token_id, getattr(model.config, "eos_token_id", None))
+    ends = {end for each in found for end in (each if isinstance(each, list) else [each]) if end is not None}
     context = getattr(model.config, "max_position_embeddings", None)
     template = bool(getattr(tokenizer, "chat_template", None))
     if torch.cuda.is_available():
@@ -185,7 +186,7 @@ def save_student(student: LocalModel, trained: Any, path: Path) -> None:
     adapter = path.with_name(f".{path.name}.adapter")
     shutil.rmtree(adapter, ignore_errors=True)
     if trained is not student.model:
-        with storage("write", adapter):
+        with writing("write", adapter):
             trained.save_pretrained(adapter)
         trained = trained.merge_and_unload()
     save_model(trained, student.tokenizer, path, adapter if adapter.is_dir() else None)
@@ -196,7 +197,7 @@ def save_model(model: Any, tokenizer: Any, path: Path, adapter: Path | None = No
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     implementation = model.config._attn_implementation
-    with storage("write", path), _no_progress_bar():
+    with writing("write", path), _no_progress_bar():
         model.config._attn_implementation = (
             "sdpa" if implementation.startswith("stillhouse") else implementation
         )
