@@ -1,11 +1,23 @@
+import os
+import random
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from small_models import make_folder
+from small_models import make_byte_fallback, make_folder
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from stillhouse.errors import ModelError, UsageError
 from stillhouse.models import source_folder, weights_digest
@@ -16,13 +28,15 @@ from stillhouse.models.local import (
     generate,
     ids_text,
     load_model,
+    make_differentiable,
     parameters,
     prompt_ids,
     score,
     text_ids,
+    threads_for,
     vocabulary,
 )
-from stillhouse.models.local.decode import sample
+from stillhouse.models.local.decode import MAX_PLACES, _TextStream, sample
 from stillhouse.records import Message
 
 STORIES = Path(__file__).parents[3] / "shared/data/models/stories260K"
@@ -229,19 +243,43 @@ def test_scores_equal_log_softmax_in_any_batch(tiny):
         score(tiny, [[5] * 161])
 
 
+def test_scoring_never_holds_the_logits_of_a_whole_batch(tiny):
+    shapes = []
+    hook = tiny.model.lm_head.register_forward_hook(lambda _, given, out: shapes.append(out.shape))
+    try:
+        scored = score(tiny, [[9] * 150] * 10)
+    finally:
+        hook.remove()
+    assert max(shape[:-1].numel() for shape in shapes) == 512
+    assert [len(s) for s in scored] == [150] * 10
+
+
+def test_a_model_that_divides_its_logits_is_scored_with_them_divided(tiny_folder, tmp_path):
+    torch.manual_seed(2)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 260, "initializer_range": 0.3, "eos_token_id": 0}
+    folder = shutil.copytree(tiny_folder, tmp_path / "granite")
+    GraniteForCausalLM(GraniteConfig(**sizes, logits_scaling=4.0)).save_pretrained(folder)
+    model = load_model(str(folder))
+    ids = text_ids(model, "Hello there")
+    expected = torch.log_softmax(model.model(torch.tensor([ids])).logits[0].double(), -1)
+    assert [s.logprob for s in score(model, [ids])[0][1:]] == pytest.approx(
+        [float(expected[at, i]) for at, i in enumerate(ids[1:])], abs=1e-4
+    )
+
+
 def test_cancelled_rows_leave_the_others_alone(tiny):
     asked = requests(tiny)[:6]
     expected = [generate(tiny, [r])[0].token_ids for r in asked]
     decoder = Decoder(tiny)
-    decoder.add(list(enumerate(asked)))
-    decoder.step()
+    events = decoder.add(list(enumerate(asked))) + decoder.step()
+    found = {e.key: e.done.token_ids for e in events if e.done}
+    assert 2 not in found
     decoder.cancel(2)
     decoder.cancel("nobody")
-    found = {}
     while len(decoder):
         found |= {e.key: e.done.token_ids for e in decoder.step() if e.done}
-    assert all(found[at] == expected[at] for at in found)
-    assert 2 not in found
+    assert found == {at: ids for at, ids in enumerate(expected) if at != 2}
 
 
 def test_weights_that_are_not_numbers_are_an_error(tmp_path):
@@ -260,6 +298,161 @@ def test_the_nucleus_holds_the_likeliest_and_inversion_follows_probability():
     drawn = sample(logits, torch.full((1000,), 0.75), draws)
     assert [drawn.count(i) for i in range(4)] == pytest.approx([625, 375, 0, 0], abs=1)
     assert set(sample(logits, torch.zeros(1000), draws)) == {0}
+
+
+def expected_sample(logits, top_p, draw):
+    """By the definition, with Python's own sort."""
+    shares = torch.softmax(logits.double(), -1).tolist()
+    order = range(len(shares))
+    if top_p < 1:
+        order = sorted(order, key=lambda i: (-shares[i], i))
+        total, nucleus = 0.0, []
+        for i in order:
+            nucleus.append(i)
+            total += shares[i]
+            if total >= top_p:
+                break
+        order = nucleus
+    target, total = draw * sum(shares[i] for i in order), 0.0
+    for i in order:
+        total += shares[i]
+        if total > target:
+            return i
+    return order[-1]
+
+
+@pytest.mark.parametrize("spread", [0.3, 2.0, 6.0])
+def test_sampling_from_a_large_vocabulary_is_by_the_definition(spread):
+    """Spread 0.3: the nucleus is larger than what is ranked first; 6: a few tokens."""
+    rng = random.Random(4)
+    logits = torch.randn((40, 4000), generator=torch.Generator().manual_seed(8)) * spread
+    top_p = [rng.choice((1.0, 0.95, 0.5, 0.1, 0.0)) for _ in range(40)]
+    draws = [rng.random() for _ in range(40)]
+    drawn = sample(logits, torch.tensor(top_p, dtype=torch.float64), torch.tensor(draws, dtype=torch.float64))
+    assert drawn == [expected_sample(*row) for row in zip(logits, top_p, draws, strict=True)]
+
+
+def test_equal_tokens_are_ranked_by_id_also_beyond_what_is_ranked_first():
+    draws = torch.tensor([0.0, 0.9999999, 0.5], dtype=torch.float64)
+    assert sample(torch.zeros(3, 4096), torch.full((3,), 0.125), draws) == [0, 511, 256]
+    assert sample(torch.zeros(3, 4096), torch.full((3,), 0.5), draws) == [0, 2047, 1024]
+
+
+def test_a_draw_next_to_one_never_takes_a_token_without_probability():
+    logits = torch.tensor([[0.0, 1.0, -torch.inf]])
+    for top_p in (1.0, 0.99):
+        assert sample(logits, torch.tensor([top_p]), torch.tensor([1.0])) in ([0], [1])
+
+
+# ---------------------------------------------------------------- memory
+
+
+def kept(decoder):
+    return [tuple(layer.keys.shape) if layer.keys is not None else None for layer in decoder._state.layers]
+
+
+def test_memory_is_for_the_rows_present_and_given_back(tiny):
+    decoder = Decoder(tiny)
+    decoder.add([("long", Request(text_ids(tiny, "x" * 120), 9))])
+    assert {shape[0] for shape in kept(decoder)} == {1}
+    short = [(at, Request(text_ids(tiny, "y" * 10), 40)) for at in range(20)]
+    decoder.add(short[:5])
+    assert {shape[0] for shape in kept(decoder)} == {6}
+    decoder.cancel("long")
+    decoder.add(short[5:])
+    rows, _, places, _ = kept(decoder)[0]
+    assert rows == 20
+    assert places < 100, "the long row has gone"
+    expected = {key: generate(tiny, [request])[0].token_ids for key, request in short}
+    found = {}
+    while len(decoder):
+        found |= {e.key: e.done.token_ids for e in decoder.step() if e.done}
+    assert found == {key: expected[key] for key in found}
+    assert len(found) > 10
+    assert kept(decoder) == [None, None]
+
+
+def test_long_prompts_share_the_places_that_there_are(tiny):
+    decoder = Decoder(tiny)
+    short, long = Request([5] * 60, 35), Request([5] * 8000, 35)
+    assert decoder.admits([short] * 200, 128) == 128
+    assert decoder.admits([long] * 64, 64) == MAX_PLACES // 8035
+    assert decoder.admits([Request([5] * MAX_PLACES, 9)], 64) == 1
+    decoder.add([(at, Request([5] * 60, 35)) for at in range(20)])
+    n = len(decoder)
+    assert decoder.admits([long], 64) == 0, "it waits until fewer are left"
+    assert decoder.admits([short] * 64, 64) == 64 - n
+
+
+def test_weights_and_memory_go_with_the_model(tmp_path):
+    """By counting references alone: nothing waits for the cycle collector."""
+    model = load_model(str(make_folder(tmp_path / "m")))
+    decoder = Decoder(model)
+    decoder.add([(0, Request(text_ids(model, "hello"), 9))])
+    weights = [weakref.ref(p) for p in model.model.parameters()]
+    cached = weakref.ref(decoder._state.layers[0].keys)
+    del decoder
+    assert cached() is None
+    del model
+    assert [w for w in weights if w() is not None] == []
+
+
+def test_a_model_that_answered_can_be_trained(tmp_path):
+    model = load_model(str(make_folder(tmp_path / "m")))
+    ids = torch.tensor([text_ids(model, "hello")])
+    before = model.model(ids).logits
+    make_differentiable(model)
+    assert {type(m) for m in model.model.modules() if isinstance(m, torch.nn.Linear)} == {torch.nn.Linear}
+    model.model.requires_grad_(True)
+    logits = model.model(ids).logits
+    logits.sum().backward()
+    assert torch.allclose(before, logits, atol=1e-5)
+    assert model.model.lm_head.weight.grad is not None
+
+
+def test_threads_are_those_that_the_process_may_have_and_are_given_back(tiny, monkeypatch):
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("this system does not tell")
+    before = torch.get_num_threads()
+    with threads_for(tiny):
+        assert torch.get_num_threads() == 1
+    monkeypatch.setattr("stillhouse.models.local.load._SMALL_MODEL", 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5})
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    with threads_for(tiny):
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == before
+
+
+# ---------------------------------------------------------------- text
+
+
+@pytest.fixture(scope="module")
+def fallback(tmp_path_factory):
+    folder = make_folder(tmp_path_factory.mktemp("sp") / "m", template=None, vocab_size=292, eos_token_id=1)
+    make_byte_fallback().save_pretrained(folder)
+    return load_model(str(folder))
+
+
+def test_bytes_that_are_no_characters_do_not_end_the_batch(fallback):
+    ids = text_ids(fallback, "Hello")
+    asked = [Request(ids, 60, temperature=1.5, seed=seed, stop=("never",)) for seed in range(12)]
+    seen = [""] * len(asked)
+
+    def on_token(at, text):
+        seen[at] += text
+
+    answers = generate(fallback, asked, on_token=on_token)
+    assert [a.text for a in answers] == [ids_text(fallback, a.token_ids) for a in answers]
+    assert all(seen)
+
+
+def test_a_character_that_the_tokenizer_takes_back_is_not_an_error(fallback):
+    """The bytes of an e with an accent, the first byte of another character, a letter."""
+    stream = _TextStream(fallback, Request([], 9))
+    told = [stream.push(i) for i in (3 + 0xC3, 3 + 0xA9, 3 + 0xE4, 264)]
+    assert told == ["", "é", "", "\ufffd\ufffde"]
+    assert ids_text(fallback, stream.ids) == "\ufffd\ufffd\ufffde"
 
 
 def test_token_bytes_add_up_to_the_text(tiny):

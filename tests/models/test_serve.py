@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import pytest
 import torch
 
 from stillhouse.errors import ModelError, UsageError
+from stillhouse.models import wire
 from stillhouse.models.endpoint import Endpoint, Reply
 from stillhouse.models.local import Request, generate, prompt_ids, text_ids, vocabulary
-from stillhouse.models.serve import background, serve
+from stillhouse.models.serve import app, background, serve
+from stillhouse.models.serve.worker import Cancel, Job, Worker
 from stillhouse.records import Message
 
 PROMPTS = [f"What is {n} plus {n * 7}? {'Please. ' * (n % 4)}" for n in range(32)]
@@ -143,6 +146,32 @@ def test_plain_completions_of_texts_and_token_ids(client, tiny):
     assert "".join(p.choices[0].text for p in parts) == generate(tiny, [Request(ids, 9)])[0].text
 
 
+def test_offsets_go_on_from_part_to_part_of_a_stream(client):
+    settings = {"model": "tiny", "prompt": ["ab", "c"], "temperature": 1.1, "seed": 1, "logprobs": 0}
+    whole = client.completions.create(**settings, max_tokens=12)
+    offsets = [[], []]
+    for part in client.completions.create(**settings, max_tokens=12, stream=True):
+        choice = part.choices[0]
+        offsets[choice.index] += choice.logprobs.text_offset if choice.logprobs else []
+    assert offsets == [c.logprobs.text_offset for c in whole.choices]
+    assert offsets[0][-1] > 0
+
+
+def scores(*raws):
+    return [wire.TokenScore(raw.decode("utf-8", "replace"), raw, -1.0, (), raw == b"<s>") for raw in raws]
+
+
+def offsets(tokens, text):
+    return wire.text_logprobs(tokens, wire.Offsets(wire.unwritten(tokens, text)))["text_offset"]
+
+
+def test_offsets_count_characters_and_leave_out_what_sentencepiece_adds():
+    tokens = scores(b"<s>", b" Gr", b"\xc3", b"\xbc", b"n", b" tea")
+    assert offsets(tokens, "Grün tea") == [0, 0, 2, 2, 3, 4]
+    assert offsets(tokens, " Grün tea") == [0, 0, 3, 3, 4, 5]
+    assert offsets(scores(b"a", b"\xe4", b"b"), "a\ufffdb") == [0, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("settings", "status", "param", "code"),
     [
@@ -234,12 +263,86 @@ def test_our_own_client_reads_our_own_server(url, tiny):
 # ---------------------------------------------------------------- cancelling, starting, stopping
 
 
+def scope_of(path, method="POST"):
+    scope = {"type": "http", "method": method, "path": path, "headers": [], "query_string": b""}
+    return scope | {"http_version": "1.1", "root_path": "", "asgi": {"spec_version": "2.3"}}
+
+
+async def asked(served, path, body=None):
+    """Status and body of one request to the application in this process."""
+    sent = []
+    inbox = [{"type": "http.request", "body": orjson.dumps(body)}]
+
+    async def receive():
+        if not inbox:
+            await asyncio.Event().wait()
+        return inbox.pop()
+
+    async def send(message):
+        sent.append(message)
+
+    # Starlette answers an unexpected exception with 500 and raises it on.
+    with suppress(RuntimeError):
+        await app.application(served)(scope_of(path, "GET" if body is None else "POST"), receive, send)
+    return sent[0]["status"], orjson.loads(sent[1]["body"])
+
+
+def test_health_tells_that_the_models_thread_has_ended(tiny):
+    async def run():
+        served = app.Served(tiny, "tiny")
+        idle = await asked(served, "/health")
+        worker = served.start()
+        busy = await asked(served, "/health")
+        worker.put(None)
+        await asyncio.to_thread(worker.join, 30)
+        return idle, busy, await asked(served, "/health")
+
+    (idle, _), (busy, _), (dead, told) = asyncio.run(run())
+    assert (idle, busy, dead) == (200, 200, 503)
+    assert "ended" in told["status"]
+
+
+def test_a_failing_score_leaves_nothing_running(tiny, monkeypatch):
+    async def broken(*_):
+        raise RuntimeError("no memory")
+
+    async def run():
+        served = app.Served(tiny, "tiny")
+        body = {"model": "tiny", "prompt": "ab", "max_tokens": 50, "echo": True, "logprobs": 1}
+        status, told = await asked(served, "/v1/completions", body)
+        return status, told, served.worker, len(asyncio.all_tasks())
+
+    monkeypatch.setattr(app, "_scored", broken)
+    status, told, worker, tasks = asyncio.run(run())
+    assert status == 500
+    assert "no memory" in told["error"]["message"]
+    assert worker is None
+    assert tasks == 1
+
+
+def test_the_models_thread_outlives_what_goes_wrong_in_it(tiny, monkeypatch):
+    async def run():
+        worker = Worker(tiny, asyncio.get_running_loop())
+        inbox = asyncio.Queue()
+        monkeypatch.setattr(worker, "_cancel", lambda _: 1 / 0)
+        worker.put(Cancel(["nobody"]))
+        worker.put(Job("a", Request(text_ids(tiny, "hi"), 4), False, inbox.put_nowait))
+        worker.start()
+        lost = await asyncio.wait_for(inbox.get(), 30) if worker.is_alive() else None
+        worker.put(Job("b", Request(text_ids(tiny, "hi"), 4), False, inbox.put_nowait))
+        answered = await asyncio.wait_for(inbox.get(), 30)
+        worker.put(None)
+        return lost, answered
+
+    lost, answered = asyncio.run(run())
+    assert lost.done is not None
+    assert answered.done is not None
+
+
 def test_a_client_that_goes_away_frees_its_row(tiny):
     """The application itself, in this process: an answer that would never end ends with its client."""
-    from stillhouse.models.serve.app import Served, application
-
-    served = Served(replace(tiny, stop_ids=frozenset(), context=None), "tiny")
-    app = application(served)
+    served = app.Served(replace(tiny, stop_ids=frozenset(), context=None), "tiny")
+    application = app.application(served)
     body = orjson.dumps({"model": "tiny", "messages": user("hi"), "max_tokens": 10**9})
 
     async def run(stream):
@@ -255,14 +358,7 @@ def test_a_client_that_goes_away_frees_its_row(tiny):
         async def send(message):
             pass
 
-        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
-        scope |= {
-            "query_string": b"",
-            "http_version": "1.1",
-            "root_path": "",
-            "asgi": {"spec_version": "2.3"},
-        }
-        task = asyncio.create_task(app(scope, receive, send))
+        task = asyncio.create_task(application(scope_of("/v1/chat/completions"), receive, send))
         await asyncio.to_thread(wait_until, lambda: served.worker and len(served.worker.decoder))
         leave.set()
         await task
@@ -281,6 +377,27 @@ def test_what_does_not_start_says_why(tmp_path):
     with pytest.raises(ModelError) as caught, background(str(tmp_path)):
         pass
     assert "config.json" in caught.value.why
+
+
+def test_what_is_not_ready_in_time_is_stopped(tiny_folder, monkeypatch):
+    monkeypatch.setattr("stillhouse.models.serve._READY_SECONDS", 0.05)
+    with pytest.raises(ModelError) as caught, background(str(tiny_folder)):
+        pass
+    assert "not ready after 0.05 s" in caught.value.what
+
+
+def test_a_child_that_talks_on_is_written_to_the_log(tmp_path, monkeypatch):
+    program = tmp_path / "python"  # stands in for the interpreter that `background` starts
+    program.write_text(
+        "#!/bin/sh\necho http://here\nhead -c 300000 /dev/zero | tr '\\0' x\necho end >&2\ncat\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr("stillhouse.models.serve.sys.executable", str(program))
+    log = tmp_path / "server.log"
+    with background("anything", log) as url:
+        wait_until(lambda: log.read_bytes().endswith(b"end\n"))
+    assert url == "http://here"
+    assert log.stat().st_size > 300_000
 
 
 def test_a_taken_port_is_named(url, tiny_folder):

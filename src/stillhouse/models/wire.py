@@ -6,6 +6,7 @@ answer and is not supported is refused by name.
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -287,21 +288,41 @@ def _entry(name: str, raw: bytes, logprob: float) -> dict[str, Any]:
     return {"token": name, "logprob": logprob, "bytes": list(raw)}
 
 
-def text_logprobs(tokens: Sequence[TokenScore]) -> dict[str, Any]:
+class Offsets:
+    """Where the tokens of one text begin, counted in characters, as they come: `next` of each in turn.
+
+    Bytes that are no character yet have the offset of the character that they begin. `unwritten` is how
+    many characters of the first tokens the text leaves out: SentencePiece puts a space before every text
+    and its decoder takes it away again.
+    """
+
+    def __init__(self, unwritten: int = 0) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._seen = -unwritten
+
+    def next(self, token: TokenScore) -> int:
+        at = self._seen
+        if not token.special:
+            self._seen += len(self._decoder.decode(token.raw))
+        return max(0, at)
+
+
+def unwritten(tokens: Sequence[TokenScore], text: str) -> int:
+    """How many characters the tokens of `text` have before it; 0 when they are not its tokens."""
+    spelt = b"".join(token.raw for token in tokens if not token.special).decode("utf-8", "replace")
+    return len(spelt) - len(text) if spelt.endswith(text) else 0
+
+
+def text_logprobs(tokens: Sequence[TokenScore], offsets: Offsets) -> dict[str, Any]:
     """`choices[].logprobs` of plain completions: parallel lists, with null for a token that has no value.
 
-    `text_offset` counts characters of the text from its beginning; bytes that are no character yet have
-    the offset of the character that they begin.
+    `offsets` is the text's own, kept from part to part of a stream.
     """
-    offsets, seen = [], b""
-    for token in tokens:
-        offsets.append(len(seen.decode("utf-8", "ignore")))
-        seen += b"" if token.special else token.raw
     return {
         "tokens": [t.name for t in tokens],
         "token_logprobs": [t.logprob for t in tokens],
         "top_logprobs": [
             None if t.logprob is None else {name: value for name, _, value in reversed(t.top)} for t in tokens
         ],
-        "text_offset": offsets,
+        "text_offset": [offsets.next(token) for token in tokens],
     }

@@ -14,10 +14,11 @@ from stillhouse.models.local.load import (
     Token,
     ids_text,
     load_model,
+    make_differentiable,
     parameters,
     prompt_ids,
-    set_threads,
     text_ids,
+    threads_for,
     vocabulary,
 )
 
@@ -32,10 +33,11 @@ __all__ = [
     "generate",
     "ids_text",
     "load_model",
+    "make_differentiable",
     "parameters",
     "prompt_ids",
     "score",
-    "set_threads",
     "text_ids",
+    "threads_for",
     "vocabulary",
 ]

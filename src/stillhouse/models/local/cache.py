@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
+_FIRST_PLACES = 48  # made beside a prompt's own: most answers are no longer
+
+
+@dataclass(slots=True)
+class _Now:
+    """What the layers of a model need to know of the forward pass under way.
+
+    `capacity` is (rows, places); `reading` the first of the rows being read in, None while decoding, when
+    row `index[i]` stores at `places[i]` and `longest` places are looked at.
+    """
+
+    capacity: tuple[int, int] = (0, 0)
+    reading: int | None = None
+    index: Any = None
+    places: Any = None
+    longest: int = 0
+
 
 class _RowLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer's keys and values, (rows, heads, places, width), each row from place 0 on.
-
-    `rows` is shared by the layers of a model.
-    """
+    """One layer's keys and values, (rows, heads, places, width), each row from place 0 on."""
 
     is_sliding = False
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, now: _Now) -> None:
         super().__init__()
-        self.rows = rows
+        self.now = now
         self.keys: Any = None
         self.values: Any = None
 
@@ -29,32 +44,32 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def update(self, keys: Any, values: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Reading in: store the prompts of new rows. Decoding: store one place per row, return all places."""
-        rows = self.rows
-        if rows.reading is not None:
-            self._reserve(keys, values)
-            first, n = rows.reading, keys.shape[0]
+        now = self.now
+        self._reserve(keys, values)
+        if now.reading is not None:
+            first, n = now.reading, keys.shape[0]
             self.keys[first : first + n, :, : keys.shape[2]] = keys
             self.values[first : first + n, :, : values.shape[2]] = values
             return keys, values
-        self._reserve(keys, values)
-        self.keys[rows.index, :, rows.places] = keys[:, :, 0]
-        self.values[rows.index, :, rows.places] = values[:, :, 0]
+        self.keys[now.index, :, now.places] = keys[:, :, 0]
+        self.values[now.index, :, now.places] = values[:, :, 0]
         n = keys.shape[0]
-        return self.keys[:n, :, : rows.longest], self.values[:n, :, : rows.longest]
+        return self.keys[:n, :, : now.longest], self.values[:n, :, : now.longest]
 
     def _reserve(self, keys: Any, values: Any) -> None:
-        n_rows, n_places = self.rows.capacity
-        if self.keys is not None and self.keys.shape[0] >= n_rows and self.keys.shape[2] >= n_places:
+        n_rows, n_places = self.now.capacity
+        if self.keys is not None and (self.keys.shape[0], self.keys.shape[2]) == (n_rows, n_places):
             return
         for name, like in (("keys", keys), ("values", values)):
             old = getattr(self, name)
             new = like.new_zeros((n_rows, like.shape[1], n_places, like.shape[3]))
             if old is not None:
-                new[: old.shape[0], :, : old.shape[2]] = old
+                kept = old[:n_rows, :, :n_places]
+                new[: kept.shape[0], :, : kept.shape[2]] = kept
             setattr(self, name, new)
 
     def get_seq_length(self) -> int:
-        return 0 if self.rows.reading is not None else self.rows.longest - 1
+        return 0 if self.now.reading is not None else self.now.longest - 1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
@@ -64,23 +79,27 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class Rows:
-    """A batch that rows may join and leave at any time, for models with plain rotary attention."""
+    """A batch that rows may join and leave at any time, for models with plain rotary attention.
 
-    def __init__(self, model: Any, rows: int) -> None:
+    Memory is taken for the rows present and given back when the last one leaves.
+    """
+
+    def __init__(self, model: Any) -> None:
         self.model = model
         self.device = model.device
         self.lengths: list[int] = []
-        self.capacity = (rows, 0)
-        self.reading: int | None = None
-        self.index: Any = None
-        self.places: Any = None
-        self.longest = 0
+        self.now = _Now()
         n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
-        self.layers = [_RowLayer(self) for _ in range(n_layers)]
+        self.layers = [_RowLayer(self.now) for _ in range(n_layers)]
         self.cache = Cache(layers=self.layers)
 
     def accepts(self) -> bool:
         return True
+
+    def expect(self, rows: int, places: int) -> None:
+        """So many rows will be read in next, with prompts of at most so many tokens: make room at once."""
+        longest = max(places + _FIRST_PLACES, *self.lengths, 0)
+        self._grow(len(self.lengths) + rows, longest)
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Any:
         """Append rows; the logits after each prompt, (new rows, vocabulary)."""
@@ -89,31 +108,32 @@ class Rows:
         ids = torch.zeros((len(prompts), width), dtype=torch.long)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = torch.as_tensor(prompt)
-        self.reading = len(self.lengths)
-        self._grow(self.reading + len(prompts), width + 32)
+        self.now.reading = len(self.lengths)
+        self._grow(len(self.lengths) + len(prompts), max(width, *self.lengths, 0))
         last = torch.tensor(ends)[:, None].to(self.device)
         try:
             logits = self.model(
                 ids.to(self.device), past_key_values=self.cache, use_cache=True, logits_to_keep=last
             ).logits[:, 0]
         finally:
-            self.reading = None
+            self.now.reading = None
         self.lengths += [len(p) for p in prompts]
         return logits
 
     def step(self, tokens: Sequence[int]) -> Any:
         """One token for each row; the logits after it, (rows, vocabulary)."""
-        self.longest = max(self.lengths) + 1
-        self._grow(len(tokens), self.longest)
-        self.places = torch.tensor(self.lengths, device=self.device)
-        self.index = torch.arange(len(tokens), device=self.device)
-        seen = torch.arange(self.longest, device=self.device)[None, :] <= self.places[:, None]
+        now = self.now
+        now.longest = max(self.lengths) + 1
+        self._grow(len(tokens), now.longest)
+        now.places = torch.tensor(self.lengths, device=self.device)
+        now.index = torch.arange(len(tokens), device=self.device)
+        seen = torch.arange(now.longest, device=self.device)[None, :] <= now.places[:, None]
         hidden = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
         hidden.masked_fill_(~seen, torch.finfo(self.model.dtype).min)
         logits = self.model(
             torch.tensor(tokens, device=self.device)[:, None],
             attention_mask=hidden[:, None, None, :],
-            position_ids=self.places[:, None],
+            position_ids=now.places[:, None],
             past_key_values=self.cache,
             use_cache=True,
         ).logits[:, -1]
@@ -129,14 +149,23 @@ class Rows:
                 layer.values[row, :, :length] = layer.values[last, :, :length]
             self.lengths[row] = length
         self.lengths.pop()
+        if not self.lengths:
+            self.now.capacity = (0, 0)
+            for layer in self.layers:
+                layer.keys = layer.values = None
 
     def _grow(self, rows: int, places: int) -> None:
-        have_rows, have_places = self.capacity
-        if rows > have_rows:
-            have_rows = max(rows, have_rows * 2)
-        if places > have_places:
-            have_places = max(places, have_places * 3 // 2)
-        self.capacity = (have_rows, have_places)
+        """Room for so many, and a quarter more when there was some; what the other side has too much of is
+        given back, so that a long row gone does not widen the rows that come after it."""
+        have_rows, have_places = self.now.capacity
+        if rows > have_rows or places > have_places:
+            self.now.capacity = (_roomy(have_rows, rows), _roomy(have_places, places))
+
+
+def _roomy(have: int, needed: int) -> int:
+    if needed > have:
+        return max(needed, have * 5 // 4)
+    return min(have, needed * 5 // 4)
 
 
 class Whole:
@@ -158,6 +187,9 @@ class Whole:
 
     def accepts(self) -> bool:
         return not self.alive
+
+    def expect(self, rows: int, places: int) -> None:
+        """Nothing: the model's own cache makes room."""
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Any:
         self.ids, self.mask = (t.to(self.device) for t in _left_padded(prompts))
@@ -188,6 +220,8 @@ class Whole:
         last = self.alive.pop()
         if row < len(self.alive):
             self.alive[row] = last
+        if not self.alive:
+            self.ids = self.mask = self.cache = None
 
 
 def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Any, Any]:
@@ -201,9 +235,9 @@ def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Any, Any]:
     return ids, mask
 
 
-def start(model: Any, rows: int) -> Rows | Whole:
+def start(model: Any) -> Rows | Whole:
     known = inspect.signature(model.forward).parameters
     config = model.config.get_text_config(decoder=True)
     plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
     rotary = getattr(config, "rope_parameters", None) is not None
-    return Rows(model, rows) if plain and rotary and "logits_to_keep" in known else Whole(model)
+    return Rows(model) if plain and rotary and "logits_to_keep" in known else Whole(model)

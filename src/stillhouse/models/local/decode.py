@@ -5,7 +5,12 @@ sampling settings, and so that a row's answer does not depend on its neighbours:
 
 - greedy answers in float32 are the same in any batch, but for ties: where two tokens' logits agree to about
   1e-5, the order of summation in a matrix product decides, and that may change with the batch's size;
-- a sampled row draws from its own generator (its `seed`), one number per token.
+- a sampled row draws from its own generator (its `seed`), one number per token, turned into a token by
+  inversion (`sample`): in order of id without a nucleus (`top_p` 1), in order of probability within one. So
+  a seed repeats an answer with the same settings, and says nothing about another `top_p`.
+
+A batch holds as many rows as its places allow (rows x longest row <= `MAX_PLACES`), so that one long prompt
+does not make room of its length for every other row.
 
 Prompts are right-padded when they are read in; in the cache each row keeps its own length. Models whose cache
 is not plain attention (sliding windows, state-space layers, ALiBi) go through a batch that is left-padded by
@@ -15,8 +20,9 @@ the usual rules and takes no newcomers until it is empty.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,7 +31,11 @@ from stillhouse.errors import ModelError, UsageError
 from stillhouse.models.local import cache
 from stillhouse.models.local.load import LocalModel, ids_text
 
+MAX_PLACES = 65_536  # of keys and values in a batch: 0.5 B weights with 24 KiB per place take 1.6 GB
+_GROWTH = 64  # places counted for an answer when its row asks to join: most are short, whatever is allowed
 _PREFILL_TOKENS = 1024  # tokens read in at once: larger activations leave the CPU's caches
+_SCORED_AT_ONCE = 512  # rows of logits: with 150,000 tokens in the vocabulary they take 300 MB
+_NUCLEUS = 1024  # likeliest tokens that are ranked first; more only where the nucleus is larger
 
 
 class TokenLogprob(NamedTuple):
@@ -97,20 +107,34 @@ class Decoder:
 
     Events of the rows whose keys are in `watched` carry text as soon as it is certain: no half
     of a UTF-8 character, and nothing that may yet turn out to be the beginning of a stop string. Other rows
-    have one event, at their end. `rows` is how many are expected at once; room for more is made when needed.
-    Not safe to share between threads.
+    have one event, at their end. Not safe to share between threads.
     """
 
-    def __init__(self, model: LocalModel, rows: int = 1) -> None:
+    def __init__(self, model: LocalModel) -> None:
         self.model = model
-        self._state = cache.start(model.model, rows)
+        self._state = cache.start(model.model)
         self._rows: list[_Row] = []
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def accepts(self) -> bool:
-        return self._state.accepts()
+    def admits(self, requests: Iterable[Request], rows: int) -> int:
+        """How many of the first of `requests` may join now, for at most `rows` in the batch.
+
+        Rows times the longest row stay within `MAX_PLACES`; an empty batch admits at least one.
+        """
+        if not self._state.accepts():
+            return 0
+        running = len(self._rows)
+        longest = max((len(row.request.prompt_ids) + len(row.ids) for row in self._rows), default=0)
+        admitted = 0
+        for request in requests:
+            longest = max(longest, len(request.prompt_ids) + min(request.max_tokens, _GROWTH))
+            n = running + admitted + 1
+            if n > rows or (n > 1 and n * longest > MAX_PLACES):
+                break
+            admitted += 1
+        return admitted
 
     def add(
         self, jobs: Sequence[tuple[Hashable, Request]], watched: Collection[Hashable] = ()
@@ -127,6 +151,8 @@ class Decoder:
                 events.append(Event(key, "", (), Generation("", (), "length", n, 0, none)))
         fitting.sort(key=lambda job: len(job[1].prompt_ids))
         whole = isinstance(self._state, cache.Whole)
+        if fitting:
+            self._state.expect(len(fitting), len(fitting[-1][1].prompt_ids))
         for chunk in [fitting] if whole and fitting else _chunks(fitting):
             with torch.inference_mode():
                 logits = self._state.read([request.prompt_ids for _, request, _ in chunk])
@@ -247,7 +273,8 @@ def _choose(logits: Any, rows: Sequence[_Row]) -> tuple[list[int], list[TokenLog
     if sampled:
         heat = torch.tensor([rows[at].request.temperature for at in sampled], device=logits.device)
         nucleus = torch.tensor([rows[at].request.top_p for at in sampled], device=logits.device)
-        draws = torch.tensor([rows[at].rng.random() for at in sampled], device=logits.device)
+        drawn = [rows[at].rng.random() for at in sampled]
+        draws = torch.tensor(drawn, dtype=_widest(logits), device=logits.device)
         for at, token in zip(sampled, sample(logits[sampled] / heat[:, None], nucleus, draws), strict=True):
             tokens[at] = token
     logprobs: list[TokenLogprob | None] = [None] * len(rows)
@@ -266,17 +293,51 @@ def sample(logits: Any, top_p: Any, draws: Any) -> list[int]:
     The nucleus is the smallest set of likeliest tokens with at least `top_p` of the probability (Holtzman
     et al. 2020, section 3.1), the likeliest token always in it; equal ones go by their id.
     """
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    ranked, order = torch.softmax(logits.to(wide), dim=-1).sort(dim=-1, descending=True, stable=True)
-    below = ranked.cumsum(dim=-1)
-    outside = (below - ranked) >= top_p.to(wide)[:, None]
-    outside[:, 0] = False
-    mass = ranked.masked_fill(outside, 0).cumsum(dim=-1)
-    target = draws.to(wide)[:, None] * mass[:, -1:]
-    place = torch.searchsorted(mass, target, right=True)
-    last = (~outside).sum(dim=-1, keepdim=True) - 1
-    ids: list[int] = order.gather(1, torch.minimum(place, last))[:, 0].tolist()
+    shares = torch.softmax(logits.float(), dim=-1)
+    found = torch.empty(len(shares), dtype=torch.long, device=shares.device)
+    within = top_p < 1
+    if bool(within.any()):
+        found[within] = _from_nucleus(shares[within], top_p[within], draws[within])
+    if not bool(within.all()):
+        found[~within] = _invert(shares[~within], draws[~within])
+    ids: list[int] = found.tolist()
     return ids
+
+
+def _from_nucleus(shares: Any, top_p: Any, draws: Any, most: int = _NUCLEUS) -> Any:
+    """Token ids, (rows,), each from its row's nucleus; ranks `most` tokens, all where that is too few."""
+    whole = most >= shares.shape[-1]
+    if whole:
+        ranked, order = shares.sort(dim=-1, descending=True, stable=True)
+    else:
+        order = shares.topk(most, dim=-1, sorted=False).indices.sort(dim=-1).values
+        ranked, within = shares.gather(1, order).sort(dim=-1, descending=True, stable=True)
+        order = order.gather(1, within)
+    before = ranked.cumsum(dim=-1, dtype=_widest(shares)) - ranked
+    outside = before >= top_p[:, None]
+    outside[:, 0] = False
+    inside = ranked.masked_fill(outside, 0)
+    found = order.gather(1, _invert(inside, draws)[:, None])[:, 0]
+    if whole:
+        return found
+    # The nucleus may go on, or end among equals of which some were not ranked.
+    least = ranked.masked_fill(outside, 2.0).amin(dim=-1)
+    cut = ~outside[:, -1] | (least <= ranked[:, -1])
+    if bool(cut.any()):
+        found[cut] = _from_nucleus(shares[cut], top_p[cut], draws[cut], shares.shape[-1])
+    return found
+
+
+def _invert(shares: Any, draws: Any) -> Any:
+    """The column of each row where the sum of `shares` first passes the fraction `draws` of the whole."""
+    mass = shares.cumsum(dim=-1, dtype=_widest(shares))
+    whole = mass[:, -1:].contiguous()
+    place = torch.searchsorted(mass, draws.to(mass.dtype)[:, None] * whole, right=True)
+    return torch.minimum(place, torch.searchsorted(mass, whole))[:, 0]
+
+
+def _widest(tensor: Any) -> Any:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 def _logprobs(logits: Any, tokens: Sequence[int], tops: Sequence[int]) -> list[TokenLogprob]:
@@ -292,7 +353,11 @@ def _logprobs(logits: Any, tokens: Sequence[int], tops: Sequence[int]) -> list[T
 
 
 class _TextStream:
-    """Token by token to text, never half a character."""
+    """Token by token to text, never half a character.
+
+    Where the backend's stream gives up (a byte-fallback tokenizer takes back a character when the bytes
+    after it are none), the row goes on by decoding its whole answer anew for each token.
+    """
 
     def __init__(self, model: LocalModel, request: Request) -> None:
         from tokenizers.decoders import DecodeStream
@@ -307,13 +372,19 @@ class _TextStream:
             self.stream = DecodeStream(ids=before, skip_special_tokens=True)
 
     def push(self, token: int) -> str:
-        if self.backend is not None:
-            return self.stream.step(self.backend, token) or ""
         self.ids.append(token)
+        if self.backend is not None:
+            try:
+                new = self.stream.step(self.backend, token) or ""
+            except Exception:  # the tokenizers library raises Exception itself
+                self.backend = None
+            else:
+                self.shown += len(new)
+                return new
         text = _answer_text(self.model, self.request, self.ids)
         if text.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
-        new, self.shown = text[self.shown :], len(text)
+        new, self.shown = text[self.shown :], max(self.shown, len(text))
         return new
 
 
@@ -350,11 +421,11 @@ def generate(
     """
     answers: list[Generation | None] = [None] * len(requests)
     waiting = sorted(range(len(requests)), key=lambda at: len(requests[at].prompt_ids), reverse=True)
-    decoder = Decoder(model, min(batch, len(requests)))
+    decoder = Decoder(model)
     while waiting or len(decoder):
-        room = batch - len(decoder)
-        if waiting and decoder.accepts() and (room >= max(1, batch // 8) or room >= len(waiting)):
-            now = [waiting.pop() for _ in range(min(room, len(waiting)))]
+        n = decoder.admits((requests[at] for at in reversed(waiting)), batch)
+        if n and (n * 8 >= len(decoder) or n == len(waiting)):
+            now = [waiting.pop() for _ in range(n)]
             events = decoder.add([(at, requests[at]) for at in now], now if on_token else ())
         else:
             events = decoder.step()
@@ -382,6 +453,9 @@ def score(
             )
     scored: list[list[TokenLogprob | None]] = [[] for _ in texts]
     order = sorted((at for at in range(len(texts)) if texts[at]), key=lambda at: len(texts[at]))
+    if order:
+        with torch.inference_mode():
+            head = _head(model.model, texts[order[-1]][:8])
     while order:
         longest = len(texts[order[-1]])
         part = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // longest)))]
@@ -389,9 +463,30 @@ def score(
         for row, at in enumerate(part):
             ids[row, : len(texts[at])] = torch.as_tensor(texts[at])
         with torch.inference_mode():  # causal: what pads the right end is never looked at
-            logits = model.model(ids.to(model.model.device)).logits
-            for row, at in enumerate(part):
-                n = len(texts[at])
-                rest = _logprobs(logits[row, : n - 1], list(texts[at][1:]), [top] * (n - 1)) if n > 1 else []
-                scored[at] = [None, *rest]
+            run = model.model if head is None else model.model.base_model
+            states = run(ids.to(model.model.device), use_cache=False)[0]
+            wanted = [(row, place) for row, at in enumerate(part) for place in range(len(texts[at]) - 1)]
+            found: list[TokenLogprob] = []
+            for start in range(0, len(wanted), _SCORED_AT_ONCE):
+                some = wanted[start : start + _SCORED_AT_ONCE]
+                rows, places = torch.tensor(some, device=states.device).T
+                logits = states[rows, places] if head is None else head(states[rows, places])
+                tokens = [texts[part[row]][place + 1] for row, place in some]
+                found += _logprobs(logits, tokens, [top] * len(some))
+        rest = iter(found)
+        for at in part:
+            scored[at] = [None, *islice(rest, len(texts[at]) - 1)]
     return scored
+
+
+def _head(model: Any, ids: Sequence[int]) -> Any:
+    """The layer from a model's last states to its logits; None where something more lies between them.
+
+    Whether it does (as a soft cap, or a factor) is told by trying: the logits of `ids` have to be the same.
+    """
+    base, head = model.base_model, model.get_output_embeddings()
+    if base is model or head is None:
+        return None
+    shown = torch.as_tensor(list(ids), device=model.device)[None]
+    logits = head(base(shown, use_cache=False)[0])
+    return head if torch.equal(logits, model(shown, use_cache=False)[0]) else None

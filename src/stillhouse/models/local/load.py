@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,22 +135,33 @@ def _load_weights(source: str, folder: str, config: Any, dtype: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
+_onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+class _AnswerLinear(torch.nn.Linear):  # type: ignore[misc]
+    """A linear layer that oneDNN multiplies; it has no backward pass."""
+
+    def forward(self, x: Any) -> Any:
+        return _onednn_linear(x, self.weight, self.bias, "none", [], "")  # type: ignore[misc]
+
+
 def _multiply_by_onednn(model: Any) -> None:
     """Let float32 linear layers be multiplied by oneDNN, where torch has it, instead of by its BLAS.
 
     Measured on an AMD EPYC with AVX-512, one thread, 2,048 and 64 rows by 256 x 688: 2.3 and 1.9 times as
     fast; a row's result has the same bits in every batch of two or more rows (BLAS: of four or more).
     """
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return
-    multiply = torch.ops.mkldnn._linear_pointwise
-    for layer in model.modules():
-        if type(layer) is torch.nn.Linear:
-            layer.forward = partial(_linear, multiply, layer)
+    if torch.backends.mkldnn.is_available() and _onednn_linear is not None:
+        for layer in model.modules():
+            if type(layer) is torch.nn.Linear:
+                layer.__class__ = _AnswerLinear
 
 
-def _linear(multiply: Any, layer: Any, x: Any) -> Any:
-    return multiply(x, layer.weight, layer.bias, "none", [], "")
+def make_differentiable(model: LocalModel) -> None:
+    """Give linear layers that were made for answering only their own kernels back, for training."""
+    for layer in model.model.modules():
+        if type(layer) is _AnswerLinear:
+            layer.__class__ = torch.nn.Linear
 
 
 def _first_line(error: Exception) -> str:
@@ -166,15 +177,28 @@ def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def set_threads(model: LocalModel) -> None:
-    """Let torch use as many threads as serve this model well, one core being left to the HTTP side.
+@contextmanager
+def threads_for(model: LocalModel) -> Iterator[None]:
+    """Within the block torch uses as many threads as serve this model well; one core is left to the rest
+    of the process, as the HTTP side. Cores are counted that this process may use.
 
     One for a small model: its operations are too short to be worth sharing, and where cores are busy each of
     them would wait for the thread that was not scheduled. Measured with 4 M weights on 2 busy cores: one
     thread answers 5 times as many requests as two.
     """
+    before = torch.get_num_threads()
     small = parameters(model) < _SMALL_MODEL
-    torch.set_num_threads(1 if small else max(1, (os.cpu_count() or 2) - 1))
+    torch.set_num_threads(1 if small else max(1, _cores() - 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux: containers and `taskset` allow fewer than there are
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def parameters(model: LocalModel) -> int:

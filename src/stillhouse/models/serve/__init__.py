@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -18,6 +20,8 @@ from typing import IO
 
 from stillhouse.errors import ModelError, UsageError, storage
 
+_READY_SECONDS = 600.0  # to load the weights, perhaps from the hub or a slow disk
+_KEEP_ALIVE_SECONDS = 75  # longer than clients keep a connection: they close it, none breaks under a request
 _STOP_SECONDS = 5.0
 _LOG_LINES = 12
 
@@ -38,16 +42,24 @@ def serve(
     """
     import uvicorn
 
-    from stillhouse.models.local import load_model
+    from stillhouse.models.local import load_model, threads_for
     from stillhouse.models.serve.app import Served, application
 
     with _listen(host, port) as listener:
-        app = application(Served(load_model(source), name))
-        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
+        model = load_model(source)
+        app = application(Served(model, name))
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        )
         if ready is not None:
             shown = f"[{host}]" if ":" in host else host
             ready(f"http://{shown}:{listener.getsockname()[1]}/v1")
-        uvicorn.Server(config).run(sockets=[listener])
+        with threads_for(model):  # the model's thread starts in the block and takes its number from here
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -73,7 +85,7 @@ def background(source: str, log: Path | None = None) -> Iterator[str]:
     The child ends with the block, and also when this process dies, however it dies: it reads a pipe from
     here and stops at its end. What it says goes to `log`.
 
-    Raises ModelError, with the log's last lines, when it does not come up.
+    Raises ModelError, with the log's last lines, when it does not come up within ten minutes.
     """
     command = [sys.executable, "-m", "stillhouse.models.serve", source, "--port", "0", "--until-stdin-ends"]
     with ExitStack() as stack:
@@ -81,19 +93,33 @@ def background(source: str, log: Path | None = None) -> Iterator[str]:
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, start_new_session=True
         )
-        stack.callback(_stop, child)
-        assert child.stdout is not None
-        url = child.stdout.readline().decode().strip()
-        if not url:
-            code = child.wait()
+        first: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        reader = threading.Thread(target=_read, args=(child, first, said), daemon=True)
+        reader.start()
+        stack.callback(_stop, child, reader)
+        try:
+            url = first.get(timeout=_READY_SECONDS).decode().strip()
+            how = "" if url else f"exit {child.wait()}"
+        except queue.Empty:
+            how = f"not ready after {_READY_SECONDS:g} s"
+        if how:
             said.seek(0)
             lines = said.read().decode("utf-8", "replace").strip().splitlines()[-_LOG_LINES:]
             raise ModelError(
-                f"the server for {source} did not start (exit {code})",
+                f"the server for {source} did not start ({how})",
                 "\n".join(lines) or "it said nothing",
                 f"try `stillhouse serve {source}`",
             )
         yield url
+
+
+def _read(child: subprocess.Popen[bytes], first: queue.SimpleQueue[bytes], log: IO[bytes]) -> None:
+    """The child's first line to `first`, what else it writes to `log`."""
+    assert child.stdout is not None
+    first.put(child.stdout.readline())
+    with suppress(OSError, ValueError):  # the log is closed: nobody will read it
+        for line in child.stdout:
+            os.write(log.fileno(), line)  # past the file's own buffer: the child writes there as well
 
 
 def _log(log: Path | None) -> IO[bytes]:
@@ -104,19 +130,22 @@ def _log(log: Path | None) -> IO[bytes]:
         return log.open("w+b")
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
+def _stop(child: subprocess.Popen[bytes], reader: threading.Thread) -> None:
     """End the child: politely by closing its pipe, then by signal."""
-    for stream in (child.stdin, child.stdout):
-        if stream is not None:
-            with suppress(OSError):
-                stream.close()
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with suppress(OSError):
+        child.stdin.close()
     for end in (child.terminate, child.kill):
         try:
             child.wait(_STOP_SECONDS)
-            return
+            break
         except subprocess.TimeoutExpired:
             end()
     child.wait()
+    reader.join(_STOP_SECONDS)
+    if not reader.is_alive():  # else a process of the child's own has the pipe still
+        child.stdout.close()
 
 
 def stop_with_stdin() -> None:

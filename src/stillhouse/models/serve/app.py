@@ -93,7 +93,9 @@ def application(served: Served) -> Starlette:
         return _json(row)
 
     async def health(request: HttpRequest) -> Response:
-        return _json({"status": "ok", "model": served.name})
+        dead = served.worker is not None and not served.worker.is_alive()
+        told = {"status": "the model's thread has ended" if dead else "ok", "model": served.name}
+        return _json(told, 503 if dead else 200)
 
     async def chat(request: HttpRequest) -> Response:
         return await _chat(served, request)
@@ -185,22 +187,25 @@ async def _completions(served: Served, http: HttpRequest) -> Response:
         raise wire.WireError(400, f"a token id is not below {size}", "prompt", "invalid_value")
     jobs = _requests(served, settings, prompts, continues=True)
     envelope = served.envelope("cmpl")
-    running = _Running(served, http, jobs, watched=settings.stream)
-    if settings.stream:
-        return _stream(running, lambda: _text_parts(served, envelope, settings, running))
     before: list[list[TokenLogprob | None]] = []
     if ask.echo and settings.logprobs is not None:
         before = await _scored(served, prompts, settings.logprobs)
+    running = _Running(served, http, jobs, watched=settings.stream)
+    if settings.stream:
+        return _stream(running, lambda: _text_parts(served, envelope, settings, running))
     answers = await running.answers()
     choices = []
     for at, answer in enumerate(answers):
         prompt, ids = ask.prompts[at // settings.n], prompts[at // settings.n]
         told = (prompt if isinstance(prompt, str) else ids_text(served.model, ids)) if ask.echo else ""
         tokens = [served.shown(token) for token in answer.logprobs or ()]
+        offsets = wire.Offsets()
         if before:
             scores = zip(ids, before[at // settings.n], strict=True)
-            tokens = [served.unscored(i) if t is None else served.shown(t) for i, t in scores] + tokens
-        logprobs = None if settings.logprobs is None else wire.text_logprobs(tokens)
+            echoed = [served.unscored(i) if t is None else served.shown(t) for i, t in scores]
+            offsets = wire.Offsets(wire.unwritten(echoed, told))
+            tokens = echoed + tokens
+        logprobs = None if settings.logprobs is None else wire.text_logprobs(tokens, offsets)
         text, reason = told + answer.text, answer.finish_reason
         choices.append({"index": at, "text": text, "logprobs": logprobs, "finish_reason": reason})
     counts = wire.usage(sum(len(ids) for ids in prompts), sum(a.completion_tokens for a in answers))
@@ -211,12 +216,13 @@ async def _text_parts(
     served: Served, envelope: wire.Envelope, settings: wire.Settings, running: _Running
 ) -> AsyncIterator[bytes]:
     unmeasured: dict[str, Any] = {"usage": None} if settings.include_usage else {}
+    offsets = [wire.Offsets() for _ in running.jobs]
     async for at, event in running.events():
         tokens = [served.shown(token) for token in event.logprobs]
         choice = {
             "index": at,
             "text": event.text,
-            "logprobs": wire.text_logprobs(tokens) if tokens else None,
+            "logprobs": wire.text_logprobs(tokens, offsets[at]) if tokens else None,
             "finish_reason": event.done.finish_reason if event.done else None,
         }
         yield _event(envelope.wrap("text", [choice], part=True) | unmeasured)

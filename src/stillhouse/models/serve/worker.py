@@ -15,9 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from stillhouse.models.local import Decoder, Event, LocalModel, Request, score, set_threads
+from stillhouse.models.local import Decoder, Event, LocalModel, Request, score
 
-MAX_ROWS = 64
+MAX_ROWS = 128
 _GATHER_SECONDS = 0.006  # how long an idle batch waits for company when the last one had some
 _PATIENCE_STEPS = 4  # newcomers are read in together, at the latest after so many steps
 
@@ -54,7 +54,7 @@ class Worker(threading.Thread):
         self.inbox: queue.SimpleQueue[Job | Scoring | Cancel | None] = queue.SimpleQueue()
         self.waiting: deque[Job] = deque()
         self.sinks: dict[Hashable, Sink] = {}
-        self.decoder = Decoder(model, MAX_ROWS)
+        self.decoder = Decoder(model)
         self.crowded = False
         self.cancelled = 0
         self.steps_since_newcomers = 0
@@ -63,19 +63,17 @@ class Worker(threading.Thread):
         self.inbox.put(command)
 
     def run(self) -> None:
-        set_threads(self.model)
         while True:
             commands = self._arrivals()
             if None in commands:
                 return
-            for command in commands:
-                if isinstance(command, Job):
-                    self.waiting.append(command)
-                elif isinstance(command, Cancel):
-                    self._cancel(set(command.keys))
-            if scorings := [c for c in commands if isinstance(c, Scoring)]:
-                self._score(scorings)
+            self.waiting.extend(c for c in commands if isinstance(c, Job))
             try:
+                if scorings := [c for c in commands if isinstance(c, Scoring)]:
+                    self._score(scorings)
+                for command in commands:
+                    if isinstance(command, Cancel):
+                        self._cancel(set(command.keys))
                 self._deliver(self._advance())
             except Exception as error:  # the batch is lost, the server is not
                 self._deliver_failure(error)
@@ -103,9 +101,10 @@ class Worker(threading.Thread):
         self.crowded = self.crowded or running > 1
         self.steps_since_newcomers += 1
         due = len(self.waiting) * 8 >= running or self.steps_since_newcomers >= _PATIENCE_STEPS
-        if self.waiting and due and running < MAX_ROWS and self.decoder.accepts():
+        n = self.decoder.admits((job.request for job in self.waiting), MAX_ROWS) if due else 0
+        if n:
             self.steps_since_newcomers = 0
-            now = [self.waiting.popleft() for _ in range(min(MAX_ROWS - running, len(self.waiting)))]
+            now = [self.waiting.popleft() for _ in range(n)]
             self.sinks.update({job.key: job.sink for job in now})
             return self.decoder.add(
                 [(job.key, job.request) for job in now], {j.key for j in now if j.watched}
@@ -138,7 +137,7 @@ class Worker(threading.Thread):
     def _deliver_failure(self, error: Exception) -> None:
         calls = [(sink, error) for sink in self.sinks.values()]
         self.sinks.clear()
-        self.decoder = Decoder(self.model, MAX_ROWS)
+        self.decoder = Decoder(self.model)
         self._call(calls)
 
     def _call(self, calls: Sequence[tuple[Sink, Any]]) -> None:
