@@ -62,14 +62,17 @@ def open_teacher(recipe: Recipe, log: Path | None = None) -> Iterator[asking.Tea
     """The recipe's teacher, ready to be asked. A local one is served over HTTP on loopback, by a process
     of its own that starts with the first question and ends with this block."""
     settings = recipe.teacher
-    price = None if settings.price is None else Price(settings.price.input, settings.price.output)
-    common: dict[str, Any] = {"key_env": settings.key_env, "system": settings.system}
+    common: dict[str, Any] = {
+        "key_env": settings.key_env,
+        "system": settings.system,
+        "price": _price(recipe),
+    }
     if settings.imported:
-        yield asking.Teacher(settings.model, "import", settings.revision, None, price=FREE, **common)
+        yield asking.Teacher(settings.model, "import", settings.revision, None, **common)
     elif settings.endpoint is not None:
         url = settings.endpoint
         endpoint = asking.logical_endpoint(url, settings.provider)
-        yield asking.Teacher(settings.model, endpoint, settings.revision, lambda: url, price=price, **common)
+        yield asking.Teacher(settings.model, endpoint, settings.revision, lambda: url, **common)
     else:
         folder = source_folder(settings.model)
         name = settings.model if settings.model.startswith("embedded:") else Path(folder).name
@@ -83,18 +86,23 @@ def open_teacher(recipe: Recipe, log: Path | None = None) -> Iterator[asking.Tea
                     served.append(stack.enter_context(background(settings.model, log)))
                 return served[0]
 
-            yield asking.Teacher(name, "local", weights_digest(folder), serve, price=price or FREE, **common)
+            yield asking.Teacher(name, "local", weights_digest(folder), serve, **common)
+
+
+def _price(recipe: Recipe) -> Price | None:
+    """None only where somebody else's server asks a price that the recipe does not tell."""
+    settings = recipe.teacher
+    if settings.imported:
+        return FREE
+    if settings.price is not None:
+        return Price(settings.price.input, settings.price.output)
+    return FREE if settings.endpoint is None else None
 
 
 def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BUILTIN) -> None:
     """What can be known to fail before anybody is asked, and so paid. Raises UsageError or ModelError."""
     check_scorers({p.scorer for p in (*prompts.train, *prompts.test) if p.scorer}, scorers)
-    if recipe.collect.max_cost is not None and recipe.teacher.price is None and recipe.teacher.endpoint:
-        raise UsageError(
-            "collect.max_cost is set, but the price of the teacher is not known",
-            "a cap can only be kept when each request's worst case is known",
-            "add [teacher.price] with input and output in US dollars per million tokens, or remove max_cost",
-        )
+    asking.check_cap(recipe.collect.max_cost, _price(recipe))
     if recipe.student.init in ("from_teacher", "config"):
         return
     folder = Path(source_folder(recipe.student.init))

@@ -28,7 +28,7 @@ from stillhouse.ask.sending import Asking, progress_of
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models.endpoint import Endpoint
-from stillhouse.money import Budget
+from stillhouse.money import Budget, Price
 from stillhouse.records import Watch, unwatched
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Teacher",
     "answers",
     "ask",
+    "check_cap",
     "list_models",
     "logical_endpoint",
     "question_key",
@@ -64,12 +65,7 @@ def ask(
     such model, nobody there, too many failures), BudgetReached at the cap and Interrupted on SIGINT;
     in each case what was answered is in the ledger and the same call goes on from there.
     """
-    if limits.max_cost is not None and teacher.price is None:
-        raise UsageError(
-            "max_cost is set, but the price of the teacher is not known",
-            "a cap can only be kept when each request's worst case is known",
-            "add [teacher.price] with input and output in US dollars per million tokens, or remove max_cost",
-        )
+    check_cap(limits.max_cost, teacher.price)
     ledger.sweep(run)
     tally = Tally(questions=len(questions), unknown=ledger.attempts(run).unknown)
     missing, spent = _take_stock(questions, teacher, sampling, ledger, run, tally)
@@ -81,6 +77,16 @@ def ask(
         with asyncio.Runner() as runner:
             runner.run(asking.all(missing))
     return tally
+
+
+def check_cap(max_cost: float | None, price: Price | None) -> None:
+    """Raises UsageError for a cap that could not be kept, because no price is known."""
+    if max_cost is not None and price is None:
+        raise UsageError(
+            "collect.max_cost is set, but the price of the teacher is not known",
+            "a cap can only be kept when each request's worst case is known",
+            "add [teacher.price] with input and output in US dollars per million tokens, or remove max_cost",
+        )
 
 
 def _take_stock(
