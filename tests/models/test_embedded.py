@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stillhouse.models.embedded import world
-from stillhouse.models.embedded.world import families, mails, phrases, rules, slots
+from stillhouse.models.embedded.world import families, phrases, slots, wording
 from stillhouse.records import Message
 
 MODELS = Path(world.__file__).parent.parent
@@ -49,13 +49,18 @@ def test_prompts_are_unique_and_cover_every_family(split):
 def test_splits_share_no_template(examples):
     groups = {split: {e.prompt.group for e in examples[split]} for split in world.SPLITS}
     assert not groups["train"] & groups["test"]
+    assert not groups["train"] & groups["dev"]
     assert not groups["dev"] & groups["test"]
-    assert len(groups["test"]) >= 6 * len(families.FAMILIES)
-    tables = (mails.EXTRACT, mails.ROUTE, mails.REPLY, rules.DATES, rules.TOTAL, rules.POLICY, rules.SORT)
-    for table in tables:
-        for part in ("heads", "forms", "tails"):
-            seen = [{phrase for phrase in getattr(table[split], part) if phrase} for split in world.SPLITS]
-            assert sum(map(len, seen)) == len(set.union(*seen)), part
+    for family in families.FAMILIES:
+        assert len({group for group in groups["test"] if group.startswith(family)}) >= 8
+
+
+def test_a_template_names_the_phrases_that_stand_in_its_questions(examples):
+    for example in examples["test"]:
+        if example.prompt.family == "dates":
+            event, duration = map(int, example.prompt.group.removeprefix("dates/").split("-"))
+            for phrase in (wording.EVENTS[event], wording.DURATIONS[duration]):
+                assert re.search(re.sub(r"\\{\w+\\}", ".+", re.escape(phrase)), question_of(example))
 
 
 def test_splits_share_no_held_out_value(examples):
@@ -116,16 +121,7 @@ def test_decisions_follow_the_rule(examples):
             re.search(
                 rf"(?<!not )(?<!never ){phrase}[.;, ]", text.replace("opened goods", "").replace("Opened", "")
             )
-            for split in world.SPLITS
-            for phrase in (
-                "already opened",
-                "not sealed",
-                "opened before",
-                "opened once",
-                "no longer sealed",
-                "by now",
-                "now open",
-            )
+            for phrase in ("already opened", "not sealed", "no longer sealed")
         )
         if opened:
             assert example.prompt.reference == "nothing"
@@ -173,8 +169,7 @@ def test_every_queue_has_messages_in_every_split(examples):
 def test_unlabelled_text_holds_no_task():
     for passage in islice(world.text(1), 5000):
         assert "Answer:" not in passage
-        assert not re.search(r"[=*{}]|\d [+x-] \d", passage)
-        assert not re.search(r"Queue\?|JSON|total", passage)
+        assert not re.search(r"[=*{}]", passage)
     assert list(islice(world.text(1), 5)) == list(islice(world.text(1), 5))
 
 

@@ -43,8 +43,8 @@ class Plan:
 
 
 PLANS = {
-    "teacher": Plan("desk", Shape(256, 6, 8, 704), 6000, 2048, 2.5e-3, 0.65, 1),
-    "base": Plan("base", Shape(96, 4, 4, 192), 1600, 2048, 4e-3, 0.0, 2),
+    "teacher": Plan("desk", Shape(320, 6, 8, 864), 3200, 3072, 2.5e-3, 0.75, 1),
+    "base": Plan("base", Shape(144, 4, 4, 304), 6000, 2048, 4e-3, 0.0, 2),
 }
 
 

@@ -1,8 +1,8 @@
 """The support-desk world: questions with known answers, and unlabelled text, without end and without a file.
 
-Everything follows from a seed. The three splits share no template and no held-out slot value (people,
-products, cities, order numbers, and the combinations of numbers that make a sum), so a model that
-scores on `test` has learned the tasks and not their texts.
+Everything follows from a seed. The three splits share no template (an arrangement of the phrases that carry
+a question's facts) and no held-out slot value (people, products, cities, order numbers, and the combinations
+of numbers that make a sum), so a model that scores on `test` has learned the tasks and not their texts.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Example:
 
 
 def examples(split: Literal["train", "dev", "test"], seed: int) -> Iterator[Example]:
-    """Worked examples without end, no question twice, families in a fixed proportion."""
+    """Worked examples without end, no question twice; families by weight in training, else evenly."""
     rng = Random(f"{split}/{seed}")
     names = list(FAMILIES)
-    weights = [weight for _, weight in FAMILIES.values()]
+    weights = [weight if split == "train" else 1 for _, weight in FAMILIES.values()]
     seen: set[bytes] = set()
     number = 0
     while True:

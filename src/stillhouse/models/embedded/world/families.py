@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from stillhouse.models.embedded.world import mails, phrases, rules, slots
+from stillhouse.models.embedded.world import phrases, slots, wording
 from stillhouse.models.embedded.world.slots import MONTHS, Split
-from stillhouse.models.embedded.world.wording import Wording
+from stillhouse.models.embedded.world.wording import arrangement, joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +38,31 @@ def extract(rng: Random, split: Split) -> Case:
     }
     fields = rng.sample(tuple(values), rng.choice((2, 2, 3)))
     asked = ", ".join(fields[:-1]) + " and " + fields[-1]
-    name, template = _template(rng, "extract", mails.EXTRACT, split)
+    name, mail = mail_of(rng, split, values)
+    question = joined(rng.choice(wording.MAIL_HEADS), mail, rng.choice(wording.FIELDS).format(fields=asked))
     answer = json.dumps({field: values[field] for field in fields})
-    return Case(template.format(fields=asked, **values), answer, answer, "json", name)
+    return Case(question, answer, answer, "json", name)
+
+
+def mail_of(rng: Random, split: Split, values: dict[str, str]) -> tuple[str, str]:
+    """A template's name and a mail of four clauses, in any order."""
+    lists = (wording.WHO, wording.WHERE, wording.WHICH, wording.WHAT)
+    name, clauses = arrangement(rng, split, "extract", *lists)
+    mail = " ".join(rng.sample(clauses, len(clauses))).format(**values)
+    return name, mail[0].upper() + mail[1:]
 
 
 def route(rng: Random, split: Split) -> Case:
     """The queue of a message; some messages name another queue's matter as well."""
     queue, other = rng.sample(tuple(phrases.QUEUES), 2)
-    name, template = _template(rng, "route", mails.ROUTE, split)
-    question = template.format(
-        trouble=phrases.trouble(rng, split, queue),
+    complaints = phrases.QUEUES[queue].complaints
+    name, (frame, complaint) = arrangement(rng, split, f"route/{queue}", wording.FRAMES, complaints)
+    message = frame.format(
+        trouble=phrases.trouble(rng, split, queue, complaints.index(complaint)),
         other=rng.choice(phrases.QUEUES[other].matters),
         **_bystanders(rng, split),
     )
+    question = joined(rng.choice(wording.ROUTE_HEADS), message, rng.choice(wording.ROUTE_TAILS))
     return Case(question, queue, queue, "choice", name)
 
 
@@ -66,8 +77,9 @@ def dates(rng: Random, split: Split) -> Case:
         steps += f" {later} - {length} = {later - length}."
     else:
         reference = f"{later} {month_name}"
-    name, template = _template(rng, "dates", rules.DATES, split)
-    question = template.format(day=day, month=month_name, offset=offset, **_bystanders(rng, split))
+    name, core = arrangement(rng, split, "dates", wording.EVENTS, wording.DURATIONS)
+    question = joined(rng.choice(wording.DATE_HEADS), *core, rng.choice(wording.DATE_TAILS))
+    question = question.format(day=day, month=month_name, offset=offset, **_bystanders(rng, split))
     return Case(question, f"{steps} Answer: {reference}", reference, "last_line", name)
 
 
@@ -81,12 +93,13 @@ def total(rng: Random, split: Split) -> Case:
     if fee:
         steps.append(_sum(due, fee))
         due += fee
-    fee_text = rng.choice(rules.FEES[split]).format(fee=fee) if fee else ""
-    name, template = _template(rng, "total", rules.TOTAL, split)
-    form = next(form for form in rules.TOTAL[split].forms if form in template)
-    lines = (form.format(q=q, p=p, i=slots.item(rng, split)) for q, p in ((q1, p1), (q2, p2)))
-    listed = rng.choice(rules.LINKS[split]).join(lines)
-    question = template.replace(form, f"{listed}{fee_text}.").format(**_bystanders(rng, split))
+    name, (pieces, price, link) = arrangement(
+        rng, split, "total", wording.PIECES, wording.PRICES, wording.LINKS
+    )
+    lines = [(pieces + price).format(q=q, p=p, i=slots.item(rng, split)) for q, p in ((q1, p1), (q2, p2))]
+    fee_text = rng.choice(wording.FEES).format(fee=fee) if fee else ""
+    head = rng.choice(wording.TOTAL_HEADS).format(**_bystanders(rng, split))
+    question = f"{head} {link.join(lines)}{fee_text}. {rng.choice(wording.TOTAL_TAILS)}"
     return Case(question, f"{' '.join(steps)} Answer: {due}", str(due), "numeric", name)
 
 
@@ -94,7 +107,7 @@ def policy(rng: Random, split: Split) -> Case:
     """Refund, voucher or nothing under a rule of two limits; opened goods get nothing."""
     first, second, days = slots.limits_and_days(rng, split)
     opened = rng.random() < 0.25
-    seal = rng.choice(phrases.SEALS[split]["opened" if opened else "sealed"])
+    seal = rng.choice(phrases.SEALS["opened" if opened else "sealed"])
     if opened:
         verdict, reason = "nothing", "It was opened."
     elif days <= first:
@@ -103,25 +116,20 @@ def policy(rng: Random, split: Split) -> Case:
         verdict, reason = "voucher", f"It is sealed. {days} is over {first}. {days} is within {second}."
     else:
         verdict, reason = "nothing", f"It is sealed. {days} is over {first}. {days} is over {second}."
-    name, template = _template(rng, "policy", rules.POLICY, split)
-    question = template.format(first=first, second=second, days=days, seal=seal, **_bystanders(rng, split))
+    name, core = arrangement(rng, split, "policy", wording.RULES, wording.CASES)
+    question = joined(*core, rng.choice(wording.POLICY_TAILS))
+    question = question.format(first=first, second=second, days=days, seal=seal, **_bystanders(rng, split))
     return Case(question, f"{reason} Answer: {verdict}", verdict, "choice", name)
 
 
 def sort(rng: Random, split: Split) -> Case:
-    """Three or four tickets, each behind its hours, rising or falling; no digit stands twice in a place."""
-    count = rng.choice((3, 4))
-    hours = [
-        10 * tens + ones
-        for tens, ones in zip(rng.sample(range(1, 10), count), rng.sample(range(10), count), strict=True)
-    ]
+    """Three or four tickets, each behind the hours that it waits (one digit), rising or falling."""
+    hours = rng.sample(range(1, 10), rng.choice((3, 4)))
     tickets = [f"{waited} {slots.order_id(rng, split)}" for waited in hours]
-    name, template = _template(rng, "sort", rules.SORT, split)
-    form = next(form for form in rules.SORT[split].forms if form in template)
-    head, tails = template.split(form)
+    name, (joint, directions) = arrangement(rng, split, "sort", wording.JOINTS, wording.DIRECTIONS)
     falling = rng.random() < 0.5
-    tail = tails.split("|")[falling].strip()
-    question = f"{head.format(**_bystanders(rng, split))}{form[1:-1].join(tickets)}. {tail}"
+    head = rng.choice(wording.SORT_HEADS).format(**_bystanders(rng, split))
+    question = f"{head} {joint.join(tickets)}. {directions.split('|')[falling]}"
     answer = ", ".join(sorted(tickets, reverse=falling))
     return Case(question, answer, answer, "exact", name)
 
@@ -134,14 +142,13 @@ def reply(rng: Random, split: Split) -> Case:
         "fault": rng.choice(phrases.FAULTS),
         "remedy": rng.choice(phrases.REMEDIES),
     }
-    name, template = _template(rng, "reply", mails.REPLY, split)
+    name, core = arrangement(rng, split, "reply", wording.TROUBLES, wording.OFFERED)
     reference = json.dumps([facts["name"], facts["item"], facts["remedy"]])
-    question = template.format(**facts)
-    question = question[0].upper() + question[1:]
-    return Case(question, phrases.letter(rng, facts), reference, "mentions", name)
+    question = joined(rng.choice(wording.REPLY_HEADS), *core, rng.choice(wording.REPLY_TAILS))
+    return Case(question.format(**facts), phrases.letter(rng, facts), reference, "mentions", name)
 
 
-# Arithmetic gets more of the mix than its share of one in seven: it needs the most practice.
+# The weights are those of training, where arithmetic needs the most practice.
 FAMILIES: dict[str, tuple[Callable[[Random, Split], Case], int]] = {
     "extract": (extract, 3),
     "route": (route, 3),
@@ -151,12 +158,6 @@ FAMILIES: dict[str, tuple[Callable[[Random, Split], Case], int]] = {
     "sort": (sort, 3),
     "reply": (reply, 3),
 }
-
-
-def _template(rng: Random, family: str, table: dict[Split, Wording], split: Split) -> tuple[str, str]:
-    """A template's name and text, drawn evenly."""
-    index = rng.randrange(table[split].count(split))
-    return f"{family}/{split}-{index}", table[split].template(split, index)
 
 
 def _bystanders(rng: Random, split: Split) -> dict[str, str]:

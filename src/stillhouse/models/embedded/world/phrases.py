@@ -78,13 +78,9 @@ QUEUES: dict[str, Queue] = {
     ),
 }
 
-SEALS: dict[Split, dict[str, tuple[str, ...]]] = {
-    "train": {
-        "sealed": ("sealed", "still sealed", "not opened", "unopened", "never opened"),
-        "opened": ("opened", "already opened", "not sealed", "open", "no longer sealed"),
-    },
-    "dev": {"sealed": ("not open", "fully sealed"), "opened": ("opened before", "now open")},
-    "test": {"sealed": ("not yet opened", "sealed as new"), "opened": ("opened once", "opened by now")},
+SEALS = {
+    "sealed": ("sealed", "still sealed", "not opened", "unopened", "never opened"),
+    "opened": ("opened", "already opened", "not sealed", "open", "no longer sealed"),
 }
 
 FAULTS = (
@@ -131,15 +127,14 @@ OFFERS = (
 CLOSINGS = ("Your desk", "Kind regards, the desk", "Best wishes, the desk", "Yours, the desk team")
 
 
-def trouble(rng: Random, split: Split, queue: str) -> str:
-    """A complaint about a matter of the queue.
+def trouble(rng: Random, split: Split, queue: str, complaint: int) -> str:
+    """The complaint with this number, about a matter of the queue.
 
-    Each matter and each complaint occurs in training, and each pair of them in one split only; the
-    diagonal rule (not a hash) makes sure that every split has pairs of every queue.
+    Each matter occurs with each complaint in one split only; the diagonal rule (not a hash) makes sure that
+    every split has a matter for every complaint.
     """
     matters, complaints = QUEUES[queue].matters, QUEUES[queue].complaints
     allowed = {"train": (2, 3, 5, 6), "dev": (0,), "test": (1, 4)}[split]
-    complaint = rng.randrange(len(complaints))
     matter = (rng.choice(allowed) - 2 * complaint) % len(matters)
     return complaints[complaint].format(m=matters[matter])
 

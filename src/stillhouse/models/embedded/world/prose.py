@@ -1,8 +1,9 @@
 """Unlabelled text of the desk's world, for pre-training a base student.
 
-Mails, order notes, calendar facts, price lists, shelf lists, waiting lists and handbook sentences. It
-teaches the words, the order of numbers and the habit of repeating a name or an id, and it holds no
-question with its answer, no worked sum and no JSON. Slot values are those of the training split.
+Mails, order notes, calendar facts, price lists, shelf lists, waiting lists, handbook sentences, and
+questions that nobody answered. It teaches the words, the order of numbers and the habit of repeating a name
+or an id, and it holds no question with its answer, no worked sum and no JSON. Slot values are those of the
+training split.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from random import Random
 
-from stillhouse.models.embedded.world import mails, phrases, slots
+from stillhouse.models.embedded.world import phrases, slots
+from stillhouse.models.embedded.world.families import FAMILIES, mail_of
 from stillhouse.models.embedded.world.slots import MONTHS
 
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
@@ -49,26 +51,26 @@ HANDBOOK = (
 
 def mail(rng: Random) -> str:
     """What a customer might write, as it stands in the inbox."""
-    form = rng.choice(mails.EXTRACT["train"].forms)
-    person = slots.person(rng, "train")
-    text = form.format(
-        name=person,
-        order=slots.order_id(rng, "train"),
-        item=slots.item(rng, "train"),
-        city=slots.city(rng, "train"),
-    )
-    return f'{text} The mail was signed "{person}".' if rng.random() < 0.3 else text
+    values = {
+        "name": slots.person(rng, "train"),
+        "order": slots.order_id(rng, "train"),
+        "item": slots.item(rng, "train"),
+        "city": slots.city(rng, "train"),
+    }
+    _, text = mail_of(rng, "train", values)
+    return f'{text} The mail was signed "{values["name"]}".' if rng.random() < 0.3 else text
 
 
 def complaint(rng: Random) -> str:
     """A message with its matters, and with further words of the same team."""
     queue = rng.choice(tuple(phrases.QUEUES))
-    text = phrases.trouble(rng, "train", queue)
+    first, second = rng.sample(range(len(phrases.QUEUES[queue].complaints)), 2)
+    text = phrases.trouble(rng, "train", queue, first)
     if rng.random() < 0.5:
-        text += f", and {phrases.trouble(rng, 'train', queue)}"
-    first, second = rng.sample(phrases.QUEUES[queue].matters, 2)
+        text += f", and {phrases.trouble(rng, 'train', queue, second)}"
+    one, another = rng.sample(phrases.QUEUES[queue].matters, 2)
     end = rng.choice(
-        ("", f" It is about the {first} and the {second}.", f" A word on the {first} would help me.")
+        ("", f" It is about the {one} and the {another}.", f" A word on the {one} would help me.")
     )
     return f"{text[0].upper()}{text[1:]}.{end} {slots.person(rng, 'train')}"
 
@@ -79,6 +81,8 @@ def order_note(rng: Random) -> str:
     city, count = slots.city(rng, "train"), rng.randint(2, 9)
     return rng.choice(
         (
+            f"The name is {person}, the city is {city}. Sent to {city}: a {item}, for {person}.",
+            f"On file: order {order}, item {item}. The item of order {order} is a {item}.",
             f"Order {order} is for {person} in {city}. {person} bought a {item}. The {item} left for {city}.",
             f"{person} called about order {order}. We found {order} on the shelf. {person} was glad.",
             f"Packed for {person}: {count} {item}s. Order {order}, {count} pieces, {city}."
@@ -135,7 +139,7 @@ def counting(rng: Random) -> str:
         return "Counted: " + ", ".join(NUMBER_WORDS[low : low + 5]) + "."
     if rng.random() < 0.4:
         falling = rng.random() < 0.5
-        mixed = sorted(rng.sample(range(1, 100), rng.randint(3, 6)), reverse=falling)
+        mixed = sorted(rng.sample(range(1, rng.choice((10, 100))), rng.randint(3, 6)), reverse=falling)
         return ("Falling: " if falling else "Rising: ") + ", ".join(map(str, mixed)) + "."
     numbers = [start + step * place for place in range(rng.randint(4, 8))]
     if rng.random() < 0.3:
@@ -145,7 +149,7 @@ def counting(rng: Random) -> str:
 
 def waiting(rng: Random) -> str:
     """Two numbers and which of them is the larger one."""
-    low, high = sorted(rng.sample(range(1, 100), 2))
+    low, high = sorted(rng.sample(range(1, rng.choice((10, 100))), 2))
     first, second = slots.order_id(rng, "train"), slots.order_id(rng, "train")
     return rng.choice(
         (
@@ -162,7 +166,7 @@ def waiting(rng: Random) -> str:
 
 def _boards(rng: Random) -> str:
     """One list twice, the second time shuffled: no order in it, only the same lines again."""
-    hours = rng.sample(range(10, 100), rng.randint(2, 4))
+    hours = rng.sample(range(1, 10), rng.randint(2, 4))
     lines = [f"{waited} {slots.order_id(rng, 'train')}" for waited in hours]
     again = rng.sample(lines, len(lines))
     joint = rng.choice((", ", "; ", " and "))
@@ -186,6 +190,12 @@ def case_note(rng: Random) -> str:
     )
 
 
+def question(rng: Random) -> str:
+    """A question of the training split as it comes in, without its answer."""
+    build = rng.choice(tuple(FAMILIES.values()))[0]
+    return build(rng, "train").question
+
+
 SOURCES: tuple[tuple[Callable[[Random], str], int], ...] = (
     (mail, 4),
     (complaint, 3),
@@ -196,6 +206,7 @@ SOURCES: tuple[tuple[Callable[[Random], str], int], ...] = (
     (waiting, 3),
     (handbook, 1),
     (case_note, 2),
+    (question, 5),
 )
 
 

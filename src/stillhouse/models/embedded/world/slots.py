@@ -74,14 +74,14 @@ def order_id(rng: Random, split: Split) -> str:
 
 
 def two_lines(rng: Random, split: Split) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Two lines of an order: pieces (2 to 6) and the price of one (11 to 49), each line below 100.
+    """Two lines of an order: pieces (2 to 5) and the price of one (11 to 29), each line below 100.
 
     What is held out is the order, not the line: a split by line would take whole facts of the
-    multiplication table (6 x 2 only occurs in 6 x 12) away from training.
+    multiplication table (5 x 9 only occurs in 5 x 19) away from training.
     """
     while True:
-        quantities = rng.randint(2, 6), rng.randint(2, 6)
-        first, second = ((quantity, rng.randint(11, min(49, 99 // quantity))) for quantity in quantities)
+        quantities = rng.randint(2, 5), rng.randint(2, 5)
+        first, second = ((quantity, rng.randint(11, min(29, 99 // quantity))) for quantity in quantities)
         if split_of(f"{first}+{second}") == split:
             return first, second
 
