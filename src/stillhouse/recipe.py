@@ -134,7 +134,13 @@ class Prompts(_Table):
 
 
 class Collect(_Table):
-    concurrency: Positive = Field(default=32, description="Requests in flight at once.")
+    concurrency: Positive = Field(
+        default=128, description="Most requests in flight; how many really are follows the server."
+    )
+    requests_per_minute: float | None = Field(
+        default=None, gt=0, description="Never more; learnt from the server's headers when left out."
+    )
+    tokens_per_minute: float | None = Field(default=None, gt=0, description="As `requests_per_minute`.")
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     top_p: Fraction = 1.0
     max_tokens: Positive = Field(default=256, description="Longest answer, in the teacher's tokens.")
@@ -300,7 +306,8 @@ def run_digest(recipe: Recipe) -> str:
         teacher["endpoint"] = recipe.teacher.provider or urlsplit(recipe.teacher.endpoint).hostname
     for name in ("key_env", "terms", "price"):
         del teacher[name]
-    for name in ("concurrency", "timeout", "retries", "max_cost", "max_failures"):
+    effort = ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "retries")
+    for name in (*effort, "max_cost", "max_failures"):
         del tree["collect"][name]
     del tree["train"]["checkpoint_seconds"], tree["release"]
     split = ("source", "count", "seed", "split", "held_out")

@@ -41,8 +41,9 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`timeout` in seconds for one attempt, `retries` after it, `max_cost` in US dollars for the whole run,
-    of which `spent` went before this call; `max_failures` is a share of the questions."""
+    """`concurrency` is the most in flight, `timeout` in seconds for one attempt, `retries` after it,
+    `max_cost` in US dollars for the whole run, of which `spent` went before this call; `max_failures` is a
+    share of the questions. A rate that is None is learnt from the server's headers, if it sends any."""
 
     concurrency: int
     timeout: float
@@ -50,6 +51,8 @@ class Limits:
     max_cost: float | None = None
     max_failures: float = 1.0
     spent: float = 0.0
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,29 +1,50 @@
-"""Sending: reserve the worst case, write the attempt, send, write the exchange; retry what may pass."""
+"""Sending: wait for the pace, reserve the worst case, write the attempt, send, write the exchange; ask again
+what may pass."""
 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import math
 import random
 import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 
+from stillhouse.ask import pace
+from stillhouse.ask.pace import Pace, Size, Ticket
 from stillhouse.ask.questions import Limits, Question, Sampling, Tally, Teacher, request_body, worst_cost
-from stillhouse.errors import BudgetReached, EndpointError, Interrupted, StillhouseError
+from stillhouse.errors import BudgetReached, EndpointError, Interrupted
 from stillhouse.ledger import Ledger
-from stillhouse.models.endpoint import Endpoint, Failure
+from stillhouse.models.endpoint import Endpoint, Failure, Reply
 from stillhouse.records import Completion, Progress, Watch
 
 LONGEST_WAIT = 600.0  # seconds that a Retry-After may hold a run back before it stops instead
+LONGEST_BACKOFF = 30.0  # seconds between two attempts at one question, at most
+REFUSALS = 30  # times that one question may be rate-limited; the pace, not the question, is at fault
+
+
+@dataclass(slots=True)
+class Job:
+    """A question with all that ask the same, what one attempt can cost at most, and its failures so far."""
+
+    key: str
+    same: list[Question]
+    worst: float
+    failures: int = 0
+    refusals: int = 0
 
 
 @dataclass(slots=True)
 class Asking:
-    """The state of one call of `ask`: shared by its workers, all on one event loop."""
+    """The state of one call of `ask`. One dispatcher starts a task for each attempt, when the pace and the
+    cap allow it; all of them run on one event loop."""
 
     teacher: Teacher
     sampling: Sampling
@@ -34,89 +55,144 @@ class Asking:
     tally: Tally
     watch: Watch
     stage: str
-    stop: StillhouseError | None = None
-    in_flight: int = 0
-    paused_until: float = 0.0
-    freed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    stop: BaseException | None = None
+    pace: Pace = field(default_factory=lambda: Pace(1))
+    size: Size = field(default_factory=Size)
+    later: list[tuple[float, int, Job]] = field(
+        default_factory=list
+    )  # a heap by the moment of a next attempt
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
     jitter: random.Random = field(default_factory=lambda: random.Random(0))
 
     async def all(self, missing: dict[str, list[Question]]) -> None:
         assert self.teacher.url is not None
         url = await asyncio.to_thread(self.teacher.url)
-        queue = iter(missing.items())
-        loop = asyncio.get_running_loop()
-        restore = _on_interrupt(loop, self._interrupt)
+        self.pace = pace.pace(
+            self.limits.concurrency,
+            time.monotonic(),
+            follow="latency" if is_local(url) else "limits",
+            requests_per_minute=self.limits.requests_per_minute,
+            tokens_per_minute=self.limits.tokens_per_minute,
+        )
+        jobs = (
+            Job(key, same, worst_cost(same[0], self.teacher, self.sampling)) for key, same in missing.items()
+        )
+        tasks: set[asyncio.Task[None]] = set()
+        restore = _on_interrupt(asyncio.get_running_loop(), self._interrupt)
         try:
             async with Endpoint(url, self.teacher.key_env) as endpoint:
-                count = min(self.limits.concurrency, len(missing))
-                await asyncio.gather(*(self._worker(endpoint, queue) for _ in range(count)))
+                while (job := await self._next(jobs)) is not None:
+                    task = asyncio.create_task(self._work(endpoint, *job))
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+                await asyncio.gather(*tasks)
         finally:
             restore()
         if self.stop is not None:
             raise self.stop
 
-    async def _worker(self, endpoint: Endpoint, queue: Iterator[tuple[str, list[Question]]]) -> None:
-        for key, same in queue:
-            if self.stop is not None:
-                return
-            await self._question(endpoint, key, same)
-            self.watch(progress_of(self.stage, self.tally))
+    async def _next(self, jobs: Iterator[Job]) -> tuple[Job, Ticket] | None:
+        """The next job, once it may leave, with its cost reserved; None when all is done or must stop."""
+        job: Job | None = None
+        while self.stop is None:
+            now = time.monotonic()
+            self.changed.clear()
+            if job is None and self.later and self.later[0][0] <= now:
+                job = heapq.heappop(self.later)[2]
+            if job is None and (job := next(jobs, None)) is None:
+                if not self.later and self.pace.in_flight == 0:
+                    return None
+                delay = self.later[0][0] - now if self.later else math.inf
+            else:
+                tokens = self.size.estimate(_bytes(job.same[0]), self.sampling.max_tokens)
+                delay = pace.wait(self.pace, tokens, now)
+                if delay == 0 and self._admitted(job):
+                    self.pace, ticket = pace.sent(self.pace, tokens, now)
+                    self.tally.budget = self.tally.budget.reserve(job.worst)
+                    return job, ticket
+                delay = delay or math.inf
+            await self._change(delay)
+        return None
 
-    async def _question(self, endpoint: Endpoint, key: str, same: list[Question]) -> None:
-        """Ask once for all questions with this key; retry what may pass."""
-        reason = ""
-        for attempt in range(self.limits.retries + 1):
-            await self._hold()
-            if self.stop is not None:
-                return
-            outcome = await self._attempt(endpoint, key, same[0])
+    def _admitted(self, job: Job) -> bool:
+        """Whether the worst case fits under the cap; stops the work when it never will."""
+        budget = self.tally.budget
+        if budget.admits(job.worst):
+            return True
+        if self.pace.in_flight == 0:
+            self.stop = self.stop or BudgetReached(
+                f"budget reached after {self.tally.answered} new answers",
+                f"{budget.spent:.4f} US$ spent; the next request could cost {job.worst:.4f} "
+                f"and pass the cap of {self.limits.max_cost}",
+                "raise collect.max_cost and run the same command again; answers so far are kept",
+            )
+        return False
+
+    async def _change(self, seconds: float) -> None:
+        """Wait until something ended or was stopped, or the seconds are over."""
+        if self.stop is not None or seconds <= 0:
+            return
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(seconds, self.changed.set) if seconds < math.inf else None
+        await self.changed.wait()
+        if timer is not None:
+            timer.cancel()
+
+    async def _work(self, endpoint: Endpoint, job: Job, ticket: Ticket) -> None:
+        """One attempt at a job, and what follows from it."""
+        try:
+            outcome = await self._attempt(endpoint, job, ticket)
             if outcome is None:
-                self.tally.reused += 0 if self.stop else len(same) - 1
-                return
-            reason = outcome.kind
-            self.tally.failures[reason] = self.tally.failures.get(reason, 0) + 1
-            nobody_there = reason == "unreachable" and self.tally.answered == 0 and attempt >= 1
-            if outcome.fatal or nobody_there:
-                self.stop = self.stop or _fatal(outcome, endpoint.base_url, self.teacher)
-                return
-            if reason == "bad_request" or (reason == "malformed" and attempt >= 1):
-                break  # it would be refused, or billed, again
-            if attempt < self.limits.retries:
-                await self._wait(attempt, outcome)
-        self.tally.failed |= {(question.prompt_id, question.sample_index): reason for question in same}
-        self._judge_failures()
+                self.tally.reused += len(job.same) - 1
+            else:
+                self._judge(endpoint, job, outcome)
+            self.watch(progress_of(self.stage, self.tally, self.pace))
+        except BaseException as error:  # it must reach whoever called `ask`, after the others have ended
+            self.stop = self.stop or error
+            raise
+        finally:
+            self.changed.set()
 
-    async def _wait(self, attempt: int, outcome: Failure) -> None:
-        """Exponential with full jitter. A Retry-After holds back every worker, and is only ever extended."""
+    def _judge(self, endpoint: Endpoint, job: Job, outcome: Failure) -> None:
+        """Ask again later, give the question up, or stop."""
+        kind = outcome.kind
+        self.tally.failures[kind] = self.tally.failures.get(kind, 0) + 1
+        nobody_there = kind == "unreachable" and self.tally.answered == 0 and job.failures >= 1
+        if outcome.fatal or nobody_there:
+            self.stop = self.stop or _fatal(outcome, endpoint.base_url, self.teacher)
+            return
         if outcome.retry_after is not None and outcome.retry_after > LONGEST_WAIT:
             self.stop = self.stop or EndpointError(
                 f"the teacher asks to wait {outcome.retry_after:,.0f} s",
                 outcome.detail,
                 "run the same command again after that; answers so far are kept",
             )
-        elif outcome.retry_after is not None:
-            self.paused_until = max(self.paused_until, time.monotonic() + outcome.retry_after)
-        await self._sleep(self.jitter.uniform(0, min(30.0, 0.25 * 2**attempt)))
+            return
+        if kind == "rate_limited":
+            job.refusals += 1
+            again, wait = job.refusals < REFUSALS, 0.0  # the pace waits for all
+        else:
+            job.failures += 1
+            # What was refused would be refused, and what was cut short billed, again
+            tries = {"bad_request": 0, "malformed": 1}.get(kind, self.limits.retries)
+            again = job.failures <= min(tries, self.limits.retries)
+            wait = self.jitter.uniform(0, min(LONGEST_BACKOFF, 0.25 * 2 ** (job.failures - 1)))
+            wait = max(wait, outcome.retry_after or 0.0)
+        if again:
+            heapq.heappush(self.later, (time.monotonic() + wait, self.tally.sent, job))
+            return
+        self.tally.failed |= {(question.prompt_id, question.sample_index): kind for question in job.same}
+        self._judge_failures()
 
-    async def _hold(self) -> None:
-        while (pause := self.paused_until - time.monotonic()) > 0 and self.stop is None:
-            await self._sleep(pause)
-
-    async def _sleep(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0 and self.stop is None:  # noqa: ASYNC110
-            await asyncio.sleep(min(left, 0.2))
-
-    async def _attempt(self, endpoint: Endpoint, key: str, question: Question) -> Failure | None:
-        """One request. None when it was answered (or the work is to stop), else why it failed."""
-        worst = worst_cost(question, self.teacher, self.sampling)
-        if not await self._reserve(worst):
-            return None
+    async def _attempt(self, endpoint: Endpoint, job: Job, ticket: Ticket) -> Failure | None:
+        """One request, its cost reserved. None when it was answered, else why it failed."""
+        question = job.same[0]
         body = request_body(question, self.teacher, self.sampling)
-        cost = worst  # what counts as spent unless something better is known
+        cost = job.worst  # what counts as spent unless something better is known
+        ended = False
         try:
             begun = self.ledger.begin(
-                key=key,
+                key=job.key,
                 run=self.run,
                 prompt_id=question.prompt_id,
                 teacher=self.teacher.model,
@@ -126,22 +202,43 @@ class Asking:
             self.tally.sent += 1
             started = time.monotonic()
             outcome = await endpoint.chat(body, self.limits.timeout)
+            ended = True
+            self._learn(ticket, question, outcome, time.monotonic() - started)
             if isinstance(outcome, Failure):
-                cost = worst if outcome.sent else 0.0
+                cost = job.worst if outcome.sent else 0.0
                 await asyncio.wrap_future(self.ledger.fail(attempt, outcome.kind))
                 return outcome
             milliseconds = round(1000 * (time.monotonic() - started))
             completion = outcome.completions[0]
-            known = self._cost(completion, worst)
-            cost = worst if known is None else known
-            leaf = self._leaf(key, question, completion, known, attempt, milliseconds)
+            known = self._cost(completion, job.worst)
+            cost = job.worst if known is None else known
+            leaf = self._leaf(job.key, question, completion, known, attempt, milliseconds)
             contents = {"request": orjson.dumps(body), "response": outcome.raw}
             await asyncio.wrap_future(self.ledger.answer(attempt, leaf, contents))
             self.tally.answered += 1
             self.tally.count(completion, known)
             return None
         finally:
-            await self._settle(worst, cost)
+            if not ended:
+                self.pace = pace.cancelled(self.pace, ticket, time.monotonic())
+            self.tally.budget = self.tally.budget.settle(job.worst, cost)
+
+    def _learn(self, ticket: Ticket, question: Question, outcome: Reply | Failure, seconds: float) -> None:
+        """What an answer, or its absence, says about the pace."""
+        now = time.monotonic()
+        hints = pace.hints_of(outcome.headers, time.time())
+        if isinstance(outcome, Reply):
+            usage = outcome.completions[0].usage
+            read, written = usage.prompt_tokens, usage.completion_tokens
+            used = None if read is None or written is None else float(read + written)
+            if read is not None and written is not None:
+                self.size = self.size.seen(_bytes(question), read, written)
+            self.pace = pace.answered(self.pace, ticket, now, seconds, used, written)
+        elif outcome.kind in ("rate_limited", "quota"):
+            self.pace = pace.limited(self.pace, ticket, now, outcome.retry_after, hints)
+        else:
+            self.pace = pace.failed(self.pace, ticket, now, outcome.sent)
+        self.pace = pace.learned(self.pace, hints, now)
 
     def _leaf(
         self,
@@ -185,29 +282,6 @@ class Asking:
             )
         return cost
 
-    async def _reserve(self, worst: float) -> bool:
-        """Wait until the worst case fits under the cap; False when it never will, and the work stops."""
-        async with self.freed:
-            while not self.tally.budget.admits(worst):
-                if self.in_flight == 0 or self.stop is not None:
-                    self.stop = self.stop or BudgetReached(
-                        f"budget reached after {self.tally.answered} new answers",
-                        f"{self.tally.budget.spent:.4f} US$ spent; the next request could cost {worst:.4f} "
-                        f"and pass the cap of {self.limits.max_cost}",
-                        "raise collect.max_cost and run the same command again; answers so far are kept",
-                    )
-                    return False
-                await self.freed.wait()
-            self.tally.budget = self.tally.budget.reserve(worst)
-            self.in_flight += 1
-            return True
-
-    async def _settle(self, worst: float, cost: float) -> None:
-        async with self.freed:
-            self.tally.budget = self.tally.budget.settle(worst, cost)
-            self.in_flight -= 1
-            self.freed.notify_all()
-
     def _judge_failures(self) -> None:
         finished = self.tally.reused + self.tally.answered + len(self.tally.failed)
         if finished >= 20 and len(self.tally.failed) > self.limits.max_failures * finished:
@@ -237,13 +311,33 @@ def _fatal(failure: Failure, url: str, teacher: Teacher) -> EndpointError:
     return EndpointError(f"the teacher cannot be asked: {failure.kind}", failure.detail, mend)
 
 
-def progress_of(stage: str, tally: Tally) -> Progress:
+def progress_of(stage: str, tally: Tally, pace: Pace | None = None) -> Progress:
     done = tally.reused + tally.answered + len(tally.failed)
     counts = {"failed": len(tally.failed), "new": tally.answered, "reused": tally.reused}
     if tally.unknown:
         counts["sent, unknown"] = tally.unknown
-    money = f"US$ {tally.budget.spent:.4f}" if tally.budget.spent else ""
-    return Progress(stage, done, tally.questions, "answers", counts, money)
+    if refused := tally.failures.get("rate_limited"):
+        counts["429"] = refused
+    notes = []
+    if pace is not None and pace.in_flight:
+        notes.append(f"{pace.in_flight} of {math.floor(pace.limit)} in flight")
+    if tally.budget.spent or tally.budget.reserved:
+        notes.append(f"US$ {tally.budget.spent:.4f} + {tally.budget.reserved:.4f} reserved")
+    return Progress(stage, done, tally.questions, "answers", counts, "  ".join(notes))
+
+
+def is_local(url: str) -> bool:
+    """Whether the server is one's own: on this machine or in a private network, by its address or name."""
+    host = urlsplit(url).hostname or ""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith((".local", ".internal")) or "." not in host
+    return address.is_loopback or address.is_private
+
+
+def _bytes(question: Question) -> int:
+    return sum(len(message.content.encode()) for message in question.messages)
 
 
 def _on_interrupt(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> Callable[[], None]:

@@ -83,7 +83,13 @@ def sampling_of(recipe: Recipe) -> Sampling:
 def limits_of(recipe: Recipe) -> Limits:
     settings = recipe.collect
     return Limits(
-        settings.concurrency, settings.timeout, settings.retries, settings.max_cost, settings.max_failures
+        settings.concurrency,
+        settings.timeout,
+        settings.retries,
+        settings.max_cost,
+        settings.max_failures,
+        requests_per_minute=settings.requests_per_minute,
+        tokens_per_minute=settings.tokens_per_minute,
     )
 
 

@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, Self
@@ -82,6 +82,7 @@ class Failure:
     retry_after: float | None = None
     sent: bool = False
     fatal: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Endpoint:
@@ -190,7 +191,8 @@ class Endpoint:
         if 300 <= status < 400:
             message = f"the server redirects to {location}; name that address as base_url"
         detail = f"HTTP {status}: {message}" if message else f"HTTP {status}"
-        return self._failed(kind, detail, status=status, wait=wait, sent=status >= 500)
+        failure = self._failed(kind, detail, status=status, wait=wait, sent=status >= 500)
+        return replace(failure, headers=headers)
 
     def _not_the_shape(self, raw: bytes, headers: dict[str, str], reason: str) -> Failure:
         """A 200 that holds no completion; some routers put the error of the server behind them there."""
