@@ -1,4 +1,4 @@
-"""A provider and a client in simulated time: the controller's decisions against limits that it does not know."""
+"""A provider and a client in simulated time: the controller against limits it does not know."""
 
 import heapq
 import itertools

@@ -184,6 +184,9 @@ class Train(_Table):
     epochs: float = Field(default=3.0, gt=0)
     batch_tokens: Positive = Field(default=8192, description="Tokens in a batch, padding included.")
     learning_rate: float = Field(default=1e-3, gt=0)
+    optimiser: Literal["adamw", "muon"] = Field(
+        default="adamw", description="`muon` steps the layers' matrices, and AdamW the rest."
+    )
     warmup: Fraction = Field(default=0.05, description="Share of the steps over which the rate rises.")
     final_rate: Fraction = Field(
         default=0.1, description="Where the cosine ends, as a share of learning_rate."

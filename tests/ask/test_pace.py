@@ -1,6 +1,7 @@
 """The controller against simulated providers, and what must hold whatever happens."""
 
 import math
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -33,9 +34,7 @@ def test_a_stated_rate_is_used_and_not_passed():
 def test_requests_and_tokens_a_minute_hold_together():
     rng = Random(1)
     sizes = [rng.randint(50, 250) for _ in range(20_000)]
-    provider = Provider(
-        requests_per_minute=lambda _: 600, tokens_per_minute=lambda _: 90_000, service=2.0
-    )
+    provider = Provider(requests_per_minute=lambda _: 600, tokens_per_minute=lambda _: 90_000, service=2.0)
     state = pace.pace(1000, 0.0, requests_per_minute=600, tokens_per_minute=90_000)
     # Reserved is what nine in ten stay below; used is what it was
     trace = simulate(state, provider, 900, tokens=lambda n: (230.0, float(sizes[n])))
@@ -93,7 +92,7 @@ def test_no_herd_leaves_after_a_cooldown():
             now += delay
     assert left[0] == pytest.approx(10.0)
     assert left[-1] - left[0] > 0.5
-    assert all(b - a > 0.05 for a, b in zip(left, left[1:], strict=False))
+    assert all(b - a > 0.05 for a, b in pairwise(left))
 
 
 def test_growth_needs_the_room_to_be_used():

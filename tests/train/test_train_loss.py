@@ -95,7 +95,9 @@ def test_accumulated_parts_step_as_one_batch(parts):
     for cut in (1, parts):
         model = tiny_llama()
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-        loss, norm, count = train_step(model, model, ROWS, optimiser, 1e9, nullcontext, True, VOCABULARY, cut)
+        loss, norm, count = train_step(
+            model, model, ROWS, [optimiser], 1e9, nullcontext, True, VOCABULARY, cut
+        )
         found.append((loss, norm, count, torch.cat([p.detach().flatten() for p in model.parameters()])))
     assert found[0][2] == found[1][2]
     assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-5)

@@ -41,7 +41,7 @@ def dies(*args):
     return step(*args)
 loop.train_step = dies
 ticks = count()
-recipe = make_recipe(sys.argv[2], {"checkpoint_seconds": 7})
+recipe = make_recipe(sys.argv[2], {"checkpoint_seconds": 7, "optimiser": sys.argv[6]})
 train(RunFolder(Path(sys.argv[1])), recipe, clock=lambda: float(next(ticks)))
 """
 
@@ -85,15 +85,17 @@ def test_same_seed_twice_gives_the_same_bytes_and_a_finished_run_is_not_redone(r
     assert again.train_loss == first.train_loss
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(run, folder, tmp_path, threads):
+@pytest.mark.parametrize(("threads", "optimiser"), [(1, "adamw"), (2, "adamw"), (1, "muon")])
+def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
+    run, folder, tmp_path, threads, optimiser
+):
     """The number of threads changes the order of sums: the second process takes over that of the first."""
     torch.set_num_threads(threads)
     whole = RunFolder(tmp_path / "whole")
     whole.root.mkdir()
     whole.samples.write_bytes(run.samples.read_bytes())
     ticks = count()
-    recipe = make_recipe(str(folder), {"checkpoint_seconds": 7})
+    recipe = make_recipe(str(folder), {"checkpoint_seconds": 7, "optimiser": optimiser})
     result = train(whole, recipe, clock=lambda: float(next(ticks)))
     assert result.steps > 9
     command = [
@@ -105,6 +107,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(run, folder,
         "9",
         str(Path(__file__).parents[1]),
         str(threads),
+        optimiser,
     ]
     dead = subprocess.run(command, check=False, capture_output=True, timeout=120)
     assert dead.returncode == -signal.SIGKILL, dead.stderr.decode()[-2000:]
@@ -112,7 +115,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(run, folder,
     assert list(run.checkpoints.glob("*/step-*"))
     torch.set_num_threads(3 - threads)
     seen = []
-    again = make_recipe(str(folder), {"checkpoint_seconds": 1e9})
+    again = make_recipe(str(folder), {"checkpoint_seconds": 1e9, "optimiser": optimiser})
     assert train(run, again, lambda _: seen.append(torch.get_num_threads())).steps == result.steps
     assert set(seen) == {threads}
     assert torch.get_num_threads() == 3 - threads

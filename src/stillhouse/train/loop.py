@@ -25,6 +25,7 @@ from stillhouse.train.rows import Row, collate, epoch_batches
 
 SCORES = 1 << 28  # most logits (rows times vocabulary) made at once: 1 GiB in float32
 WATCH_SECONDS = 0.3
+OUTER = ("embed", "wte", "wpe", "lm_head")  # in the names of matrices that are tables or heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     if device.type == "cpu":
         attend_in_float32(causal)
     trainable = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    optimiser = make_optimiser(trainable, settings)
+    optimisers = make_optimisers(trainable, settings)
     vocabulary = causal.get_input_embeddings().num_embeddings
 
     # Where it stands
@@ -86,7 +87,7 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     threads = state["threads"] if state else torch.get_num_threads()
     recent: deque[tuple[float, int]] = deque(maxlen=per_epoch)  # loss and target tokens of each step
     if state:
-        restore(trainable, optimiser, state)
+        restore(trainable, optimisers, state)
         done, tokens, targets = state["step"], state["tokens"], state["targets"]
         spent, loss, held = state["seconds"], state["loss"], state["held_out"]
         recent.extend(state["recent"])
@@ -109,7 +110,7 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
             "dtype": dtype,
             "threads": threads,
         }
-        content |= capture(trainable, optimiser)
+        content |= capture(trainable, optimisers)
         checkpoint.save(folder, key, done, content, 1 if done == steps else checkpoint.KEPT)
 
     model.train()
@@ -121,11 +122,11 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
                 batches = epoch_batches(lengths, settings.batch_tokens, seed, step // per_epoch)
             chosen = [rows[i] for i in batches[step % per_epoch]]
             rate = learning_rate(step, steps, settings)
-            for group in optimiser.param_groups:
+            for group in (group for optimiser in optimisers for group in optimiser.param_groups):
                 group["lr"] = rate
             try:
                 loss, norm, count = train_step(
-                    model, causal, chosen, optimiser, settings.clip, precision, gather, vocabulary
+                    model, causal, chosen, optimisers, settings.clip, precision, gather, vocabulary
                 )
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 raise _out_of_memory(error, step, device) from error
@@ -164,7 +165,7 @@ def train_step(
     model: Any,
     causal: Any,
     rows: Sequence[Row],
-    optimiser: Any,
+    optimisers: Sequence[torch.optim.Optimizer],
     clip: float,
     precision: Callable[[], AbstractContextManager[Any]],
     gather: bool,
@@ -190,9 +191,10 @@ def train_step(
         total += loss.detach()
     norm = float(torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip))
     value = float(total)
-    if math.isfinite(value) and math.isfinite(norm):
-        optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+    for optimiser in optimisers:
+        if math.isfinite(value) and math.isfinite(norm):
+            optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
     return value, norm, count
 
 
@@ -226,18 +228,30 @@ def learning_rate(step: int, steps: int, settings: recipes.Train) -> float:
     return settings.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def make_optimiser(trainable: Sequence[tuple[str, Tensor]], settings: recipes.Train) -> torch.optim.Optimizer:
-    """AdamW in one fused kernel; weight decay on matrices only, not on norms and biases."""
-    matrices = [value for _, value in trainable if value.ndim >= 2]
-    others = [value for _, value in trainable if value.ndim < 2]
+def make_optimisers(
+    trainable: Sequence[tuple[str, Tensor]], settings: recipes.Train
+) -> list[torch.optim.Optimizer]:
+    """AdamW in one fused kernel, weight decay on matrices only; or Muon for the matrices within the layers
+    (Jordan 2024, its rate scaled to AdamW's as by Liu et al. 2025) and AdamW for the rest."""
+    muon = settings.optimiser == "muon"
+    inner = [v for n, v in trainable if muon and v.ndim == 2 and not any(part in n for part in OUTER)]
+    chosen = {id(value) for value in inner}
+    rest = [value for _, value in trainable if id(value) not in chosen]
     groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": [v for v in rest if v.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [v for v in rest if v.ndim < 2], "weight_decay": 0.0},
     ]
-    fused = {value.device.type for _, value in trainable} <= {"cpu", "cuda"}
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=settings.learning_rate, betas=(0.9, 0.95), fused=fused
-    )
+    fused = {value.device.type for value in rest} <= {"cpu", "cuda"}
+    rate = settings.learning_rate
+    optimisers: list[torch.optim.Optimizer] = []
+    if groups := [group for group in groups if group["params"]]:
+        optimisers.append(torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=fused))
+    if inner:
+        decay = settings.weight_decay
+        optimisers.append(
+            torch.optim.Muon(inner, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimisers
 
 
 def resolved_dtype(dtype: str, device: str) -> str:
@@ -260,24 +274,29 @@ def has_bf16(device: str) -> bool:
     return any(check() for check in has if check is not None)
 
 
-def capture(trainable: Sequence[tuple[str, Tensor]], optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+def capture(
+    trainable: Sequence[tuple[str, Tensor]], optimisers: Sequence[torch.optim.Optimizer]
+) -> dict[str, Any]:
     random: dict[str, Tensor] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state()
     return {
         "weights": {name: value.detach() for name, value in trainable},
-        "optimiser": optimiser.state_dict(),
+        "optimisers": [optimiser.state_dict() for optimiser in optimisers],
         "random": random,
     }
 
 
 def restore(
-    trainable: Sequence[tuple[str, Tensor]], optimiser: torch.optim.Optimizer, state: dict[str, Any]
+    trainable: Sequence[tuple[str, Tensor]],
+    optimisers: Sequence[torch.optim.Optimizer],
+    state: dict[str, Any],
 ) -> None:
     with torch.no_grad():
         for name, value in trainable:
             value.copy_(state["weights"][name])
-    optimiser.load_state_dict(state["optimiser"])
+    for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(saved)
     torch.set_rng_state(state["random"]["cpu"])
     if "cuda" in state["random"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["random"]["cuda"])
