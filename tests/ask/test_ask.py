@@ -213,6 +213,41 @@ def test_retry_after_holds_back_everybody(provider: Serve, workspace: Workspace)
     assert sum(gap > 0.5 for gap in gaps) == 1
 
 
+def test_refusals_cost_no_retry_and_the_pace_follows_the_server(provider: Serve, workspace: Workspace):
+    """A server that bears three requests at once, and a client that may not retry anything else."""
+    busy = 0
+
+    async def narrow(body: dict, number: int) -> web.Response:
+        nonlocal busy
+        if busy >= 3:
+            return web.json_response(
+                {"error": {"message": "too many"}}, status=429, headers={"Retry-After": "0.05"}
+            )
+        busy += 1
+        await asyncio.sleep(0.01)
+        busy -= 1
+        return await echo(body, number)
+
+    tally = put(workspace, questions(150), teacher(provider(narrow).url), Limits(64, 5.0, retries=0))
+    assert tally.answered == 150
+    assert tally.failures["rate_limited"] < 60
+
+
+def test_a_rate_in_the_headers_is_obeyed(provider: Serve, workspace: Workspace):
+    seen: list[float] = []
+
+    async def metered(body: dict, number: int) -> web.Response:
+        seen.append(time.monotonic())
+        response = await echo(body, number)
+        response.headers["x-ratelimit-limit-requests"] = "1200"
+        response.headers["x-ratelimit-remaining-requests"] = "1000"
+        return response
+
+    put(workspace, questions(80), teacher(provider(metered).url))
+    after = [moment - seen[0] for moment in seen]
+    assert after[-1] > (80 - 20 - 20) / 20  # 20 a second once it is known: a burst of as many, then evenly
+
+
 def test_a_wait_of_a_day_stops_the_run(provider: Serve, workspace: Workspace):
     async def tomorrow(body: dict, number: int) -> web.Response:
         return web.json_response(

@@ -112,6 +112,30 @@ def test_a_whole_run_from_the_command_line(provider: Serve, recipe: Callable[...
     assert json.loads(talked.stdout)["teacher"] == "answer to say 3"
 
 
+def test_a_pilot_is_kept_and_its_interval_holds_the_bill(
+    provider: Serve, recipe: Callable[..., Path], tmp_path: Path
+):
+    async def varied(body: dict, number: int) -> web.Response:
+        index = int(body["messages"][-1]["content"].split()[-1])
+        return answer("x", prompt_tokens=20, completion_tokens=5 + index * 7 % 11)
+
+    server = provider(varied)
+    path = recipe(server.url, "", "price = { input = 10.0, output = 100.0 }")
+    first = json.loads(stillhouse("plan", path, "--json", cwd=tmp_path).stdout)
+    assert first["cost_usd"]["low"] is None
+    planned = json.loads(stillhouse("plan", path, "--pilot", 12, "--json", cwd=tmp_path).stdout)
+    assert len(server.bodies) == 12
+    assert planned["exchanges"] == {"needed": 30, "in_ledger": 12, "to_send": 18}
+    cost = planned["cost_usd"]
+    bill = sum(20 * 10 + (5 + i * 7 % 11) * 100 for i in range(30)) / 1e6
+    sent = sum(20 * 10 + (5 + int(text.split()[-1]) * 7 % 11) * 100 for text in server.asked[:12]) / 1e6
+    assert 0 < cost["low"] <= bill - sent <= cost["high"] < first["cost_usd"]["high"]
+    assert cost["low"] < cost["expected"] < cost["high"]
+    assert stillhouse("collect", path, cwd=tmp_path).returncode == 0
+    asked = server.asked
+    assert len(asked) == len(set(asked))
+
+
 def test_each_stage_alone_names_the_next(provider: Serve, recipe: Callable[..., Path], tmp_path: Path):
     path = recipe(provider(echo).url)
     for stage, following in (("collect", "curate"), ("curate", "train"), ("train", "evaluate")):

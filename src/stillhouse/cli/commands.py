@@ -141,9 +141,18 @@ def doctor(
 
 
 @app.command()
-def plan(recipe: RecipeFile, as_json: Json = False) -> None:
-    """Print what a run would do, what is already paid for, and what it may cost. Sends nothing."""
-    _plan(recipe, as_json)
+def plan(
+    recipe: RecipeFile,
+    pilot: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Ask so many questions now, keep their answers, and estimate the rest by them."
+        ),
+    ] = 0,
+    as_json: Json = False,
+) -> None:
+    """Print what a run would do, what is paid for already, and what it may cost. Sends only a pilot."""
+    _plan(recipe, as_json, pilot)
 
 
 @app.command()
@@ -350,14 +359,15 @@ def _load(path: Path) -> tuple[Recipe, Workspace]:
     return recipe, open_workspace(Path.cwd())
 
 
-def _plan(path: Path, as_json: bool) -> None:
+def _plan(path: Path, as_json: bool, pilot: int = 0) -> None:
     from stillhouse import pipeline
     from stillhouse.cli import show
+    from stillhouse.cli.live import live
     from stillhouse.ledger import Ledger
 
     recipe, workspace = _load(path)
-    with Ledger.open(workspace) as ledger:
-        planned = pipeline.plan(recipe, workspace, ledger)
+    with Ledger.open(workspace) as ledger, live(as_json or not pilot) as watch:
+        planned = pipeline.plan(recipe, workspace, ledger, pilot=pilot, watch=watch)
     text = f"{show.plan_text(recipe, planned)}\nnext       stillhouse run {path}"
     show.result(show.plan_object(recipe, planned), text, as_json)
 

@@ -310,12 +310,45 @@ def main() -> None:
 
 
 def publish(plan: Plan, weights: Weights, out: Path) -> None:
-    """Write the model, the tokenizer and the log into the package's folder of that name."""
+    """Write the model, the tokenizer, the log and a card into the package's folder of that name."""
     folder = PACKAGE / plan.name
     folder.mkdir(exist_ok=True)
     network.save(weights, plan.shape, folder)
     tokenizer.load(BUILD / "tokenizer").save_pretrained(folder)
-    (folder / "training.jsonl").write_text((out / "training.jsonl").read_text())
+    log = (out / "training.jsonl").read_text()
+    (folder / "training.jsonl").write_text(log)
+    (folder / "README.md").write_text(card(plan, [json.loads(line) for line in log.splitlines()]))
+
+
+def card(plan: Plan, log: list[dict[str, Any]]) -> str:
+    """The model card, from the plan and the training log."""
+    shape = plan.shape
+    taught = (
+        f"{plan.questions:.0%} worked examples of the desk's questions, the rest unlabelled text"
+        if plan.questions
+        else "the desk's unlabelled text alone: no question with its answer, no worked sum"
+    )
+    return f"""---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+---
+# embedded:{plan.name}
+
+A Llama of {shape.parameters():,} parameters (width {shape.width}, {shape.layers} layers, {shape.heads} heads,
+vocabulary {shape.vocabulary}), trained from scratch by stillhouse on text that its own generator wrote.
+No outside text, model or answer went into it.
+
+- **Taught:** {taught}.
+- **Steps:** {plan.steps:,} of at most {WORKERS * plan.tokens:,} tokens, seed {plan.seed}.
+- **Optimiser:** Muon for the layers' matrices, AdamW for the rest, both at {plan.rate:g}.
+- **Last loss:** {log[-1]["loss"]:.3f} nats per token (a prompt's tokens weigh {PROMPT_WEIGHT:g}).
+- **Log:** `training.jsonl`, one line per 100 steps.
+- **Make it again:** `python -m stillhouse.models.embedded.make all`.
+
+It knows seven kinds of questions of one made-up support desk and nothing else: it is for trying
+stillhouse, not for use.
+"""
 
 
 if __name__ == "__main__":

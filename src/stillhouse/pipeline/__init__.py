@@ -4,50 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import rfc8785
 
 from stillhouse import ask as asking
-from stillhouse.collect import PromptSet, collect, limits_of, load_prompts, plan_questions, sampling_of
+from stillhouse.collect import PromptSet, collect, limits_of, load_prompts, plan_questions
 from stillhouse.curate import curate
-from stillhouse.errors import ModelError, UsageError
+from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
-from stillhouse.money import FREE, UNKNOWN, Estimate, Price
+from stillhouse.pipeline.planning import Plan, plan
+from stillhouse.pipeline.setup import STAGES, USES, check, greedy, local_teacher, need_extra, open_teacher
 from stillhouse.recipe import Recipe, recipe_digest, run_digest
-from stillhouse.records import Prompt, Usage, Watch, unwatched
+from stillhouse.records import Prompt, Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer
-from stillhouse.scoring import check as check_scorers
 from stillhouse.terms import gate
-from stillhouse.terms.registry import Use
 from stillhouse.workspace import RunFolder, Workspace, locked, read_marker, write_json
 
-STAGES = ("collect", "curate", "train", "evaluate", "release")
-USES: tuple[Use, ...] = ("train_target", "evaluation")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run would do. `run --dry-run` and `plan` print it; the real run makes the same one first."""
-
-    run: RunFolder
-    is_new: bool
-    prompts: PromptSet
-    questions: int  # to the teacher, over training and test prompts
-    answered: int  # of these, already in the ledger
-    cost: Estimate  # US dollars for what is left
-    seconds: Estimate  # for asking what is left
-    done: tuple[str, ...]  # stages that finished before
+__all__ = ["STAGES", "Finished", "Plan", "check", "need_extra", "open_teacher", "plan", "run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,101 +36,6 @@ class Finished:
     run: RunFolder
     evaluation: dict[str, Any] | None  # None when the run stopped before it was made
     skipped: tuple[str, ...]
-
-
-@contextmanager
-def open_teacher(recipe: Recipe, log: Path | None = None) -> Iterator[asking.Teacher]:
-    """The recipe's teacher, ready to be asked. A local one is served over HTTP on loopback, by a process
-    of its own that starts with the first question and ends with this block."""
-    settings = recipe.teacher
-    common: dict[str, Any] = {
-        "key_env": settings.key_env,
-        "system": settings.system,
-        "price": _price(recipe),
-    }
-    if settings.imported:
-        yield asking.Teacher(settings.model, "import", settings.revision, None, **common)
-    elif settings.endpoint is not None:
-        url = settings.endpoint
-        endpoint = asking.logical_endpoint(url, settings.provider)
-        yield asking.Teacher(settings.model, endpoint, settings.revision, lambda: url, **common)
-    else:
-        folder = source_folder(settings.model)
-        name = settings.model if settings.model.startswith("embedded:") else Path(folder).name
-        with ExitStack() as stack:
-            served: list[str] = []
-
-            def serve() -> str:
-                from stillhouse.models.serve import background
-
-                if not served:
-                    served.append(stack.enter_context(background(settings.model, log)))
-                return served[0]
-
-            yield asking.Teacher(name, "local", weights_digest(folder), serve, **common)
-
-
-def _price(recipe: Recipe) -> Price | None:
-    """None only where somebody else's server asks a price that the recipe does not tell."""
-    settings = recipe.teacher
-    if settings.imported:
-        return FREE
-    if settings.price is not None:
-        return Price(settings.price.input, settings.price.output)
-    return FREE if settings.endpoint is None else None
-
-
-def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BUILTIN) -> None:
-    """What can be known to fail before anybody is asked, and so paid. Raises UsageError or ModelError."""
-    check_scorers({p.scorer for p in (*prompts.train, *prompts.test) if p.scorer}, scorers)
-    asking.check_cap(recipe.collect.max_cost, _price(recipe))
-    if recipe.student.init in ("from_teacher", "config"):
-        return
-    folder = Path(source_folder(recipe.student.init))
-    if folder.is_absolute() and not folder.is_dir():
-        raise ModelError(f"there is no student at {folder}", "no such folder", "correct `student.init`")
-    weights = any(path for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind))
-    if folder.is_dir() and not (weights and (folder / "config.json").is_file()):
-        raise ModelError(
-            f"{folder} is not a model",
-            "it has no config.json, or no weights",
-            "name a folder that `save_pretrained` wrote",
-        )
-
-
-def plan(recipe: Recipe, workspace: Workspace, ledger: Ledger, prompts: PromptSet | None = None) -> Plan:
-    """What a run of this recipe would do. Asks nothing; only the gate's decision is recorded.
-
-    Raises what `check` raises, and GateRefused.
-    """
-    run = workspace.run(recipe.run.name, run_digest(recipe))
-    prompts = prompts or load_prompts(recipe)
-    check(recipe, prompts)
-    for use in USES:
-        gate.admit(recipe.teacher, use, ledger, datetime.now(UTC))
-    asked = (
-        (plan_questions(prompts.train, recipe.collect.samples), sampling_of(recipe)),
-        (plan_questions(prompts.test, 1), _greedy(recipe)),
-    )
-    with open_teacher(recipe) as teacher:
-        known, left, worst = [], 0, 0.0
-        for questions, sampling in asked:
-            for question, exchange in asking.answers(questions, teacher, sampling, ledger):
-                if exchange is not None:
-                    known.append(exchange)
-                else:
-                    left += 1
-                    worst += asking.worst_cost(question, teacher, sampling)
-        return Plan(
-            run=run,
-            is_new=not run.recipe.exists(),
-            prompts=prompts,
-            questions=len(known) + left,
-            answered=len(known),
-            cost=_cost(teacher.price, left, worst, [e.completion.usage for e in known]),
-            seconds=_seconds(ledger, [e.leaf for e in known[-200:]], left, recipe.collect.concurrency),
-            done=tuple(stage for stage in STAGES if read_marker(run, stage) is not None),
-        )
 
 
 def run(
@@ -240,7 +126,7 @@ def _curate(work: _Work) -> bool:
 def _train(work: _Work) -> bool:
     from stillhouse.train import train
 
-    recipe, curated, local = work.recipe, _need(work, "curate"), _local_teacher(work.recipe)
+    recipe, curated, local = work.recipe, _need(work, "curate"), local_teacher(work.recipe)
     made_here = recipe.student.init in ("from_teacher", "config")
     start = local if made_here else source_folder(recipe.student.init)
     inputs = _digest(
@@ -277,7 +163,7 @@ def _evaluate(work: _Work) -> bool:
     recipe, trained = work.recipe, _need(work, "train")
     started = time.monotonic()
     decision = gate.admit(recipe.teacher, "evaluation", work.ledger, datetime.now(UTC))
-    questions, sampling = plan_questions(work.prompts.test, 1), _greedy(recipe)
+    questions, sampling = plan_questions(work.prompts.test, 1), greedy(recipe)
     tally = asking.ask(
         questions,
         work.teacher,
@@ -309,7 +195,7 @@ def _evaluate(work: _Work) -> bool:
     fresh = not _is_done(work, "evaluate", inputs, *outputs) or own
     if fresh:
         failed = {prompt_id: reason for (prompt_id, _), reason in tally.failed.items()}
-        answers = TeacherAnswers(texts, tokens, failed, _local_teacher(recipe), finish)
+        answers = TeacherAnswers(texts, tokens, failed, local_teacher(recipe), finish)
         scores = evaluate(work.folder, recipe, work.prompts.test, answers, work.watch, work.scorers)
         predictions = hashlib.sha256(work.folder.predictions.read_bytes()).hexdigest()
         work.ledger.append(
@@ -388,24 +274,6 @@ def _is_done(work: _Work, stage: str, inputs: str, *outputs: Path) -> bool:
     return False
 
 
-def _local_teacher(recipe: Recipe) -> str | None:
-    """The teacher's folder, None for one that is asked elsewhere."""
-    if recipe.teacher.endpoint or recipe.teacher.imported:
-        return None
-    return source_folder(recipe.teacher.model)
-
-
-def need_extra(extra: str, modules: Sequence[str]) -> None:
-    """Raises UsageError when a module of an extra is not installed."""
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"not installed: {', '.join(missing)}",
-            f"this needs the extra `{extra}`",
-            f"pip install 'stillhouse[{extra}]'",
-        )
-
-
 def _result(folder: RunFolder, stage: str) -> dict[str, Any] | None:
     marker = read_marker(folder, stage)
     return None if marker is None else {"seconds": marker["seconds"], **marker["result"]}
@@ -453,38 +321,3 @@ def _counts(work: _Work, tally: asking.Tally) -> dict[str, Any]:
             "high": tally.budget.spent if priced else None,
         },
     }
-
-
-def _greedy(recipe: Recipe) -> asking.Sampling:
-    """Teacher and student are compared by their likeliest answers, whatever the samples were drawn at."""
-    return asking.Sampling(0.0, 1.0, recipe.evaluate.max_tokens or recipe.collect.max_tokens)
-
-
-def _cost(price: Price | None, left: int, worst: float, usage: Sequence[Usage]) -> Estimate:
-    """US dollars for what is left to ask, retries aside: from earlier answers where there are enough, else
-    a bound."""
-    if left == 0 or price == FREE:
-        return Estimate(0.0, 0.0, 0.0)
-    if price is None:
-        return UNKNOWN
-    costs = [
-        price.of(u.prompt_tokens, u.completion_tokens)
-        for u in usage
-        if u.prompt_tokens is not None and u.completion_tokens is not None
-    ]
-    if len(costs) < 10:
-        return Estimate(None, None, worst)
-    mean, spread = statistics.mean(costs), statistics.stdev(costs) / len(costs) ** 0.5
-    high = max(left * mean, min(worst, left * (mean + 2 * spread)))
-    return Estimate(left * max(0.0, mean - 2 * spread), left * mean, high)
-
-
-def _seconds(ledger: Ledger, leaves: Sequence[int], left: int, concurrency: int) -> Estimate:
-    if left == 0:
-        return Estimate(0.0, 0.0, 0.0)
-    took = (ledger.leaf(index).body.get("milliseconds") for index in leaves)
-    each = sorted(milliseconds / 1000 for milliseconds in took if milliseconds is not None)
-    if len(each) < 10:
-        return UNKNOWN
-    tenth, mean, rate = len(each) // 10, statistics.mean(each), left / concurrency
-    return Estimate(rate * min(each[tenth], mean), rate * mean, rate * max(each[-1 - tenth], mean))

@@ -1,0 +1,105 @@
+"""What every command begins with: who is asked, and what can be known to fail before anybody is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from stillhouse import ask as asking
+from stillhouse.collect import PromptSet
+from stillhouse.errors import ModelError, UsageError
+from stillhouse.models import source_folder, weights_digest
+from stillhouse.money import FREE, Price
+from stillhouse.recipe import Recipe
+from stillhouse.scoring import BUILTIN, Scorer
+from stillhouse.scoring import check as check_scorers
+from stillhouse.terms.registry import Use
+
+STAGES = ("collect", "curate", "train", "evaluate", "release")
+USES: tuple[Use, ...] = ("train_target", "evaluation")
+
+
+@contextmanager
+def open_teacher(recipe: Recipe, log: Path | None = None) -> Iterator[asking.Teacher]:
+    """The recipe's teacher, ready to be asked. A local one is served over HTTP on loopback, by a process
+    of its own that starts with the first question and ends with this block."""
+    settings = recipe.teacher
+    common: dict[str, Any] = {
+        "key_env": settings.key_env,
+        "system": settings.system,
+        "price": price_of(recipe),
+    }
+    if settings.imported:
+        yield asking.Teacher(settings.model, "import", settings.revision, None, **common)
+    elif settings.endpoint is not None:
+        url = settings.endpoint
+        endpoint = asking.logical_endpoint(url, settings.provider)
+        yield asking.Teacher(settings.model, endpoint, settings.revision, lambda: url, **common)
+    else:
+        folder = source_folder(settings.model)
+        name = settings.model if settings.model.startswith("embedded:") else Path(folder).name
+        with ExitStack() as stack:
+            served: list[str] = []
+
+            def serve() -> str:
+                from stillhouse.models.serve import background
+
+                if not served:
+                    served.append(stack.enter_context(background(settings.model, log)))
+                return served[0]
+
+            yield asking.Teacher(name, "local", weights_digest(folder), serve, **common)
+
+
+def price_of(recipe: Recipe) -> Price | None:
+    """None only where somebody else's server asks a price that the recipe does not tell."""
+    settings = recipe.teacher
+    if settings.imported:
+        return FREE
+    if settings.price is not None:
+        return Price(settings.price.input, settings.price.output)
+    return FREE if settings.endpoint is None else None
+
+
+def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BUILTIN) -> None:
+    """What can be known to fail before anybody is asked, and so paid. Raises UsageError or ModelError."""
+    check_scorers({p.scorer for p in (*prompts.train, *prompts.test) if p.scorer}, scorers)
+    asking.check_cap(recipe.collect.max_cost, price_of(recipe))
+    if recipe.student.init in ("from_teacher", "config"):
+        return
+    folder = Path(source_folder(recipe.student.init))
+    if folder.is_absolute() and not folder.is_dir():
+        raise ModelError(f"there is no student at {folder}", "no such folder", "correct `student.init`")
+    weights = any(path for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind))
+    if folder.is_dir() and not (weights and (folder / "config.json").is_file()):
+        raise ModelError(
+            f"{folder} is not a model",
+            "it has no config.json, or no weights",
+            "name a folder that `save_pretrained` wrote",
+        )
+
+
+def local_teacher(recipe: Recipe) -> str | None:
+    """The teacher's folder, None for one that is asked elsewhere."""
+    if recipe.teacher.endpoint or recipe.teacher.imported:
+        return None
+    return source_folder(recipe.teacher.model)
+
+
+def need_extra(extra: str, modules: Sequence[str]) -> None:
+    """Raises UsageError when a module of an extra is not installed."""
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"not installed: {', '.join(missing)}",
+            f"this needs the extra `{extra}`",
+            f"pip install 'stillhouse[{extra}]'",
+        )
+
+
+def greedy(recipe: Recipe) -> asking.Sampling:
+    """Teacher and student are compared by their likeliest answers, whatever the samples were drawn at."""
+    return asking.Sampling(0.0, 1.0, recipe.evaluate.max_tokens or recipe.collect.max_tokens)
