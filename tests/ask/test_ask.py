@@ -97,7 +97,7 @@ def test_a_prompt_that_keeps_failing_is_data(provider: Serve, workspace: Workspa
         return await echo(body, number)
 
     tally = put(workspace, questions(6), teacher(provider(one_bad).url))
-    assert tally.failed == {("p3", 0): "bad_request"}
+    assert tally.failed == [("p3", 0, "m", "bad_request")]
     assert tally.answered == 5
     assert tally.sent == 6  # a refused request would be refused again
 
@@ -108,7 +108,7 @@ def test_malformed_bodies_are_failures_not_answers(provider: Serve, workspace: W
 
     limits = Limits(4, 5.0, retries=1, max_failures=1.0)
     tally = put(workspace, questions(3), teacher(provider(nonsense).url), limits)
-    assert set(tally.failed.values()) == {"malformed"}
+    assert {question.reason for question in tally.failed} == {"malformed"}
     assert tally.failures == {"malformed": 6}  # billed each time perhaps, so tried once more and no further
 
 
@@ -190,7 +190,7 @@ def test_the_same_question_is_bought_once(provider: Serve, workspace: Workspace)
     asked = [Question(f"p{i}", (Message("user", "one question"),)) for i in range(8)]
     tally = put(workspace, asked, teacher(server.url))
     assert len(server.bodies) == 1
-    assert (tally.answered, tally.reused, tally.failed) == (1, 7, {})
+    assert (tally.answered, tally.reused, tally.failed) == (1, 7, [])
     assert stored(workspace, asked, teacher(server.url)) == ["answer to one question"] * 8
 
 
@@ -266,7 +266,7 @@ def test_an_erased_answer_is_not_bought_back(provider: Serve, workspace: Workspa
         leaf = next(ledger.leaves("exchange")).index
         ledger.erase(leaf, "asked for by its subject")
     tally = put(workspace, asked, teacher(server.url))
-    assert list(tally.failed.values()) == ["erased"]
+    assert [question.reason for question in tally.failed] == ["erased"]
     assert len(server.bodies) == 3
 
 

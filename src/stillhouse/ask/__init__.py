@@ -12,19 +12,20 @@ from collections.abc import Sequence
 
 from stillhouse.ask.questions import (
     Limits,
+    Part,
     Question,
+    Questions,
     Sampling,
     Tally,
     Teacher,
+    Unanswered,
     answers,
-    as_exchange,
     logical_endpoint,
     question_key,
     request_body,
-    stored_answers,
     worst_cost,
 )
-from stillhouse.ask.sending import Asking, progress_of
+from stillhouse.ask.sending import Asking
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models.endpoint import Endpoint
@@ -33,12 +34,16 @@ from stillhouse.records import Watch, unwatched
 
 __all__ = [
     "Limits",
+    "Part",
     "Question",
+    "Questions",
     "Sampling",
     "Tally",
     "Teacher",
+    "Unanswered",
     "answers",
     "ask",
+    "ask_all",
     "check_cap",
     "list_models",
     "logical_endpoint",
@@ -49,7 +54,7 @@ __all__ = [
 
 
 def ask(
-    questions: Sequence[Question],
+    questions: Questions,
     teacher: Teacher,
     sampling: Sampling,
     limits: Limits,
@@ -65,17 +70,26 @@ def ask(
     such model, nobody there, too many failures), BudgetReached at the cap and Interrupted on SIGINT;
     in each case what was answered is in the ledger and the same call goes on from there.
     """
-    check_cap(limits.max_cost, teacher.price)
+    return ask_all([Part(teacher, decision, questions)], sampling, limits, ledger, run, watch, stage)
+
+
+def ask_all(
+    parts: Sequence[Part],
+    sampling: Sampling,
+    limits: Limits,
+    ledger: Ledger,
+    run: str,
+    watch: Watch = unwatched,
+    stage: str = "collect",
+) -> Tally:
+    """As `ask`, for several teachers at once, each at its own pace and all under one cap."""
+    for part in parts:
+        check_cap(limits.max_cost, part.teacher.price)
     ledger.sweep(run)
-    tally = Tally(questions=len(questions), unknown=ledger.attempts(run).unknown)
-    missing, spent = _take_stock(questions, teacher, sampling, ledger, run, tally)
-    worst = max((worst_cost(q, teacher, sampling) for q in questions), default=0.0)
-    tally.budget = Budget(limits.max_cost, limits.spent + spent + tally.unknown * worst)
-    watch(progress_of(stage, tally))
-    if missing:
-        asking = Asking(teacher, sampling, limits, ledger, run, decision, tally, watch, stage)
-        with asyncio.Runner() as runner:
-            runner.run(asking.all(missing))
+    tally = Tally(sum(len(part.questions) for part in parts), unknown=ledger.attempts(run).unknown)
+    tally.budget = Budget(limits.max_cost, ledger.spent(run).most)
+    with asyncio.Runner() as runner:
+        runner.run(Asking(parts, sampling, limits, ledger, run, tally, watch, stage).all())
     return tally
 
 
@@ -87,40 +101,6 @@ def check_cap(max_cost: float | None, price: Price | None) -> None:
             "a cap can only be kept when each request's worst case is known",
             "add [teacher.price] with input and output in US dollars per million tokens, or remove max_cost",
         )
-
-
-def _take_stock(
-    questions: Sequence[Question],
-    teacher: Teacher,
-    sampling: Sampling,
-    ledger: Ledger,
-    run: str,
-    tally: Tally,
-) -> tuple[dict[str, list[Question]], float]:
-    """What must be asked, by key, so that a question that stands twice is asked once, and what this run
-    spent on the rest at most (US dollars). Fills `tally`.
-
-    An answer that was erased is not bought again, and without anybody to ask a missing one stays missing.
-    """
-    missing: dict[str, list[Question]] = {}
-    possible = 0.0
-    for question, key, stored in stored_answers(questions, teacher, sampling, ledger):
-        place = (question.prompt_id, question.sample_index)
-        exchange = None if stored is None else as_exchange(question, teacher, stored)
-        if exchange is not None:
-            tally.reused += 1
-            if exchange.run == run:
-                tally.count(exchange.completion, exchange.cost)
-                possible += (
-                    worst_cost(question, teacher, sampling) if exchange.cost is None else exchange.cost
-                )
-        elif stored is not None and stored.erased:
-            tally.failed[place] = "erased"
-        elif teacher.url is None:
-            tally.failed[place] = "no imported answer"
-        else:
-            missing.setdefault(key, []).append(question)
-    return missing, possible
 
 
 async def list_models(url: str, key_env: str | None) -> list[str]:

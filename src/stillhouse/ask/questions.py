@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from stillhouse.ledger import Ledger, StoredExchange, exchange_key, read_workspace_key
@@ -41,18 +41,20 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`concurrency` is the most in flight, `timeout` in seconds for one attempt, `retries` after it,
-    `max_cost` in US dollars for the whole run, of which `spent` went before this call; `max_failures` is a
-    share of the questions. A rate that is None is learnt from the server's headers, if it sends any."""
+    """`concurrency` is the most in flight at one teacher, `timeout` in seconds for one attempt, `retries`
+    after it, `max_cost` in US dollars for the whole run, `max_failures` a share of the questions. A rate
+    that is None is learnt from the server's headers, if it sends any. `unknown` says what becomes of a
+    question that was sent without a known answer when a process died: ask again, and perhaps pay twice, or
+    leave it unanswered."""
 
     concurrency: int
     timeout: float
     retries: int
     max_cost: float | None = None
     max_failures: float = 1.0
-    spent: float = 0.0
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
+    unknown: Literal["ask", "leave"] = "ask"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +64,41 @@ class Question:
     sample_index: int = 0
 
 
+class Questions(Protocol):
+    """Questions that can be counted and gone through more than once; a list will do."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Question]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one teacher is asked, and the leaf of the gate's decision that allows it."""
+
+    teacher: Teacher
+    decision: int
+    questions: Questions
+
+
+class Unanswered(NamedTuple):
+    """A question without an answer, and the last reason."""
+
+    prompt_id: str
+    sample_index: int
+    teacher: str
+    reason: str
+
+
 @dataclass(slots=True)
 class Tally:
     """What became of the questions: questions = reused + answered + failed, once the work is over.
 
     `sent` counts the attempts of this call, retries included, and `failures` those that failed, by kind;
-    `unknown` the attempts that an earlier process of this run left open. Tokens and `billed` (US dollars)
-    are of all answers that this run has bought; `budget.spent` adds the worst case of requests that were
-    sent without an answer, which may have been billed too.
+    `unknown` the attempts that earlier processes of this run left open. Tokens and `billed` (US dollars)
+    are of the `bought` answers: those to these questions for which this run has paid. `budget.spent` is
+    what the whole run can have cost, with the worst case of every request that may have been billed
+    without saying how much.
     """
 
     questions: int = 0
@@ -78,15 +107,17 @@ class Tally:
     sent: int = 0
     unknown: int = 0
     failures: dict[str, int] = field(default_factory=dict)
-    failed: dict[tuple[str, int], str] = field(default_factory=dict)
+    failed: list[Unanswered] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    bought: int = 0
     billed: float = 0.0
     budget: Budget = field(default_factory=Budget)
 
     def count(self, completion: Completion, cost: float | None) -> None:
         self.prompt_tokens += completion.usage.prompt_tokens or 0
         self.completion_tokens += completion.usage.completion_tokens or 0
+        self.bought += 1
         self.billed += cost or 0.0
 
 
@@ -145,12 +176,20 @@ def stored_answers(
     questions: Iterable[Question], teacher: Teacher, sampling: Sampling, ledger: Ledger
 ) -> Iterator[tuple[Question, str, StoredExchange | None]]:
     """Each question with its key and what the ledger holds under it."""
+    for batch in looked_up(questions, teacher, sampling, ledger):
+        yield from batch
+
+
+def looked_up(
+    questions: Iterable[Question], teacher: Teacher, sampling: Sampling, ledger: Ledger
+) -> Iterator[list[tuple[Question, str, StoredExchange | None]]]:
+    """As `stored_answers`, in the batches in which the ledger is read."""
     secret = read_workspace_key(ledger.workspace)
-    for batch in _batches(questions, LOOKUP):
+    remaining = iter(questions)
+    while batch := list(islice(remaining, LOOKUP)):
         keys = [question_key(secret, q, teacher, sampling) for q in batch]
         found = {stored.key: stored for stored in ledger.exchanges(set(keys))}
-        for question, key in zip(batch, keys, strict=True):
-            yield question, key, found.get(key)
+        yield [(question, key, found.get(key)) for question, key in zip(batch, keys, strict=True)]
 
 
 def as_exchange(question: Question, teacher: Teacher, stored: StoredExchange) -> Exchange | None:
@@ -173,9 +212,3 @@ def as_exchange(question: Question, teacher: Teacher, stored: StoredExchange) ->
         run=str(stored.body.get("run", "")),
         cost=None if (bill := stored.body.get("microdollars")) is None else bill / 1e6,
     )
-
-
-def _batches(items: Iterable[Question], size: int) -> Iterator[list[Question]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

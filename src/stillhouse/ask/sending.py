@@ -4,25 +4,33 @@ what may pass."""
 from __future__ import annotations
 
 import asyncio
-import heapq
 import math
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 
 from stillhouse.ask import pace
-from stillhouse.ask.pace import Pace, Size, Ticket
-from stillhouse.ask.questions import Limits, Question, Sampling, Tally, Teacher, request_body, worst_cost
+from stillhouse.ask.lane import Job, Lane, new_lane, open_endpoint, text_bytes
+from stillhouse.ask.pace import Ticket
+from stillhouse.ask.questions import (
+    Limits,
+    Part,
+    Question,
+    Sampling,
+    Tally,
+    Teacher,
+    Unanswered,
+    request_body,
+)
 from stillhouse.errors import BudgetReached, EndpointError, Interrupted
 from stillhouse.ledger import Ledger
-from stillhouse.models.endpoint import Endpoint, Failure, Reply
+from stillhouse.models.endpoint import Failure, Reply
 from stillhouse.records import Completion, Progress, Watch
 
 LONGEST_WAIT = 600.0  # seconds that a Retry-After may hold a run back before it stops instead
@@ -31,102 +39,90 @@ REFUSALS = 30  # times that one question may be rate-limited; the pace, not the 
 
 
 @dataclass(slots=True)
-class Job:
-    """A question with all that ask the same, what one attempt can cost at most, and its failures so far."""
-
-    key: str
-    same: list[Question]
-    worst: float
-    failures: int = 0
-    refusals: int = 0
-
-
-@dataclass(slots=True)
 class Asking:
-    """The state of one call of `ask`. One dispatcher starts a task for each attempt, when the pace and the
-    cap allow it; all of them run on one event loop."""
+    """The state of one call of `ask_all`. One dispatcher starts a task for each attempt, when the pace of
+    its teacher and the cap of the run allow it; all of them run on one event loop."""
 
-    teacher: Teacher
+    parts: Sequence[Part]
     sampling: Sampling
     limits: Limits
     ledger: Ledger
     run: str
-    decision: int
     tally: Tally
     watch: Watch
     stage: str
     stop: BaseException | None = None
-    pace: Pace = field(default_factory=lambda: Pace(1))
-    size: Size = field(default_factory=Size)
-    later: list[tuple[float, int, Job]] = field(
-        default_factory=list
-    )  # a heap by the moment of a next attempt
+    lanes: list[Lane] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     jitter: random.Random = field(default_factory=lambda: random.Random(0))
 
-    async def all(self, missing: dict[str, list[Question]]) -> None:
-        assert self.teacher.url is not None
-        url = await asyncio.to_thread(self.teacher.url)
-        self.pace = pace.pace(
-            self.limits.concurrency,
-            time.monotonic(),
-            follow="latency" if is_local(url) else "limits",
-            requests_per_minute=self.limits.requests_per_minute,
-            tokens_per_minute=self.limits.tokens_per_minute,
-        )
-        jobs = (
-            Job(key, same, worst_cost(same[0], self.teacher, self.sampling)) for key, same in missing.items()
-        )
+    async def all(self) -> None:
+        self.lanes = [
+            new_lane(part, self.sampling, self.limits, self.ledger, self.run, self.tally)
+            for part in self.parts
+        ]
         tasks: set[asyncio.Task[None]] = set()
         restore = _on_interrupt(asyncio.get_running_loop(), self._interrupt)
         try:
-            async with Endpoint(url, self.teacher.key_env) as endpoint:
-                while (job := await self._next(jobs)) is not None:
-                    task = asyncio.create_task(self._work(endpoint, *job))
-                    tasks.add(task)
-                    task.add_done_callback(tasks.discard)
-                await asyncio.gather(*tasks)
+            async with AsyncExitStack() as sessions:
+                try:
+                    while (leaving := await self._next(sessions)) is not None:
+                        task = asyncio.create_task(self._work(*leaving))
+                        tasks.add(task)
+                        task.add_done_callback(tasks.discard)
+                finally:
+                    await asyncio.gather(*tasks)
         finally:
             restore()
+        self._show()
         if self.stop is not None:
             raise self.stop
 
-    async def _next(self, jobs: Iterator[Job]) -> tuple[Job, Ticket] | None:
+    async def _next(self, sessions: AsyncExitStack) -> tuple[Lane, Job, Ticket] | None:
         """The next job, once it may leave, with its cost reserved; None when all is done or must stop."""
-        job: Job | None = None
         while self.stop is None:
-            now = time.monotonic()
             self.changed.clear()
-            if job is None and self.later and self.later[0][0] <= now:
-                job = heapq.heappop(self.later)[2]
-            if job is None and (job := next(jobs, None)) is None:
-                if not self.later and self.pace.in_flight == 0:
-                    return None
-                delay = self.later[0][0] - now if self.later else math.inf
+            now, delay, looking, refused = time.monotonic(), math.inf, False, None
+            for lane in self.lanes:
+                if lane.draw(now) and lane.endpoint is None:
+                    await self._open(lane, sessions)
+                looking |= lane.waiting is None and not lane.drawn
+                wait = lane.delay(self.sampling, now)
+                if lane.waiting is not None and wait == 0:
+                    if self.tally.budget.admits(lane.waiting.worst):
+                        self.tally.budget = self.tally.budget.reserve(lane.waiting.worst)
+                        self.lanes = [other for other in self.lanes if other is not lane] + [lane]
+                        return lane, *lane.leave(self.sampling, now)
+                    refused, wait = lane.waiting, math.inf
+                delay = min(delay, wait)
+            if all(lane.done for lane in self.lanes):
+                return None
+            if looking:
+                self._show()
+                await asyncio.sleep(0)  # answers come in while the ledger is read
+            elif refused and delay == math.inf and not any(lane.pace.in_flight for lane in self.lanes):
+                self.stop = self._budget_reached(refused)
             else:
-                tokens = self.size.estimate(_bytes(job.same[0]), self.sampling.max_tokens)
-                delay = pace.wait(self.pace, tokens, now)
-                if delay == 0 and self._admitted(job):
-                    self.pace, ticket = pace.sent(self.pace, tokens, now)
-                    self.tally.budget = self.tally.budget.reserve(job.worst)
-                    return job, ticket
-                delay = delay or math.inf
-            await self._change(delay)
+                await self._change(delay)
         return None
 
-    def _admitted(self, job: Job) -> bool:
-        """Whether the worst case fits under the cap; stops the work when it never will."""
-        budget = self.tally.budget
-        if budget.admits(job.worst):
-            return True
-        if self.pace.in_flight == 0:
-            self.stop = self.stop or BudgetReached(
-                f"budget reached after {self.tally.answered} new answers",
-                f"{budget.spent:.4f} US$ spent; the next request could cost {job.worst:.4f} "
-                f"and pass the cap of {self.limits.max_cost}",
-                "raise collect.max_cost and run the same command again; answers so far are kept",
-            )
-        return False
+    async def _open(self, lane: Lane, sessions: AsyncExitStack) -> None:
+        assert lane.part.teacher.url is not None
+        url = await asyncio.to_thread(lane.part.teacher.url)
+        sessions.push_async_exit(await open_endpoint(lane, self.limits, url))
+
+    def _budget_reached(self, job: Job) -> BudgetReached:
+        tally = self.tally
+        left = tally.questions - tally.reused - tally.answered - len(tally.failed)
+        rest = f"; {left:,} questions are left"
+        if tally.bought:
+            rest += f", about {left * tally.billed / tally.bought:.4f} US$ at the mean of those answered"
+        return BudgetReached(
+            f"budget reached after {tally.answered} new answers",
+            f"{tally.budget.spent:.4f} US$ spent; the next request could cost {job.worst:.4f} "
+            f"and pass the cap of {self.limits.max_cost}{rest}",
+            "raise collect.max_cost and run the same command again; answers so far are kept",
+        )
 
     async def _change(self, seconds: float) -> None:
         """Wait until something ended or was stopped, or the seconds are over."""
@@ -138,28 +134,29 @@ class Asking:
         if timer is not None:
             timer.cancel()
 
-    async def _work(self, endpoint: Endpoint, job: Job, ticket: Ticket) -> None:
+    async def _work(self, lane: Lane, job: Job, ticket: Ticket) -> None:
         """One attempt at a job, and what follows from it."""
         try:
-            outcome = await self._attempt(endpoint, job, ticket)
+            outcome = await self._attempt(lane, job, ticket)
             if outcome is None:
                 self.tally.reused += len(job.same) - 1
+                del lane.under_way[job.key]
             else:
-                self._judge(endpoint, job, outcome)
-            self.watch(progress_of(self.stage, self.tally, self.pace))
-        except BaseException as error:  # it must reach whoever called `ask`, after the others have ended
+                self._judge(lane, job, outcome)
+            self._show()
+        except Exception as error:  # it must reach whoever called `ask`, after the others have ended
             self.stop = self.stop or error
-            raise
         finally:
             self.changed.set()
 
-    def _judge(self, endpoint: Endpoint, job: Job, outcome: Failure) -> None:
+    def _judge(self, lane: Lane, job: Job, outcome: Failure) -> None:
         """Ask again later, give the question up, or stop."""
         kind = outcome.kind
         self.tally.failures[kind] = self.tally.failures.get(kind, 0) + 1
         nobody_there = kind == "unreachable" and self.tally.answered == 0 and job.failures >= 1
         if outcome.fatal or nobody_there:
-            self.stop = self.stop or _fatal(outcome, endpoint.base_url, self.teacher)
+            assert lane.endpoint is not None
+            self.stop = self.stop or _fatal(outcome, lane.endpoint.base_url, lane.part.teacher)
             return
         if outcome.retry_after is not None and outcome.retry_after > LONGEST_WAIT:
             self.stop = self.stop or EndpointError(
@@ -179,15 +176,18 @@ class Asking:
             wait = self.jitter.uniform(0, min(LONGEST_BACKOFF, 0.25 * 2 ** (job.failures - 1)))
             wait = max(wait, outcome.retry_after or 0.0)
         if again:
-            heapq.heappush(self.later, (time.monotonic() + wait, self.tally.sent, job))
+            lane.again(job, time.monotonic() + wait, self.tally.sent)
             return
-        self.tally.failed |= {(question.prompt_id, question.sample_index): kind for question in job.same}
+        del lane.under_way[job.key]
+        name = lane.part.teacher.model
+        self.tally.failed += [Unanswered(q.prompt_id, q.sample_index, name, kind) for q in job.same]
         self._judge_failures()
 
-    async def _attempt(self, endpoint: Endpoint, job: Job, ticket: Ticket) -> Failure | None:
+    async def _attempt(self, lane: Lane, job: Job, ticket: Ticket) -> Failure | None:
         """One request, its cost reserved. None when it was answered, else why it failed."""
-        question = job.same[0]
-        body = request_body(question, self.teacher, self.sampling)
+        assert lane.endpoint is not None
+        question, teacher = job.same[0], lane.part.teacher
+        body = request_body(question, teacher, self.sampling)
         cost = job.worst  # what counts as spent unless something better is known
         ended = False
         try:
@@ -195,92 +195,56 @@ class Asking:
                 key=job.key,
                 run=self.run,
                 prompt_id=question.prompt_id,
-                teacher=self.teacher.model,
+                teacher=teacher.model,
                 sample_index=question.sample_index,
+                reserved=None if teacher.price is None else job.worst,
             )
             attempt = await asyncio.wrap_future(begun)
             self.tally.sent += 1
             started = time.monotonic()
-            outcome = await endpoint.chat(body, self.limits.timeout)
+            outcome = await lane.endpoint.chat(body, self.limits.timeout)
             ended = True
-            self._learn(ticket, question, outcome, time.monotonic() - started)
+            _learn(lane, ticket, question, outcome, time.monotonic() - started)
             if isinstance(outcome, Failure):
                 cost = job.worst if outcome.sent else 0.0
-                await asyncio.wrap_future(self.ledger.fail(attempt, outcome.kind))
+                await asyncio.wrap_future(self.ledger.fail(attempt, outcome.kind, outcome.sent))
                 return outcome
             milliseconds = round(1000 * (time.monotonic() - started))
             completion = outcome.completions[0]
-            known = self._cost(completion, job.worst)
+            known = _cost(completion, teacher)
             cost = job.worst if known is None else known
-            leaf = self._leaf(job.key, question, completion, known, attempt, milliseconds)
+            leaf = _leaf(job.key, lane.part, question, completion, known, attempt, milliseconds)
+            leaf["run"] = self.run
+            if cost > job.worst * (1 + 1e-9):
+                leaf["disputed"] = True
+                self.stop = self.stop or _disputed(cost, job.worst)
             contents = {"request": orjson.dumps(body), "response": outcome.raw}
-            await asyncio.wrap_future(self.ledger.answer(attempt, leaf, contents))
+            await asyncio.wrap_future(self.ledger.answer(attempt, leaf, contents, known))
             self.tally.answered += 1
             self.tally.count(completion, known)
             return None
         finally:
             if not ended:
-                self.pace = pace.cancelled(self.pace, ticket, time.monotonic())
+                lane.pace = pace.cancelled(lane.pace, ticket, time.monotonic())
             self.tally.budget = self.tally.budget.settle(job.worst, cost)
 
-    def _learn(self, ticket: Ticket, question: Question, outcome: Reply | Failure, seconds: float) -> None:
-        """What an answer, or its absence, says about the pace."""
-        now = time.monotonic()
-        hints = pace.hints_of(outcome.headers, time.time())
-        if isinstance(outcome, Reply):
-            usage = outcome.completions[0].usage
-            read, written = usage.prompt_tokens, usage.completion_tokens
-            used = None if read is None or written is None else float(read + written)
-            if read is not None and written is not None:
-                self.size = self.size.seen(_bytes(question), read, written)
-            self.pace = pace.answered(self.pace, ticket, now, seconds, used, written)
-        elif outcome.kind in ("rate_limited", "quota"):
-            self.pace = pace.limited(self.pace, ticket, now, outcome.retry_after, hints)
-        else:
-            self.pace = pace.failed(self.pace, ticket, now, outcome.sent)
-        self.pace = pace.learned(self.pace, hints, now)
-
-    def _leaf(
-        self,
-        key: str,
-        question: Question,
-        completion: Completion,
-        cost: float | None,
-        attempt: int,
-        milliseconds: int,
-    ) -> dict[str, Any]:
-        return {
-            "key": key,
-            "attempt": attempt,
-            "decision": self.decision,
-            "run": self.run,
-            "teacher": {
-                "endpoint": self.teacher.endpoint,
-                "model": self.teacher.model,
-                "revision": self.teacher.revision,
-            },
-            "answered_by": completion.model[:200],
-            "sample": question.sample_index,
-            "finish": completion.finish_reason,
-            "prompt_tokens": completion.usage.prompt_tokens,
-            "completion_tokens": completion.usage.completion_tokens,
-            "milliseconds": milliseconds,
-            "microdollars": None if cost is None else round(1e6 * cost),
-        }
-
-    def _cost(self, completion: Completion, worst: float) -> float | None:
-        """US dollars by the recorded price; None when price or usage is unknown."""
-        usage, price = completion.usage, self.teacher.price
-        if price is None or usage.prompt_tokens is None or usage.completion_tokens is None:
-            return None
-        cost = price.of(usage.prompt_tokens, usage.completion_tokens)
-        if cost > worst * (1 + 1e-9):
-            self.stop = self.stop or EndpointError(
-                f"the teacher claims usage of {cost:.6f} US$, the request can cost {worst:.6f} at most",
-                "its token counts do not fit the request that was sent",
-                "the answer is kept; settle it with the provider before going on",
-            )
-        return cost
+    def _show(self) -> None:
+        """Report how far the work is."""
+        tally = self.tally
+        done = tally.reused + tally.answered + len(tally.failed)
+        counts = {"failed": len(tally.failed), "new": tally.answered, "reused": tally.reused}
+        if tally.unknown:
+            counts["sent, unknown"] = tally.unknown
+        if refused := tally.failures.get("rate_limited"):
+            counts["429"] = refused
+        notes = [
+            f"{lane.pace.in_flight} of {math.floor(lane.pace.limit)} in flight"
+            for lane in self.lanes
+            if lane.pace.in_flight
+        ]
+        if tally.budget.spent or tally.budget.reserved:
+            notes.append(f"US$ {tally.budget.spent:.4f} + {tally.budget.reserved:.4f} reserved")
+        self.watch(Progress(self.stage, done, tally.questions, "answers", counts, "  ".join(notes)))
 
     def _judge_failures(self) -> None:
         finished = self.tally.reused + self.tally.answered + len(self.tally.failed)
@@ -311,33 +275,63 @@ def _fatal(failure: Failure, url: str, teacher: Teacher) -> EndpointError:
     return EndpointError(f"the teacher cannot be asked: {failure.kind}", failure.detail, mend)
 
 
-def progress_of(stage: str, tally: Tally, pace: Pace | None = None) -> Progress:
-    done = tally.reused + tally.answered + len(tally.failed)
-    counts = {"failed": len(tally.failed), "new": tally.answered, "reused": tally.reused}
-    if tally.unknown:
-        counts["sent, unknown"] = tally.unknown
-    if refused := tally.failures.get("rate_limited"):
-        counts["429"] = refused
-    notes = []
-    if pace is not None and pace.in_flight:
-        notes.append(f"{pace.in_flight} of {math.floor(pace.limit)} in flight")
-    if tally.budget.spent or tally.budget.reserved:
-        notes.append(f"US$ {tally.budget.spent:.4f} + {tally.budget.reserved:.4f} reserved")
-    return Progress(stage, done, tally.questions, "answers", counts, "  ".join(notes))
+def _learn(lane: Lane, ticket: Ticket, question: Question, outcome: Reply | Failure, seconds: float) -> None:
+    """What an answer, or its absence, says about the pace."""
+    now = time.monotonic()
+    hints = pace.hints_of(outcome.headers, time.time())
+    if isinstance(outcome, Reply):
+        usage = outcome.completions[0].usage
+        read, written = usage.prompt_tokens, usage.completion_tokens
+        used = None if read is None or written is None else float(read + written)
+        if read is not None and written is not None:
+            lane.size = lane.size.seen(text_bytes(question), read, written)
+        lane.pace = pace.answered(lane.pace, ticket, now, seconds, used, written)
+    elif outcome.kind in ("rate_limited", "quota"):
+        lane.pace = pace.limited(lane.pace, ticket, now, outcome.retry_after, hints)
+    else:
+        lane.pace = pace.failed(lane.pace, ticket, now, outcome.sent)
+    lane.pace = pace.learned(lane.pace, hints, now)
 
 
-def is_local(url: str) -> bool:
-    """Whether the server is one's own: on this machine or in a private network, by its address or name."""
-    host = urlsplit(url).hostname or ""
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith((".local", ".internal")) or "." not in host
-    return address.is_loopback or address.is_private
+def _leaf(
+    key: str,
+    part: Part,
+    question: Question,
+    completion: Completion,
+    cost: float | None,
+    attempt: int,
+    milliseconds: int,
+) -> dict[str, Any]:
+    teacher = part.teacher
+    return {
+        "key": key,
+        "attempt": attempt,
+        "decision": part.decision,
+        "teacher": {"endpoint": teacher.endpoint, "model": teacher.model, "revision": teacher.revision},
+        "answered_by": completion.model[:200],
+        "sample": question.sample_index,
+        "finish": completion.finish_reason,
+        "prompt_tokens": completion.usage.prompt_tokens,
+        "completion_tokens": completion.usage.completion_tokens,
+        "milliseconds": milliseconds,
+        "microdollars": None if cost is None else round(1e6 * cost),
+    }
 
 
-def _bytes(question: Question) -> int:
-    return sum(len(message.content.encode()) for message in question.messages)
+def _cost(completion: Completion, teacher: Teacher) -> float | None:
+    """US dollars by the recorded price; None when price or usage is unknown."""
+    usage, price = completion.usage, teacher.price
+    if price is None or usage.prompt_tokens is None or usage.completion_tokens is None:
+        return None
+    return price.of(usage.prompt_tokens, usage.completion_tokens)
+
+
+def _disputed(cost: float, worst: float) -> EndpointError:
+    return EndpointError(
+        f"the teacher claims usage of {cost:.6f} US$, the request can cost {worst:.6f} at most",
+        "its token counts do not fit the request that was sent",
+        "the answer is kept and marked as disputed; settle it with the provider before going on",
+    )
 
 
 def _on_interrupt(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> Callable[[], None]:

@@ -3,7 +3,8 @@
 from stillhouse.ledger.checkpoint import Checkpoint, read_checkpoint, verify_checkpoint
 from stillhouse.ledger.keys import exchange_key, read_workspace_key, rotate_signing_key
 from stillhouse.ledger.leaves import Leaf, LeafKind
-from stillhouse.ledger.store import AttemptCounts, Ledger, StoredExchange
+from stillhouse.ledger.lookup import AttemptCounts, Spent, StoredExchange
+from stillhouse.ledger.store import Ledger
 from stillhouse.ledger.verify import Check, Verification
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Leaf",
     "LeafKind",
     "Ledger",
+    "Spent",
     "StoredExchange",
     "Verification",
     "exchange_key",

@@ -99,7 +99,18 @@ def m0001_log(db: sqlite3.Connection) -> None:
     db.execute("INSERT INTO setting VALUES ('workspace', ?)", (secrets.token_hex(8),))
 
 
-MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [m0001_log]
+def m0002_money(db: sqlite3.Connection) -> None:
+    """What an attempt may cost at most and what it did cost, in billionths of a US dollar, NULL where no
+    price is known; and a way to find the questions that were sent without a known answer."""
+    for statement in (
+        "ALTER TABLE attempt ADD COLUMN reserved INTEGER",
+        "ALTER TABLE attempt ADD COLUMN cost INTEGER",
+        "CREATE INDEX attempt_unknown ON attempt (key) WHERE state = 'unknown'",
+    ):
+        db.execute(statement)
+
+
+MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [m0001_log, m0002_money]
 
 
 def roll_back(db: sqlite3.Connection) -> None:

@@ -6,9 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,11 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import zstandard
 
 from stillhouse.errors import LedgerError, StorageError
-from stillhouse.ledger import merkle
+from stillhouse.ledger import lookup, merkle
 from stillhouse.ledger.checkpoint import Checkpoint, read_checkpoint, sign_checkpoint
 from stillhouse.ledger.database import connect, migrate, reading
 from stillhouse.ledger.keys import public_bytes, read_signing_key, rotation_body, utc_now
 from stillhouse.ledger.leaves import Leaf, LeafKind, NewLeaf, key_bytes, new_leaf, read_leaf, utc_stamp
+from stillhouse.ledger.lookup import AttemptCounts, Spent, StoredExchange
 from stillhouse.ledger.tree import TILE, seal, stored_nodes
 from stillhouse.ledger.writer import Writer
 from stillhouse.workspace import Workspace
@@ -31,38 +30,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PAGE = 1024
-_SQL_VARIABLES = 500
 # A row leaf is younger than the answers it was made from; leaves are stored as bytes, hence the cast.
 _ROWS_MADE_FROM = """
     SELECT l.idx FROM leaf l WHERE l.kind = 'row' AND l.idx > ?1 AND EXISTS (
       SELECT 1 FROM json_each(CAST(l.data AS TEXT), '$.body.exchanges') WHERE value = ?1)"""
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptCounts:
-    """Requests by what became of them; `unknown` were sent, or about to be, when their process died."""
-
-    open: int = 0
-    answered: int = 0
-    failed: int = 0
-    unknown: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.open + self.answered + self.failed + self.unknown
-
-
-@dataclass(frozen=True, slots=True)
-class StoredExchange:
-    """A recorded answer; `request` and `response` are None when they were erased or never recorded, and
-    `erased` says that the response was there and was erased."""
-
-    key: str
-    leaf: int
-    body: dict[str, Any]
-    request: bytes | None
-    response: bytes | None
-    erased: bool = False
 
 
 class Ledger:
@@ -219,14 +190,33 @@ class Ledger:
 
     # Attempts and exchanges
 
-    def begin(self, key: str, run: str, prompt_id: str, teacher: str, sample_index: int) -> Future[int]:
-        """Record that a request is about to be sent; send it once the future resolves to the attempt's id."""
-        row = (key_bytes(key), run, prompt_id, teacher, sample_index, utc_stamp(self.clock()))
+    def begin(
+        self,
+        key: str,
+        run: str,
+        prompt_id: str,
+        teacher: str,
+        sample_index: int,
+        reserved: float | None = None,
+    ) -> Future[int]:
+        """Record that a request is about to be sent; send it once the future resolves to the attempt's id.
+
+        `reserved` (US dollars) is what it can cost at most; None when no price is known.
+        """
+        row = (
+            key_bytes(key),
+            run,
+            prompt_id,
+            teacher,
+            sample_index,
+            utc_stamp(self.clock()),
+            lookup.nano(reserved),
+        )
 
         def insert(db: sqlite3.Connection) -> int:
             attempt = db.execute(
-                "INSERT INTO attempt (key, run, prompt_id, teacher, sample_index, began, state)"
-                " VALUES (?, ?, ?, ?, ?, ?, 'open')",
+                "INSERT INTO attempt (key, run, prompt_id, teacher, sample_index, began, reserved, state)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, 'open')",
                 row,
             ).lastrowid
             assert attempt is not None
@@ -235,9 +225,16 @@ class Ledger:
 
         return self._writer.submit(insert)
 
-    def answer(self, attempt: int, body: Mapping[str, Any], contents: Mapping[str, bytes]) -> Future[int]:
+    def answer(
+        self,
+        attempt: int,
+        body: Mapping[str, Any],
+        contents: Mapping[str, bytes],
+        cost: float | None = None,
+    ) -> Future[int]:
         """Record an attempt's answer as an exchange leaf (the attempt's key is added to `body`); resolves to
-        the leaf's index. An answer that arrives after a sweep is taken all the same.
+        the leaf's index. An answer that arrives after a sweep is taken all the same. `cost` is in US
+        dollars, None when it is not known.
 
         The future fails with LedgerError when the attempt was answered or failed before.
         """
@@ -252,23 +249,26 @@ class Ledger:
                 raise _settled(attempt, state)
             leaf = insert_leaf(db, ready)
             db.execute(
-                "UPDATE attempt SET state = 'answered', ended = ?, leaf = ? WHERE id = ?",
-                (ended, leaf, attempt),
+                "UPDATE attempt SET state = 'answered', ended = ?, leaf = ?, cost = ? WHERE id = ?",
+                (ended, leaf, lookup.nano(cost), attempt),
             )
             self._keys.pop(attempt, None)
             return leaf
 
         return self._writer.submit(settle)
 
-    def fail(self, attempt: int, reason: str) -> Future[None]:
-        """Record that an attempt brought no answer, and why (without text of a prompt or a reply)."""
+    def fail(self, attempt: int, reason: str, billed: bool = True) -> Future[None]:
+        """Record that an attempt brought no answer, and why (without text of a prompt or a reply).
+
+        `billed` False says that it cost nothing for certain, because no model worked on it.
+        """
         ended = utc_stamp(self.clock())
 
         def settle(db: sqlite3.Connection) -> None:
             changed = db.execute(
-                "UPDATE attempt SET state = 'failed', ended = ?, reason = ?"
+                "UPDATE attempt SET state = 'failed', ended = ?, reason = ?, cost = ?"
                 " WHERE id = ? AND state IN ('open', 'unknown')",
-                (ended, reason, attempt),
+                (ended, reason, None if billed else 0, attempt),
             ).rowcount
             if not changed:
                 raise _settled(attempt, "settled or never begun")
@@ -287,18 +287,19 @@ class Ledger:
 
     def attempts(self, run: str | None = None) -> AttemptCounts:
         """What became of the requests of a run, or of all."""
-        where, given = ("", ()) if run is None else ("WHERE run = ?", (run,))
-        rows = self.read(f"SELECT state, count(*) FROM attempt {where} GROUP BY state", given)
-        return AttemptCounts(**dict(rows))
+        return lookup.attempts(self.read, run)
+
+    def spent(self, run: str) -> Spent:
+        """What the run's attempts have cost so far."""
+        return lookup.spent(self.read, run)
+
+    def unknown(self, keys: Iterable[str]) -> set[str]:
+        """Those of the keys that were sent, or about to be, when a process died."""
+        return lookup.unknown(self.read, keys)
 
     def exchanges(self, keys: Iterable[str]) -> Iterator[StoredExchange]:
         """The newest answer to each of these keys, in their order; keys without an answer are left out."""
-        remaining = iter(keys)
-        while batch := list(islice(remaining, _SQL_VARIABLES)):
-            found = self._exchanges(batch)
-            for key in batch:
-                if key in found:
-                    yield found[key]
+        return lookup.exchanges(self.read, keys)
 
     # Proofs
 
@@ -384,38 +385,6 @@ class Ledger:
         if not rows:
             raise _settled(attempt, "never begun")
         return bytes(rows[0][0]).hex()
-
-    def _exchanges(self, keys: list[str]) -> dict[str, StoredExchange]:
-        marks = ",".join("?" * len(keys))
-        rows = self.read(
-            "SELECT e.key, l.idx, l.kind, l.time, l.data, l.hash, c.name, c.body"
-            f" FROM (SELECT key, max(leaf) AS leaf FROM exchange WHERE key IN ({marks}) GROUP BY key) e"
-            " JOIN leaf l ON l.idx = e.leaf"
-            " LEFT JOIN content c ON c.leaf = e.leaf AND c.name IN ('request', 'response')",
-            [key_bytes(key) for key in keys],
-        )
-        leaves: dict[str, Leaf] = {}
-        texts: dict[str, dict[str, bytes]] = {}
-        erased: set[str] = set()
-        for key, index, kind, time, data, digest, name, body in rows:
-            name_of_key = bytes(key).hex()
-            if name_of_key not in leaves:
-                leaves[name_of_key] = read_leaf(index, kind, time, data, digest)
-            if body is not None:
-                texts.setdefault(name_of_key, {})[name] = zstandard.decompress(body)
-            elif name == "response":
-                erased.add(name_of_key)
-        return {
-            key: StoredExchange(
-                key,
-                leaf.index,
-                leaf.body,
-                texts.get(key, {}).get("request"),
-                texts.get(key, {}).get("response"),
-                key in erased,
-            )
-            for key, leaf in leaves.items()
-        }
 
     def _within(self, size: int | None) -> int:
         present = self.size()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -168,7 +168,7 @@ def _evaluate(work: _Work) -> bool:
         questions,
         work.teacher,
         sampling,
-        replace(limits_of(recipe), spent=_need(work, "collect")["cost"]["high"] or 0.0),
+        limits_of(recipe),
         work.ledger,
         work.folder.root.name,
         decision,
@@ -194,7 +194,7 @@ def _evaluate(work: _Work) -> bool:
     own = any(BUILTIN.get(name) is not scorer for name, scorer in work.scorers.items())  # may have changed
     fresh = not _is_done(work, "evaluate", inputs, *outputs) or own
     if fresh:
-        failed = {prompt_id: reason for (prompt_id, _), reason in tally.failed.items()}
+        failed = {question.prompt_id: question.reason for question in tally.failed}
         answers = TeacherAnswers(texts, tokens, failed, local_teacher(recipe), finish)
         scores = evaluate(work.folder, recipe, work.prompts.test, answers, work.watch, work.scorers)
         predictions = hashlib.sha256(work.folder.predictions.read_bytes()).hexdigest()

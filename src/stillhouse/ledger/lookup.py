@@ -1,0 +1,124 @@
+"""What the ledger is asked while questions are put: which are answered, what became of the attempts, what
+they cost. Each function takes `read`, which runs a reading statement and gives all rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import zstandard
+
+from stillhouse.ledger.leaves import Leaf, key_bytes, read_leaf
+
+Read = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
+
+_SQL_VARIABLES = 500
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptCounts:
+    """Requests by what became of them; `unknown` were sent, or about to be, when their process died."""
+
+    open: int = 0
+    answered: int = 0
+    failed: int = 0
+    unknown: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.open + self.answered + self.failed + self.unknown
+
+
+class Spent(NamedTuple):
+    """US dollars: `known` by the usage of answers, `most` with the worst case of every attempt that may have
+    been billed without saying how much."""
+
+    known: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoredExchange:
+    """A recorded answer; `request` and `response` are None when they were erased or never recorded, and
+    `erased` says that the response was there and was erased."""
+
+    key: str
+    leaf: int
+    body: dict[str, Any]
+    request: bytes | None
+    response: bytes | None
+    erased: bool = False
+
+
+def nano(dollars: float | None) -> int | None:
+    """Billionths of a US dollar, rounded up: a sum of them never stays below the true one."""
+    return None if dollars is None else math.ceil(dollars * 1e9 - 1e-6)
+
+
+def attempts(read: Read, run: str | None) -> AttemptCounts:
+    where, given = ("", ()) if run is None else ("WHERE run = ?", (run,))
+    return AttemptCounts(**dict(read(f"SELECT state, count(*) FROM attempt {where} GROUP BY state", given)))
+
+
+def spent(read: Read, run: str) -> Spent:
+    rows = read(
+        "SELECT coalesce(sum(cost), 0), coalesce(sum(coalesce(cost, reserved)), 0)"
+        " FROM attempt WHERE run = ?",
+        (run,),
+    )
+    return Spent(rows[0][0] / 1e9, rows[0][1] / 1e9)
+
+
+def unknown(read: Read, keys: Iterable[str]) -> set[str]:
+    found: set[str] = set()
+    remaining = iter(keys)
+    while batch := list(islice(remaining, _SQL_VARIABLES)):
+        marks = ",".join("?" * len(batch))
+        query = f"SELECT DISTINCT key FROM attempt WHERE state = 'unknown' AND key IN ({marks})"
+        found |= {bytes(key).hex() for (key,) in read(query, [key_bytes(key) for key in batch])}
+    return found
+
+
+def exchanges(read: Read, keys: Iterable[str]) -> Iterator[StoredExchange]:
+    remaining = iter(keys)
+    while batch := list(islice(remaining, _SQL_VARIABLES)):
+        found = _exchanges(read, batch)
+        for key in batch:
+            if key in found:
+                yield found[key]
+
+
+def _exchanges(read: Read, keys: list[str]) -> dict[str, StoredExchange]:
+    marks = ",".join("?" * len(keys))
+    rows = read(
+        "SELECT e.key, l.idx, l.kind, l.time, l.data, l.hash, c.name, c.body"
+        f" FROM (SELECT key, max(leaf) AS leaf FROM exchange WHERE key IN ({marks}) GROUP BY key) e"
+        " JOIN leaf l ON l.idx = e.leaf"
+        " LEFT JOIN content c ON c.leaf = e.leaf AND c.name IN ('request', 'response')",
+        [key_bytes(key) for key in keys],
+    )
+    leaves: dict[str, Leaf] = {}
+    texts: dict[str, dict[str, bytes]] = {}
+    erased: set[str] = set()
+    for key, index, kind, time, data, digest, name, body in rows:
+        name_of_key = bytes(key).hex()
+        if name_of_key not in leaves:
+            leaves[name_of_key] = read_leaf(index, kind, time, data, digest)
+        if body is not None:
+            texts.setdefault(name_of_key, {})[name] = zstandard.decompress(body)
+        elif name == "response":
+            erased.add(name_of_key)
+    return {
+        key: StoredExchange(
+            key,
+            leaf.index,
+            leaf.body,
+            texts.get(key, {}).get("request"),
+            texts.get(key, {}).get("response"),
+            key in erased,
+        )
+        for key, leaf in leaves.items()
+    }
