@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import numpy as np
@@ -102,6 +103,25 @@ def test_accumulated_parts_step_as_one_batch(parts):
     assert found[0][2] == found[1][2]
     assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-5)
     torch.testing.assert_close(found[0][3], found[1][3], rtol=1e-5, atol=1e-6)
+
+
+def test_two_halves_at_once_give_the_bits_of_two_in_turn():
+    def after(steps, halves):
+        model = tiny_llama()
+        attend_in_float32(model)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=0.01)
+        for _ in range(steps):
+            train_step(model, model, ROWS, [optimiser], 1.0, bf16, True, VOCABULARY, parts=2, halves=halves)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    def bf16():
+        return torch.autocast("cpu", torch.bfloat16)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(2) as pool:
+        assert torch.equal(after(40, pool), after(40, None))
+    torch.set_num_threads(before)
 
 
 def test_a_head_is_gathered_only_where_that_gives_the_models_own_logits():

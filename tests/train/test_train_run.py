@@ -35,10 +35,10 @@ from stillhouse.train import loop, train
 from stillhouse.workspace import RunFolder
 step = loop.train_step
 seen = count(1)
-def dies(*args):
+def dies(*args, **kwargs):
     if next(seen) == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-    return step(*args)
+    return step(*args, **kwargs)
 loop.train_step = dies
 ticks = count()
 recipe = make_recipe(sys.argv[2], {"checkpoint_seconds": 7, "optimiser": sys.argv[6]})
@@ -117,7 +117,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
     seen = []
     again = make_recipe(str(folder), {"checkpoint_seconds": 1e9, "optimiser": optimiser})
     assert train(run, again, lambda _: seen.append(torch.get_num_threads())).steps == result.steps
-    assert set(seen) == {threads}
+    assert set(seen) == {max(1, threads // 2)}, "each of two workers has half of them"
     assert torch.get_num_threads() == 3 - threads
     assert weights(run) == weights(whole)
     exact = [[(r["step"], r["loss"], r["lr"], r.get("held_out")) for r in losses(r)] for r in (run, whole)]
@@ -239,11 +239,11 @@ def test_nothing_that_fits_is_an_error(run, folder):
 def test_a_loss_that_is_no_number_stops_with_the_last_checkpoint_whole(run, folder, monkeypatch):
     step, seen, ticks = loop.train_step, count(1), count()
 
-    def breaks(model, *rest):
+    def breaks(model, *rest, **named):
         if next(seen) == 6:
             with torch.no_grad():
                 next(model.parameters())[:] = torch.nan
-        return step(model, *rest)
+        return step(model, *rest, **named)
 
     monkeypatch.setattr(loop, "train_step", breaks)
     recipe = make_recipe(str(folder), {"checkpoint_seconds": 1})
@@ -254,13 +254,13 @@ def test_a_loss_that_is_no_number_stops_with_the_last_checkpoint_whole(run, fold
 
 
 def test_a_student_that_no_gradient_reaches_is_an_error(run, folder, monkeypatch):
-    monkeypatch.setattr(loop, "train_step", lambda *_: (3.0, 0.0, 1))
+    monkeypatch.setattr(loop, "train_step", lambda *_, **__: (3.0, 0.0, 1))
     with pytest.raises(ModelError, match="zero gradient at step 1"):
         train(run, make_recipe(str(folder)))
 
 
 def test_running_out_of_memory_says_what_to_lower(run, folder, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(loop, "train_step", full)

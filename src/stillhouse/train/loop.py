@@ -8,7 +8,8 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,24 +98,20 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     saved = shown = clock()
 
     def save() -> None:
-        content: dict[str, Any] = {
-            "step": done,
-            "tokens": tokens,
-            "targets": targets,
-            "seconds": clock() - began,
-        }
-        content |= {
-            "loss": loss,
-            "held_out": held,
-            "recent": list(recent),
-            "dtype": dtype,
-            "threads": threads,
-        }
+        content: dict[str, Any] = {"step": done, "tokens": tokens, "targets": targets}
+        content |= {"seconds": clock() - began, "loss": loss, "held_out": held, "recent": list(recent)}
+        content |= {"dtype": dtype, "threads": threads}
         content |= capture(trainable, optimisers)
         checkpoint.save(folder, key, done, content, 1 if done == steps else checkpoint.KEPT)
 
     model.train()
-    with storage("write", log), log.open("w") as file, interrupts() as stopped, threads_of(threads):
+    how = precision, gather, vocabulary
+    with (
+        storage("write", log),
+        log.open("w") as file,
+        interrupts() as stopped,
+        workers(threads, device) as two,
+    ):
         file.writelines(lines)
         batches = epoch_batches(lengths, settings.batch_tokens, seed, done // per_epoch)
         for step in range(done, steps):
@@ -126,7 +123,7 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
                 group["lr"] = rate
             try:
                 loss, norm, count = train_step(
-                    model, causal, chosen, optimisers, settings.clip, precision, gather, vocabulary
+                    model, causal, chosen, optimisers, settings.clip, *how, halves=two
                 )
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 raise _out_of_memory(error, step, device) from error
@@ -171,24 +168,33 @@ def train_step(
     gather: bool,
     vocabulary: int,
     parts: int | None = None,
+    halves: Executor | None = None,
 ) -> tuple[float, float, int]:
     """One optimiser step over `rows`: loss in nats per token, gradient norm before clipping, target tokens.
 
     The rows are cut into parts where all their logits at once would be too many; each part's loss is
-    divided by the tokens of the whole, so the gradient is that of one batch. A step whose loss or gradient
+    divided by the tokens of the whole, so the gradient is that of one batch. With `halves`, an executor of
+    two threads, a batch that need not be cut is worked in two parts at once. A step whose loss or gradient
     is not finite changes nothing.
     """
     count = sum(len(row.ids) - row.start for row in rows)
     wide = count if gather else len(rows) * max(len(row.ids) for row in rows)
-    parts = min(len(rows), parts or math.ceil(wide * vocabulary / SCORES))
-    total: Tensor = torch.zeros((), device=causal.device)
-    for part in range(parts):
+    needed = parts or math.ceil(wide * vocabulary / SCORES)
+    parts = min(len(rows), max(needed, 2) if halves else needed)
+
+    def backward(part: int) -> Tensor:
         batch = to_device(collate(rows[part::parts]), causal.device)
         with precision():
             summed, _ = sequence_loss(causal, batch, gather)
         loss = summed / count
         loss.backward()
-        total += loss.detach()
+        return loss.detach()
+
+    if halves is not None and parts == 2:
+        losses = list(halves.map(backward, range(2)))  # a + b = b + a: which half ends first changes nothing
+    else:
+        losses = [backward(part) for part in range(parts)]
+    total = torch.stack(losses).sum()
     norm = float(torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip))
     value = float(total)
     for optimiser in optimisers:
@@ -303,12 +309,18 @@ def restore(
 
 
 @contextmanager
-def threads_of(count: int) -> Iterator[None]:
-    """So many torch threads inside, the process's own number again after."""
+def workers(threads: int, device: torch.device) -> Iterator[Executor | None]:
+    """Two workers with half of the torch threads each on a CPU that has more than one, else None.
+
+    Operations of small models are too short to be shared by threads, half batches are not. The process's
+    own number of threads is put back after.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    shared = device.type == "cpu" and threads > 1
+    torch.set_num_threads(threads // 2 if shared else threads)
     try:
-        yield
+        with ThreadPoolExecutor(2) if shared else nullcontext() as pool:
+            yield pool
     finally:
         torch.set_num_threads(before)
 
