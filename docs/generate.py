@@ -51,6 +51,10 @@ def recipe_page() -> str:
         "",
     ]
     for table in Recipe.model_fields:
+        if table == "teachers":
+            about = schema["properties"][table]["description"]
+            parts += ["## `[[teachers]]`", "", f"{about} The keys are those of [teacher].", ""]
+            continue
         parts += _table(f"[{table}]", schema["properties"][table], schema)
     for name, place in (
         ("Declaration", "[teacher.terms]"),

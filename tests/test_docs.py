@@ -30,6 +30,8 @@ def test_every_default_on_the_recipe_page_is_the_programs(generate):
     tables = dict(re.findall(r"^## `\[(\w+)\]`\n(.*?)(?=^## |\Z)", generate.recipe_page(), re.M | re.S))
     checked = 0
     for table, field in Recipe.model_fields.items():
+        if table == "teachers":  # a list of what [teacher] is
+            continue
         shown = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", tables[table], re.M))
         model = field.annotation
         assert shown.keys() == model.model_fields.keys()

@@ -24,7 +24,7 @@ from stillhouse.errors import UsageError
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
-SECRET = ("teacher.endpoint", "teacher.key_env")  # where a key may stand by mistake: never echoed
+SECRET = r"teachers?(\.\d+)?(\.(endpoint|key_env).*)?"  # where a key may stand by mistake: never echoed
 WORDS = ("config", "from_teacher")  # ways to make a student, never names of folders
 
 
@@ -80,6 +80,12 @@ class Teacher(_Table):
     system: str = Field(default="", description="A system prompt put before every prompt.")
     terms: Declaration | None = None
     price: Price | None = None
+    families: list[str] | None = Field(
+        default=None, description="With [[teachers]]: the families of prompts that go to this one first."
+    )
+    weight: float = Field(
+        default=1.0, gt=0, description="With [[teachers]]: its share of the prompts that several may answer."
+    )
 
     @field_validator("endpoint")
     @classmethod
@@ -125,6 +131,9 @@ class Prompts(_Table):
     count: Positive | None = Field(default=None, description="Use the first so many; all when left out.")
     seed: int = Field(default=1, ge=0, description="Generator seed; only for `embedded:desk`.")
     prompt: str = Field(default="prompt", description="Column with the text, or with a list of messages.")
+    template: str | None = Field(
+        default=None, description="Text of each prompt instead, with {column} for a column's value."
+    )
     reference: str = Field(default="reference", description="Column with a right answer, where there is one.")
     family: str = Field(default="family", description="Column with the kind of task.")
     group: str = Field(default="group", description="Column with the template or source document.")
@@ -148,6 +157,14 @@ class Collect(_Table):
     timeout: float = Field(default=120.0, gt=0, description="Seconds for one attempt.")
     retries: int = Field(default=4, ge=0, description="Further attempts after a failure that may pass.")
     max_cost: float | None = Field(default=None, gt=0, description="US dollars; needs `teacher.price`.")
+    unknown: Literal["ask", "leave"] = Field(
+        default="ask",
+        description="What was sent without a known answer when a process died: `ask` again, or `leave` it.",
+    )
+    teachers: Literal["one", "all"] = Field(
+        default="one",
+        description="Who answers a prompt where there are [[teachers]]: one, by family and weight, or all.",
+    )
     max_failures: Fraction = Field(
         default=0.2, description="Stop when more than this share of prompts failed."
     )
@@ -228,6 +245,9 @@ class Recipe(_Table):
 
     run: Run
     teacher: Teacher
+    teachers: list[Teacher] = Field(
+        default=[], description="Further ones to learn from. The student is measured against [teacher]."
+    )
     prompts: Prompts
     collect: Collect = Collect()
     curate: Curate = Curate()
@@ -279,7 +299,7 @@ def parse_recipe(tree: dict[str, Any], text: str = "", where: str = "recipe") ->
                 f"{at}: `{name}` is missing{more}", "a recipe needs it", f"add `{place[-1]}`"
             ) from None
         why = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
-        hidden = name == "teacher" or name.startswith(SECRET)
+        hidden = re.fullmatch(SECRET, name) is not None
         shown = isinstance(first["input"], str | int | float) and not hidden
         raise UsageError(
             f"{at}: `{name}` is not usable{more}",
@@ -304,12 +324,15 @@ def run_digest(recipe: Recipe) -> str:
     what depends on it is done again.
     """
     tree = recipe.model_dump(mode="json")
-    teacher, evaluate = tree["teacher"], tree["evaluate"]
-    if recipe.teacher.endpoint:
-        teacher["endpoint"] = recipe.teacher.provider or urlsplit(recipe.teacher.endpoint).hostname
-    for name in ("key_env", "terms", "price"):
-        del teacher[name]
-    effort = ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "retries")
+    evaluate = tree["evaluate"]
+    for given, teacher in zip(
+        (recipe.teacher, *recipe.teachers), (tree["teacher"], *tree["teachers"]), strict=True
+    ):
+        if given.endpoint:
+            teacher["endpoint"] = given.provider or urlsplit(given.endpoint).hostname
+        for name in ("key_env", "terms", "price"):
+            del teacher[name]
+    effort = ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "retries", "unknown")
     for name in (*effort, "max_cost", "max_failures"):
         del tree["collect"][name]
     del tree["train"]["checkpoint_seconds"], tree["release"]
@@ -332,12 +355,16 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
             return value
         return str((folder / value).resolve())
 
-    teacher, student = recipe.teacher, recipe.student
-    model = teacher.model if teacher.endpoint else path(teacher.model)
-    terms = teacher.terms and teacher.terms.model_copy(update={"document": path(teacher.terms.document)})
+    def whole(teacher: Teacher) -> Teacher:
+        model = teacher.model if teacher.endpoint else path(teacher.model)
+        terms = teacher.terms and teacher.terms.model_copy(update={"document": path(teacher.terms.document)})
+        return teacher.model_copy(update={"model": model, "terms": terms})
+
+    student = recipe.student
     return recipe.model_copy(
         update={
-            "teacher": teacher.model_copy(update={"model": model, "terms": terms}),
+            "teacher": whole(recipe.teacher),
+            "teachers": [whole(teacher) for teacher in recipe.teachers],
             "prompts": recipe.prompts.model_copy(update={"source": path(recipe.prompts.source)}),
             "student": student.model_copy(
                 update={
@@ -353,6 +380,8 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
 def _keys_at(place: list[str]) -> list[str]:
     table: Any = Recipe
     for part in place:
+        if part.isdigit():  # a place in a list of tables
+            continue
         field = (
             table.model_fields.get(part) if isinstance(table, type) and issubclass(table, BaseModel) else None
         )

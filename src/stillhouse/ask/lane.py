@@ -158,7 +158,7 @@ def _fresh(
 
 
 def text_bytes(question: Question) -> int:
-    return sum(len(message.content.encode()) for message in question.messages)
+    return len(question.tools) + sum(len(m.content.encode()) + len(m.extra) for m in question.messages)
 
 
 def is_local(url: str) -> bool:

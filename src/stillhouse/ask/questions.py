@@ -8,6 +8,8 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
+import orjson
+
 from stillhouse.ledger import Ledger, StoredExchange, exchange_key, read_workspace_key
 from stillhouse.models.endpoint import parse_chat
 from stillhouse.money import Budget, Price, worst_prompt_tokens
@@ -62,6 +64,7 @@ class Question:
     prompt_id: str
     messages: tuple[Message, ...]
     sample_index: int = 0
+    tools: str = ""  # those that may be called, as canonical JSON
 
 
 class Questions(Protocol):
@@ -130,13 +133,24 @@ def request_body(question: Question, teacher: Teacher, sampling: Sampling) -> di
     system = (Message("system", teacher.system),) if teacher.system else ()
     body: dict[str, Any] = {
         "model": teacher.model,
-        "messages": [{"role": m.role, "content": m.content} for m in (*system, *question.messages)],
+        "messages": [_wire(message) for message in (*system, *question.messages)],
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,
     }
     if sampling.temperature > 0:
         body["seed"] = question.sample_index
+    if question.tools:
+        body["tools"] = orjson.loads(question.tools)
+    return body
+
+
+def _wire(message: Message) -> dict[str, Any]:
+    body: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.extra:
+        body |= orjson.loads(message.extra)
+        if not message.content and "tool_calls" in body:
+            body["content"] = None
     return body
 
 
@@ -160,7 +174,8 @@ def worst_cost(question: Question, teacher: Teacher, sampling: Sampling) -> floa
     """US dollars that one attempt can cost at most; 0 where no price is known and so none can be capped."""
     if teacher.price is None:
         return 0.0
-    size = len(teacher.system.encode()) + sum(len(m.content.encode()) for m in question.messages)
+    texts = (teacher.system, question.tools, *(m.content + m.extra for m in question.messages))
+    size = sum(len(text.encode()) for text in texts)
     return teacher.price.of(worst_prompt_tokens(size, len(question.messages) + 1), sampling.max_tokens)
 
 

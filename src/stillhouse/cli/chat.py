@@ -28,7 +28,10 @@ def converse(workspace: Workspace, run: RunFolder, prompts: Iterable[str], as_js
     student = load_model(str(run.student))
     sampling = Sampling(0.0, 1.0, recipe.collect.max_tokens)
     limits = Limits(1, recipe.collect.timeout, recipe.collect.retries)
-    with Ledger.open(workspace) as ledger, open_teacher(recipe, run.logs / "chat-teacher.log") as teacher:
+    with (
+        Ledger.open(workspace) as ledger,
+        open_teacher(recipe.teacher, run.logs / "chat-teacher.log") as teacher,
+    ):
         decision = gate.admit(recipe.teacher, "evaluation", ledger, datetime.now(UTC))
         if sys.stdin.isatty() and not as_json:
             print("a prompt a line; end with Ctrl-D", file=sys.stderr)

@@ -1,46 +1,39 @@
-"""collect: put every prompt to the teacher once, and write what came back in the order of the prompts."""
+"""collect: put every prompt to its teachers once, and write what came back in the order of the prompts."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import tee
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import rfc8785
 
-from stillhouse.ask import Limits, Question, Sampling, Tally, Teacher, answers, ask
+from stillhouse.ask import Limits, Part, Question, Sampling, Tally, Teacher, answers, ask_all
 from stillhouse.collect.prompts import PromptSet, load_prompts, name_broken
+from stillhouse.collect.spool import MESSAGES, Prompts, plain_messages, write_prompts
 from stillhouse.errors import EndpointError, storage
 from stillhouse.ledger import Ledger
 from stillhouse.recipe import Recipe
+from stillhouse.recipe import Teacher as TeacherSettings
 from stillhouse.records import Prompt, Watch, unwatched
 from stillhouse.workspace import RunFolder
 
 __all__ = [
+    "Asked",
     "Collected",
     "PromptSet",
+    "asked_of",
     "collect",
+    "limits_of",
     "load_prompts",
     "name_broken",
-    "plan_questions",
     "sampling_of",
 ]
 
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-PROMPTS = pa.schema(
-    [
-        ("id", pa.string()),
-        ("messages", MESSAGES),
-        ("family", pa.string()),
-        ("group", pa.string()),
-        ("reference", pa.string()),
-        ("scorer", pa.string()),
-        ("split", pa.string()),
-    ]
-)
 EXCHANGES = pa.schema(
     [
         ("key", pa.string()),
@@ -53,6 +46,8 @@ EXCHANGES = pa.schema(
         ("finish_reason", pa.string()),
         ("refusal", pa.string()),
         ("reasoning", pa.string()),
+        ("tools", pa.string()),
+        ("tool_calls", pa.string()),
         ("family", pa.string()),
         ("group", pa.string()),
         ("teacher", pa.string()),
@@ -60,7 +55,7 @@ EXCHANGES = pa.schema(
         ("completion_tokens", pa.int64()),
     ]
 )
-ROWS = 4096  # rows written at once
+ROWS = 1024  # rows written at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +67,54 @@ class Collected:
     exchanges: int
 
 
-def plan_questions(prompts: Sequence[Prompt], samples: int) -> list[Question]:
-    return [Question(p.id, p.messages, index) for p in prompts for index in range(samples)]
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The questions of prompts, `samples` for each, in order. `chosen` tells which prompts are meant."""
+
+    prompts: Prompts
+    samples: int = 1
+    chosen: Callable[[Prompt], bool] | None = None
+
+    def pairs(self) -> Iterator[tuple[Prompt, Question]]:
+        for prompt in self.prompts:
+            if self.chosen is None or self.chosen(prompt):
+                for index in range(self.samples):
+                    yield prompt, Question(prompt.id, prompt.messages, index, prompt.tools)
+
+    def __iter__(self) -> Iterator[Question]:
+        return (question for _, question in self.pairs())
+
+    def __len__(self) -> int:
+        chosen = len(self.prompts) if self.chosen is None else sum(map(self.chosen, self.prompts))
+        return self.samples * chosen
+
+
+def asked_of(recipe: Recipe, prompts: Prompts) -> list[Asked]:
+    """What each teacher is asked, in the order of [teacher] and [[teachers]]."""
+    teachers = (recipe.teacher, *recipe.teachers)
+    samples, seed = recipe.collect.samples, recipe.run.seed
+    if len(teachers) == 1 or recipe.collect.teachers == "all":
+        return [Asked(prompts, samples) for _ in teachers]
+
+    def goes_to(index: int) -> Callable[[Prompt], bool]:
+        return lambda prompt: choose(prompt, teachers, seed) == index
+
+    return [Asked(prompts, samples, goes_to(index)) for index in range(len(teachers))]
+
+
+def choose(prompt: Prompt, teachers: Sequence[TeacherSettings], seed: int) -> int:
+    """The index of the teacher that a prompt goes to: of those that name its family, else of those that name
+    none, else of all, one drawn by weight from a hash of seed and prompt."""
+    named = [i for i, teacher in enumerate(teachers) if prompt.family in (teacher.families or ())]
+    open_to_all = [i for i, teacher in enumerate(teachers) if teacher.families is None]
+    candidates = named or open_to_all or list(range(len(teachers)))
+    digest = hashlib.sha256(f"{seed}:{prompt.id}".encode()).digest()
+    left = int.from_bytes(digest[:8]) / 2**64 * sum(teachers[i].weight for i in candidates)
+    for i in candidates:
+        left -= teachers[i].weight
+        if left < 0:
+            return i
+    return candidates[-1]
 
 
 def sampling_of(recipe: Recipe) -> Sampling:
@@ -90,6 +131,7 @@ def limits_of(recipe: Recipe) -> Limits:
         settings.max_failures,
         requests_per_minute=settings.requests_per_minute,
         tokens_per_minute=settings.tokens_per_minute,
+        unknown=settings.unknown,
     )
 
 
@@ -97,97 +139,70 @@ def collect(
     run: RunFolder,
     recipe: Recipe,
     prompts: PromptSet,
-    teacher: Teacher,
+    teachers: Sequence[tuple[Teacher, int]],
     ledger: Ledger,
-    decision: int,
     watch: Watch = unwatched,
 ) -> Collected:
     """Ask what is not yet in the ledger, then write `prompts.parquet` and `exchanges.parquet`.
 
-    A prompt that failed after all retries has no exchange; it is counted in the tally by its last
-    reason. Raises what `ask` raises, and EndpointError when not one prompt was answered.
+    `teachers` are those of the recipe in its order, each with the leaf of the decision that allows it. A
+    prompt that failed after all retries has no exchange; it is counted in the tally by its last reason.
+    Raises what `ask` raises, and EndpointError when not one prompt was answered.
     """
-    questions = plan_questions(prompts.train, recipe.collect.samples)
-    _write_prompts(run, prompts)
-    tally = ask(
-        questions, teacher, sampling_of(recipe), limits_of(recipe), ledger, run.root.name, decision, watch
-    )
-    digest, rows = _write_exchanges(run, recipe, prompts, teacher, ledger, questions)
+    asked = asked_of(recipe, prompts.train)
+    write_prompts(run.prompts, prompts.train, prompts.test)
+    parts = [Part(who, leaf, what) for (who, leaf), what in zip(teachers, asked, strict=True)]
+    tally = ask_all(parts, sampling_of(recipe), limits_of(recipe), ledger, run.root.name, watch)
+    digest, rows = _write_exchanges(run, sampling_of(recipe), parts, asked, ledger)
     if rows == 0:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(tally.failures.items()))
         raise EndpointError("not one prompt was answered", f"failed attempts: {kinds}", "see to the server")
     return Collected(tally, digest, rows)
 
 
-def _write_prompts(run: RunFolder, prompts: PromptSet) -> None:
-    rows = [(p, "train") for p in prompts.train] + [(p, "test") for p in prompts.test]
-    table = pa.Table.from_pylist(
-        [
-            {
-                "id": p.id,
-                "messages": _plain(p.messages),
-                "family": p.family,
-                "group": p.group,
-                "reference": p.reference,
-                "scorer": p.scorer,
-                "split": split,
-            }
-            for p, split in rows
-        ],
-        schema=PROMPTS,
-    )
-    with storage("write", run.prompts):
-        pq.write_table(table, run.prompts)
-
-
 def _write_exchanges(
-    run: RunFolder,
-    recipe: Recipe,
-    prompts: PromptSet,
-    teacher: Teacher,
-    ledger: Ledger,
-    questions: Sequence[Question],
+    run: RunFolder, sampling: Sampling, parts: Sequence[Part], asked: Sequence[Asked], ledger: Ledger
 ) -> tuple[str, int]:
-    by_id = {p.id: p for p in prompts.train}
+    """Write the answers, teacher by teacher, in the order of the prompts; digest and number of the rows."""
     digest, count = hashlib.sha256(), 0
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for question, exchange in answers(questions, teacher, sampling_of(recipe), ledger):
-            if exchange is None:
-                continue
-            prompt, completion = by_id[question.prompt_id], exchange.completion
-            row: Any = {
-                "key": exchange.key,
-                "leaf": exchange.leaf,
-                "decision": exchange.decision,
-                "prompt_id": question.prompt_id,
-                "sample_index": question.sample_index,
-                "messages": _plain(question.messages),
-                "answer": completion.text,
-                "finish_reason": completion.finish_reason,
-                "refusal": completion.refusal,
-                "reasoning": completion.reasoning,
-                "family": prompt.family,
-                "group": prompt.group,
-                "teacher": exchange.teacher,
-                "prompt_tokens": completion.usage.prompt_tokens,
-                "completion_tokens": completion.usage.completion_tokens,
-            }
-            digest.update(rfc8785.dumps(row))
-            yield row
-
     with storage("write", run.exchanges), pq.ParquetWriter(run.exchanges, EXCHANGES) as writer:
         batch: list[dict[str, Any]] = []
-        for row in rows():
-            batch.append(row)
-            count += 1
-            if len(batch) == ROWS:
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=EXCHANGES))
-                batch = []
+        for part, what in zip(parts, asked, strict=True):
+            for row in _rows(part.teacher, sampling, what, ledger):
+                digest.update(rfc8785.dumps(row))
+                batch.append(row)
+                count += 1
+                if len(batch) == ROWS:
+                    writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=EXCHANGES))
+                    batch = []
         if batch:
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=EXCHANGES))
     return digest.hexdigest(), count
 
 
-def _plain(messages: Sequence[Any]) -> list[dict[str, str]]:
-    return [{"role": m.role, "content": m.content} for m in messages]
+def _rows(teacher: Teacher, sampling: Sampling, asked: Asked, ledger: Ledger) -> Iterator[dict[str, Any]]:
+    pairs, again = tee(asked.pairs())
+    found = answers((question for _, question in again), teacher, sampling, ledger)
+    for (prompt, question), (_, exchange) in zip(pairs, found, strict=True):
+        if exchange is None:
+            continue
+        completion = exchange.completion
+        yield {
+            "key": exchange.key,
+            "leaf": exchange.leaf,
+            "decision": exchange.decision,
+            "prompt_id": question.prompt_id,
+            "sample_index": question.sample_index,
+            "messages": plain_messages(question.messages),
+            "answer": completion.text,
+            "finish_reason": completion.finish_reason,
+            "refusal": completion.refusal,
+            "reasoning": completion.reasoning,
+            "tools": question.tools or None,
+            "tool_calls": completion.tool_calls,
+            "family": prompt.family,
+            "group": prompt.group,
+            "teacher": exchange.teacher,
+            "prompt_tokens": completion.usage.prompt_tokens,
+            "completion_tokens": completion.usage.completion_tokens,
+        }

@@ -11,7 +11,8 @@ import orjson
 from pydantic import ValidationError
 
 from stillhouse.ask import Question, Sampling, Teacher, question_key, request_body
-from stillhouse.collect.prompts import Broken, parse_prompt, read_rows
+from stillhouse.collect.prompts import parse_prompt
+from stillhouse.collect.sources import Broken, read_rows
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger, read_workspace_key
 from stillhouse.recipe import Declaration, Prompts

@@ -2,83 +2,85 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+import rfc8785
+
+from stillhouse import recipe as recipes
+from stillhouse.collect.sources import Broken, read_rows
+from stillhouse.collect.spool import PromptFile, Prompts, Split, Spool
 from stillhouse.errors import UsageError
-from stillhouse.recipe import Prompts, Recipe
+from stillhouse.recipe import Recipe
 from stillhouse.records import Message, Prompt, Role
 from stillhouse.text import conversation, is_unicode
 
 ROLES = ("system", "user", "assistant", "tool")
 NAMED = 20  # broken rows that are named one by one; all are counted
-LONGEST_CELL = 2**31 - 1  # of a CSV file, in characters; the csv module's own limit is 131,072
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """A row that is no prompt: where it stands and why."""
-
-    place: str
-    reason: str
+TRAIN, TEST = 3000, 1000  # prompts of the shipped world, where the recipe names no number
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    train: tuple[Prompt, ...]
-    test: tuple[Prompt, ...]
+    """The prompts to collect and the prompts to test on, kept apart."""
+
+    train: Prompts
+    test: Prompts
     broken: tuple[Broken, ...] = ()
     leaked: int = 0  # training prompts left out because the test slice asks the same
 
+    def scorers(self) -> set[str]:
+        """The names of all scorers."""
+        if isinstance(self.train, PromptFile):
+            return self.train.scorers()
+        return {prompt.scorer for prompt in (*self.train, *self.test) if prompt.scorer}
+
 
 def load_prompts(recipe: Recipe) -> PromptSet:
-    """The prompts to collect and the prompts to test on, kept apart.
+    """The prompts of a recipe, read to disk.
 
     Raises UsageError when the source is missing or holds no usable prompt. A broken row is no error: it
     is left out, named (the first few) and counted.
     """
     settings, testing = recipe.prompts, recipe.evaluate
-    if settings.source.startswith("embedded:"):
-        train = _embedded(settings.source, "train", settings.count or 3000, settings.seed)
-        broken: list[Broken] = []
-    else:
-        train, broken = _read(settings, settings.count)
-    if not train:
-        raise _no_prompt(settings.source, settings.prompt, broken)
     test_source = testing.source or (settings.source if settings.source.startswith("embedded:") else None)
-    if test_source is None:
-        train, test = _held_out(train, testing.held_out, recipe.run.seed)
-    elif test_source.startswith("embedded:"):
-        test = _embedded(test_source, testing.split, testing.count or 1000, testing.seed)
-    else:
-        test, more = _read(settings.model_copy(update={"source": test_source}), testing.count)
-        if not test:
+    spool = Spool()
+    split = _always("train") if test_source else _held_out(testing.held_out, recipe.run.seed)
+    count, broken = _read(settings, spool, split, ("train", TRAIN, settings.seed))
+    if not count:
+        raise _no_prompt(settings.source, settings.prompt, broken)
+    if test_source is not None:
+        other = settings.model_copy(update={"source": test_source, "count": testing.count})
+        world = (testing.split, TEST, testing.seed)
+        mark = "" if test_source.startswith("embedded:") else "test-"
+        count, more = _read(other, spool, _always("test"), world, mark)
+        if not count:
             raise _no_prompt(test_source, settings.prompt, more)
-        test = [replace(p, id=f"test-{p.id}") for p in test]
         broken += more
-    asked = {_question(p) for p in test}
-    kept = [p for p in train if _question(p) not in asked]
-    if not kept:
+    train, test, twice, leaked = spool.close()
+    broken += [Broken(place, f"the id {name!r} was used before") for place, name in twice]
+    if not len(train):
         raise UsageError(
             f"no training prompt is left of {settings.source}",
-            f"all {len(train)} are also test prompts, and what is tested is never learned from"
-            if train
+            f"all {leaked} are also test prompts, and what is tested is never learned from"
+            if leaked
             else "every prompt was kept back for the test",
             "give `evaluate.source` other prompts than `prompts.source`, or leave it out"
             if testing.source
             else "lower `evaluate.held_out`, or give more prompts or groups",
         )
-    return PromptSet(tuple(kept), tuple(test), tuple(broken), len(train) - len(kept))
+    return PromptSet(train, test, tuple(broken), leaked)
 
 
-def _question(prompt: Prompt) -> str:
-    return conversation((m.role, m.content) for m in prompt.messages)
+def _question(prompt: Prompt) -> int:
+    """A 64-bit hash of what is asked."""
+    text = conversation((m.role, m.content) for m in prompt.messages)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 def _no_prompt(source: str, column: str, broken: list[Broken]) -> UsageError:
@@ -90,54 +92,77 @@ def _no_prompt(source: str, column: str, broken: list[Broken]) -> UsageError:
     )
 
 
-def _embedded(source: str, split: str, count: int, seed: int) -> list[Prompt]:
-    if source != "embedded:desk":
-        raise UsageError(f"no prompts named {source}", "stillhouse ships one world", "use `embedded:desk`")
-    from stillhouse.models.embedded import world
-
-    return list(world.prompts(cast(Any, split), count, seed))
+def _always(split: Split) -> Callable[[Prompt], Split]:
+    return lambda _: split
 
 
-def _held_out(prompts: list[Prompt], share: float, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+def _held_out(share: float, seed: int) -> Callable[[Prompt], Split]:
     """Split by group (a prompt without one is its own), by a seeded hash: a longer file keeps its split."""
-    train: list[Prompt] = []
-    test: list[Prompt] = []
-    for prompt in prompts:
+
+    def split(prompt: Prompt) -> Split:
         digest = hashlib.sha256(f"{seed}:{prompt.group or prompt.id}".encode()).digest()
-        (test if int.from_bytes(digest[:8]) < share * 2**64 else train).append(prompt)
-    return train, test
+        return "test" if int.from_bytes(digest[:8]) < share * 2**64 else "train"
+
+    return split
 
 
-def _read(settings: Prompts, count: int | None) -> tuple[list[Prompt], list[Broken]]:
-    prompts: list[Prompt] = []
+def _read(
+    settings: recipes.Prompts,
+    spool: Spool,
+    split: Callable[[Prompt], Split],
+    world: tuple[Literal["train", "dev", "test"], int, int],
+    mark: str = "",
+) -> tuple[int, list[Broken]]:
+    """Put the prompts of a source into the spool; how many there were, and what was none. `world` is split,
+    number and seed for the shipped generator, `mark` goes before each id."""
     broken: list[Broken] = []
-    seen: set[str] = set()
-    for number, (place, row) in enumerate(read_rows(settings.source)):
-        prompt = row if isinstance(row, Broken) else parse_prompt(row, settings, place, number)
+    count = 0
+    for place, prompt in _prompts(settings, world):
         if isinstance(prompt, Broken):
             broken.append(prompt)
             continue
-        if prompt.id in seen:
-            broken.append(Broken(place, f"the id {prompt.id!r} was used before"))
-            continue
-        seen.add(prompt.id)
-        prompts.append(prompt)
-        if count is not None and len(prompts) == count:
+        spool.add(replace(prompt, id=mark + prompt.id), split(prompt), place, _question(prompt))
+        count += 1
+        if count == settings.count:
             break
-    return prompts, broken
+    return count, broken
 
 
-def parse_prompt(row: Any, settings: Prompts, place: str, number: int) -> Prompt | Broken:
+def _prompts(
+    settings: recipes.Prompts, world: tuple[Literal["train", "dev", "test"], int, int]
+) -> Iterator[tuple[str, Prompt | Broken]]:
+    """(place, prompt) for each row of the source."""
+    if settings.source.startswith("embedded:"):
+        if settings.source != "embedded:desk":
+            raise UsageError(
+                f"no prompts named {settings.source}", "stillhouse ships one world", "use `embedded:desk`"
+            )
+        from stillhouse.models.embedded import world as desk
+
+        split, count, seed = world
+        for prompt in desk.prompts(split, settings.count or count, seed):
+            yield settings.source, prompt
+        return
+    for number, (place, row) in enumerate(read_rows(settings.source)):
+        yield place, row if isinstance(row, Broken) else parse_prompt(row, settings, place, number)
+
+
+def parse_prompt(row: Any, settings: recipes.Prompts, place: str, number: int) -> Prompt | Broken:
     """The row as a prompt, or why it is none. 0 and false are values; null and the empty text are absence."""
     if not isinstance(row, dict):
         return Broken(place, f"a row must be an object, this is a {type(row).__name__}")
     value = row.get(settings.prompt, row.get("messages"))
+    if settings.template is not None:
+        try:
+            value = fill(settings.template, row)
+        except KeyError as error:
+            return Broken(place, f"the template needs a column {error}")
     if isinstance(value, str) and value.strip():
         messages: tuple[Message, ...] = (Message("user", value),)
     elif isinstance(value, list) and value:
         parsed = [_message(part) for part in value]
         if any(part is None for part in parsed):
-            return Broken(place, "a message needs a known role and a text as content")
+            return Broken(place, "a message needs a known role and a text as content, or tool calls")
         messages = tuple(part for part in parsed if part is not None)
         if messages[-1].role == "assistant":
             return Broken(place, "the last message is the assistant's: there is nothing to answer")
@@ -154,6 +179,7 @@ def parse_prompt(row: Any, settings: Prompts, place: str, number: int) -> Prompt
     try:
         reference = _as_text(row.get(settings.reference))
         family, group, name = (_as_text(row.get(key)) for key in (settings.family, settings.group, "id"))
+        tools = _tools(row.get("tools"))
     except (TypeError, ValueError, RecursionError) as error:
         return Broken(place, f"a column cannot be written as a text: {error}")
     text = "\x1e".join(m.content for m in messages)
@@ -166,6 +192,7 @@ def parse_prompt(row: Any, settings: Prompts, place: str, number: int) -> Prompt
         group=group or "",
         reference=reference,
         scorer=scorer or settings.scorer,
+        tools=tools,
     )
 
 
@@ -185,156 +212,45 @@ def _as_text(value: Any) -> str | None:
     return str(value)
 
 
+def fill(template: str, row: Mapping[str, Any]) -> str:
+    """`template` with each `{column}` replaced by that column's text; `{{` and `}}` are braces. Nothing in
+    a row is ever taken for a template. Raises KeyError for a column that the row lacks."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[0] in ("{{", "}}"):
+            return match[0][0]
+        text = _as_text(row[match[1]])
+        if text is None:
+            raise KeyError(match[1])
+        return text
+
+    return re.sub(r"\{\{|\}\}|\{([^{}]+)\}", value, template)
+
+
+def _tools(value: Any) -> str:
+    """The tools that a prompt offers, as JSON; a column of a file may hold them as a list or as its text."""
+    tools = json.loads(value) if isinstance(value, str) and value else value
+    if tools in (None, "", []):
+        return ""
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError("`tools` is no list of objects")
+    return rfc8785.dumps(tools).decode()
+
+
 def _message(part: Any) -> Message | None:
-    if (
-        not isinstance(part, dict)
-        or part.get("role") not in ROLES
-        or not isinstance(part.get("content"), str)
-    ):
+    """A message, whole: what it holds beside role and text (tool calls, their ids) goes along as JSON."""
+    if not isinstance(part, dict) or part.get("role") not in ROLES:
         return None
-    return Message(cast(Role, part["role"]), part["content"])
-
-
-def read_rows(source: str) -> Iterator[tuple[str, Any]]:
-    """(place, row) for each row; a row that cannot be read is a Broken."""
-    if source.startswith("hf:"):
-        yield from _hub(source.removeprefix("hf:"))
-        return
-    path = Path(source)
+    extra = {name: value for name, value in part.items() if name not in ("role", "content") and value}
+    content = part.get("content")
+    if content is None and extra.get("tool_calls"):
+        content = ""
+    if not isinstance(content, str):
+        return None
     try:
-        if path.is_dir():
-            raise UsageError(
-                f"cannot read {source}", "it is a folder", "give one file: .jsonl, .json, .csv or .parquet"
-            )
-        if not path.is_file():
-            raise UsageError(
-                f"no prompt file at {source}",
-                "the file does not exist",
-                "correct the path; in a recipe it is relative to the recipe's folder",
-            )
-        yield from _file(path)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise UsageError(f"cannot read {source}", why, "give a file that can be read to its end") from None
-
-
-def _file(path: Path) -> Iterator[tuple[str, Any]]:
-    suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".ndjson"):
-        yield from _json_lines(path)
-    elif suffix == ".json":
-        yield from _json(path)
-    elif suffix == ".csv":
-        yield from _csv(path)
-    elif suffix == ".parquet":
-        yield from _parquet(path)
-    else:
-        raise UsageError(
-            f"cannot read {path.name}",
-            f"unknown kind of file: {suffix or 'no suffix'}",
-            "use .jsonl, .json, .csv or .parquet",
-        )
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            place = f"{path.name}:{number}"
-            try:
-                yield place, json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                yield place, Broken(place, f"not a JSON line: {error}")
-
-
-def _json(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"cannot read {path.name}", f"not JSON: {error}", "mend the file") from None
-    if not isinstance(rows, list):
-        raise UsageError(f"cannot read {path.name}", "the file holds no list of rows", "use JSONL, or a list")
-    for number, row in enumerate(rows):
-        yield f"{path.name}[{number}]", row
-
-
-def _csv(path: Path) -> Iterator[tuple[str, Any]]:
-    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
-    # Bytes that are not UTF-8 become lone surrogates, by which their row is known.
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        rows, number = csv.DictReader(file), 1
-        while True:
-            number += 1
-            place = f"{path.name}:{number}"
-            try:
-                row = next(rows, None)
-            except csv.Error as error:
-                yield place, Broken(place, f"not a CSV row: {error}")
-                continue
-            if row is None:
-                return
-            if None in row:
-                yield place, Broken(place, "more cells than the first line has names")
-            elif not all(is_unicode(value) for value in row.values() if value):
-                yield place, Broken(place, "it holds bytes that are not UTF-8")
-            else:
-                yield place, {name: value for name, value in row.items() if value != ""}
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for row in _rows_of(batch, path.name, number):
-                    yield f"{path.name} row {number}", row
-                    number += 1
-    except (pa.ArrowException, OSError) as error:
-        raise UsageError(
-            f"cannot read {path.name}",
-            f"after {number} rows: {error}" if number else str(error),
-            "give a whole Parquet file",
-        ) from None
-
-
-def _rows_of(batch: Any, name: str, start: int) -> list[Any]:
-    """The batch as objects; when a value in it has no Python form, only that value's row is broken."""
-    try:
-        return list(batch.to_pylist())
-    except (ValueError, OverflowError):
-        pass
-    rows: list[Any] = []
-    for index in range(batch.num_rows):
-        try:
-            rows.extend(batch.slice(index, 1).to_pylist())
-        except (ValueError, OverflowError) as error:
-            rows.append(Broken(f"{name} row {start + index}", f"it cannot be read: {error}"))
-    return rows
-
-
-def _hub(name: str) -> Iterator[tuple[str, Any]]:
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise UsageError(
-            "cannot read a Hugging Face data set",
-            "`datasets` is not installed",
-            "pip install 'stillhouse[train]'",
-        ) from None
-    dataset, _, split = name.partition(":")
-    number = -1
-    try:
-        for number, row in enumerate(load_dataset(dataset, split=split or "train", streaming=True)):
-            yield f"hf:{name} row {number}", row
-    except Exception as error:  # the hub raises a dozen kinds; each means that the rows are not to be had
-        after = f"after {number + 1} rows: " if number >= 0 else ""
-        raise UsageError(
-            f"cannot load hf:{name}", f"{after}{type(error).__name__}: {error}", "check name and network"
-        ) from None
+        return Message(cast(Role, part["role"]), content, rfc8785.dumps(extra).decode() if extra else "")
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError):
+        return None
 
 
 def name_broken(broken: tuple[Broken, ...]) -> list[str]:

@@ -20,7 +20,7 @@ from stillhouse.records import Message, Progress, Sample, Verdict, Watch, unwatc
 from stillhouse.text import conversation
 from stillhouse.workspace import RunFolder
 
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())]))
 SAMPLES = pa.schema(
     [
         ("id", pa.string()),
@@ -158,7 +158,7 @@ def _sample(row: Row) -> Row:
     """The columns of `Sample`, plain."""
     sample = Sample(
         id=f"{row['prompt_id']}#{row['sample_index']}",
-        messages=tuple(Message(m["role"], m["content"]) for m in row["messages"]),
+        messages=tuple(Message(m["role"], m["content"], m["extra"] or "") for m in row["messages"]),
         completion=row["answer"],
         family=row["family"],
         group=row["group"],

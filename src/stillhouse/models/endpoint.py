@@ -342,8 +342,17 @@ def _completion(choice: dict[str, Any], place: int, model: str, usage: Usage) ->
         usage=usage,
         refusal=_string(message.get("refusal")),
         reasoning=_string(message.get("reasoning_content")) or _string(message.get("reasoning")),
+        tool_calls=_calls(message.get("tool_calls"), place),
         logprobs=_logprobs(choice.get("logprobs"), place),
     )
+
+
+def _calls(calls: Any, place: int) -> str | None:
+    if not calls:
+        return None
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise ValueError(f"choice {place} has tool calls that are no list of objects")
+    return orjson.dumps(calls).decode()
 
 
 def _text(content: Any, place: int) -> str:

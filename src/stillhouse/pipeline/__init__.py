@@ -15,13 +15,22 @@ from typing import Any
 import rfc8785
 
 from stillhouse import ask as asking
-from stillhouse.collect import PromptSet, collect, limits_of, load_prompts, plan_questions
+from stillhouse.collect import Asked, PromptSet, collect, limits_of, load_prompts
 from stillhouse.curate import curate
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
 from stillhouse.pipeline.planning import Plan, plan
-from stillhouse.pipeline.setup import STAGES, USES, check, greedy, local_teacher, need_extra, open_teacher
+from stillhouse.pipeline.setup import (
+    STAGES,
+    admit_all,
+    check,
+    greedy,
+    local_teacher,
+    need_extra,
+    open_teacher,
+    open_teachers,
+)
 from stillhouse.recipe import Recipe, recipe_digest, run_digest
 from stillhouse.records import Prompt, Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer
@@ -59,11 +68,11 @@ def run(
     with (
         locked(folder),
         Ledger.open(workspace) as ledger,
-        open_teacher(recipe, folder.logs / "teacher.log") as teacher,
+        open_teachers(recipe, folder.logs / "teacher.log") as teachers,
     ):
         write_json(folder.recipe, recipe.model_dump(mode="json"))
         folder.logs.mkdir(exist_ok=True)
-        work = _Work(folder, recipe, ledger, teacher, prompts, scorers, watch)
+        work = _Work(folder, recipe, ledger, teachers, prompts, scorers, watch)
         skipped = [stage for stage in STAGES if stage in stages and not _DO[stage](work)]
         evaluation = json.loads(folder.evaluation.read_bytes()) if folder.evaluation.exists() else None
         return Finished(folder, evaluation, tuple(skipped))
@@ -74,7 +83,7 @@ class _Work:
     folder: RunFolder
     recipe: Recipe
     ledger: Ledger
-    teacher: asking.Teacher
+    teachers: Sequence[asking.Teacher]  # the first is the one that the student is measured against
     prompts: PromptSet
     scorers: Mapping[str, Scorer]
     watch: Watch
@@ -83,18 +92,23 @@ class _Work:
 def _collect(work: _Work) -> bool:
     """Never skipped as a whole: what the ledger holds is looked up, which takes a second, and not asked."""
     started = time.monotonic()
-    decision, _ = [gate.admit(work.recipe.teacher, use, work.ledger, datetime.now(UTC)) for use in USES]
-    done = collect(work.folder, work.recipe, work.prompts, work.teacher, work.ledger, decision, work.watch)
+    decisions = admit_all(work.recipe, work.ledger)
+    teachers = list(zip(work.teachers, decisions, strict=True))
+    done = collect(work.folder, work.recipe, work.prompts, teachers, work.ledger, work.watch)
     before = _result(work.folder, "collect")
     seconds = 0.0 if before is None else before["seconds"]  # of the calls that bought something
     if done.tally.answered > 0 or before is None:
         seconds += time.monotonic() - started
     result = {
         "recipe": recipe_digest(work.recipe),
-        "teacher": work.teacher.model,
-        "endpoint": work.teacher.endpoint,
-        "revision": work.teacher.revision,
-        "decision": decision,
+        "teacher": work.teachers[0].model,
+        "endpoint": work.teachers[0].endpoint,
+        "revision": work.teachers[0].revision,
+        "decision": decisions[0],
+        "teachers": [
+            {"model": who.model, "endpoint": who.endpoint, "revision": who.revision, "decision": leaf}
+            for who, leaf in teachers
+        ],
         "prompts": len(work.prompts.train),
         "broken_lines": len(work.prompts.broken),
         "leaked": work.prompts.leaked,
@@ -163,10 +177,10 @@ def _evaluate(work: _Work) -> bool:
     recipe, trained = work.recipe, _need(work, "train")
     started = time.monotonic()
     decision = gate.admit(recipe.teacher, "evaluation", work.ledger, datetime.now(UTC))
-    questions, sampling = plan_questions(work.prompts.test, 1), greedy(recipe)
+    questions, sampling, teacher = Asked(work.prompts.test), greedy(recipe), work.teachers[0]
     tally = asking.ask(
         questions,
-        work.teacher,
+        teacher,
         sampling,
         limits_of(recipe),
         work.ledger,
@@ -176,7 +190,7 @@ def _evaluate(work: _Work) -> bool:
         "evaluate",
     )
     texts, tokens, finish, leaves = {}, {}, {}, []
-    for question, exchange in asking.answers(questions, work.teacher, sampling, work.ledger):
+    for question, exchange in asking.answers(questions, teacher, sampling, work.ledger):
         if exchange is not None:
             texts[question.prompt_id] = exchange.completion.text
             usage = exchange.completion.usage
@@ -196,7 +210,7 @@ def _evaluate(work: _Work) -> bool:
     if fresh:
         failed = {question.prompt_id: question.reason for question in tally.failed}
         answers = TeacherAnswers(texts, tokens, failed, local_teacher(recipe), finish)
-        scores = evaluate(work.folder, recipe, work.prompts.test, answers, work.watch, work.scorers)
+        scores = evaluate(work.folder, recipe, tuple(work.prompts.test), answers, work.watch, work.scorers)
         predictions = hashlib.sha256(work.folder.predictions.read_bytes()).hexdigest()
         work.ledger.append(
             "evaluation",
@@ -295,8 +309,8 @@ def _digest(*parts: Any) -> str:
 
 
 def _facts(prompt: Prompt) -> list[Any]:
-    messages = [[m.role, m.content] for m in prompt.messages]
-    return [prompt.id, messages, prompt.family, prompt.group, prompt.reference, prompt.scorer]
+    messages = [[m.role, m.content, m.extra] for m in prompt.messages]
+    return [prompt.id, messages, prompt.tools, prompt.family, prompt.group, prompt.reference, prompt.scorer]
 
 
 def _counts(work: _Work, tally: asking.Tally) -> dict[str, Any]:
@@ -304,7 +318,7 @@ def _counts(work: _Work, tally: asking.Tally) -> dict[str, Any]:
     `cost.low` (US dollars) are of the answers to these questions that the run bought; `cost.high` is what
     the run has spent so far at most, requests counted that may have been billed without an answer."""
     attempts = work.ledger.attempts(work.folder.root.name)
-    priced = work.teacher.price is not None
+    priced = all(teacher.price is not None for teacher in work.teachers)
     return {
         "sent": tally.sent,
         "answered": tally.answered,

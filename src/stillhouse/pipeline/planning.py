@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import random
 import statistics
+from array import array
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from stillhouse import ask as asking
-from stillhouse.collect import PromptSet, limits_of, load_prompts, plan_questions, sampling_of
+from stillhouse.collect import Asked, PromptSet, asked_of, limits_of, load_prompts, sampling_of
 from stillhouse.ledger import Ledger
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
-from stillhouse.pipeline.setup import STAGES, USES, check, greedy, open_teacher
+from stillhouse.pipeline.setup import STAGES, admit_all, check, greedy, open_teachers
 from stillhouse.recipe import Recipe, run_digest
-from stillhouse.records import Usage, Watch, unwatched
-from stillhouse.terms import gate
+from stillhouse.records import Watch, unwatched
 from stillhouse.workspace import RunFolder, Workspace, locked, read_marker
 
 
@@ -50,63 +50,83 @@ def plan(
     run = workspace.run(recipe.run.name, run_digest(recipe))
     prompts = prompts or load_prompts(recipe)
     check(recipe, prompts)
-    decision, _ = [gate.admit(recipe.teacher, use, ledger, datetime.now(UTC)) for use in USES]
+    decisions = admit_all(recipe, ledger)
+    asked, sampling = asked_of(recipe, prompts.train), sampling_of(recipe)
     if pilot:
-        with locked(run), open_teacher(recipe, run.logs / "teacher.log") as teacher:
+        with locked(run), open_teachers(recipe, run.logs / "teacher.log") as teachers:
             run.logs.mkdir(exist_ok=True)
-            drawn = _unanswered(recipe, prompts, teacher, ledger)
-            random.Random(recipe.run.seed).shuffle(drawn)
-            asking.ask(
-                drawn[:pilot],
-                teacher,
-                sampling_of(recipe),
-                limits_of(recipe),
-                ledger,
-                run.root.name,
-                decision,
-                watch,
-                "pilot",
-            )
-    asked = (
-        (plan_questions(prompts.train, recipe.collect.samples), sampling_of(recipe)),
-        (plan_questions(prompts.test, 1), greedy(recipe)),
-    )
-    with open_teacher(recipe) as teacher:
-        known, left, worst = [], 0, 0.0
-        for questions, sampling in asked:
-            for question, exchange in asking.answers(questions, teacher, sampling, ledger):
-                if exchange is not None:
-                    known.append(exchange)
-                else:
-                    left += 1
-                    worst += asking.worst_cost(question, teacher, sampling)
+            drawn = _unanswered(asked, teachers, sampling, ledger, recipe.run.seed, pilot)
+            parts = [asking.Part(*each) for each in zip(teachers, decisions, drawn, strict=True)]
+            asking.ask_all(parts, sampling, limits_of(recipe), ledger, run.root.name, watch, "pilot")
+    with open_teachers(recipe) as teachers:
+        every = [[(what, sampling)] for what in asked]
+        every[0].append((Asked(prompts.test), greedy(recipe)))
+        stocks = [_stock(teacher, what, ledger) for teacher, what in zip(teachers, every, strict=True)]
+        left = sum(stock.left for stock in stocks)
+        answered = sum(stock.answered for stock in stocks)
+        recent = [leaf for stock in stocks for leaf in stock.leaves]
         return Plan(
             run=run,
             is_new=not run.recipe.exists(),
             prompts=prompts,
-            questions=len(known) + left,
-            answered=len(known),
-            cost=_cost(teacher.price, left, worst, [e.completion.usage for e in known]),
-            seconds=_seconds(ledger, [e.leaf for e in known[-200:]], left, recipe.collect.concurrency),
+            questions=answered + left,
+            answered=answered,
+            cost=_total([_cost(stock) for stock in stocks]),
+            seconds=_seconds(ledger, recent[-200:], left, recipe.collect.concurrency),
             done=tuple(stage for stage in STAGES if read_marker(run, stage) is not None),
         )
 
 
-def _cost(price: Price | None, left: int, worst: float, usage: Sequence[Usage]) -> Estimate:
+@dataclass(frozen=True, slots=True)
+class _Stock:
+    """Of what one teacher is asked: answered and left, the worst cost of what is left (US dollars), the
+    costs of answers that say them, and the leaves of the last answers."""
+
+    price: Price | None
+    answered: int
+    left: int
+    worst: float
+    costs: Sequence[float]
+    leaves: Sequence[int]
+
+
+def _stock(teacher: asking.Teacher, asked: Sequence[tuple[Asked, asking.Sampling]], ledger: Ledger) -> _Stock:
+    answered, left, worst = 0, 0, 0.0
+    costs, leaves = array("d"), deque[int](maxlen=200)
+    for questions, sampling in asked:
+        for question, exchange in asking.answers(questions, teacher, sampling, ledger):
+            if exchange is None:
+                left += 1
+                worst += asking.worst_cost(question, teacher, sampling)
+                continue
+            answered += 1
+            leaves.append(exchange.leaf)
+            usage = exchange.completion.usage
+            if teacher.price and usage.prompt_tokens is not None and usage.completion_tokens is not None:
+                costs.append(teacher.price.of(usage.prompt_tokens, usage.completion_tokens))
+    return _Stock(teacher.price, answered, left, worst, costs, list(leaves))
+
+
+def _total(parts: Sequence[Estimate]) -> Estimate:
+    """The sum, unknown in each figure that is unknown in a part. Intervals are added as if the errors of
+    all teachers went the same way, which is never too narrow."""
+
+    def add(figures: Sequence[float | None]) -> float | None:
+        return None if None in figures else sum(figure for figure in figures if figure is not None)
+
+    return Estimate(*(add([getattr(part, name) for part in parts]) for name in ("low", "expected", "high")))
+
+
+def _cost(stock: _Stock) -> Estimate:
     """US dollars for what is left to ask, retries aside: from earlier answers where there are enough, else
     a bound."""
-    if left == 0 or price == FREE:
+    if stock.left == 0 or stock.price == FREE:
         return Estimate(0.0, 0.0, 0.0)
-    if price is None:
+    if stock.price is None:
         return UNKNOWN
-    costs = [
-        price.of(u.prompt_tokens, u.completion_tokens)
-        for u in usage
-        if u.prompt_tokens is not None and u.completion_tokens is not None
-    ]
-    if len(costs) < 10:
-        return Estimate(None, None, worst)
-    return prediction(costs, left, worst)
+    if len(stock.costs) < 10:
+        return Estimate(None, None, stock.worst)
+    return prediction(stock.costs, stock.left, stock.worst)
 
 
 def prediction(costs: Sequence[float], left: int, worst: float) -> Estimate:
@@ -123,11 +143,26 @@ def prediction(costs: Sequence[float], left: int, worst: float) -> Estimate:
 
 
 def _unanswered(
-    recipe: Recipe, prompts: PromptSet, teacher: asking.Teacher, ledger: Ledger
-) -> list[asking.Question]:
-    questions = plan_questions(prompts.train, recipe.collect.samples)
-    found = asking.answers(questions, teacher, sampling_of(recipe), ledger)
-    return [question for question, exchange in found if exchange is None]
+    asked: Sequence[Asked],
+    teachers: Sequence[asking.Teacher],
+    sampling: asking.Sampling,
+    ledger: Ledger,
+    seed: int,
+    count: int,
+) -> list[list[asking.Question]]:
+    """`count` questions without an answer, drawn at random over all teachers, for each teacher its own."""
+    drawn: list[tuple[int, asking.Question]] = []
+    source, seen = random.Random(seed), 0
+    for index, (teacher, what) in enumerate(zip(teachers, asked, strict=True)):
+        for question, exchange in asking.answers(what, teacher, sampling, ledger):
+            if exchange is not None:
+                continue
+            seen += 1  # reservoir sampling (Vitter 1985, algorithm R): each is kept with equal probability
+            if len(drawn) < count:
+                drawn.append((index, question))
+            elif (place := source.randrange(seen)) < count:
+                drawn[place] = (index, question)
+    return [[question for index, question in drawn if index == wanted] for wanted in range(len(teachers))]
 
 
 def _seconds(ledger: Ledger, leaves: Sequence[int], left: int, concurrency: int) -> Estimate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,26 +12,48 @@ from typing import Any
 from stillhouse import ask as asking
 from stillhouse.collect import PromptSet
 from stillhouse.errors import ModelError, UsageError
+from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
 from stillhouse.money import FREE, Price
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Recipe, Teacher
 from stillhouse.scoring import BUILTIN, Scorer
 from stillhouse.scoring import check as check_scorers
-from stillhouse.terms.registry import Use
+from stillhouse.terms import gate
 
 STAGES = ("collect", "curate", "train", "evaluate", "release")
-USES: tuple[Use, ...] = ("train_target", "evaluation")
+
+
+def admit_all(recipe: Recipe, ledger: Ledger) -> list[int]:
+    """Ask the gate about each teacher and each use; the leaves that allow learning from them, in order.
+
+    Raises GateRefused at the first refusal.
+    """
+    now = datetime.now(UTC)
+    leaves = [
+        gate.admit(teacher, "train_target", ledger, now) for teacher in (recipe.teacher, *recipe.teachers)
+    ]
+    gate.admit(recipe.teacher, "evaluation", ledger, now)
+    return leaves
 
 
 @contextmanager
-def open_teacher(recipe: Recipe, log: Path | None = None) -> Iterator[asking.Teacher]:
-    """The recipe's teacher, ready to be asked. A local one is served over HTTP on loopback, by a process
-    of its own that starts with the first question and ends with this block."""
-    settings = recipe.teacher
+def open_teachers(recipe: Recipe, log: Path | None = None) -> Iterator[list[asking.Teacher]]:
+    """[teacher] and [[teachers]] of the recipe, in this order, ready to be asked."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(open_teacher(settings, log))
+            for settings in (recipe.teacher, *recipe.teachers)
+        ]
+
+
+@contextmanager
+def open_teacher(settings: Teacher, log: Path | None = None) -> Iterator[asking.Teacher]:
+    """A teacher, ready to be asked. A local one is served over HTTP on loopback, by a process of its own
+    that starts with the first question and ends with this block."""
     common: dict[str, Any] = {
         "key_env": settings.key_env,
         "system": settings.system,
-        "price": price_of(recipe),
+        "price": price_of(settings),
     }
     if settings.imported:
         yield asking.Teacher(settings.model, "import", settings.revision, None, **common)
@@ -54,9 +77,8 @@ def open_teacher(recipe: Recipe, log: Path | None = None) -> Iterator[asking.Tea
             yield asking.Teacher(name, "local", weights_digest(folder), serve, **common)
 
 
-def price_of(recipe: Recipe) -> Price | None:
+def price_of(settings: Teacher) -> Price | None:
     """None only where somebody else's server asks a price that the recipe does not tell."""
-    settings = recipe.teacher
     if settings.imported:
         return FREE
     if settings.price is not None:
@@ -66,8 +88,9 @@ def price_of(recipe: Recipe) -> Price | None:
 
 def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BUILTIN) -> None:
     """What can be known to fail before anybody is asked, and so paid. Raises UsageError or ModelError."""
-    check_scorers({p.scorer for p in (*prompts.train, *prompts.test) if p.scorer}, scorers)
-    asking.check_cap(recipe.collect.max_cost, price_of(recipe))
+    check_scorers(prompts.scorers(), scorers)
+    for teacher in (recipe.teacher, *recipe.teachers):
+        asking.check_cap(recipe.collect.max_cost, price_of(teacher))
     if recipe.student.init in ("from_teacher", "config"):
         return
     folder = Path(source_folder(recipe.student.init))

@@ -1,0 +1,182 @@
+"""Prompts on disk: a million of them take no more memory than a thousand.
+
+They are written once, to an unnamed temporary file that goes with its last reader, and copied into the run
+folder as `prompts.parquet`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stillhouse.errors import storage
+from stillhouse.records import Message, Prompt
+
+Split = Literal["train", "test"]
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())]))
+PROMPTS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("messages", MESSAGES),
+        ("tools", pa.string()),
+        ("family", pa.string()),
+        ("group", pa.string()),
+        ("reference", pa.string()),
+        ("scorer", pa.string()),
+        ("split", pa.string()),
+    ]
+)
+_PLACED = PROMPTS.append(pa.field("place", pa.string())).append(pa.field("question", pa.uint64()))
+_ROWS = 1024  # rows in memory at once
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFile:
+    """The prompts of one split, read again with each iteration."""
+
+    file: pa.NativeFile
+    split: Split
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Prompt]:
+        for batch in pq.ParquetFile(self.file).iter_batches(_ROWS):
+            chosen = batch.filter(pc.equal(batch["split"], self.split))
+            for row in chosen.to_pylist():
+                yield _prompt(row)
+
+    def scorers(self) -> set[str]:
+        """The names of the scorers of both splits."""
+        column = pq.ParquetFile(self.file).read(["scorer"])["scorer"]
+        return {name for name in pc.unique(column).to_pylist() if name}
+
+
+Prompts = PromptFile | Sequence[Prompt]
+
+
+class Spool:
+    """Takes prompts as they are read, and then gives both splits."""
+
+    def __init__(self) -> None:
+        self._file, self._writer = _new(_PLACED)
+        self._rows: list[dict[str, Any]] = []
+        self._ids = bytearray()
+        self._asked: list[int] = []
+
+    def add(self, prompt: Prompt, split: Split, place: str, question: int) -> None:
+        """`question` is a 64-bit hash of what is asked, and `place` says where the prompt stood."""
+        self._rows.append({**_row(prompt), "split": split, "place": place, "question": question})
+        self._ids += _hash(prompt.id)
+        if split == "test":
+            self._asked.append(question)
+        if len(self._rows) == _ROWS:
+            self._flush()
+
+    def close(self) -> tuple[PromptFile, PromptFile, list[tuple[str, str]], int]:
+        """Train, test, (place, id) of prompts whose id stood before, and how many training prompts were
+        left out because the test asks the same."""
+        self._flush()
+        self._writer.close()
+        hashes = np.frombuffer(self._ids, np.uint64)
+        values, counts = np.unique(hashes, return_counts=True)
+        repeated = {value.tobytes() for value in values[counts > 1]}
+        asked = pa.array(np.unique(np.array(self._asked, np.uint64)))
+        seen: set[str] = set()
+        twice: list[tuple[str, str]] = []
+        leaked, kept = 0, {"train": 0, "test": 0}
+        final, writer = _new(PROMPTS)
+        for batch in pq.ParquetFile(_opened(self._file)).iter_batches(_ROWS):
+            stays = np.ones(batch.num_rows, bool)
+            if repeated:
+                for at, name in enumerate(batch["id"].to_pylist()):
+                    if _hash(name) in repeated:
+                        if name in seen:
+                            stays[at] = False
+                            twice.append((batch["place"][at].as_py(), name))
+                        seen.add(name)
+            learnt = pc.equal(batch["split"], "train").to_numpy(zero_copy_only=False)
+            leaks = stays & learnt & pc.is_in(batch["question"], asked).to_numpy(zero_copy_only=False)
+            leaked += int(leaks.sum())
+            stays &= ~leaks
+            kept["train"] += int((stays & learnt).sum())
+            kept["test"] += int((stays & ~learnt).sum())
+            writer.write_batch(batch.filter(pa.array(stays)).select(PROMPTS.names))
+        writer.close()
+        file = _opened(final)
+        return PromptFile(file, "train", kept["train"]), PromptFile(file, "test", kept["test"]), twice, leaked
+
+    def _flush(self) -> None:
+        if self._rows:
+            with storage("write", Path(tempfile.gettempdir())):
+                self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=_PLACED))
+            self._rows = []
+
+
+def write_prompts(path: Path, train: Prompts, test: Prompts) -> None:
+    """Write both splits as `prompts.parquet`."""
+    with storage("write", path):
+        if isinstance(train, PromptFile) and isinstance(test, PromptFile) and train.file is test.file:
+            train.file.seek(0)
+            with path.open("wb") as out:
+                shutil.copyfileobj(train.file, out)
+            return
+        rows = [{**_row(p), "split": "train"} for p in train] + [{**_row(p), "split": "test"} for p in test]
+        pq.write_table(pa.Table.from_pylist(rows, schema=PROMPTS), path)
+
+
+def plain_messages(messages: Collection[Message]) -> list[dict[str, str]]:
+    """Messages as rows of a file hold them."""
+    return [{"role": m.role, "content": m.content, "extra": m.extra} for m in messages]
+
+
+def _new(schema: pa.Schema) -> tuple[Any, pq.ParquetWriter]:
+    file = tempfile.NamedTemporaryFile(prefix="stillhouse-", suffix=".parquet")  # noqa: SIM115
+    return file, pq.ParquetWriter(file.name, schema, compression="zstd")
+
+
+def _opened(file: Any) -> pa.NativeFile:
+    """The file for reading; its name goes now and its bytes with the last reader."""
+    opened = pa.OSFile(file.name)
+    file.close()
+    return opened
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def _row(prompt: Prompt) -> dict[str, Any]:
+    return {
+        "id": prompt.id,
+        "messages": plain_messages(prompt.messages),
+        "tools": prompt.tools or None,
+        "family": prompt.family,
+        "group": prompt.group,
+        "reference": prompt.reference,
+        "scorer": prompt.scorer,
+    }
+
+
+def _prompt(row: dict[str, Any]) -> Prompt:
+    return Prompt(
+        row["id"],
+        tuple(Message(m["role"], m["content"], m["extra"] or "") for m in row["messages"]),
+        row["family"],
+        row["group"],
+        row["reference"],
+        row["scorer"],
+        row["tools"] or "",
+    )
