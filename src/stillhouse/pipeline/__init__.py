@@ -21,7 +21,17 @@ from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
 from stillhouse.pipeline.planning import Plan, plan
-from stillhouse.pipeline.setup import STAGES, USES, check, greedy, local_teacher, need_extra, open_teacher
+from stillhouse.pipeline.setup import (
+    STAGES,
+    USES,
+    check,
+    greedy,
+    local_teacher,
+    need_extra,
+    open_teacher,
+    today,
+)
+from stillhouse.prices import price_of
 from stillhouse.recipe import Recipe, recipe_digest, run_digest
 from stillhouse.records import Prompt, Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer
@@ -85,6 +95,7 @@ def _collect(work: _Work) -> bool:
     started = time.monotonic()
     decision, _ = [gate.admit(work.recipe.teacher, use, work.ledger, datetime.now(UTC)) for use in USES]
     done = collect(work.folder, work.recipe, work.prompts, work.teacher, work.ledger, decision, work.watch)
+    price = price_of(work.recipe.teacher, today())
     before = _result(work.folder, "collect")
     seconds = 0.0 if before is None else before["seconds"]  # of the calls that bought something
     if done.tally.answered > 0 or before is None:
@@ -100,6 +111,7 @@ def _collect(work: _Work) -> bool:
         "leaked": work.prompts.leaked,
         "exchanges": done.exchanges,
         "digest": done.digest,
+        "price": None if price is None else price.record(),
         **_counts(work, done.tally),
     }
     _mark(work, "collect", _digest(recipe_digest(work.recipe)), seconds, result)

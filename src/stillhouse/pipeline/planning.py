@@ -12,7 +12,8 @@ from stillhouse import ask as asking
 from stillhouse.collect import PromptSet, limits_of, load_prompts, plan_questions, sampling_of
 from stillhouse.ledger import Ledger
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
-from stillhouse.pipeline.setup import STAGES, USES, check, greedy, open_teacher
+from stillhouse.pipeline.setup import STAGES, USES, check, greedy, open_teacher, today
+from stillhouse.prices import KnownPrice, price_of
 from stillhouse.recipe import Recipe, run_digest
 from stillhouse.records import Usage, Watch, unwatched
 from stillhouse.terms import gate
@@ -28,6 +29,8 @@ class Plan:
     prompts: PromptSet
     questions: int  # to the teacher, over training and test prompts
     answered: int  # of these, already in the ledger
+    price: KnownPrice | None
+    price_age: int | None  # days since it was read; None where no page told it
     cost: Estimate  # US dollars for what is left
     seconds: Estimate  # for asking what is left
     done: tuple[str, ...]  # stages that finished before
@@ -71,6 +74,7 @@ def plan(
         (plan_questions(prompts.train, recipe.collect.samples), sampling_of(recipe)),
         (plan_questions(prompts.test, 1), greedy(recipe)),
     )
+    price = price_of(recipe.teacher, today())
     with open_teacher(recipe) as teacher:
         known, left, worst = [], 0, 0.0
         for questions, sampling in asked:
@@ -86,6 +90,8 @@ def plan(
             prompts=prompts,
             questions=len(known) + left,
             answered=len(known),
+            price=price,
+            price_age=None if price is None else price.days_old(today()),
             cost=_cost(teacher.price, left, worst, [e.completion.usage for e in known]),
             seconds=_seconds(ledger, [e.leaf for e in known[-200:]], left, recipe.collect.concurrency),
             done=tuple(stage for stage in STAGES if read_marker(run, stage) is not None),
