@@ -27,9 +27,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python docs/controller.py --check
 
 docs: setup
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/controller.py
 
 # Trains the shipped teacher and base student from nothing; hours on a CPU.
 teacher: setup

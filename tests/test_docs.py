@@ -3,7 +3,9 @@
 import importlib.util
 import re
 import subprocess
+import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -55,6 +57,32 @@ def test_every_default_on_the_recipe_page_is_the_programs(generate):
         assert line in page
 
 
+def test_the_plot_of_the_controller_is_what_it_does_now():
+    done = subprocess.run(
+        [sys.executable, "docs/controller.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_plot_is_a_picture_without_script_or_outside_source():
+    root = ElementTree.parse(ROOT / "docs" / "controller.svg").getroot()
+    names = {element.tag.rpartition("}")[2] for element in root.iter()}
+    assert names <= {"svg", "title", "desc", "style", "rect", "path", "line", "text"}
+    assert not [key for element in root.iter() for key in element.attrib if "href" in key]
+    assert "prefers-color-scheme:dark" in "".join(root.itertext())
+    assert "(controller.svg)" in (ROOT / "docs" / "collecting.md").read_text()
+
+
+def test_every_link_between_the_pages_leads_somewhere():
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
 def test_make_clean_leaves_the_ledger_and_its_keys():
     done = subprocess.run(["make", "-n", "clean"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ".stillhouse" not in done.stdout
@@ -66,6 +94,7 @@ def test_make_test_checks_the_pages():
         ["make", "-n", "-o", "setup", "test"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "docs/generate.py --check" in done.stdout
+    assert "docs/controller.py --check" in done.stdout
 
 
 def test_the_licence_is_there():

@@ -15,6 +15,9 @@ class Price:
     def of(self, prompt_tokens: int, completion_tokens: int) -> float:
         return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
 
+    def times(self, share: float) -> Price:
+        return Price(self.input * share, self.output * share)
+
 
 FREE = Price(0.0, 0.0)
 

@@ -51,10 +51,13 @@ class Declaration(_Table):
 
 
 class Price(_Table):
-    """US dollars per million tokens. Leave the table out when the price is not known."""
+    """US dollars per million tokens. Goes before the price that is recorded for the model, where one is."""
 
     input: float = Field(ge=0)
     output: float = Field(ge=0)
+    batch: float | None = Field(
+        default=None, gt=0, le=1, description="What a batch job costs, as a share of these."
+    )
 
 
 class Teacher(_Table):
@@ -156,7 +159,7 @@ class Collect(_Table):
     samples: Positive = Field(default=1, description="Answers asked for each prompt.")
     timeout: float = Field(default=120.0, gt=0, description="Seconds for one attempt.")
     retries: int = Field(default=4, ge=0, description="Further attempts after a failure that may pass.")
-    max_cost: float | None = Field(default=None, gt=0, description="US dollars; needs `teacher.price`.")
+    max_cost: float | None = Field(default=None, gt=0, description="US dollars; needs a known price.")
     unknown: Literal["ask", "leave"] = Field(
         default="ask",
         description="What was sent without a known answer when a process died: `ask` again, or `leave` it.",

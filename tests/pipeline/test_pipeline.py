@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,10 +15,11 @@ from aiohttp import web
 from provider import Provider, answer, echo
 from tiny import tiny_model
 
-from stillhouse import pipeline
+from stillhouse import pipeline, prices
 from stillhouse.errors import EndpointError, GateRefused, UsageError
 from stillhouse.ledger import Ledger, read_checkpoint
 from stillhouse.recipe import Recipe, parse_recipe
+from stillhouse.report import write_report
 from stillhouse.workspace import Workspace
 
 Serve = Callable[..., Provider]
@@ -236,6 +237,58 @@ def test_a_rerun_still_knows_what_was_spent(
     assert result["sent"] == 0
     assert result["prompt_tokens"] == 10 * bought
     assert result["cost"]["low"] == pytest.approx(bought * (10 * 1.0 + 5 * 2.0) / 1e6)
+
+
+@pytest.fixture
+def recorded_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A price list that knows the test's own server."""
+    data = tmp_path / "prices.toml"
+    data.write_text(
+        """
+[[page]]
+hosts = ["127.0.0.1"]
+source = "https://provider.example/pricing"
+read_on = 2026-11-01
+models = [{ ids = ["m"], input = 3.0, output = 4.0, up_to = 500, note = "of peak hours" }]
+"""
+    )
+    monkeypatch.setattr(prices, "DATA", data)
+    prices.recorded.cache_clear()
+    yield
+    prices.recorded.cache_clear()
+
+
+@pytest.mark.usefixtures("recorded_here")
+def test_answers_are_reckoned_by_the_recorded_price(
+    provider: Serve, workspace: Workspace, recipe: Callable[..., Recipe]
+):
+    settings = recipe(provider(digit).url, collect__max_cost=1.0)
+    run = pipeline.run(settings, workspace, stages=("collect",)).run
+    result = json.loads(run.marker("collect").read_bytes())["result"]
+    assert result["cost"]["low"] == pytest.approx(result["answered"] * (10 * 3.0 + 5 * 4.0) / 1e6)
+    assert result["price"]["source"] == "https://provider.example/pricing"
+    assert result["price"]["read_on"] == "2026-11-01"
+    shown = write_report(run).read_text()
+    assert "US$ 3.0 in, 4.0 out, per million tokens (of peak hours), read on 2026-11-01 at https://" in shown
+    own = recipe(provider(digit).url, teacher__price={"input": 1.0, "output": 1.0})
+    marker = pipeline.run(own, workspace, stages=("collect",)).run.marker("collect")
+    assert json.loads(marker.read_bytes())["result"]["price"]["source"] == "[teacher.price]"
+
+
+@pytest.mark.usefixtures("recorded_here")
+def test_a_prompt_too_long_for_the_known_price_is_refused_before_anybody_is_asked(
+    provider: Serve, workspace: Workspace, recipe: Callable[..., Recipe]
+):
+    server = provider(digit)
+    for system, price in (("x" * 600, None), ("", None), ("x" * 600, {"input": 6.0, "output": 8.0})):
+        settings = recipe(server.url, teacher__system=system, teacher__price=price)
+        with Ledger.open(workspace) as ledger:
+            if system and price is None:
+                with pytest.raises(UsageError, match="the known price is for 500"):
+                    pipeline.plan(settings, workspace, ledger)
+            else:
+                assert pipeline.plan(settings, workspace, ledger).prices[0][1] is not None
+    assert not server.bodies
 
 
 def test_nothing_answered_is_an_error_not_an_empty_run(

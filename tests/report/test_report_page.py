@@ -168,7 +168,8 @@ def test_recipe_on_the_page_makes_the_same_run(run):
             st.text(max_size=8)
             | st.booleans()
             | st.integers(-(2**53), 2**53)
-            | st.lists(st.text(max_size=4)),
+            | st.lists(st.text(max_size=4))
+            | st.lists(st.dictionaries(st.text("ab", min_size=1, max_size=2), st.booleans()), max_size=3),
             max_size=4,
         ),
         lambda inner: st.dictionaries(st.text("abc", min_size=1, max_size=3), inner, max_size=3),
@@ -299,7 +300,7 @@ def test_the_sample_has_the_shapes_that_the_stages_write(run):
     made = SimpleNamespace(
         ledger=SimpleNamespace(attempts=lambda _: SimpleNamespace(answered=1, failed=0, unknown=0)),
         folder=run,
-        teacher=SimpleNamespace(price=FREE),
+        teachers=[SimpleNamespace(price=FREE)],
     )
     written = _counts(made, Tally())
     for stage in ("collect", "evaluate"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stillhouse.money import Estimate
     from stillhouse.pipeline import Finished, Plan
+    from stillhouse.prices import KnownPrice
     from stillhouse.recipe import Recipe
 
 
@@ -42,6 +43,8 @@ def plan_object(recipe: Recipe, plan: Plan) -> dict[str, Any]:
             "in_ledger": plan.answered,
             "to_send": plan.questions - plan.answered,
         },
+        "price": _price_record(*plan.prices[0]),
+        "prices": [{"model": each[0], "price": _price_record(*each)} for each in plan.prices],
         "cost_usd": _estimate(plan.cost),
         "asking_seconds": _estimate(plan.seconds),
         "stages_done": list(plan.done),
@@ -63,6 +66,7 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
         f"prompts    {len(plan.prompts.train):,} to learn from, {len(plan.prompts.test):,} to test on"
         + (f", {plan.prompts.leaked:,} left out because they are tested" if plan.prompts.leaked else ""),
         f"exchanges  {to_send:,} to send, {plan.answered:,} in the ledger already",
+        *(line for each in plan.prices for line in price_lines(*each[1:])),
         f"cost       {cost}",
         f"asking     {duration(plan.seconds)}",
     ]
@@ -106,9 +110,33 @@ def scores_text(finished: Finished, report: str | None) -> str:
     return "\n".join(lines)
 
 
+def _price_record(_: str, known: KnownPrice | None, days_old: int | None) -> dict[str, Any] | None:
+    return None if known is None else {**known.record(), "days_old": days_old}
+
+
+def price_lines(known: KnownPrice | None, days_old: int | None) -> list[str]:
+    """The price by which the plan reckons, who told it and when, and a warning where that is long ago."""
+    from stillhouse.prices import NO_BILL, OLD, RECIPE
+
+    if known is None:
+        return ["price      unknown: not in the recipe, and none recorded for this endpoint and model"]
+    if known is NO_BILL:
+        return []
+    lines = [f"price      US$ {known.price.input:g} in, {known.price.output:g} out, per million tokens"]
+    if known.source == RECIPE:
+        return [f"{lines[0]}, by the recipe"]
+    if known.note:
+        lines.append(f"           {known.note}")
+    lines.append(f"           read on {known.read_on} at {known.source}")
+    if days_old is not None and days_old > OLD:
+        lines.append(f"warning    this price was read {days_old} days ago: look there, and give {RECIPE} if")
+        lines.append("           it has changed")
+    return lines
+
+
 def money(estimate: Estimate) -> str:
     if estimate.high is None:
-        return "unknown (no price in the recipe)"
+        return "unknown"
     if estimate.expected is None:
         return f"at most US$ {estimate.high:.2f} (bound from max_tokens; not known better before a first run)"
     if estimate.high == 0:

@@ -30,7 +30,9 @@ from stillhouse.pipeline.setup import (
     need_extra,
     open_teacher,
     open_teachers,
+    today,
 )
+from stillhouse.prices import price_of
 from stillhouse.recipe import Recipe, recipe_digest, run_digest
 from stillhouse.records import Prompt, Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer
@@ -95,6 +97,7 @@ def _collect(work: _Work) -> bool:
     decisions = admit_all(work.recipe, work.ledger)
     teachers = list(zip(work.teachers, decisions, strict=True))
     done = collect(work.folder, work.recipe, work.prompts, teachers, work.ledger, work.watch)
+    price = price_of(work.recipe.teacher, today())
     before = _result(work.folder, "collect")
     seconds = 0.0 if before is None else before["seconds"]  # of the calls that bought something
     if done.tally.answered > 0 or before is None:
@@ -109,6 +112,7 @@ def _collect(work: _Work) -> bool:
             {"model": who.model, "endpoint": who.endpoint, "revision": who.revision, "decision": leaf}
             for who, leaf in teachers
         ],
+        "price": None if price is None else price.record(),
         "prompts": len(work.prompts.train),
         "broken_lines": len(work.prompts.broken),
         "leaked": work.prompts.leaked,

@@ -13,8 +13,9 @@ from stillhouse import ask as asking
 from stillhouse.collect import Asked, PromptSet, asked_of, limits_of, load_prompts, sampling_of
 from stillhouse.ledger import Ledger
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
-from stillhouse.pipeline.setup import STAGES, admit_all, check, greedy, open_teachers
-from stillhouse.recipe import Recipe, run_digest
+from stillhouse.pipeline.setup import STAGES, admit_all, check, greedy, open_teachers, today
+from stillhouse.prices import KnownPrice, price_of
+from stillhouse.recipe import Recipe, Teacher, run_digest
 from stillhouse.records import Watch, unwatched
 from stillhouse.workspace import RunFolder, Workspace, locked, read_marker
 
@@ -28,6 +29,7 @@ class Plan:
     prompts: PromptSet
     questions: int  # to the teacher, over training and test prompts
     answered: int  # of these, already in the ledger
+    prices: tuple[tuple[str, KnownPrice | None, int | None], ...]  # of each teacher: model, price, days old
     cost: Estimate  # US dollars for what is left
     seconds: Estimate  # for asking what is left
     done: tuple[str, ...]  # stages that finished before
@@ -71,10 +73,16 @@ def plan(
             prompts=prompts,
             questions=answered + left,
             answered=answered,
+            prices=tuple(_price(teacher) for teacher in (recipe.teacher, *recipe.teachers)),
             cost=_total([_cost(stock) for stock in stocks]),
             seconds=_seconds(ledger, recent[-200:], left, recipe.collect.concurrency),
             done=tuple(stage for stage in STAGES if read_marker(run, stage) is not None),
         )
+
+
+def _price(teacher: Teacher) -> tuple[str, KnownPrice | None, int | None]:
+    known = price_of(teacher, today())
+    return teacher.model, known, None if known is None else known.days_old(today())
 
 
 @dataclass(frozen=True, slots=True)

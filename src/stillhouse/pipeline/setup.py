@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from stillhouse.collect import PromptSet
 from stillhouse.errors import ModelError, UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
-from stillhouse.money import FREE, Price
+from stillhouse.money import worst_prompt_tokens
+from stillhouse.prices import price_of
 from stillhouse.recipe import Recipe, Teacher
 from stillhouse.scoring import BUILTIN, Scorer
 from stillhouse.scoring import check as check_scorers
@@ -50,10 +52,11 @@ def open_teachers(recipe: Recipe, log: Path | None = None) -> Iterator[list[aski
 def open_teacher(settings: Teacher, log: Path | None = None) -> Iterator[asking.Teacher]:
     """A teacher, ready to be asked. A local one is served over HTTP on loopback, by a process of its own
     that starts with the first question and ends with this block."""
+    known = price_of(settings, today())
     common: dict[str, Any] = {
         "key_env": settings.key_env,
         "system": settings.system,
-        "price": price_of(settings),
+        "price": None if known is None else known.price,
     }
     if settings.imported:
         yield asking.Teacher(settings.model, "import", settings.revision, None, **common)
@@ -77,20 +80,18 @@ def open_teacher(settings: Teacher, log: Path | None = None) -> Iterator[asking.
             yield asking.Teacher(name, "local", weights_digest(folder), serve, **common)
 
 
-def price_of(settings: Teacher) -> Price | None:
-    """None only where somebody else's server asks a price that the recipe does not tell."""
-    if settings.imported:
-        return FREE
-    if settings.price is not None:
-        return Price(settings.price.input, settings.price.output)
-    return FREE if settings.endpoint is None else None
+def today() -> date:
+    return datetime.now(UTC).date()
 
 
 def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BUILTIN) -> None:
     """What can be known to fail before anybody is asked, and so paid. Raises UsageError or ModelError."""
     check_scorers(prompts.scorers(), scorers)
     for teacher in (recipe.teacher, *recipe.teachers):
-        asking.check_cap(recipe.collect.max_cost, price_of(teacher))
+        known = price_of(teacher, today())
+        asking.check_cap(recipe.collect.max_cost, None if known is None else known.price)
+        if known is not None and known.up_to is not None:
+            _check_lengths(teacher, prompts, known.up_to)
     if recipe.student.init in ("from_teacher", "config"):
         return
     folder = Path(source_folder(recipe.student.init))
@@ -103,6 +104,20 @@ def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BU
             "it has no config.json, or no weights",
             "name a folder that `save_pretrained` wrote",
         )
+
+
+def _check_lengths(teacher: Teacher, prompts: PromptSet, most: int) -> None:
+    """Raises UsageError for a prompt that may be longer than the known price is for."""
+    system = len(teacher.system.encode())
+    for prompt in chain(prompts.train, prompts.test):
+        size = system + sum(len(message.content.encode()) for message in prompt.messages)
+        tokens = worst_prompt_tokens(size, len(prompt.messages) + 1)
+        if tokens > most:
+            raise UsageError(
+                f"the prompt {prompt.id} may have {tokens:,} tokens; the known price is for {most:,}",
+                f"{teacher.model} costs more for longer ones",
+                "add [teacher.price] with the price for long prompts, or leave the prompt out",
+            )
 
 
 def local_teacher(recipe: Recipe) -> str | None:

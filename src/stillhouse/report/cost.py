@@ -135,22 +135,30 @@ def requests(facts: Facts, key: str) -> float | None:
     return number(facts.result("collect", key)) if known is None else known
 
 
+def _rate(facts: Facts) -> str:
+    """The price that answers were reckoned by: the recipe's, else the one that collect found recorded."""
+    given, found = at(facts.recipe, "teacher", "price"), facts.result("collect", "price")
+    price = given if isinstance(given, dict) else found
+    if imported(facts):
+        return IMPORTED
+    if served_here(facts):
+        return "none applies: the run serves the teacher itself"
+    if not isinstance(price, dict):
+        return "none known" if facts.recipe else UNKNOWN
+    rate = f"US$ {number(price, 'input')} in, {number(price, 'output')} out, per million tokens"
+    if price is given:
+        return rate
+    note = price.get("note")
+    return f"{rate}{f' ({note})' if note else ''}, read on {price.get('read_on')} at {price.get('source')}"
+
+
 def _money(facts: Facts) -> list[tuple[str, object]]:
-    price = at(facts.recipe, "teacher", "price")
-    rate, owed = UNKNOWN, said(bill(facts))
-    if isinstance(price, dict):
-        rate = f"US$ {number(price, 'input')} in, {number(price, 'output')} out, per million tokens"
-    elif imported(facts):
-        rate = IMPORTED
-    elif served_here(facts):
-        rate, owed = "none applies: the run serves the teacher itself", "nothing; its computing is not priced"
-    elif facts.recipe:
-        rate = "none declared in the recipe"
+    owed = "nothing; its computing is not priced" if served_here(facts) else said(bill(facts))
     cap = number(facts.recipe, "collect", "max_cost")
     unknown = requests(facts, "unknown")
     words = f"{count(unknown)}, counted as possibly billed" if unknown else count(unknown)
     return [
-        ("price", rate),
+        ("price", _rate(facts)),
         ("billed", owed),
         ("cap", money(cap) if cap is not None else "none set" if facts.recipe else UNKNOWN),
         (

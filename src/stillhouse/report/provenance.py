@@ -134,7 +134,7 @@ def _folded(name: str, head: tuple[str, ...], rows: list[Any]) -> Html | None:
 def _reproduce(facts: Facts) -> Html:
     if not facts.recipe:
         return absent("No command to reproduce.", "The recipe could not be read.")
-    ordered = {name: facts.recipe[name] for name in Recipe.model_fields if name in facts.recipe}
+    ordered = {name: facts.recipe[name] for name in Recipe.model_fields if facts.recipe.get(name)}
     how = join(
         "To make it again: save the recipe below as ",
         tag("code", "recipe.toml"),
@@ -151,14 +151,23 @@ def _reproduce(facts: Facts) -> Html:
     )
 
 
-def toml(tree: dict[str, Any], *place: str) -> str:
-    """The resolved recipe as TOML that reads back to the same tree, keys that are null left out."""
-    lines = [f"[{'.'.join(_key(part) for part in place)}]"] if place else []
-    tables = [key for key, value in tree.items() if isinstance(value, dict)]
+def toml(tree: dict[str, Any], *place: str, item: bool = False) -> str:
+    """The resolved recipe as TOML that reads back to the same tree, keys that are null left out. `item`
+    says that the tree stands in a list of tables."""
+    name = ".".join(_key(part) for part in place)
+    lines = [f"[[{name}]]" if item else f"[{name}]"] if place else []
+    tables = [key for key, value in tree.items() if isinstance(value, dict) or _is_tables(value)]
     lines += [f"{_key(k)} = {_value(v)}" for k, v in tree.items() if k not in tables and v is not None]
-    blocks = ["\n".join(lines)] if len(lines) > bool(place) or not tables else []
-    blocks += [toml(tree[key], *place, key) for key in tables]
+    blocks = ["\n".join(lines)] if len(lines) > bool(place) or not tables or item else []
+    for key in tables:
+        listed = isinstance(tree[key], list)
+        for table in tree[key] if listed else [tree[key]]:
+            blocks.append(toml(table, *place, key, item=listed))
     return "\n\n".join(blocks) + ("" if place else "\n")
+
+
+def _is_tables(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) for part in value)
 
 
 def _key(name: str) -> str:

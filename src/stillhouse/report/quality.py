@@ -104,7 +104,7 @@ def _tiles(facts: Facts) -> Html:
     gap = measure(evaluation, "gap_closed")
     owed = bill(facts)
     note = "for its answers" if owed.expected is not None else "the difference may have been billed"
-    note = "no price declared" if owed.high is None else note
+    note = "no price known" if owed.high is None else note
     note = IMPORTED if imported(facts) else note
     bills = ("none", "the run serves it itself") if served_here(facts) else (said(owed), note)
     whole = number(evaluation, "seconds", "total")
