@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 START = 20  # requests in flight before anything is known
 CUT = 0.75
 USED = 0.8  # share of the limit that must have been in flight for a clean round to count
-CEILING_SECONDS = 600.0  # how long the limit at the last cut is remembered
+CEILING_SECONDS = 600.0  # how long the limit at the last cut is remembered, if it is not passed by a tenth
 COOLDOWN = 2.0  # seconds after a 429 that names none; doubles while the next ones fail as well
 LONGEST_COOLDOWN = 60.0
 RAMP = 1.0  # seconds over which the room opens again after a cooldown, so that no herd leaves at once
@@ -276,9 +276,12 @@ def _by_round(state: Pace, now: float) -> Pace:
     fresh = replace(state, clean=0, peak=state.in_flight)
     if state.peak < USED * math.floor(state.limit):
         return fresh
-    ceiling = state.ceiling if now - state.ceiling_at < CEILING_SECONDS else math.inf
+    known = now - state.ceiling_at < CEILING_SECONDS and state.limit <= 1.1 * state.ceiling
+    ceiling = state.ceiling if known else math.inf
     if state.slow_start:
         limit = 2 * state.limit
+    elif not known:
+        limit = state.limit + max(1.0, 0.25 * state.limit)
     elif state.limit >= 0.9 * ceiling:
         limit = state.limit + 1
     else:
