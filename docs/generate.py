@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,12 @@ def commands_page() -> str:
             capture_output=True,
             text=True,
             check=True,
-            env={"COLUMNS": "100", "PATH": "", "LC_ALL": "C.UTF-8"},
+            env={
+                "COLUMNS": "100",
+                "PATH": "",
+                "LC_ALL": "C.UTF-8",
+                "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+            },
         )
         text = done.stdout.replace("python -m stillhouse.cli", "stillhouse")
         parts += [f"## stillhouse {' '.join(command)}", "", "```text", text.strip(), "```", ""]
@@ -59,6 +65,7 @@ def recipe_page() -> str:
     for name, place in (
         ("Declaration", "[teacher.terms]"),
         ("Price", "[teacher.price]"),
+        ("Canary", "[collect.canary]"),
         ("Lora", "[student.lora]"),
     ):
         parts += _table(place, {"$ref": f"#/$defs/{name}"}, schema)
@@ -72,6 +79,8 @@ def _table(title: str, entry: dict[str, Any], schema: dict[str, Any]) -> list[st
     required = definition.get("required", [])
     for key, value in definition["properties"].items():
         default = "required" if key in required else f"`{_plain(value.get('default'))}`"
+        if "$ref" in value and key not in required:
+            default = "its defaults"
         rows.append(f"| `{key}` | {_type(value)} | {default} | {value.get('description', '')} |")
     return [*rows, ""]
 

@@ -38,7 +38,11 @@ class Provider:
 
 
 def answer(
-    text: str, prompt_tokens: int = 10, completion_tokens: int = 5, model: str = "m-1"
+    text: str,
+    prompt_tokens: int = 10,
+    completion_tokens: int = 5,
+    model: str = "m-1",
+    fingerprint: str | None = None,
 ) -> web.Response:
     message = {"role": "assistant", "content": text}
     usage = {
@@ -47,9 +51,8 @@ def answer(
         "total_tokens": prompt_tokens + completion_tokens,
     }
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return web.json_response(
-        {"id": "x", "object": "chat.completion", "model": model, "choices": [choice], "usage": usage}
-    )
+    said = {"id": "x", "object": "chat.completion", "model": model, "choices": [choice], "usage": usage}
+    return web.json_response(said if fingerprint is None else {**said, "system_fingerprint": fingerprint})
 
 
 async def echo(body: dict[str, Any], number: int) -> web.Response:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -214,3 +215,44 @@ def test_mcnemar_closed_forms_and_large_counts():
     assert stats.mcnemar(6000, 6500) == pytest.approx(scipy_stats.binomtest(6000, 12500).pvalue, rel=1e-6)
     with pytest.raises(ValueError, match="negative"):
         stats.mcnemar(-1, 2)
+
+
+def energy(distances: np.ndarray, marks: tuple[bool, ...]) -> int:
+    """The definition, pair by pair, in twentieths; below 0 it counts as 0."""
+    n = len(marks)
+
+    def mean(first: bool, second: bool) -> float:
+        pairs = [
+            distances[i, j] for i in range(n) for j in range(n) if marks[i] == first and marks[j] == second
+        ]
+        return float(np.mean(pairs))
+
+    return max(0, round(20 * (2 * mean(True, False) - mean(True, True) - mean(False, False))))
+
+
+@given(
+    st.lists(st.tuples(st.integers(2, 4), st.integers(1, 3), st.integers(0, 2**30)), min_size=1, max_size=3)
+)
+def test_the_energy_test_is_exact(shapes):
+    """Beside every joint way of marking, gone through one by one. The distances make whole energies, so that
+    none lies half-way between two twentieths."""
+    strata, ways = [], []
+    for n, m, seed in shapes:
+        m = min(m, n - 1)  # noqa: PLW2901
+        upper = np.triu(np.random.default_rng(seed).integers(0, 4, size=(n, n)), 1) * 36
+        distances = upper + upper.T
+        marks = tuple(i < m for i in range(n))
+        strata.append((distances, np.array(marks)))
+        ways.append([energy(distances, w) for w in sorted(set(permutations(marks)))])
+    observed = sum(energy(d, tuple(map(bool, marks))) for d, marks in strata)
+    sums = [sum(way) for way in product(*ways)]
+    expected = sum(total >= observed for total in sums) / len(sums)
+    assert stats.energy_test(strata) == pytest.approx(expected)
+
+
+def test_the_energy_test_without_evidence_is_1():
+    apart = np.array([[0, 5], [5, 0]])
+    assert stats.energy_test([]) == 1.0
+    alike = np.zeros((3, 3), dtype=np.int64)
+    assert stats.energy_test([(apart, np.array([True, True])), (alike, np.array([True, False, True]))]) == 1.0
+    assert stats.energy_test([(apart, np.array([True, False]))]) == 1.0

@@ -145,6 +145,21 @@ class Prompts(_Table):
     )
 
 
+class Canary(_Table):
+    """The teacher is watched by a few questions that are asked again and again: did it change meanwhile?"""
+
+    prompts: int | None = Field(
+        default=None,
+        ge=0,
+        description="How many questions; 0 for none. Left out: 8 where the server is somebody else's and at "
+        "least 1,000 answers are wanted, else none.",
+    )
+    every: Positive = Field(default=1000, description="Answers between two rounds of them.")
+    action: Literal["warn", "stop"] = Field(
+        default="warn", description="What a change does: it is told and recorded, or also stops the run."
+    )
+
+
 class Collect(_Table):
     concurrency: Positive = Field(
         default=128, description="Most requests in flight; how many really are follows the server."
@@ -171,6 +186,7 @@ class Collect(_Table):
     max_failures: Fraction = Field(
         default=0.2, description="Stop when more than this share of prompts failed."
     )
+    canary: Canary = Field(default=Canary(), description="See [collect.canary].")
 
 
 class Curate(_Table):
@@ -320,11 +336,11 @@ def run_digest(recipe: Recipe) -> str:
     """SHA-256 (hex) by which a run's folder is found again; `recipe_digest` is over everything.
 
     Left out is what cannot change what a stage writes (the key's variable, how fast and how long is asked,
-    when training is saved), what is no part of an answer's key (the URL behind `teacher.provider`, else all
-    of it but its host; terms and price), and what a later stage's digest of its own inputs covers: all of
-    [release], and of [evaluate] all but the settings that say which prompts are kept apart for the test.
-    So a changed price, cap, cut of the report or name of the release goes on in the same folder, and only
-    what depends on it is done again.
+    how the teacher is watched, when training is saved), what is no part of an answer's key (the URL behind
+    `teacher.provider`, else all of it but its host; terms and price), and what a later stage's digest of its
+    own inputs covers: all of [release], and of [evaluate] all but the settings that say which prompts are
+    kept apart for the test. So a changed price, cap, cut of the report or name of the release goes on in the
+    same folder, and only what depends on it is done again.
     """
     tree = recipe.model_dump(mode="json")
     evaluate = tree["evaluate"]
@@ -336,7 +352,7 @@ def run_digest(recipe: Recipe) -> str:
         for name in ("key_env", "terms", "price"):
             del teacher[name]
     effort = ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "retries", "unknown")
-    for name in (*effort, "max_cost", "max_failures"):
+    for name in (*effort, "max_cost", "max_failures", "canary"):
         del tree["collect"][name]
     del tree["train"]["checkpoint_seconds"], tree["release"]
     split = ("source", "count", "seed", "split", "held_out")

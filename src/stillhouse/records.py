@@ -54,8 +54,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a teacher answered. `model` is the id that the server returned, not the one asked for;
-    `tool_calls` are the calls that it wants made, as JSON."""
+    """What a teacher answered. `model` is the id that the server returned, not the one asked for, and
+    `fingerprint` what it calls the configuration that it ran on, where it says; `tool_calls` are the calls
+    that it wants made, as JSON."""
 
     text: str
     finish_reason: FinishReason
@@ -65,6 +66,7 @@ class Completion:
     reasoning: str | None = None
     tool_calls: str | None = None
     logprobs: tuple[dict[str, Any], ...] | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

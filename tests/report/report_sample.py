@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from stillhouse.collect.canaries import account
 from stillhouse.curate import Curated
 from stillhouse.evaluate.figures import summarise
 from stillhouse.evaluate.predictions import SYSTEMS, Prediction, write_predictions
@@ -272,6 +273,7 @@ def _results() -> dict[str, dict[str, Any]]:
             "broken_lines": 0,
             "leaked": 0,
             "exchanges": 2998,
+            "answered_by": [account("embedded:desk", {"embedded:desk": 2998}, {"": 2998}, None, 2998)],
             "digest": "d1" * 32,
             **asked(2998, 2),
         },

@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from stillhouse.ask.canary import Watched, conclude, to_ask
+from stillhouse.ask.lane import is_local
 from stillhouse.ask.questions import (
+    Canary,
     Limits,
     Part,
     Question,
@@ -34,6 +37,7 @@ from stillhouse.records import Watch, unwatched
 
 __all__ = [
     "Limits",
+    "Canary",
     "Part",
     "Question",
     "Questions",
@@ -42,14 +46,18 @@ __all__ = [
     "Teacher",
     "Unanswered",
     "answers",
+    "Watched",
     "ask",
     "ask_all",
     "check_cap",
     "list_models",
+    "conclude",
+    "is_local",
     "logical_endpoint",
     "question_key",
     "request_body",
     "worst_cost",
+    "to_ask",
 ]
 
 

@@ -61,10 +61,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Question:
+    """`tools` are those that may be called, as canonical JSON. `epoch` tells apart the times at which the
+    same is asked anew; what is learned from has 0."""
+
     prompt_id: str
     messages: tuple[Message, ...]
     sample_index: int = 0
-    tools: str = ""  # those that may be called, as canonical JSON
+    tools: str = ""
+    epoch: int = 0
 
 
 class Questions(Protocol):
@@ -76,12 +80,25 @@ class Questions(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Canary:
+    """The questions that are asked again and again, to see whether the teacher is still the same: before the
+    first of the others, after every so many of them, and after the last. `stop` says that a change ends the
+    work, and is not only noted. `alpha` is the chance, over all rounds, of a change where there is none."""
+
+    questions: tuple[Question, ...]
+    every: int
+    stop: bool
+    alpha: float
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """What one teacher is asked, and the leaf of the gate's decision that allows it."""
 
     teacher: Teacher
     decision: int
     questions: Questions
+    canary: Canary | None = None
 
 
 class Unanswered(NamedTuple):
@@ -101,7 +118,8 @@ class Tally:
     `unknown` the attempts that earlier processes of this run left open. Tokens and `billed` (US dollars)
     are of the `bought` answers: those to these questions for which this run has paid. `budget.spent` is
     what the whole run can have cost, with the worst case of every request that may have been billed
-    without saying how much.
+    without saying how much. Canaries count as questions once they are asked. `notices` are for whoever
+    watches.
     """
 
     questions: int = 0
@@ -116,6 +134,7 @@ class Tally:
     bought: int = 0
     billed: float = 0.0
     budget: Budget = field(default_factory=Budget)
+    notices: list[str] = field(default_factory=list)
 
     def count(self, completion: Completion, cost: float | None) -> None:
         self.prompt_tokens += completion.usage.prompt_tokens or 0
@@ -166,7 +185,7 @@ def question_key(workspace_key: bytes, question: Question, teacher: Teacher, sam
         revision=teacher.revision,
         body=body,
         sample_index=question.sample_index,
-        epoch=0,
+        epoch=question.epoch,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from stillhouse.ask import pace
+from stillhouse.ask.canary import among
 from stillhouse.ask.lane import Job, Lane, new_lane, open_endpoint, text_bytes
 from stillhouse.ask.pace import Ticket
 from stillhouse.ask.questions import (
@@ -63,6 +64,9 @@ class Asking:
         ]
         tasks: set[asyncio.Task[None]] = set()
         restore = _on_interrupt(asyncio.get_running_loop(), self._interrupt)
+        for lane in self.lanes:
+            if lane.part.canary is not None:
+                lane.fresh = among(lane.fresh, lane, self.sampling, self.ledger, self.run, self.tally)
         try:
             async with AsyncExitStack() as sessions:
                 try:
@@ -313,11 +317,13 @@ def _leaf(
         "finish": completion.finish_reason,
         "prompt_tokens": completion.usage.prompt_tokens,
         "completion_tokens": completion.usage.completion_tokens,
+        **({"epoch": question.epoch} if question.epoch else {}),
         "milliseconds": milliseconds,
         "microdollars": None if cost is None else round(1e6 * cost),
     }
 
 
+        "fingerprint": completion.fingerprint and completion.fingerprint[:200],
 def _cost(completion: Completion, teacher: Teacher) -> float | None:
     """US dollars by the recorded price; None when price or usage is unknown."""
     usage, price = completion.usage, teacher.price

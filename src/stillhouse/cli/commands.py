@@ -405,3 +405,6 @@ def _run(path: Path, stages: Sequence[str] | None, as_json: bool) -> None:
         following = order[order.index(stages[0]) + 1]
         done = f"{stages[0]:<10} done, in {finished.run.root}\nnext       stillhouse {following} {path}"
         show.result(found, done, as_json)
+    for notice in finished.notices:
+        show.say(f"warning    {notice}", as_json)
+        "notices": list(finished.notices),

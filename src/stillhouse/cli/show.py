@@ -42,6 +42,7 @@ def plan_object(recipe: Recipe, plan: Plan) -> dict[str, Any]:
             "needed": plan.questions,
             "in_ledger": plan.answered,
             "to_send": plan.questions - plan.answered,
+            "canaries": plan.canaries,
         },
         "price": _price_record(*plan.prices[0]),
         "prices": [{"model": each[0], "price": _price_record(*each)} for each in plan.prices],
@@ -65,7 +66,8 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
         + (f", LoRA r={recipe.student.lora.rank}" if recipe.student.lora else ""),
         f"prompts    {len(plan.prompts.train):,} to learn from, {len(plan.prompts.test):,} to test on"
         + (f", {plan.prompts.leaked:,} left out because they are tested" if plan.prompts.leaked else ""),
-        f"exchanges  {to_send:,} to send, {plan.answered:,} in the ledger already",
+        f"exchanges  {to_send:,} to send, {plan.answered:,} in the ledger already"
+        + (f"; {plan.canaries:,} more to see whether the teacher changes" if plan.canaries else ""),
         *(line for each in plan.prices for line in price_lines(*each[1:])),
         f"cost       {cost}",
         f"asking     {duration(plan.seconds)}",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import tee
@@ -12,14 +14,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import rfc8785
 
-from stillhouse.ask import Limits, Part, Question, Sampling, Tally, Teacher, answers, ask_all
+from stillhouse.ask import (
+    Limits,
+    Part,
+    Question,
+    Sampling,
+    Tally,
+    Teacher,
+    Watched,
+    answers,
+    ask_all,
+    conclude,
+)
+from stillhouse.collect.canaries import account, canaries_of
 from stillhouse.collect.prompts import PromptSet, load_prompts, name_broken
 from stillhouse.collect.spool import MESSAGES, Prompts, plain_messages, write_prompts
 from stillhouse.errors import EndpointError, storage
 from stillhouse.ledger import Ledger
 from stillhouse.recipe import Recipe
 from stillhouse.recipe import Teacher as TeacherSettings
-from stillhouse.records import Prompt, Watch, unwatched
+from stillhouse.records import Completion, Prompt, Watch, unwatched
 from stillhouse.workspace import RunFolder
 
 __all__ = [
@@ -27,6 +41,7 @@ __all__ = [
     "Collected",
     "PromptSet",
     "asked_of",
+    "canaries_of",
     "collect",
     "limits_of",
     "load_prompts",
@@ -60,11 +75,13 @@ ROWS = 1024  # rows written at once
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """`digest` is over the rows of the exchanges, in order: what the next stage depends on."""
+    """`digest` is over the rows of the exchanges, in order: what the next stage depends on. `answered_by`
+    says of each teacher which model ids and fingerprints its rows have, and what its canaries say."""
 
     tally: Tally
     digest: str
     exchanges: int
+    answered_by: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,43 +168,62 @@ def collect(
     """
     asked = asked_of(recipe, prompts.train)
     write_prompts(run.prompts, prompts.train, prompts.test)
-    parts = [Part(who, leaf, what) for (who, leaf), what in zip(teachers, asked, strict=True)]
+    canaries = canaries_of(recipe, asked)
+    parts = [
+        Part(who, leaf, what, canary)
+        for (who, leaf), what, canary in zip(teachers, asked, canaries, strict=True)
+    ]
     tally = ask_all(parts, sampling_of(recipe), limits_of(recipe), ledger, run.root.name, watch)
-    digest, rows = _write_exchanges(run, sampling_of(recipe), parts, asked, ledger)
+    watched = [conclude(part, sampling_of(recipe), ledger, tally) for part in parts]
+    digest, rows, answered_by = _write_exchanges(run, sampling_of(recipe), parts, asked, watched, ledger)
     if rows == 0:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(tally.failures.items()))
         raise EndpointError("not one prompt was answered", f"failed attempts: {kinds}", "see to the server")
-    return Collected(tally, digest, rows)
+    return Collected(tally, digest, rows, answered_by)
 
 
 def _write_exchanges(
-    run: RunFolder, sampling: Sampling, parts: Sequence[Part], asked: Sequence[Asked], ledger: Ledger
-) -> tuple[str, int]:
-    """Write the answers, teacher by teacher, in the order of the prompts; digest and number of the rows."""
-    digest, count = hashlib.sha256(), 0
+    run: RunFolder,
+    sampling: Sampling,
+    parts: Sequence[Part],
+    asked: Sequence[Asked],
+    watched: Sequence[Watched | None],
+    ledger: Ledger,
+) -> tuple[str, int, list[dict[str, Any]]]:
+    """Write the answers, teacher by teacher, in the order of the prompts; digest and number of the rows, and
+    who answered."""
+    digest, count, answered_by = hashlib.sha256(), 0, []
     with storage("write", run.exchanges), pq.ParquetWriter(run.exchanges, EXCHANGES) as writer:
         batch: list[dict[str, Any]] = []
-        for part, what in zip(parts, asked, strict=True):
-            for row in _rows(part.teacher, sampling, what, ledger):
+        for part, what, seen in zip(parts, asked, watched, strict=True):
+            models, fingerprints, older = Counter[str](), Counter[str](), 0
+            since = seen.since if seen and seen.since is not None else math.inf
+            for row, completion in _rows(part.teacher, sampling, what, ledger):
+                models[completion.model] += 1
+                fingerprints[completion.fingerprint or ""] += 1
+                older += row["leaf"] < since
                 digest.update(rfc8785.dumps(row))
                 batch.append(row)
                 count += 1
                 if len(batch) == ROWS:
                     writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=EXCHANGES))
                     batch = []
+            answered_by.append(account(part.teacher.model, models, fingerprints, seen, older))
         if batch:
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=EXCHANGES))
-    return digest.hexdigest(), count
+    return digest.hexdigest(), count, answered_by
 
 
-def _rows(teacher: Teacher, sampling: Sampling, asked: Asked, ledger: Ledger) -> Iterator[dict[str, Any]]:
+def _rows(
+    teacher: Teacher, sampling: Sampling, asked: Asked, ledger: Ledger
+) -> Iterator[tuple[dict[str, Any], Completion]]:
     pairs, again = tee(asked.pairs())
     found = answers((question for _, question in again), teacher, sampling, ledger)
     for (prompt, question), (_, exchange) in zip(pairs, found, strict=True):
         if exchange is None:
             continue
         completion = exchange.completion
-        yield {
+        row = {
             "key": exchange.key,
             "leaf": exchange.leaf,
             "decision": exchange.decision,
@@ -206,3 +242,4 @@ def _rows(teacher: Teacher, sampling: Sampling, asked: Asked, ledger: Ledger) ->
             "prompt_tokens": completion.usage.prompt_tokens,
             "completion_tokens": completion.usage.completion_tokens,
         }
+        yield row, completion

@@ -317,7 +317,7 @@ def parse_chat(raw: bytes) -> tuple[Completion, ...]:
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices:
         raise ValueError("the answer has no choices")
-    model = body.get("model")
+    model, fingerprint = body.get("model"), _string(body.get("system_fingerprint"))
     found: dict[int, Completion] = {}
     for place, choice in enumerate(choices):
         if not isinstance(choice, dict):
@@ -326,11 +326,14 @@ def parse_chat(raw: bytes) -> tuple[Completion, ...]:
         if index is None or index in found:
             raise ValueError(f"choice {place} has no index of its own")
         first = _usage(body.get("usage")) if index == 0 else Usage()
-        found[index] = _completion(choice, place, model if isinstance(model, str) else "", first)
+        name = model if isinstance(model, str) else ""
+        found[index] = _completion(choice, place, name, fingerprint, first)
     return tuple(found[index] for index in sorted(found))
 
 
-def _completion(choice: dict[str, Any], place: int, model: str, usage: Usage) -> Completion:
+def _completion(
+    choice: dict[str, Any], place: int, model: str, fingerprint: str | None, usage: Usage
+) -> Completion:
     message = choice.get("message")
     if not isinstance(message, dict):
         raise ValueError(f"choice {place} has no message")
@@ -344,6 +347,7 @@ def _completion(choice: dict[str, Any], place: int, model: str, usage: Usage) ->
         reasoning=_string(message.get("reasoning_content")) or _string(message.get("reasoning")),
         tool_calls=_calls(message.get("tool_calls"), place),
         logprobs=_logprobs(choice.get("logprobs"), place),
+        fingerprint=fingerprint,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -48,6 +48,7 @@ class Finished:
     evaluation: dict[str, Any] | None  # None when the run stopped before it was made
     skipped: tuple[str, ...]
 
+    notices: tuple[str, ...] = ()  # what whoever runs it should know before using the result
 
 def run(
     recipe: Recipe,
@@ -77,7 +78,14 @@ def run(
         work = _Work(folder, recipe, ledger, teachers, prompts, scorers, watch)
         skipped = [stage for stage in STAGES if stage in stages and not _DO[stage](work)]
         evaluation = json.loads(folder.evaluation.read_bytes()) if folder.evaluation.exists() else None
-        return Finished(folder, evaluation, tuple(skipped))
+        return Finished(folder, evaluation, tuple(skipped), tuple(_notices(folder)))
+
+
+def _notices(folder: RunFolder) -> Iterator[str]:
+    for who in (_result(folder, "collect") or {}).get("answered_by", ()):
+        change = who["canary"] and who["canary"]["change"]
+        if change:
+            yield f"the teacher {who['teacher']} changed while it was asked: {change['words']}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +127,7 @@ def _collect(work: _Work) -> bool:
         "exchanges": done.exchanges,
         "digest": done.digest,
         **_counts(work, done.tally),
+        "answered_by": done.answered_by,
     }
     _mark(work, "collect", _digest(recipe_digest(work.recipe)), seconds, result)
     return done.tally.sent > 0

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stillhouse import ask as asking
-from stillhouse.collect import Asked, PromptSet, asked_of, limits_of, load_prompts, sampling_of
+from stillhouse.collect import (
+    Asked,
+    PromptSet,
+    asked_of,
+    canaries_of,
+    limits_of,
+    load_prompts,
+    sampling_of,
+)
 from stillhouse.ledger import Ledger
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
 from stillhouse.pipeline.setup import STAGES, admit_all, check, greedy, open_teachers, today
@@ -29,6 +37,7 @@ class Plan:
     prompts: PromptSet
     questions: int  # to the teacher, over training and test prompts
     answered: int  # of these, already in the ledger
+    canaries: int  # requests beside them, to see whether a teacher changes
     prices: tuple[tuple[str, KnownPrice | None, int | None], ...]  # of each teacher: model, price, days old
     cost: Estimate  # US dollars for what is left
     seconds: Estimate  # for asking what is left
@@ -61,10 +70,12 @@ def plan(
             parts = [asking.Part(*each) for each in zip(teachers, decisions, drawn, strict=True)]
             asking.ask_all(parts, sampling, limits_of(recipe), ledger, run.root.name, watch, "pilot")
     with open_teachers(recipe) as teachers:
-        every = [[(what, sampling)] for what in asked]
-        every[0].append((Asked(prompts.test), greedy(recipe)))
-        stocks = [_stock(teacher, what, ledger) for teacher, what in zip(teachers, every, strict=True)]
+        watched = zip(teachers, decisions, asked, canaries_of(recipe, asked), strict=True)
+        every = [[(asking.Part(*each), sampling)] for each in watched]
+        every[0].append((asking.Part(teachers[0], decisions[0], Asked(prompts.test)), greedy(recipe)))
+        stocks = [_stock(parts, ledger) for parts in every]
         left = sum(stock.left for stock in stocks)
+        canaries = sum(stock.canaries for stock in stocks)
         answered = sum(stock.answered for stock in stocks)
         recent = [leaf for stock in stocks for leaf in stock.leaves]
         return Plan(
@@ -73,9 +84,10 @@ def plan(
             prompts=prompts,
             questions=answered + left,
             answered=answered,
+            canaries=canaries,
             prices=tuple(_price(teacher) for teacher in (recipe.teacher, *recipe.teachers)),
             cost=_total([_cost(stock) for stock in stocks]),
-            seconds=_seconds(ledger, recent[-200:], left, recipe.collect.concurrency),
+            seconds=_seconds(ledger, recent[-200:], left + canaries, recipe.collect.concurrency),
             done=tuple(stage for stage in STAGES if read_marker(run, stage) is not None),
         )
 
@@ -87,24 +99,28 @@ def _price(teacher: Teacher) -> tuple[str, KnownPrice | None, int | None]:
 
 @dataclass(frozen=True, slots=True)
 class _Stock:
-    """Of what one teacher is asked: answered and left, the worst cost of what is left (US dollars), the
-    costs of answers that say them, and the leaves of the last answers."""
+    """Of what one teacher is asked: answered and left, canaries to come, the worst cost of all that is left
+    (US dollars), the costs of answers that say them, and the leaves of the last answers."""
 
     price: Price | None
     answered: int
     left: int
+    canaries: int
     worst: float
     costs: Sequence[float]
     leaves: Sequence[int]
 
 
-def _stock(teacher: asking.Teacher, asked: Sequence[tuple[Asked, asking.Sampling]], ledger: Ledger) -> _Stock:
-    answered, left, worst = 0, 0, 0.0
+def _stock(parts: Sequence[tuple[asking.Part, asking.Sampling]], ledger: Ledger) -> _Stock:
+    """`parts` are of one teacher."""
+    teacher = parts[0][0].teacher
+    answered, left, canaries, worst = 0, 0, 0, 0.0
     costs, leaves = array("d"), deque[int](maxlen=200)
-    for questions, sampling in asked:
-        for question, exchange in asking.answers(questions, teacher, sampling, ledger):
+    for part, sampling in parts:
+        fresh = 0
+        for question, exchange in asking.answers(part.questions, teacher, sampling, ledger):
             if exchange is None:
-                left += 1
+                fresh += 1
                 worst += asking.worst_cost(question, teacher, sampling)
                 continue
             answered += 1
@@ -112,7 +128,13 @@ def _stock(teacher: asking.Teacher, asked: Sequence[tuple[Asked, asking.Sampling
             usage = exchange.completion.usage
             if teacher.price and usage.prompt_tokens is not None and usage.completion_tokens is not None:
                 costs.append(teacher.price.of(usage.prompt_tokens, usage.completion_tokens))
-    return _Stock(teacher.price, answered, left, worst, costs, list(leaves))
+        left += fresh
+        if coming := asking.to_ask(part, fresh, sampling, ledger):
+            assert part.canary is not None
+            each = [asking.worst_cost(question, teacher, sampling) for question in part.canary.questions]
+            canaries += coming
+            worst += sum(each) * coming / len(each)
+    return _Stock(teacher.price, answered, left, canaries, worst, costs, list(leaves))
 
 
 def _total(parts: Sequence[Estimate]) -> Estimate:
@@ -134,7 +156,7 @@ def _cost(stock: _Stock) -> Estimate:
         return UNKNOWN
     if len(stock.costs) < 10:
         return Estimate(None, None, stock.worst)
-    return prediction(stock.costs, stock.left, stock.worst)
+    return prediction(stock.costs, stock.left + stock.canaries, stock.worst)
 
 
 def prediction(costs: Sequence[float], left: int, worst: float) -> Estimate:

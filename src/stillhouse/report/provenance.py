@@ -14,6 +14,7 @@ from stillhouse.report.figures import (
     count,
     moment,
     number,
+    plural,
 )
 from stillhouse.report.layout import IMPORTED, UNANCHORED, absent, pairs, section, table
 from stillhouse.report.markup import Html, join, short, tag
@@ -34,6 +35,8 @@ def provenance(facts: Facts) -> Html:
         ("teacher", _code(facts.result("collect", "teacher") or teacher)),
         ("endpoint", where),
         ("revision", _code(revision) if revision else "none declared" if facts.recipe else UNKNOWN),
+        ("answered by", _answered_by(facts)),
+        ("teacher watched", _watched(facts)),
         ("terms", _terms(facts)),
         ("decision", f"leaf {count(decision)} of the ledger" if decision is not None else UNKNOWN),
         ("prompts", _code(at(facts.recipe, "prompts", "source"))),
@@ -54,6 +57,48 @@ def provenance(facts: Facts) -> Html:
         _folded("Stages and the digests of their inputs", ("stage", "finished", "inputs"), inputs),
         _folded("SHA-256 of every released file", ("file", "SHA-256"), _files(facts)[:_FILES]),
     )
+
+
+def _answers(facts: Facts) -> list[Any]:
+    """What collect recorded of who answered, an entry for each teacher."""
+    found = facts.result("collect", "answered_by")
+    return found if isinstance(found, list) else []
+
+
+def _answered_by(facts: Facts) -> str:
+    """The model ids that the servers returned, with the number of rows of each."""
+    ids = [at(who, "models") for who in _answers(facts)]
+    named = [
+        f"{name or 'a server that names none'} ({count(number(models, name))})"
+        for models in ids
+        if isinstance(models, dict)
+        for name in models
+    ]
+    return short(", ".join(named), 300) if named else UNKNOWN
+
+
+def _watched(facts: Facts) -> object:
+    """What the canaries of each teacher say."""
+    answers = _answers(facts)
+    said = [_said(at(who, "teacher"), at(who, "canary"), len(answers) > 1) for who in answers]
+    return join(*(tag("div", line) for line in said)) if said else UNKNOWN
+
+
+def _said(teacher: Any, canary: Any, named: bool) -> object:
+    who = f"{short(str(teacher), 60)}: " if named else ""
+    rounds, older = number(canary, "rounds"), number(canary, "older")
+    if not isinstance(canary, dict) or not rounds:
+        return f"{who}no"
+    asked = f"{plural(rounds, 'round')} of {plural(number(canary, 'questions'), 'canary question')}"
+    before = f"; {plural(older, 'row')} were there before" if older else ""
+    change = at(canary, "change")
+    if isinstance(change, dict):
+        words, since = short(str(change.get("words")), 300), number(change, "since")
+        place = f", from round {count(None if since is None else since + 1)} of {count(rounds)} on"
+        return tag("strong", f"▲ {who}teacher changed during the run: {words}{place}{before}")
+    if rounds < 3:
+        return f"{who}{asked}, too few to compare{before}"
+    return f"{who}no change seen in {asked}{before}"
 
 
 def _terms(facts: Facts) -> str:
@@ -161,8 +206,8 @@ def toml(tree: dict[str, Any], *place: str, item: bool = False) -> str:
     blocks = ["\n".join(lines)] if len(lines) > bool(place) or not tables or item else []
     for key in tables:
         listed = isinstance(tree[key], list)
-        for table in tree[key] if listed else [tree[key]]:
-            blocks.append(toml(table, *place, key, item=listed))
+        parts = tree[key] if listed else [tree[key]]
+        blocks += [toml(part, *place, key, item=listed) for part in parts]
     return "\n\n".join(blocks) + ("" if place else "\n")
 
 
