@@ -120,11 +120,27 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """Requests to models: how many are in flight, and may be; the attempts that failed, by kind; US dollars
+    that are spent, set aside for requests in flight, and expected in the end, None where they are not
+    known."""
+
+    in_flight: int
+    limit: int
+    failures: Mapping[str, int] = field(default_factory=dict)
+    spent: float | None = None
+    reserved: float | None = None
+    expected: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far a stage is. Stages only report it; drawing is the command line's business.
 
     `done` of `total` (None when the total is not known) in units of `unit`; `counts` are figures that
-    should always be seen, failures first; `note` is a short free text such as the current loss.
+    should always be seen, failures first; `note` is a short free text such as the current loss. `traffic` is
+    there where a model is asked. `seconds` that the stage has worked are for a watcher who did not see it
+    begin.
     """
 
     stage: str
@@ -133,6 +149,8 @@ class Progress:
     unit: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
     note: str = ""
+    traffic: Traffic | None = None
+    seconds: float | None = None
 
 
 Watch = Callable[[Progress], None]

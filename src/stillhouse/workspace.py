@@ -143,6 +143,11 @@ class RunFolder:
     def lock(self) -> Path:
         return self.root / "lock"
 
+    @property
+    def progress(self) -> Path:
+        """How far the process that works on the run is, written anew every second."""
+        return self.root / "progress.json"
+
     def marker(self, stage: str) -> Path:
         """A stage's done marker: written last, holds the digest of the stage's inputs and its counts."""
         return self.root / f"{stage}.done.json"
@@ -204,20 +209,22 @@ def init_workspace(folder: Path) -> Workspace:
     return workspace
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old or the new content, never a part; durable on return.
+def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
+    """Write a file so that a reader sees the old or the new content, never a part; on disk on return, unless
+    it need not be `durable`.
 
     Who may read it is for the umask to say, as for any new file.
     """
     with storage("write", path):
         fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            _write_new(fresh, data, 0o666)
+            _write_new(fresh, data, 0o666, durable)
             os.replace(fresh, path)
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        if durable:
+            _sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -263,12 +270,13 @@ def _holds_a_run(folder: Path) -> bool:
         return False
 
 
-def _write_new(path: Path, data: bytes, mode: int) -> None:
+def _write_new(path: Path, data: bytes, mode: int, durable: bool = True) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

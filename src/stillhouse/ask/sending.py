@@ -32,7 +32,7 @@ from stillhouse.ask.questions import (
 from stillhouse.errors import BudgetReached, EndpointError, Interrupted
 from stillhouse.ledger import Ledger
 from stillhouse.models.endpoint import Failure, Reply
-from stillhouse.records import Completion, Progress, Watch
+from stillhouse.records import Completion, Progress, Traffic, Watch
 
 LONGEST_WAIT = 600.0  # seconds that a Retry-After may hold a run back before it stops instead
 LONGEST_BACKOFF = 30.0  # seconds between two attempts at one question, at most
@@ -134,6 +134,7 @@ class Asking:
             return
         loop = asyncio.get_running_loop()
         timer = loop.call_later(seconds, self.changed.set) if seconds < math.inf else None
+        self._show()
         await self.changed.wait()
         if timer is not None:
             timer.cancel()
@@ -147,7 +148,6 @@ class Asking:
                 del lane.under_way[job.key]
             else:
                 self._judge(lane, job, outcome)
-            self._show()
         except Exception as error:  # it must reach whoever called `ask`, after the others have ended
             self.stop = self.stop or error
         finally:
@@ -239,16 +239,21 @@ class Asking:
         counts = {"failed": len(tally.failed), "new": tally.answered, "reused": tally.reused}
         if tally.unknown:
             counts["sent, unknown"] = tally.unknown
-        if refused := tally.failures.get("rate_limited"):
-            counts["429"] = refused
-        notes = [
-            f"{lane.pace.in_flight} of {math.floor(lane.pace.limit)} in flight"
-            for lane in self.lanes
-            if lane.pace.in_flight
-        ]
-        if tally.budget.spent or tally.budget.reserved:
-            notes.append(f"US$ {tally.budget.spent:.4f} + {tally.budget.reserved:.4f} reserved")
-        self.watch(Progress(self.stage, done, tally.questions, "answers", counts, "  ".join(notes)))
+        spent = reserved = expected = None
+        if all(part.teacher.price is not None for part in self.parts):
+            spent, reserved = tally.budget.spent, tally.budget.reserved
+            if tally.bought:
+                expected = spent + (tally.questions - done) * tally.billed / tally.bought
+        traffic = Traffic(
+            sum(lane.pace.in_flight for lane in self.lanes),
+            sum(math.floor(lane.pace.limit) for lane in self.lanes if lane.endpoint is not None),
+            dict(tally.failures),
+            spent,
+            reserved,
+            expected,
+        )
+        note = "; ".join(tally.notices)
+        self.watch(Progress(self.stage, done, tally.questions, "answers", counts, note, traffic))
 
     def _judge_failures(self) -> None:
         finished = self.tally.reused + self.tally.answered + len(self.tally.failed)

@@ -171,9 +171,29 @@ def run(
 
 
 @app.command()
-def collect(recipe: RecipeFile, as_json: Json = False) -> None:
+def collect(
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.")] = None,
+    watch: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Ask nothing: show how far another process is with this run."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Ask the teacher every prompt that the ledger does not hold an answer to."""
-    _run(recipe, ["collect"], as_json)
+    from stillhouse.errors import UsageError
+
+    if (recipe is None) == (watch is None):
+        raise UsageError(
+            "give either a recipe or a run to watch",
+            "`collect` asks what a recipe says, or shows how far a run is",
+            "stillhouse collect RECIPE, or stillhouse collect --watch RUN",
+        )
+    if watch is not None:
+        from stillhouse.cli.watching import follow
+
+        follow(_workspace().find_run(watch), as_json)
+    elif recipe is not None:
+        _run(recipe, ["collect"], as_json)
 
 
 @app.command()
@@ -387,6 +407,8 @@ def _run(path: Path, stages: Sequence[str] | None, as_json: bool) -> None:
     with live(as_json) as watch:
         finished = pipeline.run(recipe, workspace, watch, stages or pipeline.STAGES, planned.prompts)
     report_file = str(write_report(finished.run)) if finished.evaluation is not None else None
+    for notice in finished.notices:
+        show.say(f"warning    {notice}", as_json)
     for stage in finished.skipped:
         done = "nothing new to ask" if stage == "collect" else "unchanged, not run again"
         show.say(f"{stage:<9} {done}", as_json)
@@ -395,6 +417,7 @@ def _run(path: Path, stages: Sequence[str] | None, as_json: bool) -> None:
         "folder": str(finished.run.root),
         "report": report_file,
         "unchanged": list(finished.skipped),
+        "notices": list(finished.notices),
         "broken_rows": name_broken(planned.prompts.broken),
         "evaluation": finished.evaluation,
     }
@@ -405,6 +428,3 @@ def _run(path: Path, stages: Sequence[str] | None, as_json: bool) -> None:
         following = order[order.index(stages[0]) + 1]
         done = f"{stages[0]:<10} done, in {finished.run.root}\nnext       stillhouse {following} {path}"
         show.result(found, done, as_json)
-    for notice in finished.notices:
-        show.say(f"warning    {notice}", as_json)
-        "notices": list(finished.notices),

@@ -21,6 +21,7 @@ from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
 from stillhouse.pipeline.planning import Plan, plan
+from stillhouse.pipeline.recording import recorded
 from stillhouse.pipeline.setup import (
     STAGES,
     admit_all,
@@ -47,8 +48,8 @@ class Finished:
     run: RunFolder
     evaluation: dict[str, Any] | None  # None when the run stopped before it was made
     skipped: tuple[str, ...]
-
     notices: tuple[str, ...] = ()  # what whoever runs it should know before using the result
+
 
 def run(
     recipe: Recipe,
@@ -72,10 +73,11 @@ def run(
         locked(folder),
         Ledger.open(workspace) as ledger,
         open_teachers(recipe, folder.logs / "teacher.log") as teachers,
+        recorded(folder, watch) as recording,
     ):
         write_json(folder.recipe, recipe.model_dump(mode="json"))
         folder.logs.mkdir(exist_ok=True)
-        work = _Work(folder, recipe, ledger, teachers, prompts, scorers, watch)
+        work = _Work(folder, recipe, ledger, teachers, prompts, scorers, recording)
         skipped = [stage for stage in STAGES if stage in stages and not _DO[stage](work)]
         evaluation = json.loads(folder.evaluation.read_bytes()) if folder.evaluation.exists() else None
         return Finished(folder, evaluation, tuple(skipped), tuple(_notices(folder)))
@@ -125,9 +127,9 @@ def _collect(work: _Work) -> bool:
         "broken_lines": len(work.prompts.broken),
         "leaked": work.prompts.leaked,
         "exchanges": done.exchanges,
+        "answered_by": done.answered_by,
         "digest": done.digest,
         **_counts(work, done.tally),
-        "answered_by": done.answered_by,
     }
     _mark(work, "collect", _digest(recipe_digest(work.recipe)), seconds, result)
     return done.tally.sent > 0
