@@ -29,6 +29,7 @@ from stillhouse.ask.questions import (
     worst_cost,
 )
 from stillhouse.ask.sending import Asking
+from stillhouse.ask.tracing import tracing
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models.endpoint import Endpoint
@@ -36,8 +37,8 @@ from stillhouse.money import Budget, Price
 from stillhouse.records import Watch, unwatched
 
 __all__ = [
-    "Limits",
     "Canary",
+    "Limits",
     "Part",
     "Question",
     "Questions",
@@ -45,19 +46,19 @@ __all__ = [
     "Tally",
     "Teacher",
     "Unanswered",
-    "answers",
     "Watched",
+    "answers",
     "ask",
     "ask_all",
     "check_cap",
-    "list_models",
     "conclude",
     "is_local",
+    "list_models",
     "logical_endpoint",
     "question_key",
     "request_body",
-    "worst_cost",
     "to_ask",
+    "worst_cost",
 ]
 
 
@@ -96,8 +97,8 @@ def ask_all(
     ledger.sweep(run)
     tally = Tally(sum(len(part.questions) for part in parts), unknown=ledger.attempts(run).unknown)
     tally.budget = Budget(limits.max_cost, ledger.spent(run).most)
-    with asyncio.Runner() as runner:
-        runner.run(Asking(parts, sampling, limits, ledger, run, tally, watch, stage).all())
+    with tracing(run, stage) as trace, asyncio.Runner() as runner:
+        runner.run(Asking(parts, sampling, limits, ledger, run, tally, watch, stage, trace).all())
     return tally
 
 

@@ -29,6 +29,7 @@ from stillhouse.ask.questions import (
     Unanswered,
     request_body,
 )
+from stillhouse.ask.tracing import Trace
 from stillhouse.errors import BudgetReached, EndpointError, Interrupted
 from stillhouse.ledger import Ledger
 from stillhouse.models.endpoint import Failure, Reply
@@ -52,6 +53,7 @@ class Asking:
     tally: Tally
     watch: Watch
     stage: str
+    trace: Trace | None = None
     stop: BaseException | None = None
     lanes: list[Lane] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -62,11 +64,11 @@ class Asking:
             new_lane(part, self.sampling, self.limits, self.ledger, self.run, self.tally)
             for part in self.parts
         ]
-        tasks: set[asyncio.Task[None]] = set()
-        restore = _on_interrupt(asyncio.get_running_loop(), self._interrupt)
         for lane in self.lanes:
             if lane.part.canary is not None:
                 lane.fresh = among(lane.fresh, lane, self.sampling, self.ledger, self.run, self.tally)
+        tasks: set[asyncio.Task[None]] = set()
+        restore = _on_interrupt(asyncio.get_running_loop(), self._interrupt)
         try:
             async with AsyncExitStack() as sessions:
                 try:
@@ -132,9 +134,9 @@ class Asking:
         """Wait until something ended or was stopped, or the seconds are over."""
         if self.stop is not None or seconds <= 0:
             return
+        self._show()
         loop = asyncio.get_running_loop()
         timer = loop.call_later(seconds, self.changed.set) if seconds < math.inf else None
-        self._show()
         await self.changed.wait()
         if timer is not None:
             timer.cancel()
@@ -193,7 +195,7 @@ class Asking:
         question, teacher = job.same[0], lane.part.teacher
         body = request_body(question, teacher, self.sampling)
         cost = job.worst  # what counts as spent unless something better is known
-        ended = False
+        outcome: Reply | Failure | None = None
         try:
             begun = self.ledger.begin(
                 key=job.key,
@@ -205,19 +207,18 @@ class Asking:
             )
             attempt = await asyncio.wrap_future(begun)
             self.tally.sent += 1
-            started = time.monotonic()
+            started, sent = time.monotonic(), time.time_ns()
             outcome = await lane.endpoint.chat(body, self.limits.timeout)
-            ended = True
-            _learn(lane, ticket, question, outcome, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            _learn(lane, ticket, question, outcome, seconds)
             if isinstance(outcome, Failure):
                 cost = job.worst if outcome.sent else 0.0
                 await asyncio.wrap_future(self.ledger.fail(attempt, outcome.kind, outcome.sent))
                 return outcome
-            milliseconds = round(1000 * (time.monotonic() - started))
             completion = outcome.completions[0]
             known = _cost(completion, teacher)
             cost = job.worst if known is None else known
-            leaf = _leaf(job.key, lane.part, question, completion, known, attempt, milliseconds)
+            leaf = _leaf(job.key, lane.part, question, completion, known, attempt, round(1000 * seconds))
             leaf["run"] = self.run
             if cost > job.worst * (1 + 1e-9):
                 leaf["disputed"] = True
@@ -228,9 +229,12 @@ class Asking:
             self.tally.count(completion, known)
             return None
         finally:
-            if not ended:
+            if outcome is None:
                 lane.pace = pace.cancelled(lane.pace, ticket, time.monotonic())
             self.tally.budget = self.tally.budget.settle(job.worst, cost)
+            if self.trace is not None and outcome is not None:
+                url, name = lane.endpoint.base_url, teacher.endpoint
+                self.trace(url, name, body, outcome, attempt, sent, sent + round(1e9 * seconds))
 
     def _show(self) -> None:
         """Report how far the work is."""
@@ -313,22 +317,22 @@ def _leaf(
 ) -> dict[str, Any]:
     teacher = part.teacher
     return {
+        **({"epoch": question.epoch} if question.epoch else {}),
         "key": key,
         "attempt": attempt,
         "decision": part.decision,
         "teacher": {"endpoint": teacher.endpoint, "model": teacher.model, "revision": teacher.revision},
         "answered_by": completion.model[:200],
+        "fingerprint": completion.fingerprint and completion.fingerprint[:200],
         "sample": question.sample_index,
         "finish": completion.finish_reason,
         "prompt_tokens": completion.usage.prompt_tokens,
         "completion_tokens": completion.usage.completion_tokens,
-        **({"epoch": question.epoch} if question.epoch else {}),
         "milliseconds": milliseconds,
         "microdollars": None if cost is None else round(1e6 * cost),
     }
 
 
-        "fingerprint": completion.fingerprint and completion.fingerprint[:200],
 def _cost(completion: Completion, teacher: Teacher) -> float | None:
     """US dollars by the recorded price; None when price or usage is unknown."""
     usage, price = completion.usage, teacher.price
