@@ -121,13 +121,17 @@ def folder_of(tmp_path: Path) -> Path:
     return found[0].parent
 
 
+def stamps(run: Path) -> dict[str, float]:
+    """When each file of a run was changed last; one that is being put in place is none yet."""
+    return {p.name: p.stat().st_mtime for p in run.iterdir() if not p.name.startswith(".")}
+
+
 def test_another_terminal_sees_every_figure_and_the_end(gate: tuple[Gate, str], tmp_path: Path):
     served, url = gate
     served.free = 22
     recipe = write_recipe(tmp_path, url)
     with started(tmp_path, "collect", recipe, "--json") as collecting:
         run = folder_of(tmp_path)
-        before = sorted(p.name for p in run.iterdir() if not p.name.startswith("."))
         with started(tmp_path, "collect", "--watch", "t", "--json") as watching:
             line = next_line(
                 watching, lambda line: line.get("done") == 20 and line["in_flight"] and line["rate"]
@@ -148,7 +152,9 @@ def test_another_terminal_sees_every_figure_and_the_end(gate: tuple[Gate, str], 
             assert line["spent"] > known  # the failed attempt may have been billed
             assert line["reserved"] > 0
             assert line["expected"] == pytest.approx(line["spent"] + 40 * known / 20)
-            assert sorted(p.name for p in run.iterdir() if not p.name.startswith(".")) == before
+            before = stamps(run)
+            next_line(watching, lambda line: line["time"] > before["progress.json"] + 2.0)
+            assert {**stamps(run), "progress.json": before["progress.json"]} == before
             served.free = 10**6
             end = next_line(watching, lambda line: line["state"] != "running")
             assert (end["state"], end["done"], end["seconds_left"]) == ("done", PROMPTS, None)
