@@ -161,8 +161,8 @@ def toml(tree: dict[str, Any], *place: str, item: bool = False) -> str:
     blocks = ["\n".join(lines)] if len(lines) > bool(place) or not tables or item else []
     for key in tables:
         listed = isinstance(tree[key], list)
-        for table in tree[key] if listed else [tree[key]]:
-            blocks.append(toml(table, *place, key, item=listed))
+        parts = tree[key] if listed else [tree[key]]
+        blocks += [toml(part, *place, key, item=listed) for part in parts]
     return "\n\n".join(blocks) + ("" if place else "\n")
 
 

@@ -195,6 +195,14 @@ def threads_for(model: LocalModel) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def workers_for(model: LocalModel) -> int:
+    """How many threads may run this model side by side, each with a batch of its own.
+
+    A small model on a CPU gets one for each core: what cannot share an operation can share the requests.
+    """
+    return _cores() if model.model.device.type == "cpu" and parameters(model) < _SMALL_MODEL else 1
+
+
 def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux: containers and `taskset` allow fewer than there are
         return len(os.sched_getaffinity(0))

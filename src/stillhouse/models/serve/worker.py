@@ -62,6 +62,10 @@ class Worker(threading.Thread):
     def put(self, command: Job | Scoring | Cancel | None) -> None:
         self.inbox.put(command)
 
+    def load(self) -> int:
+        """Requests that are waiting or under way, about; asked from another thread."""
+        return self.inbox.qsize() + len(self.waiting) + len(self.decoder)
+
     def run(self) -> None:
         while True:
             commands = self._arrivals()
