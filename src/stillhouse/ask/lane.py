@@ -102,10 +102,12 @@ def new_lane(part: Part, sampling: Sampling, limits: Limits, ledger: Ledger, run
 async def open_endpoint(lane: Lane, limits: Limits, url: str) -> Endpoint:
     """A session with the teacher's server, and the pace that fits it; the caller closes it."""
     lane.endpoint = await Endpoint(url, lane.part.teacher.key_env).__aenter__()
+    room = lane.part.teacher.room
     lane.pace = pace.pace(
         limits.concurrency,
         time.monotonic(),
-        follow="latency" if is_local(url) else "limits",
+        start=room or pace.START,
+        follow="latency" if room is None and is_local(url) else "limits",
         requests_per_minute=limits.requests_per_minute,
         tokens_per_minute=limits.tokens_per_minute,
     )

@@ -157,17 +157,18 @@ def pace(
     most: int,
     now: float,
     *,
+    start: int = START,
     follow: Literal["limits", "latency"] = "limits",
     requests_per_minute: float | None = None,
     tokens_per_minute: float | None = None,
 ) -> Pace:
-    """The state in which asking begins: at most 20 requests in flight, both buckets full."""
+    """The state in which asking begins: at most `start` requests in flight, both buckets full."""
     requests, tokens = Bucket(), Bucket()
     if requests_per_minute is not None:
         requests = requests.limited(requests_per_minute, now)
     if tokens_per_minute is not None:
         tokens = tokens.limited(tokens_per_minute, now)
-    return Pace(most, follow, float(min(START, most)), requests=requests, tokens=tokens)
+    return Pace(most, follow, float(min(start, most)), requests=requests, tokens=tokens)
 
 
 def wait(state: Pace, tokens: float, now: float) -> float:

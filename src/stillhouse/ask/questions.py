@@ -23,7 +23,8 @@ LOOKUP = 512  # questions looked up in the ledger at once
 class Teacher:
     """Whom to ask. `endpoint` and `revision` are lasting names and enter every exchange key; `url` may
     change. `url` is called when the first question must really be sent, so that a local teacher is
-    started only when it is needed; None means that nothing can be asked (imported answers)."""
+    started only when it is needed; None means that nothing can be asked (imported answers). `room` is how
+    many requests its server works on at once, where that is known and need not be found out."""
 
     model: str
     endpoint: str
@@ -32,6 +33,7 @@ class Teacher:
     key_env: str | None = None
     system: str = ""
     price: Price | None = None
+    room: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

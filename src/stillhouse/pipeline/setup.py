@@ -65,19 +65,19 @@ def open_teacher(settings: Teacher, log: Path | None = None) -> Iterator[asking.
         endpoint = asking.logical_endpoint(url, settings.provider)
         yield asking.Teacher(settings.model, endpoint, settings.revision, lambda: url, **common)
     else:
+        from stillhouse.models.serve import MAX_ROWS, background
+
         folder = source_folder(settings.model)
         name = settings.model if settings.model.startswith("embedded:") else Path(folder).name
         with ExitStack() as stack:
             served: list[str] = []
 
             def serve() -> str:
-                from stillhouse.models.serve import background
-
                 if not served:
                     served.append(stack.enter_context(background(settings.model, log)))
                 return served[0]
 
-            yield asking.Teacher(name, "local", weights_digest(folder), serve, **common)
+            yield asking.Teacher(name, "local", weights_digest(folder), serve, room=MAX_ROWS, **common)
 
 
 def today() -> date:

@@ -21,6 +21,7 @@ from typing import IO
 from stillhouse.errors import ModelError, UsageError, storage
 
 _READY_SECONDS = 600.0  # to load the weights, perhaps from the hub or a slow disk
+MAX_ROWS = 128  # requests that one thread of a model works on at once
 _KEEP_ALIVE_SECONDS = 75  # longer than clients keep a connection: they close it, none breaks under a request
 _STOP_SECONDS = 5.0
 _LOG_LINES = 12
