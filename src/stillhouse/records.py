@@ -48,7 +48,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a teacher answered. `model` is the id that the server returned, not the one asked for."""
+    """What a teacher answered. `model` is the id that the server returned, not the one asked for, and
+    `logprobs` are as they came, unchecked."""
 
     text: str
     finish_reason: FinishReason
@@ -56,7 +57,7 @@ class Completion:
     usage: Usage = Usage()
     refusal: str | None = None
     reasoning: str | None = None
-    logprobs: tuple[dict[str, Any], ...] | None = None
+    logprobs: tuple[Any, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

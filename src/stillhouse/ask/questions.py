@@ -34,9 +34,13 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
+    """`top_logprobs` is how many likeliest tokens to name beside each one of an answer; None asks for no
+    probabilities."""
+
     temperature: float
     top_p: float
     max_tokens: int
+    top_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,8 @@ def request_body(question: Question, teacher: Teacher, sampling: Sampling) -> di
     }
     if sampling.temperature > 0:
         body["seed"] = question.sample_index
+    if sampling.top_logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
     return body
 
 
