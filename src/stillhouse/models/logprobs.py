@@ -22,7 +22,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -121,81 +120,85 @@ def _choice(said: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 def _token(entry: Any, asked: int, counts: Counter[str]) -> TeacherToken:
     """One entry of `logprobs.content`."""
-    own = _said(entry)
-    top = entry.get("top_logprobs") if isinstance(entry, dict) else None
-    rivals = [_said(rival) for rival in top] if isinstance(top, list) else []
+    if not isinstance(entry, dict):
+        entry = {}
+    top = entry.get("top_logprobs")
+    rivals = [_rival(each) for each in top] if isinstance(top, list) else []
     if len(rivals) < asked:
         counts["fewer than asked"] += 1
-    return _judged(own, rivals, counts)
+    own = _number(entry.get("logprob"))
+    return _judged(_raw(entry), own, None, rivals, counts)
 
 
-def _judged(own: _Said, rivals: Sequence[_Said], counts: Counter[str]) -> TeacherToken:
-    """A token with what is known of its position, by the rules above."""
-    if own.logprob is None and not rivals:
-        counts["missing"] += 1
-        return TeacherToken(own.raw, None, (), own.id)
-    values = [said.logprob for said in rivals] + ([] if own.logprob is None else [own.logprob])
-    if any(value is None or not value <= 0 for value in values):  # a NaN is not <= 0
-        counts["impossible"] += 1
-        return TeacherToken(own.raw, None, (), own.id)
-    kept: dict[bytes | int, Likely] = {}
-    for said in sorted(rivals, key=lambda said: -(said.logprob or 0.0)):
-        if not (likely := _likely(said)):
-            counts["sentinel" if _is_sentinel(said) else "alternative unknown"] += 1
-        elif said.name in kept:
-            counts["duplicated"] += 1
-        else:
-            kept[said.name] = likely
-    if own.name not in kept and (likely := _likely(own)):
-        kept[own.name] = likely
-        if rivals:
-            counts["sampled token added"] += 1
-    elif _is_sentinel(own) and not any(said.name == own.name for said in rivals):
-        counts["sentinel"] += 1
-    if math.fsum(math.exp(entry.logprob) for entry in kept.values()) > 1.0 + _MASS_ERROR:
-        counts["impossible"] += 1
-        kept = {}
-    ranked = tuple(sorted(kept.values(), key=lambda entry: -entry.logprob))
-    return TeacherToken(own.raw, None if _is_sentinel(own) else own.logprob, ranked, own.id)
+def _rival(entry: Any) -> Likely:
+    known = entry if isinstance(entry, dict) else {}
+    value = _number(known.get("logprob"))
+    return Likely(_raw(known), math.nan if value is None else value)
 
 
-class _Said(NamedTuple):
-    """A token as the wire has it. `logprob` is None where it is null or absent."""
-
-    raw: bytes
-    logprob: float | None
-    id: int | None = None
-
-    @property
-    def name(self) -> bytes | int:
-        return self.raw if self.id is None else self.id
-
-
-def _said(entry: Any) -> _Said:
-    entry = entry if isinstance(entry, dict) else {}
-    token, spelt, logprob = entry.get("token"), entry.get("bytes"), entry.get("logprob")
-    raw = token.encode("utf-8", "replace") if isinstance(token, str) else b""
+def _raw(entry: Mapping[str, Any]) -> bytes:
+    spelt, token = entry.get("bytes"), entry.get("token")
     if isinstance(spelt, list):
-        with suppress(ValueError, TypeError):  # other than 0 to 255
-            raw = bytes(spelt)
-    number = isinstance(logprob, int | float) and not isinstance(logprob, bool)
-    return _Said(raw, float(logprob) if number else None)
+        try:
+            return bytes(spelt)
+        except (ValueError, TypeError):  # numbers that are no bytes
+            pass
+    return token.encode("utf-8", "replace") if isinstance(token, str) else b""
 
 
-def _likely(said: _Said) -> Likely | None:
-    """None for a sentinel, and for half a character that no id tells apart from others."""
-    if said.logprob is None or _is_sentinel(said) or (said.id is None and not _is_whole(said.raw)):
-        return None
-    return Likely(said.raw, said.logprob, said.id)
-
-
-def _is_sentinel(said: _Said) -> bool:
-    return said.logprob is not None and said.logprob <= SENTINEL
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, float | int) and not isinstance(value, bool) else None
 
 
 def _is_whole(raw: bytes) -> bool:
     """Whether the wire shows what a token spells; servers show half a character as U+FFFD or as nothing."""
     return raw != b"" and _HALF_A_CHARACTER not in raw
+
+
+def _judged(
+    raw: bytes, logprob: float | None, at: int | None, rivals: Sequence[Likely], counts: Counter[str]
+) -> TeacherToken:
+    """The token `raw` with what is known of its position, by the rules above; it may stand among `rivals`.
+
+    `logprob` is None where it was not given; a rival's is then NaN.
+    """
+    nothing = TeacherToken(raw, None, (), at)
+    if logprob is None and not rivals:
+        counts["missing"] += 1
+        return nothing
+    own_fits = logprob is None or logprob <= 0
+    if not own_fits or not all(rival.logprob <= 0 for rival in rivals):  # a NaN is not <= 0
+        counts["impossible"] += 1
+        return nothing
+    kept: dict[bytes | int, Likely] = {}
+    for rival in sorted(rivals, key=_least_likely_last):
+        name = rival.raw if rival.id is None else rival.id
+        if rival.logprob <= SENTINEL:
+            counts["sentinel"] += 1
+        elif rival.id is None and not _is_whole(rival.raw):
+            counts["alternative unknown"] += 1
+        elif name in kept:
+            counts["duplicated"] += 1
+        else:
+            kept[name] = rival
+    own_name = raw if at is None else at
+    if logprob is not None and logprob <= SENTINEL:
+        logprob = None
+        if not any(own_name == (rival.raw if at is None else rival.id) for rival in rivals):
+            counts["sentinel"] += 1
+    elif logprob is not None and own_name not in kept and (at is not None or _is_whole(raw)):
+        kept[own_name] = Likely(raw, logprob, at)
+        if rivals:
+            counts["sampled token added"] += 1
+    likely = tuple(sorted(kept.values(), key=_least_likely_last))
+    if math.fsum([math.exp(each.logprob) for each in likely]) > 1.0 + _MASS_ERROR:
+        counts["impossible"] += 1
+        return nothing
+    return TeacherToken(raw, logprob, likely, at)
+
+
+def _least_likely_last(likely: Likely) -> float:
+    return -likely.logprob
 
 
 def _with_ids(
@@ -240,12 +243,13 @@ def _prompt(
 
     size = _size(vocabulary)
 
-    def told(at: int, entry: Mapping[str, Any]) -> _Said:
+    def told(at: int, entry: Mapping[str, Any]) -> Likely:
         if not 0 <= at < size:
             raise ValueError("an id lies outside the vocabulary")
-        shown = _said({"token": entry.get("decoded_token"), "logprob": entry.get("logprob")})
-        own = vocabulary.raw[at] if vocabulary else shown.raw if _is_whole(shown.raw) else b""
-        return _Said(own, shown.logprob, at)
+        shown = _raw({"token": entry.get("decoded_token")})
+        own = vocabulary.raw[at] if vocabulary else shown if _is_whole(shown) else b""
+        value = _number(entry.get("logprob"))
+        return Likely(own, math.nan if value is None else value, at)
 
     found = []
     for place, options in enumerate(scored):
@@ -256,7 +260,7 @@ def _prompt(
             raw = vocabulary.raw[at] if vocabulary and at is not None else b""
             found.append(TeacherToken(raw, None, (), at))
         else:
-            found.append(_judged(own, entries, counts))
+            found.append(_judged(own.raw, own.logprob, at, entries, counts))
     return found
 
 

@@ -14,6 +14,7 @@ import mmap
 import os
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -63,9 +64,9 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._file.closed:
+        with suppress(OSError):  # a full disk refuses what is still buffered
             self._file.close()
-            self._unsealed.unlink(missing_ok=True)
+        self._unsealed.unlink(missing_ok=True)
 
     def add(self, sample_id: str, ids: NDArray[np.int32], targets: Targets) -> None:
         """Append the targets of one row, whose input ids are `ids`.
@@ -143,7 +144,7 @@ def open_shard(path: Path) -> Shard:
         raise _unusable(path, "its name is not the digest that it was sealed with")
     try:
         shard = _read_shard(path, data)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise _unusable(path, f"it cannot be read: {error}") from None
     rows, borders = len(shard.sample_ids), shard.borders
     ordered = all(begin < end for begin, end in pairwise(borders))
@@ -170,7 +171,7 @@ def unsealed(folder: Path) -> list[Path]:
 
 
 def _read_shard(path: Path, data: NDArray[np.uint8]) -> Shard:
-    """What a sealed file says; ValueError, KeyError, TypeError or IndexError where it says nonsense."""
+    """What a sealed file says; for nonsense the error of whatever it was taken for."""
     at = len(_BEGIN) + _LENGTH
     blocks_at = at + _length(data[len(_BEGIN) : at])
     footer_at = len(data) - _TAIL - _length(data[-_TAIL : _LENGTH - _TAIL])
