@@ -68,7 +68,7 @@ def main() -> None:
 def real(folder: Path, count: int, passes: int) -> list[Row]:
     model = need(DATA / "models" / "stories260K")
     vocabulary = read_vocabulary((model / "tokenizer.json").read_bytes())
-    answers = asyncio.run(ask(model, openings(count), folder))
+    answers = [raw for raw in asyncio.run(ask(model, openings(count), folder)) if whole(raw, vocabulary)]
     taught = [
         TaughtRow(f"s{n}", raw, np.array([1, *ids_of(raw, vocabulary)], dtype=np.int32), 1)
         for n, raw in enumerate(answers)
@@ -91,7 +91,7 @@ def real(folder: Path, count: int, passes: int) -> list[Row]:
     received = timed(lambda: [from_json(raw, vocabulary) for raw in answers], passes)[0] / tokens
     listed = timed(lambda: read_parquet(table), passes)[0] / tokens
     json_bytes, size = sum(map(len, answers)) / tokens, tally.bytes_per_token
-    print(f"stories260K: {tally.rows} answers, {tokens} tokens, targets at {tally.coverage:.1%} of them")
+    print(f"stories260K: {tally.rows} of {count} answers, {tokens} tokens, {tally.coverage:.1%} with targets")
     return [
         against("512 tokens, top 20: size", size, "bytes/token", "JSON as received", json_bytes),
         against(
@@ -119,6 +119,12 @@ async def ask(model: Path, texts: Sequence[str], folder: Path) -> list[bytes]:
             asked = (endpoint.chat(body(n, text), 300.0) for n, text in enumerate(texts))
             replies = await asyncio.gather(*asked)
     return [reply.raw for reply in replies if isinstance(reply, Reply)]
+
+
+def whole(raw: bytes, vocabulary: Vocabulary) -> bool:
+    """Not where the model wrote a special token, which the text lacks: such an answer gets no targets."""
+    content = orjson.loads(raw)["choices"][0]["logprobs"]["content"]
+    return not any(bytes(entry["bytes"]) in vocabulary.specials for entry in content)
 
 
 def ids_of(raw: bytes, vocabulary: Vocabulary) -> list[int]:

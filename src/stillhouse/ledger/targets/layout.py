@@ -133,16 +133,18 @@ def decode(binding: Binding, blocks: Sequence[NDArray[np.uint8]], positions: NDA
         rest_N[known_N] = _halves(blocks, at, of_rows(known_N))
     heads = of_rows(np.minimum(sizes_N, binding.head)) if binding.draws else entries
     values = _halves(blocks, at, heads)
-    counts = _numbers(blocks, at, entries - heads, binding.count_bits) + 1
+    counts = _numbers(blocks, at, entries - heads, binding.count_bits)
     ids_E = _numbers(blocks, at, entries, binding.id_bits)
     if at.tolist() != [len(block) for block in blocks]:
         raise ValueError("a row does not end where its block does")
     if binding.draws:
-        position_E, drawn_E = _places(binding, offsets_N1)
-        logprobs_E = np.empty(len(ids_E), dtype=np.float32)
-        logprobs_E[~drawn_E] = values
-        logprobs_E[drawn_E] = np.log(counts / binding.draws) + rest_N[position_E[drawn_E]]
-        nothing_left = np.where(known_N, np.float32(-np.inf), np.float32(0.0))
+        shares = np.log(np.arange(1, 2**binding.count_bits + 1) / binding.draws).astype(np.float32)
+        logprobs_E, nothing_left = shares[counts], np.where(known_N, np.float32(-np.inf), np.float32(0.0))
+        if binding.head:
+            position_E, drawn_E = _places(binding, offsets_N1)
+            drawn = logprobs_E + rest_N[position_E[drawn_E]]
+            logprobs_E = np.empty(len(ids_E), dtype=np.float32)
+            logprobs_E[~drawn_E], logprobs_E[drawn_E] = values, drawn
         targets = Targets(offsets_N1, ids_E, logprobs_E, nothing_left)
     else:
         targets = Targets(offsets_N1, ids_E, values, rest_N)
