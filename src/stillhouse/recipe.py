@@ -157,6 +157,12 @@ class Collect(_Table):
     top_p: Fraction = 1.0
     max_tokens: Positive = Field(default=256, description="Longest answer, in the teacher's tokens.")
     samples: Positive = Field(default=1, description="Answers asked for each prompt.")
+    top_logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="Ask for the probabilities of this many likeliest tokens beside each one of an answer.",
+    )
     timeout: float = Field(default=120.0, gt=0, description="Seconds for one attempt.")
     retries: int = Field(default=4, ge=0, description="Further attempts after a failure that may pass.")
     max_cost: float | None = Field(default=None, gt=0, description="US dollars; needs a known price.")

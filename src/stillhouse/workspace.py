@@ -28,6 +28,11 @@ class Workspace:
         return self.root / "ledger.sqlite"
 
     @property
+    def targets(self) -> Path:
+        """Sealed shards of teacher probabilities, each named by its SHA-256; shared by all runs."""
+        return self.root / "targets"
+
+    @property
     def workspace_key(self) -> Path:
         """32 random bytes (hex) for exchange keys; whoever holds it can test guesses of a prompt."""
         return self.root / "keys" / "workspace.key"
@@ -217,7 +222,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -271,7 +276,8 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -38,9 +38,13 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
+    """`top_logprobs` is how many likeliest tokens to name beside each one of an answer; None asks for no
+    probabilities."""
+
     temperature: float
     top_p: float
     max_tokens: int
+    top_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,8 @@ def request_body(question: Question, teacher: Teacher, sampling: Sampling) -> di
     }
     if sampling.temperature > 0:
         body["seed"] = question.sample_index
+    if sampling.top_logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
     if question.tools:
         body["tools"] = orjson.loads(question.tools)
     return body
@@ -224,7 +230,7 @@ def as_exchange(question: Question, teacher: Teacher, stored: StoredExchange) ->
         teacher=teacher.model,
         prompt_id=question.prompt_id,
         messages=question.messages,
-        completion=replace(completion, logprobs=None),
+        completion=completion,
         sample_index=question.sample_index,
         run=str(stored.body.get("run", "")),
         cost=None if (bill := stored.body.get("microdollars")) is None else bill / 1e6,

@@ -118,7 +118,8 @@ def choose(prompt: Prompt, teachers: Sequence[TeacherSettings], seed: int) -> in
 
 
 def sampling_of(recipe: Recipe) -> Sampling:
-    return Sampling(recipe.collect.temperature, recipe.collect.top_p, recipe.collect.max_tokens)
+    settings = recipe.collect
+    return Sampling(settings.temperature, settings.top_p, settings.max_tokens, settings.top_logprobs)
 
 
 def limits_of(recipe: Recipe) -> Limits:

@@ -336,14 +336,13 @@ def _completion(choice: dict[str, Any], place: int, model: str, usage: Usage) ->
         raise ValueError(f"choice {place} has no message")
     reason = choice.get("finish_reason")
     return Completion(
-        text=_text(message.get("content"), place),
+        text=message_text(message.get("content"), place),
         finish_reason=_FINISH.get(reason, "unknown") if isinstance(reason, str) else "unknown",
         model=model,
         usage=usage,
         refusal=_string(message.get("refusal")),
         reasoning=_string(message.get("reasoning_content")) or _string(message.get("reasoning")),
         tool_calls=_calls(message.get("tool_calls"), place),
-        logprobs=_logprobs(choice.get("logprobs"), place),
     )
 
 
@@ -355,8 +354,11 @@ def _calls(calls: Any, place: int) -> str | None:
     return orjson.dumps(calls).decode()
 
 
-def _text(content: Any, place: int) -> str:
-    """A string, nothing (a refusal or a tool call), or parts of which the text ones count."""
+def message_text(content: Any, place: int) -> str:
+    """A string, nothing (a refusal or a tool call), or parts of which the text ones count.
+
+    Raises ValueError for anything else.
+    """
     if content is None:
         return ""
     if isinstance(content, str):
@@ -366,23 +368,6 @@ def _text(content: Any, place: int) -> str:
         if all(isinstance(part, str) for part in parts):
             return "".join(parts)
     raise ValueError(f"the content of choice {place} is not text")
-
-
-def _logprobs(logprobs: Any, place: int) -> tuple[dict[str, Any], ...] | None:
-    if logprobs is None:
-        return None
-    content = logprobs.get("content") if isinstance(logprobs, dict) else logprobs
-    if content is None:
-        return None
-    if not isinstance(content, list):
-        raise ValueError(f"the logprobs of choice {place} are not a list")
-    for entry in content:
-        number = entry.get("logprob") if isinstance(entry, dict) else None
-        if not isinstance(number, int | float) or not isinstance(entry.get("token"), str):
-            raise ValueError(f"a logprob of choice {place} lacks its token or value")
-        if not isinstance(entry.get("top_logprobs") or [], list):
-            raise ValueError(f"the top_logprobs of choice {place} are not a list")
-    return tuple(content)
 
 
 def _usage(usage: Any) -> Usage:
