@@ -14,6 +14,9 @@ _UNSPACED = (
 _SIGNS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff"
 _WORD = re.compile(rf"[{_UNSPACED}]|(?:[^\W{_UNSPACED}]|[{_SIGNS}])+")
 _TOKEN = re.compile(rf"{_WORD.pattern}|[^\w\s]")
+# The same for ASCII alone, which takes half the time.
+_ASCII_WORD = re.compile(r"\w+", re.ASCII)
+_ASCII_TOKEN = re.compile(r"\w+|[^\w\s\x1c-\x1f]", re.ASCII)
 _STRETCH = re.compile(r"\S+")
 
 
@@ -33,11 +36,15 @@ def tokens(text: str) -> list[str]:
 
     Each stretch between white space stands for itself, so the tokens of a text are those of its stretches.
     """
+    if text.isascii():
+        return _ASCII_TOKEN.findall(text.lower())
     return [token for stretch in text.split() for token in _TOKEN.findall(normalise(stretch))]
 
 
 def words(text: str) -> list[str]:
     """The tokens that are no marks: what two copies share that differ in punctuation."""
+    if text.isascii():
+        return _ASCII_WORD.findall(text.lower())
     return [word for stretch in text.split() for word in _WORD.findall(normalise(stretch))]
 
 

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.similar import NgramIndex
@@ -42,6 +42,7 @@ def copied(draw):
 texts = st.lists(copied(), max_size=6)
 
 
+@settings(deadline=None)
 @given(texts, texts)
 def test_ratio_and_spans_are_those_of_brute_force(rows, reference):
     index = NgramIndex(reference)
@@ -63,6 +64,7 @@ def test_ratio_and_spans_are_those_of_brute_force(rows, reference):
         assert [span.start for span in overlap.spans] == sorted(span.start for span in overlap.spans)
 
 
+@settings(deadline=None)
 @given(texts, texts)
 def test_the_share_of_the_set_that_rows_hold_is_that_of_brute_force(rows, reference):
     held = {g for row in rows for g in grams(row, 8)}
@@ -72,6 +74,7 @@ def test_the_share_of_the_set_that_rows_hold_is_that_of_brute_force(rows, refere
     assert NgramIndex(reference).covered(rows) == expected
 
 
+@settings(deadline=None)
 @given(texts, texts, st.randoms(use_true_random=False))
 def test_order_changes_neither_ratio_nor_verdict(rows, reference, rng):
     def verdicts(texts: list[str], against: list[str]) -> list[tuple[str, float | None, bool]]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import accumulate
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
@@ -22,14 +23,14 @@ CHARACTERS = 1 << 22  # and their length together, but for a single longer text
 
 _WIDTH = 8  # bytes of a hash
 _STRETCH = 64  # characters of the longest stretch that is remembered
-_REMEMBERED = 1 << 17  # stretches at once, and pieces: at most about 30 MB each
+_REMEMBERED = 1 << 18  # stretches at once, and pieces: at most about 60 MB each
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
 _MIXER = np.uint64(0xD6E8FEB86659FD93)
 
 
 @lru_cache(_REMEMBERED)
 def _hash(piece: str) -> bytes:
-    return blake2b(piece.encode("utf-8", "surrogatepass"), digest_size=_WIDTH).digest()
+    return blake2b(piece.encode(), digest_size=_WIDTH).digest()
 
 
 class Remembered(dict[str, bytes]):
@@ -70,12 +71,34 @@ def batches(texts: Iterable[str]) -> Iterator[list[str]]:
 def hashed(texts: list[str], stretches: Remembered, least: int = 0) -> tuple[Hashes, Offsets]:
     """The pieces of all texts as one array of hashes; text i has those from offsets[i] to offsets[i + 1].
 
-    A text with fewer than `least` pieces is filled up with zeros to this number.
+    A text with fewer than `least` pieces is filled up with zeros. Half a character counts as "?".
     """
-    of = stretches.__getitem__
-    rows = [b"".join(map(of, text.split())).ljust(least * _WIDTH, b"\0") for text in texts]
-    offsets = np.fromiter(accumulate(map(len, rows), initial=0), dtype=np.int64, count=len(rows) + 1)
-    return np.frombuffer(b"".join(rows), dtype="<u8").astype(np.uint64, copy=False), offsets // _WIDTH
+    try:
+        column = pa.array(texts, pa.large_string())
+    except UnicodeEncodeError:
+        column = pa.array([text.encode("utf-8", "replace").decode() for text in texts], pa.large_string())
+    # Arrow splits at ASCII white space, and Python sees each distinct stretch of the batch once.
+    split = pc.ascii_split_whitespace(column)
+    coded = split.values.dictionary_encode()
+    found = list(map(stretches.__getitem__, coded.dictionary.to_pylist()))
+    lengths = np.fromiter(map(len, found), dtype=np.int64, count=len(found)) // _WIDTH
+    starts = np.cumsum(lengths) - lengths
+    codes = coded.indices.to_numpy()
+    ends = np.concatenate(([0], np.cumsum(lengths[codes])))
+    known = np.frombuffer(b"".join(found), dtype="<u8").astype(np.uint64, copy=False)
+    pieces = known[np.arange(ends[-1]) + np.repeat(starts[codes] - ends[:-1], lengths[codes])]
+    return _filled(pieces, ends[split.offsets.to_numpy()], least)
+
+
+def _filled(pieces: Hashes, offsets: Offsets, least: int) -> tuple[Hashes, Offsets]:
+    counts = np.diff(offsets)
+    lacking = np.maximum(least - counts, 0)
+    if not lacking.any():
+        return pieces, offsets
+    wider = offsets + np.concatenate(([0], np.cumsum(lacking)))
+    filled = np.zeros(wider[-1], dtype=np.uint64)
+    filled[np.arange(len(pieces)) + np.repeat(wider[:-1] - offsets[:-1], counts)] = pieces
+    return filled, wider
 
 
 def ngrams(pieces: Hashes, offsets: Offsets, n: int) -> tuple[Hashes, Offsets]:

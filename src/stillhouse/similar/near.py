@@ -66,7 +66,7 @@ class NearIndex:
 
     Which pairs are compared is chosen by MinHash in 16 bands: a pair of similarity s with the chance
     1 - (1 - s^r)^16, r = 4 for the threshold 0.7 (0.988 there, 0.9998 at 0.8), see `bands.band_length`.
-    That chance falls only where more than 64 kept texts share a band, as those of one long template do.
+    That chance falls only for a text that shares bands with more than 64 kept ones, as in a long template.
 
     Memory: of each kept text 8 bytes a token and 350 to 600 bytes, nothing of a dropped one.
     """
@@ -94,7 +94,7 @@ class NearIndex:
         return self._add([text])[0]
 
     def add_all(self, texts: Iterable[str]) -> Iterator[Repeat | None]:
-        """The same as `add` for each text in turn, some thousands at a time and many times faster."""
+        """The same as `add` for each text in turn, many times faster; takes some thousands of texts ahead."""
         for batch in batches(texts):
             yield from self._add(batch)
 
