@@ -10,13 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import rfc8785
 
 from stillhouse.ask import Limits, Part, Question, Sampling, Tally, Teacher, answers, ask_all
 from stillhouse.collect.prompts import PromptSet, load_prompts, name_broken
 from stillhouse.collect.spool import MESSAGES, Prompts, plain_messages, write_prompts
 from stillhouse.errors import EndpointError, storage
-from stillhouse.ledger import Ledger
+from stillhouse.ledger import Ledger, canonical
 from stillhouse.recipe import Recipe
 from stillhouse.recipe import Teacher as TeacherSettings
 from stillhouse.records import Prompt, Watch, unwatched
@@ -170,7 +169,7 @@ def _write_exchanges(
         batch: list[dict[str, Any]] = []
         for part, what in zip(parts, asked, strict=True):
             for row in _rows(part.teacher, sampling, what, ledger):
-                digest.update(rfc8785.dumps(row))
+                digest.update(canonical(row))
                 batch.append(row)
                 count += 1
                 if len(batch) == ROWS:

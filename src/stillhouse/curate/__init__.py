@@ -11,10 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import rfc8785
 
 from stillhouse.errors import storage
-from stillhouse.ledger import Ledger
+from stillhouse.ledger import Ledger, canonical
 from stillhouse.recipe import Curate, Recipe
 from stillhouse.records import Message, Progress, Sample, Verdict, Watch, unwatched
 from stillhouse.text import conversation
@@ -91,7 +90,7 @@ def curate(run: RunFolder, recipe: Recipe, ledger: Ledger, watch: Watch = unwatc
                 if verdict.ruling == "keep":
                     good.append(sample)
                     families[row["family"]] += 1
-                    digest.update(rfc8785.dumps(sample))
+                    digest.update(canonical(sample))
                 else:
                     bad.append({**sample, "reason": verdict.reason})
                     reasons[verdict.reason] += 1
@@ -170,4 +169,4 @@ def _sample(row: Row) -> Row:
 
 def _row_leaf(sample: Row, run: RunFolder, transform: int) -> tuple[Any, dict[str, Any], dict[str, bytes]]:
     body = {"run": run.root.name, "transform": transform, "exchanges": sample["leaves"]}
-    return "row", body, {"row": rfc8785.dumps(sample)}
+    return "row", body, {"row": canonical(sample)}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import zstandard
 
-from stillhouse.ledger.leaves import Leaf, key_bytes, read_leaf
+from stillhouse.ledger.leaves import key_bytes, read_leaf
 
 Read = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
@@ -42,13 +42,12 @@ class Spent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoredExchange:
-    """A recorded answer; `request` and `response` are None when they were erased or never recorded, and
-    `erased` says that the response was there and was erased."""
+    """A recorded answer; `response` is None when it was erased or never recorded, and `erased` says that it
+    was there and was erased."""
 
     key: str
     leaf: int
     body: dict[str, Any]
-    request: bytes | None
     response: bytes | None
     erased: bool = False
 
@@ -94,31 +93,17 @@ def exchanges(read: Read, keys: Iterable[str]) -> Iterator[StoredExchange]:
 def _exchanges(read: Read, keys: list[str]) -> dict[str, StoredExchange]:
     marks = ",".join("?" * len(keys))
     rows = read(
-        "SELECT e.key, l.idx, l.kind, l.time, l.data, l.hash, c.name, c.body"
+        "SELECT e.key, l.idx, l.kind, l.time, l.data, l.hash, c.id, c.body"
         f" FROM (SELECT key, max(leaf) AS leaf FROM exchange WHERE key IN ({marks}) GROUP BY key) e"
         " JOIN leaf l ON l.idx = e.leaf"
-        " LEFT JOIN content c ON c.leaf = e.leaf AND c.name IN ('request', 'response')",
+        " LEFT JOIN content c ON c.leaf = e.leaf AND c.name = 'response'",
         [key_bytes(key) for key in keys],
     )
-    leaves: dict[str, Leaf] = {}
-    texts: dict[str, dict[str, bytes]] = {}
-    erased: set[str] = set()
-    for key, index, kind, time, data, digest, name, body in rows:
-        name_of_key = bytes(key).hex()
-        if name_of_key not in leaves:
-            leaves[name_of_key] = read_leaf(index, kind, time, data, digest)
-        if body is not None:
-            texts.setdefault(name_of_key, {})[name] = zstandard.decompress(body)
-        elif name == "response":
-            erased.add(name_of_key)
-    return {
-        key: StoredExchange(
-            key,
-            leaf.index,
-            leaf.body,
-            texts.get(key, {}).get("request"),
-            texts.get(key, {}).get("response"),
-            key in erased,
-        )
-        for key, leaf in leaves.items()
-    }
+    unpack = zstandard.ZstdDecompressor().decompress
+    found: dict[str, StoredExchange] = {}
+    for key, index, kind, time, data, digest, content, packed in rows:
+        name, leaf = bytes(key).hex(), read_leaf(index, kind, time, data, digest)
+        response = None if packed is None else unpack(packed)
+        erased = content is not None and packed is None
+        found[name] = StoredExchange(name, leaf.index, leaf.body, response, erased)
+    return found
