@@ -102,7 +102,7 @@ def measured(launch: Launch, folder: Path, provider: Served, prompts: int) -> Us
 
 
 def _answers(journal: Path, start: int) -> int:
-    """Whole answers from byte `start` on, line by line: a process inherits its parent's peak memory."""
+    """Whole answers from byte `start` on, line by line: a process inherits the peak memory of its parent."""
     with journal.open("rb") as file:
         file.seek(start)
         return sum(b'"sent":"whole"' in line for line in file)

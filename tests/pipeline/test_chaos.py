@@ -20,9 +20,6 @@ def test_no_kill_loses_repeats_or_hides_anything(watched: chaos.Watched, check: 
     )
 
 
-@pytest.mark.xfail(
-    strict=True, reason="failed attempts that may have been billed are forgotten by the next run"
-)
 def test_the_cap_holds_even_if_every_attempt_without_an_answer_was_billed(watched: chaos.Watched):
     assert watched.wrong["worst"] == 0, watched.evidence
 
