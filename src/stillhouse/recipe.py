@@ -265,6 +265,19 @@ class Recipe(_Table):
     evaluate: Evaluate = Evaluate()
     release: Release = Release()
 
+    @model_validator(mode="after")
+    def _each_teacher_once(self) -> Recipe:
+        seen = set()
+        for teacher in (self.teacher, *self.teachers):
+            where = teacher.endpoint and (teacher.provider or urlsplit(teacher.endpoint).hostname)
+            name = (where, teacher.imported, teacher.model, teacher.revision, teacher.system)
+            if name in seen:
+                raise ValueError(
+                    f"the teacher {teacher.model} stands there twice: each is asked once, with one key"
+                )
+            seen.add(name)
+        return self
+
 
 def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe; relative paths in it are taken from the recipe's own folder.

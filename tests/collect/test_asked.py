@@ -138,3 +138,27 @@ def test_ten_times_the_prompts_take_no_more_memory(tmp_path: Path):
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert peak(40_000) < 1.2 * peak(4_000)
+
+
+def test_weights_hold_for_what_the_test_split_leaves(tmp_path: Path):
+    settings = recipe(
+        written(tmp_path / "p.jsonl", many(4000)),
+        [{"model": "big", "weight": 9.0}],
+        evaluate={"held_out": 0.1},
+    )
+    first, big = asked_of(settings, load_prompts(settings).train)
+    assert 0.07 < len(first) / (len(first) + len(big)) < 0.13
+
+
+def test_what_data_sets_hang_on_messages_is_not_sent(tmp_path: Path):
+    turn = {"role": "user", "content": "hi", "hashed_ip": "ab12", "timestamp": "2024", "toxic": True}
+    (prompt,) = load_prompts(recipe(written(tmp_path / "p.jsonl", [{"messages": [turn]}]))).train
+    assert prompt.messages == (Message("user", "hi"),)
+
+
+def test_a_test_prompt_that_is_left_out_keeps_nothing_from_training(tmp_path: Path):
+    train = written(tmp_path / "a.jsonl", [{"prompt": "x", "id": "1"}, {"prompt": "y", "id": "2"}])
+    test = written(tmp_path / "b.jsonl", [{"prompt": "z", "id": "1"}, {"prompt": "x", "id": "1"}])
+    loaded = load_prompts(recipe(train, evaluate={"source": str(test)}))
+    assert [p.id for p in loaded.train] == ["1", "2"]
+    assert [(b.place, len(loaded.test)) for b in loaded.broken] == [("b.jsonl:2", 1)]

@@ -87,7 +87,8 @@ def ask_all(
         check_cap(limits.max_cost, part.teacher.price)
     ledger.sweep(run)
     tally = Tally(sum(len(part.questions) for part in parts), unknown=ledger.attempts(run).unknown)
-    tally.budget = Budget(limits.max_cost, ledger.spent(run).most)
+    earlier = _before_the_price(parts, limits, ledger, run)
+    tally.budget = Budget(limits.max_cost, ledger.spent(run).most + earlier)
     with asyncio.Runner() as runner:
         runner.run(Asking(parts, sampling, limits, ledger, run, tally, watch, stage).all())
     return tally
@@ -101,6 +102,27 @@ def check_cap(max_cost: float | None, price: Price | None) -> None:
             "a cap can only be kept when each request's worst case is known",
             "add [teacher.price] with input and output in US dollars per million tokens, or remove max_cost",
         )
+
+
+def _before_the_price(parts: Sequence[Part], limits: Limits, ledger: Ledger, run: str) -> float:
+    """US dollars, by today's price, for what the run asked when no price was known.
+
+    Raises UsageError under a cap when that cannot be told.
+    """
+    if limits.max_cost is None:
+        return 0.0
+    prices = {part.teacher.model: part.teacher.price for part in parts}
+    total = 0.0
+    for teacher, read, written in ledger.unpriced(run):
+        price = prices.get(teacher)
+        if price is None or read is None or written is None:
+            raise UsageError(
+                f"collect.max_cost cannot be kept: what {run} has spent cannot be told",
+                f"it asked {teacher} when no price was known, and some of that came back without usage",
+                "give the run another `name` to begin a bill that is known from the start",
+            )
+        total += price.of(read, written)
+    return total
 
 
 async def list_models(url: str, key_env: str | None) -> list[str]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import count
 from urllib.parse import urlsplit
 
 from stillhouse.ask import pace
@@ -21,6 +22,7 @@ from stillhouse.ask.questions import (
     Unanswered,
     as_exchange,
     looked_up,
+    text_bytes,
     worst_cost,
 )
 from stillhouse.ledger import Ledger
@@ -53,7 +55,11 @@ class Lane:
     size: Size = field(default_factory=Size)
     waiting: Job | None = None
     later: list[tuple[float, int, Job]] = field(default_factory=list)
+    turns: Iterator[int] = field(default_factory=count)  # orders what falls due at the same moment
     drawn: bool = False  # nothing fresh is left
+    opening: bool = False
+    answered: bool = False
+    unreachable: int = 0  # attempts in a row that found nobody
 
     def draw(self, now: float) -> bool:
         """Put the next job into `waiting`, one that failed before a fresh one; False when there is none
@@ -81,16 +87,17 @@ class Lane:
         self.pace, ticket = pace.sent(self.pace, self._tokens(job, sampling), now)
         return job, ticket
 
-    def again(self, job: Job, moment: float, number: int) -> None:
-        """Try a job again at `moment`; `number` orders what falls due together."""
-        heapq.heappush(self.later, (moment, number, job))
+    def again(self, job: Job, moment: float) -> None:
+        """Try a job again at `moment`."""
+        heapq.heappush(self.later, (moment, next(self.turns), job))
 
     def _tokens(self, job: Job, sampling: Sampling) -> float:
-        return self.size.estimate(text_bytes(job.same[0]), sampling.max_tokens)
+        return self.size.estimate(text_bytes(job.same[0], self.part.teacher), sampling.max_tokens)
 
     @property
     def done(self) -> bool:
-        return self.drawn and self.waiting is None and not self.later and self.pace.in_flight == 0
+        """Whether every question is answered or given up, and that is recorded."""
+        return self.drawn and not self.under_way
 
 
 def new_lane(part: Part, sampling: Sampling, limits: Limits, ledger: Ledger, run: str, tally: Tally) -> Lane:
@@ -128,6 +135,7 @@ def _fresh(
     An answer that was erased is not bought again, and without anybody to ask a missing one stays missing.
     """
     teacher = part.teacher
+    counted = bytearray(ledger.size() // 8 + 1)  # a bit for each leaf: one answer may serve many questions
     for batch in looked_up(part.questions, teacher, sampling, ledger):
         jobs: dict[str, Job] = {}
         missing = [key for _, key, stored in batch if stored is None]
@@ -137,7 +145,9 @@ def _fresh(
             reason = None
             if exchange is not None:
                 tally.reused += 1
-                if exchange.run == run:
+                byte, bit = exchange.leaf // 8, 1 << exchange.leaf % 8
+                if exchange.run == run and byte < len(counted) and not counted[byte] & bit:
+                    counted[byte] |= bit
                     tally.count(exchange.completion, exchange.cost)
             elif stored is not None and stored.erased:
                 reason = "erased"
@@ -157,10 +167,6 @@ def _fresh(
             yield from jobs.values()
         else:
             yield None
-
-
-def text_bytes(question: Question) -> int:
-    return len(question.tools) + sum(len(m.content.encode()) + len(m.extra) for m in question.messages)
 
 
 def is_local(url: str) -> bool:

@@ -124,6 +124,8 @@ class Pace:
     mark: tuple[float, float] | None = None
     requests: Bucket = Bucket()
     tokens: Bucket = Bucket()
+    most_requests: float = math.inf  # a minute, by the user
+    most_tokens: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,15 @@ def pace(
         requests = requests.limited(requests_per_minute, now)
     if tokens_per_minute is not None:
         tokens = tokens.limited(tokens_per_minute, now)
-    return Pace(most, follow, float(min(start, most)), requests=requests, tokens=tokens)
+    return Pace(
+        most,
+        follow,
+        float(min(start, most)),
+        requests=requests,
+        tokens=tokens,
+        most_requests=requests_per_minute or math.inf,
+        most_tokens=tokens_per_minute or math.inf,
+    )
 
 
 def wait(state: Pace, tokens: float, now: float) -> float:
@@ -215,7 +225,7 @@ def limited(state: Pace, ticket: Ticket, now: float, retry_after: float | None, 
     first = ticket.epoch == state.epoch
     cooldowns = state.cooldowns + first
     named = [s for s in (retry_after, _until_free(hints)) if s is not None]
-    own = min(LONGEST_COOLDOWN, COOLDOWN * 2 ** max(0, cooldowns - 1))
+    own = min(LONGEST_COOLDOWN, COOLDOWN * 2 ** min(9, max(0, cooldowns - 1)))
     state = replace(
         state, blocked_until=max(state.blocked_until, now + max(named, default=own)), cooldowns=cooldowns
     )
@@ -233,13 +243,14 @@ def limited(state: Pace, ticket: Ticket, now: float, retry_after: float | None, 
     )
 
 
-def failed(state: Pace, ticket: Ticket, now: float, billed: bool) -> Pace:
-    """After a failure that is no refusal: it ends the round, and many in a row hold new requests back."""
+def failed(state: Pace, ticket: Ticket, now: float, billed: bool, retry_after: float | None = None) -> Pace:
+    """After a failure that is no refusal: it ends the round, and many in a row hold new requests back, as
+    does a server that asks to wait."""
     state = _ended(state, ticket, now, ticket.tokens if billed else 0.0)
     failures = state.failures + 1
-    blocked = state.blocked_until
+    blocked = max(state.blocked_until, now + (retry_after or 0.0)) if retry_after else state.blocked_until
     if failures >= BREAKER:
-        blocked = max(blocked, now + min(LONGEST_COOLDOWN, 2.0 ** (failures // BREAKER - 1)))
+        blocked = max(blocked, now + min(LONGEST_COOLDOWN, 2.0 ** min(9, failures // BREAKER - 1)))
     return replace(state, failures=failures, blocked_until=blocked, clean=0, peak=state.in_flight)
 
 
@@ -250,14 +261,14 @@ def cancelled(state: Pace, ticket: Ticket, now: float) -> Pace:
 
 
 def learned(state: Pace, hints: Hints, now: float) -> Pace:
-    """Rates from an answer's headers; where the user set one too, the lower holds."""
+    """Rates from an answer's headers, up and down; where the user set one too, the lower holds."""
     requests, tokens = state.requests, state.tokens
     if hints.requests:
-        requests = requests.limited(min(hints.requests, requests.per_minute or math.inf), now)
+        requests = requests.limited(min(hints.requests, state.most_requests), now)
     if hints.requests_left is not None:
         requests = requests.lowered(hints.requests_left, now)
     if hints.tokens:
-        tokens = tokens.limited(min(hints.tokens, tokens.per_minute or math.inf), now)
+        tokens = tokens.limited(min(hints.tokens, state.most_tokens), now)
     if hints.tokens_left is not None:
         tokens = tokens.lowered(hints.tokens_left, now)
     if requests is state.requests and tokens is state.tokens:
@@ -324,9 +335,8 @@ def _until_free(hints: Hints) -> float | None:
 def hints_of(headers: Mapping[str, str], now_utc: float) -> Hints:
     """Reads `x-ratelimit-*` (OpenAI and many others) and `anthropic-ratelimit-*`; lower-case names.
 
-    Resets come as `1s`, `6m0s`, `120ms`, plain seconds, Unix seconds or RFC 3339. A rate whose window is
-    plainly longer than a minute (by how long what was used takes to come back) is turned into its share
-    of a minute.
+    Resets come as `1s`, `6m0s`, `120ms`, plain seconds, Unix seconds or RFC 3339. A limit is taken for that
+    of a minute: one of a day lets its requests through until they are used up, and then the server refuses.
     """
     values: dict[str, float | None] = {}
     for kind in ("requests", "tokens"):
@@ -334,10 +344,6 @@ def hints_of(headers: Mapping[str, str], now_utc: float) -> Hints:
         left = _number(headers, f"x-ratelimit-remaining-{kind}", f"anthropic-ratelimit-{kind}-remaining")
         text = headers.get(f"x-ratelimit-reset-{kind}") or headers.get(f"anthropic-ratelimit-{kind}-reset")
         reset = _seconds(text, now_utc) if text else None
-        if limit and left is not None and reset and left < limit:
-            window = reset * limit / (limit - left)
-            if window > 120:
-                limit *= 60 / window
         values |= {kind: limit, f"{kind}_left": left, f"{kind}_reset": reset}
     return Hints(**values)
 

@@ -182,9 +182,14 @@ def worst_cost(question: Question, teacher: Teacher, sampling: Sampling) -> floa
     """US dollars that one attempt can cost at most; 0 where no price is known and so none can be capped."""
     if teacher.price is None:
         return 0.0
-    texts = (teacher.system, question.tools, *(m.content + m.extra for m in question.messages))
-    size = sum(len(text.encode()) for text in texts)
+    size = text_bytes(question, teacher)
     return teacher.price.of(worst_prompt_tokens(size, len(question.messages) + 1), sampling.max_tokens)
+
+
+def text_bytes(question: Question, teacher: Teacher) -> int:
+    """All text that goes along with a request, in bytes."""
+    texts = (teacher.system, question.tools, *(m.content + m.extra for m in question.messages))
+    return sum(len(text.encode()) for text in texts)
 
 
 def answers(
@@ -233,5 +238,5 @@ def as_exchange(question: Question, teacher: Teacher, stored: StoredExchange) ->
         completion=completion,
         sample_index=question.sample_index,
         run=str(stored.body.get("run", "")),
-        cost=None if (bill := stored.body.get("microdollars")) is None else bill / 1e6,
+        cost=None if (bill := stored.body.get("nanodollars")) is None else bill / 1e9,
     )

@@ -8,7 +8,7 @@ import math
 import random
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from stillhouse.ask import pace
-from stillhouse.ask.lane import Job, Lane, new_lane, open_endpoint, text_bytes
+from stillhouse.ask.lane import Job, Lane, new_lane, open_endpoint
 from stillhouse.ask.pace import Ticket
 from stillhouse.ask.questions import (
     Limits,
@@ -27,14 +27,16 @@ from stillhouse.ask.questions import (
     Teacher,
     Unanswered,
     request_body,
+    text_bytes,
 )
 from stillhouse.errors import BudgetReached, EndpointError, Interrupted
-from stillhouse.ledger import Ledger
-from stillhouse.models.endpoint import Failure, Reply
+from stillhouse.ledger import Ledger, nano
+from stillhouse.models.endpoint import Failure, Reply, check_key
 from stillhouse.records import Completion, Progress, Watch
 
 LONGEST_WAIT = 600.0  # seconds that a Retry-After may hold a run back before it stops instead
 LONGEST_BACKOFF = 30.0  # seconds between two attempts at one question, at most
+GONE = 15  # attempts in a row that found nobody, after which a server that had answered is taken for gone
 REFUSALS = 30  # times that one question may be rate-limited; the pace, not the question, is at fault
 
 
@@ -53,6 +55,8 @@ class Asking:
     stage: str
     stop: BaseException | None = None
     lanes: list[Lane] = field(default_factory=list)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    given_up: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     jitter: random.Random = field(default_factory=lambda: random.Random(0))
 
@@ -61,22 +65,37 @@ class Asking:
             new_lane(part, self.sampling, self.limits, self.ledger, self.run, self.tally)
             for part in self.parts
         ]
-        tasks: set[asyncio.Task[None]] = set()
         restore = _on_interrupt(asyncio.get_running_loop(), self._interrupt)
         try:
             async with AsyncExitStack() as sessions:
                 try:
                     while (leaving := await self._next(sessions)) is not None:
-                        task = asyncio.create_task(self._work(*leaving))
-                        tasks.add(task)
-                        task.add_done_callback(tasks.discard)
+                        self._start(self._work(*leaving))
+                except asyncio.CancelledError:  # a second Ctrl-C: what is in flight is given up
+                    for task in list(self.tasks):
+                        task.cancel()
+                    raise
                 finally:
-                    await asyncio.gather(*tasks)
+                    while self.tasks:
+                        await asyncio.wait(self.tasks)
         finally:
             restore()
         self._show()
         if self.stop is not None:
             raise self.stop
+        tally = self.tally
+        assert tally.questions == tally.reused + tally.answered + len(tally.failed), "a question was lost"
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            self.tasks.discard(task)
+            self.changed.set()
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self.stop = self.stop or error
+
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(ended)
 
     async def _next(self, sessions: AsyncExitStack) -> tuple[Lane, Job, Ticket] | None:
         """The next job, once it may leave, with its cost reserved; None when all is done or must stop."""
@@ -85,7 +104,10 @@ class Asking:
             now, delay, looking, refused = time.monotonic(), math.inf, False, None
             for lane in self.lanes:
                 if lane.draw(now) and lane.endpoint is None:
-                    await self._open(lane, sessions)
+                    if not lane.opening:
+                        lane.opening = True
+                        self._start(self._open(lane, sessions))
+                    continue
                 looking |= lane.waiting is None and not lane.drawn
                 wait = lane.delay(self.sampling, now)
                 if lane.waiting is not None and wait == 0:
@@ -100,7 +122,7 @@ class Asking:
             if looking:
                 self._show()
                 await asyncio.sleep(0)  # answers come in while the ledger is read
-            elif refused and delay == math.inf and not any(lane.pace.in_flight for lane in self.lanes):
+            elif refused and delay == math.inf and not self.tasks:
                 self.stop = self._budget_reached(refused)
             else:
                 await self._change(delay)
@@ -108,6 +130,9 @@ class Asking:
 
     async def _open(self, lane: Lane, sessions: AsyncExitStack) -> None:
         assert lane.part.teacher.url is not None
+        for part in self.parts:  # a key that is missing is said before anybody is asked
+            if part.teacher.url is not None and part.teacher.key_env:
+                check_key(part.teacher.key_env)
         url = await asyncio.to_thread(lane.part.teacher.url)
         sessions.push_async_exit(await open_endpoint(lane, self.limits, url))
 
@@ -116,10 +141,10 @@ class Asking:
         left = tally.questions - tally.reused - tally.answered - len(tally.failed)
         rest = f"; {left:,} questions are left"
         if tally.bought:
-            rest += f", about {left * tally.billed / tally.bought:.4f} US$ at the mean of those answered"
+            rest += f", about {left * tally.billed / tally.bought:.6g} US$ at the mean of those answered"
         return BudgetReached(
             f"budget reached after {tally.answered} new answers",
-            f"{tally.budget.spent:.4f} US$ spent; the next request could cost {job.worst:.4f} "
+            f"{tally.budget.spent:.6g} US$ spent; the next request could cost {job.worst:.6g} "
             f"and pass the cap of {self.limits.max_cost}{rest}",
             "raise collect.max_cost and run the same command again; answers so far are kept",
         )
@@ -136,31 +161,29 @@ class Asking:
 
     async def _work(self, lane: Lane, job: Job, ticket: Ticket) -> None:
         """One attempt at a job, and what follows from it."""
-        try:
-            outcome = await self._attempt(lane, job, ticket)
-            if outcome is None:
-                self.tally.reused += len(job.same) - 1
-                del lane.under_way[job.key]
-            else:
-                self._judge(lane, job, outcome)
-            self._show()
-        except Exception as error:  # it must reach whoever called `ask`, after the others have ended
-            self.stop = self.stop or error
-        finally:
-            self.changed.set()
+        outcome = await self._attempt(lane, job, ticket)
+        if outcome is None:
+            lane.unreachable = 0
+            self.tally.reused += len(job.same) - 1
+            del lane.under_way[job.key]
+        else:
+            self._judge(lane, job, outcome)
+        self._show()
 
     def _judge(self, lane: Lane, job: Job, outcome: Failure) -> None:
         """Ask again later, give the question up, or stop."""
         kind = outcome.kind
         self.tally.failures[kind] = self.tally.failures.get(kind, 0) + 1
-        nobody_there = kind == "unreachable" and self.tally.answered == 0 and job.failures >= 1
-        if outcome.fatal or nobody_there:
+        lane.unreachable = lane.unreachable + 1 if kind == "unreachable" else 0
+        gone = lane.unreachable >= (GONE if lane.answered else 2)
+        if outcome.fatal or gone:
             assert lane.endpoint is not None
             self.stop = self.stop or _fatal(outcome, lane.endpoint.base_url, lane.part.teacher)
             return
-        if outcome.retry_after is not None and outcome.retry_after > LONGEST_WAIT:
+        wait = max(outcome.retry_after or 0.0, lane.pace.blocked_until - time.monotonic())
+        if wait > LONGEST_WAIT:
             self.stop = self.stop or EndpointError(
-                f"the teacher asks to wait {outcome.retry_after:,.0f} s",
+                f"the teacher asks to wait {wait:,.0f} s",
                 outcome.detail,
                 "run the same command again after that; answers so far are kept",
             )
@@ -171,14 +194,15 @@ class Asking:
         else:
             job.failures += 1
             # What was refused would be refused, and what was cut short billed, again
-            tries = {"bad_request": 0, "malformed": 1}.get(kind, self.limits.retries)
+            tries = {"bad_request": 0, "too_large": 0, "malformed": 1}.get(kind, self.limits.retries)
             again = job.failures <= min(tries, self.limits.retries)
             wait = self.jitter.uniform(0, min(LONGEST_BACKOFF, 0.25 * 2 ** (job.failures - 1)))
             wait = max(wait, outcome.retry_after or 0.0)
         if again:
-            lane.again(job, time.monotonic() + wait, self.tally.sent)
+            lane.again(job, time.monotonic() + wait)
             return
         del lane.under_way[job.key]
+        self.given_up += len(job.same)
         name = lane.part.teacher.model
         self.tally.failed += [Unanswered(q.prompt_id, q.sample_index, name, kind) for q in job.same]
         self._judge_failures()
@@ -221,6 +245,7 @@ class Asking:
             contents = {"request": orjson.dumps(body), "response": outcome.raw}
             await asyncio.wrap_future(self.ledger.answer(attempt, leaf, contents, known))
             self.tally.answered += 1
+            lane.answered = True
             self.tally.count(completion, known)
             return None
         finally:
@@ -247,11 +272,11 @@ class Asking:
         self.watch(Progress(self.stage, done, tally.questions, "answers", counts, "  ".join(notes)))
 
     def _judge_failures(self) -> None:
-        finished = self.tally.reused + self.tally.answered + len(self.tally.failed)
-        if finished >= 20 and len(self.tally.failed) > self.limits.max_failures * finished:
+        finished = self.tally.reused + self.tally.answered + self.given_up
+        if finished >= 20 and self.given_up > self.limits.max_failures * finished:
             kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.tally.failures.items()))
             self.stop = self.stop or EndpointError(
-                f"{len(self.tally.failed)} of {finished} prompts failed",
+                f"{self.given_up} of {finished} prompts failed",
                 f"failed attempts by kind: {kinds}",
                 "see to the server and run the same command again, or raise collect.max_failures",
             )
@@ -262,6 +287,7 @@ class Asking:
             "interrupted; requests in flight were finished and kept",
             "run the same command again to go on",
         )
+        self.changed.set()
 
 
 def _fatal(failure: Failure, url: str, teacher: Teacher) -> EndpointError:
@@ -284,12 +310,12 @@ def _learn(lane: Lane, ticket: Ticket, question: Question, outcome: Reply | Fail
         read, written = usage.prompt_tokens, usage.completion_tokens
         used = None if read is None or written is None else float(read + written)
         if read is not None and written is not None:
-            lane.size = lane.size.seen(text_bytes(question), read, written)
+            lane.size = lane.size.seen(text_bytes(question, lane.part.teacher), read, written)
         lane.pace = pace.answered(lane.pace, ticket, now, seconds, used, written)
     elif outcome.kind in ("rate_limited", "quota"):
         lane.pace = pace.limited(lane.pace, ticket, now, outcome.retry_after, hints)
     else:
-        lane.pace = pace.failed(lane.pace, ticket, now, outcome.sent)
+        lane.pace = pace.failed(lane.pace, ticket, now, outcome.sent, outcome.retry_after)
     lane.pace = pace.learned(lane.pace, hints, now)
 
 
@@ -314,7 +340,7 @@ def _leaf(
         "prompt_tokens": completion.usage.prompt_tokens,
         "completion_tokens": completion.usage.completion_tokens,
         "milliseconds": milliseconds,
-        "microdollars": None if cost is None else round(1e6 * cost),
+        "nanodollars": None if cost is None else nano(cost),
     }
 
 
@@ -335,10 +361,11 @@ def _disputed(cost: float, worst: float) -> EndpointError:
 
 
 def _on_interrupt(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> Callable[[], None]:
-    """First SIGINT: `act`. The second one falls through to Python's own handling."""
+    """First SIGINT: `act`. The second one falls through to the handling that was there before."""
+    before = signal.getsignal(signal.SIGINT)
 
     def first() -> None:
-        loop.remove_signal_handler(signal.SIGINT)
+        restore()
         act()
 
     try:
@@ -347,6 +374,7 @@ def _on_interrupt(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> C
         return lambda: None
 
     def restore() -> None:
-        loop.remove_signal_handler(signal.SIGINT)
+        if loop.remove_signal_handler(signal.SIGINT):
+            signal.signal(signal.SIGINT, before)
 
     return restore

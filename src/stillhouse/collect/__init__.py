@@ -107,7 +107,7 @@ def choose(prompt: Prompt, teachers: Sequence[TeacherSettings], seed: int) -> in
     named = [i for i, teacher in enumerate(teachers) if prompt.family in (teacher.families or ())]
     open_to_all = [i for i, teacher in enumerate(teachers) if teacher.families is None]
     candidates = named or open_to_all or list(range(len(teachers)))
-    digest = hashlib.sha256(f"{seed}:{prompt.id}".encode()).digest()
+    digest = hashlib.sha256(f"teacher:{seed}:{prompt.id}".encode()).digest()
     left = int.from_bytes(digest[:8]) / 2**64 * sum(teachers[i].weight for i in candidates)
     for i in candidates:
         left -= teachers[i].weight

@@ -21,6 +21,7 @@ from stillhouse.records import Message, Prompt, Role
 from stillhouse.text import conversation, is_unicode
 
 ROLES = ("system", "user", "assistant", "tool")
+EXTRA = ("name", "tool_calls", "tool_call_id", "function_call")  # of a message, beside role and text
 NAMED = 20  # broken rows that are named one by one; all are counted
 TRAIN, TEST = 3000, 1000  # prompts of the shipped world, where the recipe names no number
 
@@ -79,7 +80,7 @@ def load_prompts(recipe: Recipe) -> PromptSet:
 
 def _question(prompt: Prompt) -> int:
     """A 64-bit hash of what is asked."""
-    text = conversation((m.role, m.content) for m in prompt.messages)
+    text = conversation((m.role, f"{m.content}{m.extra}") for m in prompt.messages) + prompt.tools
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
@@ -157,6 +158,8 @@ def parse_prompt(row: Any, settings: recipes.Prompts, place: str, number: int) -
             value = fill(settings.template, row)
         except KeyError as error:
             return Broken(place, f"the template needs a column {error}")
+        except (TypeError, ValueError, RecursionError) as error:
+            return Broken(place, f"a column of the template cannot be written as a text: {error}")
     if isinstance(value, str) and value.strip():
         messages: tuple[Message, ...] = (Message("user", value),)
     elif isinstance(value, list) and value:
@@ -238,10 +241,11 @@ def _tools(value: Any) -> str:
 
 
 def _message(part: Any) -> Message | None:
-    """A message, whole: what it holds beside role and text (tool calls, their ids) goes along as JSON."""
+    """A message with its tool calls, their ids and names. Other columns that data sets hang on their
+    messages (dates, places, hashes of addresses) are nobody's business and stay here."""
     if not isinstance(part, dict) or part.get("role") not in ROLES:
         return None
-    extra = {name: value for name, value in part.items() if name not in ("role", "content") and value}
+    extra = {name: part[name] for name in EXTRA if part.get(name)}
     content = part.get("content")
     if content is None and extra.get("tool_calls"):
         content = ""

@@ -104,7 +104,7 @@ def curate(run: RunFolder, recipe: Recipe, ledger: Ledger, watch: Watch = unwatc
 
 def chosen_filters(settings: Curate) -> list[Filter]:
     """In the order in which they are asked; the first that drops a row gives its reason."""
-    filters: list[Filter] = [not_empty]
+    filters: list[Filter] = [without_tools, not_empty]
     if settings.truncated:
         filters.append(not_truncated)
     if settings.refusals:
@@ -116,6 +116,12 @@ def chosen_filters(settings: Curate) -> list[Filter]:
 
 def judge(row: Row, filters: list[Filter]) -> Verdict:
     return next((verdict for f in filters if (verdict := f(row)).ruling != "keep"), KEEP)
+
+
+def without_tools(row: Row) -> Verdict:
+    """Training shows a student neither the tools of a prompt nor the calls of an answer yet: a row that has
+    them is dropped, for half of it would teach something else."""
+    return Verdict("drop", "tools") if row.get("tools") or row.get("tool_calls") else KEEP
 
 
 def not_empty(row: Row) -> Verdict:

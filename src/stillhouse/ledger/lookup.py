@@ -53,8 +53,9 @@ class StoredExchange:
 
 
 def nano(dollars: float | None) -> int | None:
-    """Billionths of a US dollar, rounded up: a sum of them never stays below the true one."""
-    return None if dollars is None else math.ceil(dollars * 1e9 - 1e-6)
+    """Billionths of a US dollar, rounded up: a sum of them never stays below the true one. What no provider
+    can mean (over nine million dollars) is taken for the most that a record holds."""
+    return None if dollars is None else min(2**53 - 1, math.ceil(dollars * 1e9 - 1e-6))
 
 
 def attempts(read: Read, run: str | None) -> AttemptCounts:
@@ -69,6 +70,19 @@ def spent(read: Read, run: str) -> Spent:
         (run,),
     )
     return Spent(rows[0][0] / 1e9, rows[0][1] / 1e9)
+
+
+def unpriced(read: Read, run: str) -> list[tuple[str, int | None, int | None]]:
+    """(teacher, prompt tokens, completion tokens) of the run's attempts that may have been billed when no
+    price was known; None where no usage is known either."""
+    rows = read(
+        "SELECT a.teacher, json_extract(CAST(l.data AS TEXT), '$.body.prompt_tokens'),"
+        " json_extract(CAST(l.data AS TEXT), '$.body.completion_tokens')"
+        " FROM attempt a LEFT JOIN leaf l ON l.idx = a.leaf"
+        " WHERE a.run = ? AND a.reserved IS NULL AND a.cost IS NULL",
+        (run,),
+    )
+    return [(str(teacher), prompt, completion) for teacher, prompt, completion in rows]
 
 
 def unknown(read: Read, keys: Iterable[str]) -> set[str]:

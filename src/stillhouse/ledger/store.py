@@ -293,6 +293,10 @@ class Ledger:
         """What the run's attempts have cost so far."""
         return lookup.spent(self.read, run)
 
+    def unpriced(self, run: str) -> list[tuple[str, int | None, int | None]]:
+        """(teacher, prompt tokens, completion tokens) of the run's attempts from when no price was known."""
+        return lookup.unpriced(self.read, run)
+
     def unknown(self, keys: Iterable[str]) -> set[str]:
         """Those of the keys that were sent, or about to be, when a process died."""
         return lookup.unknown(self.read, keys)

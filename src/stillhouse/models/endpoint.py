@@ -197,7 +197,7 @@ class Endpoint:
     def _not_the_shape(self, raw: bytes, headers: dict[str, str], reason: str) -> Failure:
         """A 200 that holds no completion; some routers put the error of the server behind them there."""
         code, message = error_of(raw)
-        if message and (code.isdigit() and 400 <= int(code) < 600):
+        if message and re.fullmatch(r"[45][0-9][0-9]", code):
             kind = kind_of(int(code), code, message)
             return self._failed(
                 kind, f"error {code} inside a 200: {message}", 200, retry_after(headers), True
@@ -270,6 +270,11 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
     since = _moment(headers.get("date"))
     since = now if since is None else since
     return max(0.0, until - since) if until is not None and since is not None else None
+
+
+def check_key(key_env: str) -> None:
+    """Raises UsageError when the variable that should hold the key is not set."""
+    _read_key(key_env)
 
 
 def _moment(text: str | None) -> float | None:
@@ -377,7 +382,8 @@ def _usage(usage: Any) -> Usage:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """A count that a record can hold; a provider that claims another one has not said how many."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
 
 
 def _string(value: Any) -> str | None:

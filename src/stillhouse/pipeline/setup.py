@@ -90,7 +90,7 @@ def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BU
     for teacher in (recipe.teacher, *recipe.teachers):
         known = price_of(teacher, today())
         asking.check_cap(recipe.collect.max_cost, None if known is None else known.price)
-        if known is not None and known.up_to is not None:
+        if known is not None and known.up_to is not None and recipe.collect.max_cost is not None:
             _check_lengths(teacher, prompts, known.up_to)
     if recipe.student.init in ("from_teacher", "config"):
         return
@@ -107,10 +107,10 @@ def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BU
 
 
 def _check_lengths(teacher: Teacher, prompts: PromptSet, most: int) -> None:
-    """Raises UsageError for a prompt that may be longer than the known price is for."""
-    system = len(teacher.system.encode())
+    """Raises UsageError for a prompt that may be longer than the known price is for, under a cap."""
     for prompt in chain(prompts.train, prompts.test):
-        size = system + sum(len(message.content.encode()) for message in prompt.messages)
+        texts = (teacher.system, prompt.tools, *(m.content + m.extra for m in prompt.messages))
+        size = sum(len(text.encode()) for text in texts)
         tokens = worst_prompt_tokens(size, len(prompt.messages) + 1)
         if tokens > most:
             raise UsageError(
