@@ -140,7 +140,7 @@ def passed(name: str, python: str, texts: list[str], folder: Path) -> Pass:
     """Run one program over the texts in a process of its own."""
     source, out = folder / "rows.parquet", folder / name
     out.mkdir(exist_ok=True)
-    pq.write_table(pa.table({"row": range(len(texts)), "text": texts}), source)
+    pq.write_table(pa.table({"row": range(len(texts)), "text": texts}), source, row_group_size=1 << 16)
     command = [python, str(RUNNER), name, str(source), str(out), str(THRESHOLD)]
     # datasketch's environment holds no stillhouse: it gets the tokens from the source.
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -216,7 +216,7 @@ def quality(
         )
         rows.append(
             share(
-                f"planted copies at {low} to {min(high, 1.0)}: one of the two dropped",
+                f"planted copies at {low} to {min(high, 1.0)}: not both kept",
                 gone,
                 len(planted),
                 **beside,
