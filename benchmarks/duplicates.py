@@ -6,7 +6,7 @@ The rows are stretches of 50 to 100 words of real answers of 58 models, none use
 with words replaced, so that each copy lies at a known Jaccard similarity from its original. Truth is the
 exact Jaccard similarity of all pairs of a subset that holds each of its originals with all its copies, by a
 sparse matrix product. Both programs read Parquet, decide by the same rule (datasketch's candidates are
-verified too) and write Parquet; datasketch has an environment of its own.
+verified too) and write Parquet, the better of two passes counts; datasketch has its own environment.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def passed(name: str, python: str, texts: list[str], folder: Path) -> Pass:
     """Run one program over the texts in a process of its own."""
     source, out = folder / "rows.parquet", folder / name
     out.mkdir(exist_ok=True)
-    pq.write_table(pa.table({"row": range(len(texts)), "text": texts}), source)
+    pq.write_table(pa.table({"row": range(len(texts)), "text": texts}), source, row_group_size=1 << 16)
     command = [python, str(RUNNER), name, str(source), str(out), str(THRESHOLD)]
     # datasketch's environment holds no stillhouse: it gets the tokens from the source.
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -216,7 +216,7 @@ def quality(
         )
         rows.append(
             share(
-                f"planted copies at {low} to {min(high, 1.0)}: one of the two dropped",
+                f"planted copies at {low} to {min(high, 1.0)}: not both kept",
                 gone,
                 len(planted),
                 **beside,
@@ -323,7 +323,10 @@ def main() -> None:
         folder = Path(name)
         judged = {who: passed(who, which, subset, folder) for who, which in programs}
         large = with_copies(real[: 14_000 if options.quick else 120_000], rng)[0]
-        timed = {who: passed(who, which, large, folder) for who, which in programs}
+        timed = {
+            who: min((passed(who, which, large, folder) for _ in range(2)), key=lambda done: done.seconds)
+            for who, which in programs
+        }
         rows = speed(timed["stillhouse"], timed.get("datasketch"))
         rows += quality(judged["stillhouse"], judged.get("datasketch"), subset, copies, pairs)
         if not options.quick:

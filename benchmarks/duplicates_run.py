@@ -23,7 +23,7 @@ ROWS = 4096
 DROPPED = pa.schema([("row", pa.int64()), ("of", pa.int64()), ("jaccard", pa.float64())])
 
 Found = tuple[int, float] | None  # the kept row that is repeated, and the similarity
-Judge = Callable[[list[str]], list[Found]]
+Judge = Callable[[pa.Array], list[Found]]
 
 
 def with_stillhouse(threshold: float) -> Judge:
@@ -31,8 +31,8 @@ def with_stillhouse(threshold: float) -> Judge:
 
     index = NearIndex(threshold)
 
-    def judge(texts: list[str]) -> list[Found]:
-        return [None if r is None else (r.of, r.jaccard) for r in index.add_all(texts)]
+    def judge(texts: pa.Array) -> list[Found]:
+        return [None if r is None else (r.of, r.jaccard) for r in index.add_batch(texts)]
 
     return judge
 
@@ -45,9 +45,9 @@ def with_datasketch(threshold: float) -> Judge:
     kept: dict[int, frozenset[str]] = {}
     given = 0
 
-    def judge(texts: list[str]) -> list[Found]:
+    def judge(texts: pa.Array) -> list[Found]:
         nonlocal given
-        sets = [shingles(text) for text in texts]
+        sets = [shingles(text) for text in texts.to_pylist()]
         sketches = MinHash.bulk(([s.encode() for s in own] for own in sets), num_perm=64)
         found: list[Found] = []
         for own, sketch in zip(sets, sketches, strict=True):
@@ -76,7 +76,7 @@ def run(judge: Judge, source: Path, folder: Path) -> int:
         pq.ParquetWriter(folder / "dropped.parquet", DROPPED) as dropped,
     ):
         for batch in file.iter_batches(batch_size=ROWS):
-            found = judge(batch.column("text").to_pylist())
+            found = judge(batch.column("text"))
             kept.write_batch(batch.filter(pa.array([pair is None for pair in found])))
             pairs = [(given + i, *pair) for i, pair in enumerate(found) if pair is not None]
             columns = [list(column) for column in zip(*pairs, strict=True)] or [[], [], []]

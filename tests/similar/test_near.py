@@ -8,6 +8,7 @@ import time
 import tracemalloc
 from itertools import pairwise
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,6 +74,8 @@ def test_the_cut_into_calls_does_not_matter(texts, cuts):
     one_by_one = NearIndex()
     assert [one_by_one.add(text) for text in texts] == whole
     in_parts, bounds = NearIndex(), sorted({0, len(texts), *(min(cut, len(texts)) for cut in cuts)})
+    arrow = NearIndex().add_batch(pa.array([None, *texts]))
+    assert arrow == list(NearIndex().add_all(["", *texts])), "a null is an empty text"
     parts = [texts[a:b] for a, b in pairwise(bounds)]
     assert [found for part in parts for found in in_parts.add_all(part)] == whole
     assert len(in_parts) == len(one_by_one) == whole.count(None)
@@ -197,7 +200,7 @@ def test_texts_without_spaces_are_compared_by_their_letters():
 
 def test_huge_texts():
     rng = random.Random(6)
-    found = [f"w{rng.randrange(50_000)}" for _ in range(300_000)]
+    found = [f"w{rng.randrange(50_000)}" for _ in range(150_000)]
     changed = [w if i % 40 else "x" for i, w in enumerate(found)]
     repeats = list(
         near_repeats(["short", " ".join(found), " ".join(changed), "x" * 3_000_000, "y" * 3_000_000])
@@ -213,7 +216,7 @@ def test_huge_texts():
         pytest.param(
             [
                 f"dear customer {i}, your order has left us and will be with you two or three days from now"
-                for i in range(50_000)
+                for i in range(20_000)
             ],
             id="one word differs",
         ),
@@ -230,19 +233,19 @@ def test_a_long_common_opening_takes_no_quadratic_time():
     """Pairs just below the threshold share bands by the thousand; the first texts of each are compared."""
     rng = random.Random(7)
     opening = passage(rng, 20)
-    texts = [f"{opening} {passage(rng, 9)}" for _ in range(10_000)]
-    texts += [f"{text} too" for text in texts[::100]]
+    texts = [f"{opening} {passage(rng, 9)}" for _ in range(6_000)]
+    texts += [f"{text} too" for text in texts[::60]]
     started = time.process_time()
     found = list(near_repeats(texts))
-    assert time.process_time() - started < 30, "about 3 s alone"
-    late = [repeat for repeat in found if repeat.row >= 10_000]
+    assert time.process_time() - started < 30, "about 2 s alone"
+    late = [repeat for repeat in found if repeat.row >= 6_000]
     assert len(late) >= 95, "the crowd does not hide those that are very alike"
-    assert all(repeat.of == 100 * (repeat.row - 10_000) for repeat in late)
+    assert all(repeat.of == 60 * (repeat.row - 6_000) for repeat in late)
 
 
 def test_memory_of_a_kept_text():
     rng = random.Random(8)
-    texts = [passage(rng, 75) for _ in range(20_000)]
+    texts = [passage(rng, 75) for _ in range(8_000)]
     index = NearIndex()
     for text in texts[:200]:
         index.add(text)

@@ -116,15 +116,15 @@ class Buckets:
         spare = capacity - len(self._keys)
         self._keys = np.concatenate((self._keys, np.empty(spare, dtype=np.uint32)))
         self._texts = np.concatenate((self._texts, np.empty(spare, dtype=np.int32)))
-        self._heads = np.full(capacity, -1, dtype=np.int32)  # the newest entry of each slot, or -1
-        self._before = np.empty(capacity, dtype=np.int32)  # the next older entry of the same slot, or -1
+        self._heads = np.full(capacity, -1, dtype=np.int32)  # the last entry linked in each slot, or -1
+        self._before = np.empty(capacity, dtype=np.int32)  # the one linked before it in its slot, or -1
         self._mask = np.uint32(capacity - 1)
 
     def _link(self, entries: NDArray[np.int32]) -> None:
         slots = self._keys[entries] & self._mask
-        order = np.argsort(slots, kind="stable")
+        order = np.argsort(slots)
         slots, entries = slots[order], entries[order]
-        opens = np.concatenate(([True], slots[1:] != slots[:-1]))  # the oldest of these entries in its slot
+        opens = np.concatenate(([True], slots[1:] != slots[:-1]))  # the first of these entries in its slot
         before = np.roll(entries, 1)
         before[opens] = self._heads[slots[opens]]
         self._before[entries] = before

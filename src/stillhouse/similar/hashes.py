@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from hashlib import blake2b
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
 Offsets = NDArray[np.int64]
+Texts: TypeAlias = "list[str] | pa.Array"
 
 ROWS = 4096  # texts of a batch at most,
 CHARACTERS = 1 << 22  # and their length together, but for a single longer text
@@ -68,15 +70,13 @@ def batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def hashed(texts: list[str], stretches: Remembered, least: int = 0) -> tuple[Hashes, Offsets]:
+def hashed(texts: Texts, stretches: Remembered, least: int = 0) -> tuple[Hashes, Offsets]:
     """The pieces of all texts as one array of hashes; text i has those from offsets[i] to offsets[i + 1].
 
-    A text with fewer than `least` pieces is filled up with zeros. Half a character counts as "?".
+    A text with fewer than `least` pieces is filled up with zeros. A null of an Arrow array counts as the
+    empty text, half a character as "?".
     """
-    try:
-        column = pa.array(texts, pa.large_string())
-    except UnicodeEncodeError:
-        column = pa.array([text.encode("utf-8", "replace").decode() for text in texts], pa.large_string())
+    column = _as_column(texts) if isinstance(texts, list) else texts.fill_null("")
     # Arrow splits at ASCII white space, and Python sees each distinct stretch of the batch once.
     split = pc.ascii_split_whitespace(column)
     coded = split.values.dictionary_encode()
@@ -88,6 +88,13 @@ def hashed(texts: list[str], stretches: Remembered, least: int = 0) -> tuple[Has
     known = np.frombuffer(b"".join(found), dtype="<u8").astype(np.uint64, copy=False)
     pieces = known[np.arange(ends[-1]) + np.repeat(starts[codes] - ends[:-1], lengths[codes])]
     return _filled(pieces, ends[split.offsets.to_numpy()], least)
+
+
+def _as_column(texts: list[str]) -> pa.Array:
+    try:
+        return pa.array(texts, pa.large_string())
+    except UnicodeEncodeError:
+        return pa.array([text.encode("utf-8", "replace").decode() for text in texts], pa.large_string())
 
 
 def _filled(pieces: Hashes, offsets: Offsets, least: int) -> tuple[Hashes, Offsets]:

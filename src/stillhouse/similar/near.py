@@ -11,7 +11,7 @@ from hashlib import blake2b
 import numpy as np
 
 from stillhouse.similar.bands import Buckets, band_keys, band_length
-from stillhouse.similar.hashes import Remembered, batches, hashed, ngrams
+from stillhouse.similar.hashes import Remembered, Texts, batches, hashed, ngrams
 from stillhouse.text import normalise, tokens
 
 THRESHOLD = 0.7
@@ -47,10 +47,7 @@ def exact_repeats(texts: Iterable[str]) -> Iterator[Repeat]:
 def near_repeats(
     texts: Iterable[str], threshold: float = THRESHOLD, reference: Iterable[str] = ()
 ) -> Iterator[Repeat]:
-    """Every text that repeats an earlier kept one or one of the reference set, in order; see `NearIndex`.
-
-    From Arrow: `near_repeats(text for batch in batches for text in batch["text"].to_pylist())`.
-    """
+    """Every text that repeats an earlier kept one or one of the reference set, in order; see `NearIndex`."""
     return (found for found in NearIndex(threshold, reference).add_all(texts) if found is not None)
 
 
@@ -91,28 +88,29 @@ class NearIndex:
 
     def add(self, text: str) -> Repeat | None:
         """What this text repeats; None if nothing, and then it is kept."""
-        return self._add([text])[0]
+        return self.add_batch([text])[0]
 
     def add_all(self, texts: Iterable[str]) -> Iterator[Repeat | None]:
         """The same as `add` for each text in turn, many times faster; takes some thousands of texts ahead."""
         for batch in batches(texts):
-            yield from self._add(batch)
+            yield from self.add_batch(batch)
 
-    def _add(self, texts: list[str]) -> list[Repeat | None]:
+    def add_batch(self, texts: Texts) -> list[Repeat | None]:
+        """The same for texts at hand: a list, or an Arrow array of strings, which costs least."""
         rows = list(range(self._given, self._given + len(texts)))
         self._given += len(texts)
         return self._compare(texts, rows, self._threshold)
 
-    def _compare(self, texts: list[str], rows: list[int], least: float) -> list[Repeat | None]:
+    def _compare(self, texts: Texts, rows: list[int], least: float) -> list[Repeat | None]:
         """What each text repeats at this similarity or more; what repeats nothing is kept under its row."""
         shingles, offsets = ngrams(*hashed(texts, self._stretches, least=SHINGLE), SHINGLE)
         keys = band_keys(shingles, offsets, self._band_length)
         kept = np.full(len(texts), -1, dtype=np.int32)
         filed = np.ones(keys.shape, dtype=np.bool_)  # the bands by which a kept text can be found
         results: list[Repeat | None] = []
-        bounds = offsets.tolist()
+        flat, bounds = shingles.tobytes(), (offsets * shingles.itemsize).tolist()
         for place, (row, meetings) in enumerate(zip(rows, self._buckets.meet(keys), strict=True)):
-            own = shingles[bounds[place] : bounds[place + 1]].tobytes()
+            own = flat[bounds[place] : bounds[place + 1]]
             repeat = self._nearest(row, own, [text for _, bucket in meetings for text in bucket], least)
             results.append(repeat)
             if repeat is None:
