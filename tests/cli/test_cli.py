@@ -134,6 +134,7 @@ def test_a_round_where_the_student_lost_most_from_the_command_line(
     assert "4 more of default are not there and can only be grown" in done.stderr
     assert "4 further of default: 0 from the source, 4 grown" in done.stderr
     assert "claim nothing by their scores" in done.stderr
+    assert "(evaluate.held_out)" in done.stderr
     asked = len(server.bodies)
 
     # Both ways on that it names make the same run: its own record, and the table for one's own recipe.

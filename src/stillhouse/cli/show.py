@@ -120,9 +120,9 @@ def collected_text(collected: dict[str, Any]) -> list[str]:
                 f"{of['grown']:,} grown{wanting}"
             )
         if focus["tested"] != 0:
-            lines.append(
-                "           decided on prompts that also test this run: claim nothing by their scores"
-            )
+            where = focus["decided_on"] or "not recorded on which"
+            lines.append(f"           decided on prompts that also test this run ({where}):")
+            lines.append("           claim nothing by their scores")
     return lines
 
 
