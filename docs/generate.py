@@ -59,6 +59,8 @@ def recipe_page() -> str:
     for name, place in (
         ("Declaration", "[teacher.terms]"),
         ("Price", "[teacher.price]"),
+        ("Grow", "[prompts.grow]"),
+        ("Focus", "[prompts.focus]"),
         ("Lora", "[student.lora]"),
     ):
         parts += _table(place, {"$ref": f"#/$defs/{name}"}, schema)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import re
 import tomllib
 from datetime import date
@@ -129,6 +130,40 @@ class Teacher(_Table):
         return self
 
 
+class Grow(_Table):
+    """Further prompts, invented by [teacher] from the training prompts."""
+
+    method: Literal["self_instruct", "evolve", "personas"] = Field(
+        description="More like some examples, one changed in named ways, or what a described person asks."
+    )
+    count: Positive = Field(description="How many new prompts are wanted.")
+    personas: str | None = Field(
+        default=None, description="File of people: `.txt` with one a line, else a column `persona`."
+    )
+    template: str | list[str] | None = Field(
+        default=None, description="File, or files to draw from, with an instruction of your own."
+    )
+    temperature: float = Field(default=0.8, ge=0.0, le=2.0)
+    max_tokens: Positive = Field(
+        default=2048, description="Longest list of prompts, in the teacher's tokens."
+    )
+
+    @model_validator(mode="after")
+    def _personas_where_they_are_read(self) -> Grow:
+        if self.personas is not None and self.method != "personas":
+            raise ValueError(f'`personas` is only read with `method = "personas"`, not "{self.method}"')
+        return self
+
+
+class Focus(_Table):
+    """Further prompts where an earlier student lost most; `stillhouse collect --focus RUN` writes this."""
+
+    run: str = Field(description="The run whose evaluation decided.")
+    further: dict[str, Positive] = Field(
+        description="How many more of each family, beyond those that `prompts.count` takes."
+    )
+
+
 class Prompts(_Table):
     source: str = Field(description="`embedded:desk`, a file (JSONL, CSV, Parquet) or `hf:DATASET[:SPLIT]`.")
     count: Positive | None = Field(default=None, description="Use the first so many; all when left out.")
@@ -142,6 +177,10 @@ class Prompts(_Table):
     group: str = Field(default="group", description="Column with the template or source document.")
     scorer: str | None = Field(
         default=None, description="How answers are scored, where no column `scorer` says."
+    )
+    grow: Grow | None = Field(default=None, description="Further prompts, invented by the teacher.")
+    focus: Focus | None = Field(
+        default=None, description="Further prompts where an earlier student lost most."
     )
 
 
@@ -282,6 +321,7 @@ class Recipe(_Table):
 def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe; relative paths in it are taken from the recipe's own folder.
 
+    A run's `recipe.json` is one as well, and makes the same run again.
     Raises UsageError that names the line, and for an unknown key the nearest valid one.
     """
     try:
@@ -292,10 +332,13 @@ def load_recipe(path: Path) -> Recipe:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}", str(error), "give a readable TOML file") from None
+    kind, loads = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML", str(error), "mend that line") from None
+        tree = loads(text)
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid {kind}", str(error), "mend that line") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path} is no recipe", "it holds no tables", "give a recipe")
     return _absolute(parse_recipe(tree, text, str(path)), path.resolve().parent)
 
 
@@ -382,12 +425,18 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
         terms = teacher.terms and teacher.terms.model_copy(update={"document": path(teacher.terms.document)})
         return teacher.model_copy(update={"model": model, "terms": terms})
 
-    student = recipe.student
+    student, prompts = recipe.student, recipe.prompts
+    grow = prompts.grow
+    if grow is not None:
+        files = (
+            [path(file) for file in grow.template] if isinstance(grow.template, list) else path(grow.template)
+        )
+        grow = grow.model_copy(update={"personas": path(grow.personas), "template": files})
     return recipe.model_copy(
         update={
             "teacher": whole(recipe.teacher),
             "teachers": [whole(teacher) for teacher in recipe.teachers],
-            "prompts": recipe.prompts.model_copy(update={"source": path(recipe.prompts.source)}),
+            "prompts": prompts.model_copy(update={"source": path(prompts.source), "grow": grow}),
             "student": student.model_copy(
                 update={
                     "init": student.init if student.init in WORDS else path(student.init),

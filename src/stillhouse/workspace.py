@@ -97,6 +97,10 @@ class RunFolder:
         return self.root / "prompts.parquet"
 
     @property
+    def grown(self) -> Path:
+        return self.root / "grown.parquet"
+
+    @property
     def exchanges(self) -> Path:
         return self.root / "exchanges.parquet"
 

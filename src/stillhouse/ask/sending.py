@@ -238,7 +238,7 @@ class Asking:
             known = _cost(completion, teacher)
             cost = job.worst if known is None else known
             leaf = _leaf(job.key, lane.part, question, completion, known, attempt, milliseconds)
-            leaf["run"] = self.run
+            leaf |= {"run": self.run, "stage": self.stage}
             if cost > job.worst * (1 + 1e-9):
                 leaf["disputed"] = True
                 self.stop = self.stop or _disputed(cost, job.worst)

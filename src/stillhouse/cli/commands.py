@@ -111,7 +111,7 @@ def check(
         raise UsageError(f"the variable {key} is not set", "`teacher.key_env` names it", f"export {key}=...")
     found = {
         "digest": recipe_digest(loaded),
-        "train": len(prompts.train),
+        "train": len(prompts.train) + len(prompts.further),
         "test": len(prompts.test),
         "broken_rows": name_broken(prompts.broken),
     }
@@ -171,9 +171,27 @@ def run(
 
 
 @app.command()
-def collect(recipe: RecipeFile, as_json: Json = False) -> None:
+def collect(
+    recipe: RecipeFile,
+    focus: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Make a new run, with further prompts where this one lost most."),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="With --focus: how many; a fifth of what RUN had by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Ask the teacher every prompt that the ledger does not hold an answer to."""
-    _run(recipe, ["collect"], as_json)
+    from stillhouse.errors import UsageError
+
+    if count is not None and focus is None:
+        raise UsageError(
+            "--count is given without --focus",
+            "it says how many further prompts a round takes",
+            "name the run with --focus, or set `prompts.count` in the recipe",
+        )
+    _run(recipe, ["collect"], as_json, focus, count)
 
 
 @app.command()
@@ -372,16 +390,25 @@ def _plan(path: Path, as_json: bool, pilot: int = 0) -> None:
     show.result(show.plan_object(recipe, planned), text, as_json)
 
 
-def _run(path: Path, stages: Sequence[str] | None, as_json: bool) -> None:
+def _run(
+    path: Path,
+    stages: Sequence[str] | None,
+    as_json: bool,
+    focus: str | None = None,
+    count: int | None = None,
+) -> None:
     from stillhouse import pipeline
     from stillhouse.cli import show
     from stillhouse.cli.live import live
     from stillhouse.collect.prompts import name_broken
     from stillhouse.ledger import Ledger
     from stillhouse.report import write_report
+    from stillhouse.workspace import read_marker
 
     recipe, workspace = _load(path)
     with Ledger.open(workspace) as ledger:
+        if focus is not None:
+            recipe = pipeline.focused(recipe, workspace, ledger, focus, count)
         planned = pipeline.plan(recipe, workspace, ledger)
     show.say(show.plan_text(recipe, planned), as_json)
     with live(as_json) as watch:
@@ -390,18 +417,26 @@ def _run(path: Path, stages: Sequence[str] | None, as_json: bool) -> None:
     for stage in finished.skipped:
         done = "nothing new to ask" if stage == "collect" else "unchanged, not run again"
         show.say(f"{stage:<9} {done}", as_json)
+    collected = (read_marker(finished.run, "collect") or {}).get("result", {})
+    for line in show.collected_text(collected):
+        show.say(line, as_json)
+    if focus is not None:
+        path = finished.run.recipe
+        show.say(f"recipe     {path}; for a recipe of your own:\n{show.focus_lines(recipe)}", as_json)
     found: dict[str, Any] = {
         "run": finished.run.root.name,
         "folder": str(finished.run.root),
         "report": report_file,
         "unchanged": list(finished.skipped),
         "broken_rows": name_broken(planned.prompts.broken),
+        "grow": collected.get("grow"),
+        "focus": collected.get("focus"),
         "evaluation": finished.evaluation,
     }
     if stages is None:
         show.result(found, show.scores_text(finished, report_file), as_json)
     else:
         order = [*pipeline.STAGES, "run"]
-        following = order[order.index(stages[0]) + 1]
+        following = order[order.index(stages[0]) + 1] if focus is None else "run"
         done = f"{stages[0]:<10} done, in {finished.run.root}\nnext       stillhouse {following} {path}"
         show.result(found, done, as_json)

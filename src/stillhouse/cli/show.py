@@ -33,6 +33,9 @@ def plan_object(recipe: Recipe, plan: Plan) -> dict[str, Any]:
         "student": recipe.student.init,
         "prompts": {
             "train": len(plan.prompts.train),
+            "further": len(plan.prompts.further),
+            "grown": plan.grown,
+            "to_grow": plan.to_grow,
             "test": len(plan.prompts.test),
             "broken": len(plan.prompts.broken),
             "left_out_as_test": plan.prompts.leaked,
@@ -65,6 +68,7 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
         + (f", LoRA r={recipe.student.lora.rank}" if recipe.student.lora else ""),
         f"prompts    {len(plan.prompts.train):,} to learn from, {len(plan.prompts.test):,} to test on"
         + (f", {plan.prompts.leaked:,} left out because they are tested" if plan.prompts.leaked else ""),
+        *_more_prompts(recipe, plan),
         f"exchanges  {to_send:,} to send, {plan.answered:,} in the ledger already",
         *(line for each in plan.prices for line in price_lines(*each[1:])),
         f"cost       {cost}",
@@ -78,6 +82,58 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
     if plan.done:
         lines.append(f"done       {', '.join(plan.done)}")
     return "\n".join(lines)
+
+
+def _more_prompts(recipe: Recipe, plan: Plan) -> list[str]:
+    """What comes on top of the prompts of the source's first rows."""
+    lines, focus = [], recipe.prompts.focus
+    if focus is not None:
+        lines.append(f"focus      {len(plan.prompts.further):,} further from the source, after {focus.run}")
+        lines += [
+            f"           {count:,} more of {family} are not there and can only be grown"
+            for family, count in plan.prompts.short.items()
+        ]
+    if plan.grown or plan.to_grow:
+        lines.append(f"growing    {plan.grown:,} prompts are grown, {plan.to_grow:,} are to come")
+    if plan.to_grow:
+        lines.append("           what growing them and asking them costs is not known before")
+    return lines
+
+
+def collected_text(collected: dict[str, Any]) -> list[str]:
+    """What growing and a focus came to, from the marker of collect."""
+    lines = []
+    if growth := collected.get("grow"):
+        refused = ", ".join(f"{count:,} {reason}" for reason, count in sorted(growth["refused"].items()))
+        lines.append(
+            f"growing    {growth['grown']:,} of {growth['wanted']:,} prompts; refused: {refused or 'none'}"
+        )
+        if growth["dry"]:
+            lines.append(
+                "           it ended early: too few of the last ones were new (grown.parquet says why)"
+            )
+    if focus := collected.get("focus"):
+        for family, of in focus["families"].items():
+            wanting = f", {of['wanting']:,} are not to be had" if of["wanting"] else ""
+            lines.append(
+                f"focus      {of['further']:,} further of {family}: {of['source']:,} from the source, "
+                f"{of['grown']:,} grown{wanting}"
+            )
+        if focus["tested"] != 0:
+            where = focus["decided_on"] or "not recorded on which"
+            lines.append(f"           decided on prompts that also test this run ({where}):")
+            lines.append("           claim nothing by their scores")
+    return lines
+
+
+def focus_lines(recipe: Recipe) -> str:
+    """The table that makes the same prompts part of a recipe."""
+    focus = recipe.prompts.focus
+    assert focus is not None
+    further = ", ".join(
+        f"{json.dumps(family, ensure_ascii=False)} = {count}" for family, count in focus.further.items()
+    )
+    return f"[prompts.focus]\nrun = {json.dumps(focus.run)}\nfurther = {{ {further} }}"
 
 
 def scores_text(finished: Finished, report: str | None) -> str:

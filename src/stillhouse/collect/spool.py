@@ -148,6 +148,28 @@ class Spool:
             self._rows = []
 
 
+def extended(train: Prompts, test: Prompts, more: Sequence[Prompt]) -> tuple[Prompts, Prompts]:
+    """Both splits, with further training prompts at the end."""
+    if not (isinstance(train, PromptFile) and isinstance(test, PromptFile) and train.file is test.file):
+        return (*train, *more), test
+    fresh, writer = _new(PROMPTS)
+    for batch in pq.ParquetFile(train.file).iter_batches(_ROWS):
+        writer.write_batch(batch)
+    rows = [{**_row(prompt), "split": "train"} for prompt in more]
+    writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=PROMPTS))
+    writer.close()
+    file = _opened(fresh)
+    os.close(fresh)
+    return PromptFile(file, "train", len(train) + len(more)), PromptFile(file, "test", len(test))
+
+
+def read_prompts(path: Path, split: Split) -> PromptFile:
+    """The prompts of a split as a run wrote them. Raises OSError when the file is not there."""
+    file = pa.OSFile(str(path))
+    column = pq.ParquetFile(file).read(["split"])["split"]
+    return PromptFile(file, split, pc.sum(pc.equal(column, split)).as_py() or 0)
+
+
 def write_prompts(path: Path, train: Prompts, test: Prompts) -> None:
     """Write both splits as `prompts.parquet`."""
     with storage("write", path):

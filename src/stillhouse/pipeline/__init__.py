@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,11 +17,13 @@ import rfc8785
 
 from stillhouse import ask as asking
 from stillhouse.collect import Asked, PromptSet, collect, limits_of, load_prompts
+from stillhouse.collect.grow import Grown, grow, keep_record
 from stillhouse.curate import curate
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
 from stillhouse.pipeline.planning import Plan, plan
+from stillhouse.pipeline.rounds import account, focus_note, focused
 from stillhouse.pipeline.setup import (
     STAGES,
     admit_all,
@@ -39,7 +42,7 @@ from stillhouse.scoring import BUILTIN, Scorer
 from stillhouse.terms import gate
 from stillhouse.workspace import RunFolder, Workspace, locked, read_marker, write_json
 
-__all__ = ["STAGES", "Finished", "Plan", "check", "need_extra", "open_teacher", "plan", "run"]
+__all__ = ["STAGES", "Finished", "Plan", "check", "focused", "need_extra", "open_teacher", "plan", "run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def run(
     ):
         write_json(folder.recipe, recipe.model_dump(mode="json"))
         folder.logs.mkdir(exist_ok=True)
-        work = _Work(folder, recipe, ledger, teachers, prompts, scorers, watch)
+        work = _Work(workspace, folder, recipe, ledger, teachers, prompts, scorers, watch)
         skipped = [stage for stage in STAGES if stage in stages and not _DO[stage](work)]
         evaluation = json.loads(folder.evaluation.read_bytes()) if folder.evaluation.exists() else None
         return Finished(folder, evaluation, tuple(skipped))
@@ -82,6 +85,7 @@ def run(
 
 @dataclass(frozen=True, slots=True)
 class _Work:
+    workspace: Workspace
     folder: RunFolder
     recipe: Recipe
     ledger: Ledger
@@ -96,11 +100,25 @@ def _collect(work: _Work) -> bool:
     started = time.monotonic()
     decisions = admit_all(work.recipe, work.ledger)
     teachers = list(zip(work.teachers, decisions, strict=True))
-    done = collect(work.folder, work.recipe, work.prompts, teachers, work.ledger, work.watch)
+    tallies: list[asking.Tally] = []
+
+    def put(questions: Sequence[asking.Question], teacher: asking.Teacher, sampling: asking.Sampling) -> None:
+        limits, run = limits_of(work.recipe), work.folder.root.name
+        tallies.append(
+            asking.ask(
+                questions, teacher, sampling, limits, work.ledger, run, decisions[0], work.watch, "grow"
+            )
+        )
+
+    grown = grow(work.recipe, work.prompts, work.teachers[0], work.ledger, put)
+    prompts = work.prompts.whole([prompt for one in grown for prompt in one.prompts])
+    growth = keep_record(work.folder, work.recipe, grown, work.ledger) if grown else None
+    done = collect(work.folder, work.recipe, prompts, teachers, work.ledger, work.watch)
+    tallies.append(done.tally)
     price = price_of(work.recipe.teacher, today())
     before = _result(work.folder, "collect")
     seconds = 0.0 if before is None else before["seconds"]  # of the calls that bought something
-    if done.tally.answered > 0 or before is None:
+    if before is None or any(tally.answered for tally in tallies):
         seconds += time.monotonic() - started
     result = {
         "recipe": recipe_digest(work.recipe),
@@ -113,15 +131,24 @@ def _collect(work: _Work) -> bool:
             for who, leaf in teachers
         ],
         "price": None if price is None else price.record(),
-        "prompts": len(work.prompts.train),
+        "prompts": len(prompts.train),
         "broken_lines": len(work.prompts.broken),
         "leaked": work.prompts.leaked,
         "exchanges": done.exchanges,
         "digest": done.digest,
-        **_counts(work, done.tally),
+        "grow": growth,
+        "focus": _account(work, grown),
+        **_counts(work, *tallies),
     }
     _mark(work, "collect", _digest(recipe_digest(work.recipe)), seconds, result)
-    return done.tally.sent > 0
+    return any(tally.sent for tally in tallies)
+
+
+def _account(work: _Work, grown: Sequence[Grown]) -> dict[str, Any] | None:
+    focus = work.recipe.prompts.focus
+    if focus is None:
+        return None
+    return account(focus, work.prompts, grown, work.workspace, work.folder, work.ledger)
 
 
 def _curate(work: _Work) -> bool:
@@ -246,6 +273,8 @@ def _complete_evaluation(work: _Work, tested: asking.Tally) -> None:
     evaluation["seconds"] = {**seconds, "total": round(sum(seconds.values()), 2)}
     evaluation["exchanges"] = {name: asked[name] + testing[name] for name in ("sent", "reused", "failed")}
     evaluation["exchanges"]["unknown"] = testing["unknown"]  # of the whole run
+    if asked.get("focus") and (note := focus_note(asked["focus"])) and note not in evaluation["notes"]:
+        evaluation["notes"].append(note)
     evaluation["versions"] = {name: version(name) for name in ("stillhouse", "torch", "transformers")}
     write_json(work.folder.evaluation, evaluation)
 
@@ -317,25 +346,26 @@ def _facts(prompt: Prompt) -> list[Any]:
     return [prompt.id, messages, prompt.tools, prompt.family, prompt.group, prompt.reference, prompt.scorer]
 
 
-def _counts(work: _Work, tally: asking.Tally) -> dict[str, Any]:
+def _counts(work: _Work, *tallies: asking.Tally) -> dict[str, Any]:
     """`sent`, `answered`, `reused`, `failed` and `failures` are of this call, attempts of the run. Tokens and
     `cost.low` (US dollars) are of the answers to these questions that the run bought; `cost.high` is what
     the run has spent so far at most, requests counted that may have been billed without an answer."""
     attempts = work.ledger.attempts(work.folder.root.name)
     priced = all(teacher.price is not None for teacher in work.teachers)
+    failures = sum((Counter(tally.failures) for tally in tallies), Counter[str]())
     return {
-        "sent": tally.sent,
-        "answered": tally.answered,
-        "reused": tally.reused,
-        "failed": len(tally.failed),
-        "failures": tally.failures,
+        "sent": sum(tally.sent for tally in tallies),
+        "answered": sum(tally.answered for tally in tallies),
+        "reused": sum(tally.reused for tally in tallies),
+        "failed": sum(len(tally.failed) for tally in tallies),
+        "failures": dict(failures),
         "attempts": {"answered": attempts.answered, "failed": attempts.failed, "unknown": attempts.unknown},
         "unknown": attempts.unknown,
-        "prompt_tokens": tally.prompt_tokens,
-        "completion_tokens": tally.completion_tokens,
+        "prompt_tokens": sum(tally.prompt_tokens for tally in tallies),
+        "completion_tokens": sum(tally.completion_tokens for tally in tallies),
         "cost": {
-            "low": tally.billed if priced else None,
+            "low": sum(tally.billed for tally in tallies) if priced else None,
             "expected": None,
-            "high": tally.budget.spent if priced else None,
+            "high": max(tally.budget.spent for tally in tallies) if priced else None,
         },
     }

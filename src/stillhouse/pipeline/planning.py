@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from stillhouse import ask as asking
 from stillhouse.collect import Asked, PromptSet, asked_of, limits_of, load_prompts, sampling_of
+from stillhouse.collect.grow import Grown, grow, orders
 from stillhouse.ledger import Ledger
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
 from stillhouse.pipeline.setup import STAGES, admit_all, check, greedy, open_teachers, today
@@ -26,8 +27,10 @@ class Plan:
 
     run: RunFolder
     is_new: bool
-    prompts: PromptSet
-    questions: int  # to the teacher, over training and test prompts
+    prompts: PromptSet  # before any is grown
+    grown: int  # prompts that the ledger's answers have brought
+    to_grow: int  # and those that are still to be grown; what they cost is not known
+    questions: int  # to the teacher, over training and test prompts and those that are grown
     answered: int  # of these, already in the ledger
     prices: tuple[tuple[str, KnownPrice | None, int | None], ...]  # of each teacher: model, price, days old
     cost: Estimate  # US dollars for what is left
@@ -53,7 +56,13 @@ def plan(
     prompts = prompts or load_prompts(recipe)
     check(recipe, prompts)
     decisions = admit_all(recipe, ledger)
-    asked, sampling = asked_of(recipe, prompts.train), sampling_of(recipe)
+    grown: list[Grown] = []
+    if orders(recipe, prompts):
+        with open_teachers(recipe) as teachers:
+            grown = grow(recipe, prompts, teachers[0], ledger)
+    whole = prompts.whole([prompt for one in grown for prompt in one.prompts])
+    to_grow = sum(one.left for one in grown)
+    asked, sampling = asked_of(recipe, whole.train), sampling_of(recipe)
     if pilot:
         with locked(run), open_teachers(recipe, run.logs / "teacher.log") as teachers:
             run.logs.mkdir(exist_ok=True)
@@ -71,11 +80,13 @@ def plan(
             run=run,
             is_new=not run.recipe.exists(),
             prompts=prompts,
+            grown=sum(len(one.prompts) for one in grown),
+            to_grow=to_grow,
             questions=answered + left,
             answered=answered,
             prices=tuple(_price(teacher) for teacher in (recipe.teacher, *recipe.teachers)),
-            cost=_total([_cost(stock) for stock in stocks]),
-            seconds=_seconds(ledger, recent[-200:], left, recipe.collect.concurrency),
+            cost=_total([_cost(stock, to_grow > 0) for stock in stocks]),
+            seconds=UNKNOWN if to_grow else _seconds(ledger, recent[-200:], left, recipe.collect.concurrency),
             done=tuple(stage for stage in STAGES if read_marker(run, stage) is not None),
         )
 
@@ -125,12 +136,12 @@ def _total(parts: Sequence[Estimate]) -> Estimate:
     return Estimate(*(add([getattr(part, name) for part in parts]) for name in ("low", "expected", "high")))
 
 
-def _cost(stock: _Stock) -> Estimate:
+def _cost(stock: _Stock, more: bool) -> Estimate:
     """US dollars for what is left to ask, retries aside: from earlier answers where there are enough, else
-    a bound."""
-    if stock.left == 0 or stock.price == FREE:
+    a bound. Unknown where `more` prompts are still to be grown."""
+    if stock.price == FREE or (stock.left == 0 and not more):
         return Estimate(0.0, 0.0, 0.0)
-    if stock.price is None:
+    if stock.price is None or more:
         return UNKNOWN
     if len(stock.costs) < 10:
         return Estimate(None, None, stock.worst)

@@ -12,6 +12,7 @@ from typing import Any
 
 from stillhouse import ask as asking
 from stillhouse.collect import PromptSet
+from stillhouse.collect.grow import check_growth
 from stillhouse.errors import ModelError, UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
@@ -87,6 +88,7 @@ def today() -> date:
 def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BUILTIN) -> None:
     """What can be known to fail before anybody is asked, and so paid. Raises UsageError or ModelError."""
     check_scorers(prompts.scorers(), scorers)
+    check_growth(recipe, prompts)
     for teacher in (recipe.teacher, *recipe.teachers):
         known = price_of(teacher, today())
         asking.check_cap(recipe.collect.max_cost, None if known is None else known.price)
@@ -108,7 +110,7 @@ def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BU
 
 def _check_lengths(teacher: Teacher, prompts: PromptSet, most: int) -> None:
     """Raises UsageError for a prompt that may be longer than the known price is for, under a cap."""
-    for prompt in chain(prompts.train, prompts.test):
+    for prompt in chain(prompts.train, prompts.further, prompts.test):
         texts = (teacher.system, prompt.tools, *(m.content + m.extra for m in prompt.messages))
         size = sum(len(text.encode()) for text in texts)
         tokens = worst_prompt_tokens(size, len(prompt.messages) + 1)
