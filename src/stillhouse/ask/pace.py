@@ -209,14 +209,20 @@ def answered(
     state: Pace, ticket: Ticket, now: float, seconds: float, tokens_used: float | None, output: int | None
 ) -> Pace:
     """After an answer that took `seconds`; `tokens_used` is its usage, `output` its completion tokens."""
-    state = _ended(state, ticket, now, ticket.tokens if tokens_used is None else tokens_used)
     current = ticket.epoch == state.epoch
-    state = replace(state, failures=0, cooldowns=0 if current else state.cooldowns)
-    if not current or now < state.blocked_until:
+    counts = current and now >= state.blocked_until
+    state = replace(
+        state,
+        in_flight=state.in_flight - 1,
+        tokens=state.tokens.take((tokens_used or 0) - ticket.tokens if tokens_used is not None else 0.0, now),
+        failures=0,
+        cooldowns=0 if current else state.cooldowns,
+        clean=state.clean + counts,
+        seconds=state.seconds + (seconds / max(1, output or 1) if counts else 0.0),
+    )
+    if not counts:
         return state
-    if state.follow == "latency":
-        return _by_latency(state, seconds / max(1, output or 1))
-    return _by_round(replace(state, clean=state.clean + 1), now)
+    return _by_latency(state) if state.follow == "latency" else _by_round(state, now)
 
 
 def limited(state: Pace, ticket: Ticket, now: float, retry_after: float | None, hints: Hints) -> Pace:
@@ -285,7 +291,7 @@ def _by_round(state: Pace, now: float) -> Pace:
     """Grow after a round of answers without a failure in which the room was used."""
     if state.clean < max(4, math.floor(state.limit)):
         return state
-    fresh = replace(state, clean=0, peak=state.in_flight)
+    fresh = replace(state, clean=0, seconds=0.0, peak=state.in_flight)
     if state.peak < USED * math.floor(state.limit):
         return fresh
     known = now - state.ceiling_at < CEILING_SECONDS and state.limit <= 1.1 * state.ceiling
@@ -301,9 +307,8 @@ def _by_round(state: Pace, now: float) -> Pace:
     return replace(fresh, limit=min(float(state.most), limit), ceiling=ceiling)
 
 
-def _by_latency(state: Pace, seconds: float) -> Pace:
+def _by_latency(state: Pace) -> Pace:
     """After a round, one step along the gradient of log(latency) over log(limit), up or down."""
-    state = replace(state, clean=state.clean + 1, seconds=state.seconds + seconds)
     if state.clean < max(8, math.floor(state.limit)):
         return state
     latency = max(1e-9, state.seconds / state.clean)

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from stillhouse.ask import pace
+from stillhouse.ask.awaiting import Awaiting
 from stillhouse.ask.lane import Job, Lane, new_lane, open_endpoint
 from stillhouse.ask.pace import Ticket
 from stillhouse.ask.questions import (
@@ -57,10 +58,12 @@ class Asking:
     lanes: list[Lane] = field(default_factory=list)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     given_up: int = 0
+    recorded: Awaiting = field(init=False)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     jitter: random.Random = field(default_factory=lambda: random.Random(0))
 
     async def all(self) -> None:
+        self.recorded = Awaiting(asyncio.get_running_loop())
         self.lanes = [
             new_lane(part, self.sampling, self.limits, self.ledger, self.run, self.tally)
             for part in self.parts
@@ -223,7 +226,7 @@ class Asking:
                 sample_index=question.sample_index,
                 reserved=None if teacher.price is None else job.worst,
             )
-            attempt = await asyncio.wrap_future(begun)
+            attempt = await self.recorded(begun)
             self.tally.sent += 1
             started = time.monotonic()
             outcome = await lane.endpoint.chat(body, self.limits.timeout)
@@ -231,7 +234,7 @@ class Asking:
             _learn(lane, ticket, question, outcome, time.monotonic() - started)
             if isinstance(outcome, Failure):
                 cost = job.worst if outcome.sent else 0.0
-                await asyncio.wrap_future(self.ledger.fail(attempt, outcome.kind, outcome.sent))
+                await self.recorded(self.ledger.fail(attempt, outcome.kind, outcome.sent))
                 return outcome
             milliseconds = round(1000 * (time.monotonic() - started))
             completion = outcome.completions[0]
@@ -243,7 +246,7 @@ class Asking:
                 leaf["disputed"] = True
                 self.stop = self.stop or _disputed(cost, job.worst)
             contents = {"request": orjson.dumps(body), "response": outcome.raw}
-            await asyncio.wrap_future(self.ledger.answer(attempt, leaf, contents, known))
+            await self.recorded(self.ledger.answer(attempt, leaf, contents, known))
             self.tally.answered += 1
             lane.answered = True
             self.tally.count(completion, known)
