@@ -96,6 +96,11 @@ class RunFolder:
         return self.root / "exchanges.parquet"
 
     @property
+    def batches(self) -> Path:
+        """Files of batches that are under way; each goes when its answers are in the ledger."""
+        return self.root / "batches"
+
+    @property
     def samples(self) -> Path:
         return self.root / "samples.parquet"
 
@@ -217,7 +222,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -271,7 +276,7 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

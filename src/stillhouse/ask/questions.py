@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger, StoredExchange, exchange_key, read_workspace_key
 from stillhouse.models.endpoint import parse_chat
 from stillhouse.money import Budget, Price, worst_prompt_tokens
@@ -23,7 +24,8 @@ LOOKUP = 512  # questions looked up in the ledger at once
 class Teacher:
     """Whom to ask. `endpoint` and `revision` are lasting names and enter every exchange key; `url` may
     change. `url` is called when the first question must really be sent, so that a local teacher is
-    started only when it is needed; None means that nothing can be asked (imported answers)."""
+    started only when it is needed; None means that nothing can be asked (imported answers). `batch_price`
+    is what the same tokens cost in a batch, None where that is not known."""
 
     model: str
     endpoint: str
@@ -32,6 +34,7 @@ class Teacher:
     key_env: str | None = None
     system: str = ""
     price: Price | None = None
+    batch_price: Price | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +180,22 @@ def worst_cost(question: Question, teacher: Teacher, sampling: Sampling) -> floa
     texts = (teacher.system, question.tools, *(m.content + m.extra for m in question.messages))
     size = sum(len(text.encode()) for text in texts)
     return teacher.price.of(worst_prompt_tokens(size, len(question.messages) + 1), sampling.max_tokens)
+
+
+def at_batch_price(teacher: Teacher) -> Teacher:
+    """The teacher as it is reckoned in batches: its ordinary price is a bound where that of batches is not
+    known."""
+    return replace(teacher, price=teacher.batch_price or teacher.price)
+
+
+def check_cap(max_cost: float | None, price: Price | None) -> None:
+    """Raises UsageError for a cap that could not be kept, because no price is known."""
+    if max_cost is not None and price is None:
+        raise UsageError(
+            "collect.max_cost is set, but the price of the teacher is not known",
+            "a cap can only be kept when each request's worst case is known",
+            "add [teacher.price] with input and output in US dollars per million tokens, or remove max_cost",
+        )
 
 
 def answers(

@@ -31,6 +31,7 @@ from stillhouse.ask.questions import (
 from stillhouse.errors import BudgetReached, EndpointError, Interrupted
 from stillhouse.ledger import Ledger
 from stillhouse.models.endpoint import Failure, Reply
+from stillhouse.money import Price
 from stillhouse.records import Completion, Progress, Watch
 
 LONGEST_WAIT = 600.0  # seconds that a Retry-After may hold a run back before it stops instead
@@ -62,7 +63,7 @@ class Asking:
             for part in self.parts
         ]
         tasks: set[asyncio.Task[None]] = set()
-        restore = _on_interrupt(asyncio.get_running_loop(), self._interrupt)
+        restore = on_interrupt(asyncio.get_running_loop(), self._interrupt)
         try:
             async with AsyncExitStack() as sessions:
                 try:
@@ -101,7 +102,7 @@ class Asking:
                 self._show()
                 await asyncio.sleep(0)  # answers come in while the ledger is read
             elif refused and delay == math.inf and not any(lane.pace.in_flight for lane in self.lanes):
-                self.stop = self._budget_reached(refused)
+                self.stop = budget_reached(self.tally, refused.worst)
             else:
                 await self._change(delay)
         return None
@@ -110,19 +111,6 @@ class Asking:
         assert lane.part.teacher.url is not None
         url = await asyncio.to_thread(lane.part.teacher.url)
         sessions.push_async_exit(await open_endpoint(lane, self.limits, url))
-
-    def _budget_reached(self, job: Job) -> BudgetReached:
-        tally = self.tally
-        left = tally.questions - tally.reused - tally.answered - len(tally.failed)
-        rest = f"; {left:,} questions are left"
-        if tally.bought:
-            rest += f", about {left * tally.billed / tally.bought:.4f} US$ at the mean of those answered"
-        return BudgetReached(
-            f"budget reached after {tally.answered} new answers",
-            f"{tally.budget.spent:.4f} US$ spent; the next request could cost {job.worst:.4f} "
-            f"and pass the cap of {self.limits.max_cost}{rest}",
-            "raise collect.max_cost and run the same command again; answers so far are kept",
-        )
 
     async def _change(self, seconds: float) -> None:
         """Wait until something ended or was stopped, or the seconds are over."""
@@ -156,7 +144,7 @@ class Asking:
         nobody_there = kind == "unreachable" and self.tally.answered == 0 and job.failures >= 1
         if outcome.fatal or nobody_there:
             assert lane.endpoint is not None
-            self.stop = self.stop or _fatal(outcome, lane.endpoint.base_url, lane.part.teacher)
+            self.stop = self.stop or fatal(outcome, lane.endpoint.base_url, lane.part.teacher)
             return
         if outcome.retry_after is not None and outcome.retry_after > LONGEST_WAIT:
             self.stop = self.stop or EndpointError(
@@ -170,9 +158,7 @@ class Asking:
             again, wait = job.refusals < REFUSALS, 0.0  # the pace waits for all
         else:
             job.failures += 1
-            # What was refused would be refused, and what was cut short billed, again
-            tries = {"bad_request": 0, "malformed": 1}.get(kind, self.limits.retries)
-            again = job.failures <= min(tries, self.limits.retries)
+            again = may_pass(kind, job.failures, self.limits.retries)
             wait = self.jitter.uniform(0, min(LONGEST_BACKOFF, 0.25 * 2 ** (job.failures - 1)))
             wait = max(wait, outcome.retry_after or 0.0)
         if again:
@@ -181,7 +167,7 @@ class Asking:
         del lane.under_way[job.key]
         name = lane.part.teacher.model
         self.tally.failed += [Unanswered(q.prompt_id, q.sample_index, name, kind) for q in job.same]
-        self._judge_failures()
+        self.stop = self.stop or too_many_failed(self.tally, self.limits.max_failures)
 
     async def _attempt(self, lane: Lane, job: Job, ticket: Ticket) -> Failure | None:
         """One request, its cost reserved. None when it was answered, else why it failed."""
@@ -211,13 +197,13 @@ class Asking:
                 return outcome
             milliseconds = round(1000 * (time.monotonic() - started))
             completion = outcome.completions[0]
-            known = _cost(completion, teacher)
+            known = cost_of(completion, teacher.price)
             cost = job.worst if known is None else known
-            leaf = _leaf(job.key, lane.part, question, completion, known, attempt, milliseconds)
-            leaf["run"] = self.run
+            leaf = leaf_of(job.key, attempt, lane.part, question.sample_index, completion, known)
+            leaf |= {"run": self.run, "milliseconds": milliseconds}
             if cost > job.worst * (1 + 1e-9):
                 leaf["disputed"] = True
-                self.stop = self.stop or _disputed(cost, job.worst)
+                self.stop = self.stop or disputed(cost, job.worst)
             contents = {"request": orjson.dumps(body), "response": outcome.raw}
             await asyncio.wrap_future(self.ledger.answer(attempt, leaf, contents, known))
             self.tally.answered += 1
@@ -246,16 +232,6 @@ class Asking:
             notes.append(f"US$ {tally.budget.spent:.4f} + {tally.budget.reserved:.4f} reserved")
         self.watch(Progress(self.stage, done, tally.questions, "answers", counts, "  ".join(notes)))
 
-    def _judge_failures(self) -> None:
-        finished = self.tally.reused + self.tally.answered + len(self.tally.failed)
-        if finished >= 20 and len(self.tally.failed) > self.limits.max_failures * finished:
-            kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.tally.failures.items()))
-            self.stop = self.stop or EndpointError(
-                f"{len(self.tally.failed)} of {finished} prompts failed",
-                f"failed attempts by kind: {kinds}",
-                "see to the server and run the same command again, or raise collect.max_failures",
-            )
-
     def _interrupt(self) -> None:
         self.stop = self.stop or Interrupted(
             "stopped",
@@ -264,7 +240,44 @@ class Asking:
         )
 
 
-def _fatal(failure: Failure, url: str, teacher: Teacher) -> EndpointError:
+def may_pass(kind: str, failures: int, retries: int) -> bool:
+    """Whether a question is asked once more after so many failures, the last one of this kind.
+
+    What was refused would be refused again, what was cut short billed again, and what somebody cancelled is
+    theirs to ask for.
+    """
+    tries = {"bad_request": 0, "malformed": 1, "cancelled": 0}.get(kind, retries)
+    return failures <= min(tries, retries)
+
+
+def too_many_failed(tally: Tally, most: float) -> EndpointError | None:
+    """The reason to stop when more than this share of the questions failed, of 20 or more."""
+    finished = tally.reused + tally.answered + len(tally.failed)
+    if finished < 20 or len(tally.failed) <= most * finished:
+        return None
+    kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(tally.failures.items()))
+    return EndpointError(
+        f"{len(tally.failed)} of {finished} prompts failed",
+        f"failed attempts by kind: {kinds}",
+        "see to the server and run the same command again, or raise collect.max_failures",
+    )
+
+
+def budget_reached(tally: Tally, worst: float) -> BudgetReached:
+    """`worst` is what the next request could cost, in US dollars."""
+    left = tally.questions - tally.reused - tally.answered - len(tally.failed)
+    rest = f"; {left:,} questions are left"
+    if tally.bought:
+        rest += f", about {left * tally.billed / tally.bought:.4f} US$ at the mean of those answered"
+    return BudgetReached(
+        f"budget reached after {tally.answered} new answers",
+        f"{tally.budget.spent:.4f} US$ spent; the next request could cost {worst:.4f} "
+        f"and pass the cap of {tally.budget.cap}{rest}",
+        "raise collect.max_cost and run the same command again; answers so far are kept",
+    )
+
+
+def fatal(failure: Failure, url: str, teacher: Teacher) -> EndpointError:
     key = f"the variable {teacher.key_env}" if teacher.key_env else "`teacher.key_env` (none is set)"
     mend = {
         "auth": f"check the key in {key}",
@@ -293,15 +306,10 @@ def _learn(lane: Lane, ticket: Ticket, question: Question, outcome: Reply | Fail
     lane.pace = pace.learned(lane.pace, hints, now)
 
 
-def _leaf(
-    key: str,
-    part: Part,
-    question: Question,
-    completion: Completion,
-    cost: float | None,
-    attempt: int,
-    milliseconds: int,
+def leaf_of(
+    key: str, attempt: int, part: Part, sample_index: int, completion: Completion, cost: float | None
 ) -> dict[str, Any]:
+    """What the leaf of an answer says however it was asked for; `cost` in US dollars."""
     teacher = part.teacher
     return {
         "key": key,
@@ -309,24 +317,23 @@ def _leaf(
         "decision": part.decision,
         "teacher": {"endpoint": teacher.endpoint, "model": teacher.model, "revision": teacher.revision},
         "answered_by": completion.model[:200],
-        "sample": question.sample_index,
+        "sample": sample_index,
         "finish": completion.finish_reason,
         "prompt_tokens": completion.usage.prompt_tokens,
         "completion_tokens": completion.usage.completion_tokens,
-        "milliseconds": milliseconds,
         "microdollars": None if cost is None else round(1e6 * cost),
     }
 
 
-def _cost(completion: Completion, teacher: Teacher) -> float | None:
-    """US dollars by the recorded price; None when price or usage is unknown."""
-    usage, price = completion.usage, teacher.price
+def cost_of(completion: Completion, price: Price | None) -> float | None:
+    """US dollars by this price; None when price or usage is unknown."""
+    usage = completion.usage
     if price is None or usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
     return price.of(usage.prompt_tokens, usage.completion_tokens)
 
 
-def _disputed(cost: float, worst: float) -> EndpointError:
+def disputed(cost: float, worst: float) -> EndpointError:
     return EndpointError(
         f"the teacher claims usage of {cost:.6f} US$, the request can cost {worst:.6f} at most",
         "its token counts do not fit the request that was sent",
@@ -334,7 +341,7 @@ def _disputed(cost: float, worst: float) -> EndpointError:
     )
 
 
-def _on_interrupt(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> Callable[[], None]:
+def on_interrupt(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> Callable[[], None]:
     """First SIGINT: `act`. The second one falls through to Python's own handling."""
 
     def first() -> None:

@@ -278,12 +278,16 @@ class Ledger:
 
     def sweep(self, run: str) -> int:
         """Mark what a dead process of this run left open as unknown: sent, or about to be. Returns how many.
+        The lines of a batch stay open, for the batch outlives the process.
 
         Only for the process that holds the run's lock: it would count another's requests in flight as lost.
         """
         ended = utc_stamp(self.clock())
-        statement = "UPDATE attempt SET state = 'unknown', ended = ? WHERE state = 'open' AND run = ?"
-        return self._writer.submit(lambda db: db.execute(statement, (ended, run)).rowcount).result()
+        statement = (
+            "UPDATE attempt SET state = 'unknown', ended = ?"
+            " WHERE state = 'open' AND run = ? AND batch IS NULL"
+        )
+        return self.write(lambda db: db.execute(statement, (ended, run)).rowcount).result()
 
     def attempts(self, run: str | None = None) -> AttemptCounts:
         """What became of the requests of a run, or of all."""
@@ -296,6 +300,10 @@ class Ledger:
     def unknown(self, keys: Iterable[str]) -> set[str]:
         """Those of the keys that were sent, or about to be, when a process died."""
         return lookup.unknown(self.read, keys)
+
+    def in_batches(self, keys: Iterable[str]) -> set[str]:
+        """Those of the keys that are lines of a batch which is not over, in whichever run."""
+        return lookup.in_batches(self.read, keys)
 
     def exchanges(self, keys: Iterable[str]) -> Iterator[StoredExchange]:
         """The newest answer to each of these keys, in their order; keys without an answer are left out."""
@@ -372,6 +380,10 @@ class Ledger:
         """All rows of a reading statement, on the reading connection."""
         with self._reading, reading(self.workspace.ledger, "read"):
             return self._reader.execute(query, given).fetchall()
+
+    def write(self, operation: Callable[[sqlite3.Connection], T]) -> Future[T]:
+        """Run an operation in a transaction of the writing thread."""
+        return self._writer.submit(operation)
 
     def _pack(self, leaf: NewLeaf) -> NewLeaf:
         if not leaf.contents:
