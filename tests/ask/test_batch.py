@@ -2,7 +2,6 @@
 and batches on disk, and outlives a kill."""
 
 import json
-import os
 import random
 import signal
 import sqlite3
@@ -135,8 +134,8 @@ def test_the_same_question_is_one_line(tmp_path: Path, workspace: Workspace):
 
 
 def test_lines_that_fail_go_into_another_round_and_are_counted(tmp_path: Path, workspace: Workspace):
-    """The mock's failures are lasting, so the last two rounds ask exactly the same; the third is made although
-    a batch of the very same shard is there."""
+    """The mock's failures are lasting, so the last two rounds ask exactly the same: the third batch is made
+    although one of the very same shard is there."""
     asked = questions(40)
     limits = replace(LIMITS, retries=2)
     with serving(tmp_path / "provider", replace(QUICK, batch_errors=0.2)) as provider:
@@ -261,14 +260,16 @@ def test_cancelled_batches_keep_what_was_ready(tmp_path: Path, workspace: Worksp
 
 def test_the_provider_may_die_and_come_back(tmp_path: Path, workspace: Workspace):
     slow = replace(QUICK, batch_seconds=0.8)
-    with serving(tmp_path / "provider", slow) as provider:
-        with collector(workspace, provider.url, 40) as process:
-            until(lambda: len(seen(provider)) > 3)
-            provider.process.kill()
-            provider.process.wait()
-            with serving(tmp_path / "provider", replace(slow, port=provider.port)) as again:
-                said = json.loads(process.communicate(timeout=30)[0])
-                assert len(made(again)) == 3
+    with (
+        serving(tmp_path / "provider", slow) as provider,
+        collector(workspace, provider.url, 40) as process,
+    ):
+        until(lambda: len(seen(provider)) > 3)
+        provider.process.kill()
+        provider.process.wait()
+        with serving(tmp_path / "provider", replace(slow, port=provider.port)) as again:
+            said = json.loads(process.communicate(timeout=30)[0])
+            assert len(made(again)) == 3
     assert said["answered"] == 40
     assert Counter(Counter(entry.prompt for entry in seen(provider)).values()) == {1: 40}
 
