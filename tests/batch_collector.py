@@ -1,16 +1,18 @@
-"""Asks in batches as a process of its own, which can be told to die: `FOLDER URL COUNT [STEP]`.
+"""Asks in batches as a process of its own, which can be told to die: `FOLDER URL COUNT [MOMENT NUMBER]`.
 
-A step is the moment before or after a request to the provider, or before or after a commit to the ledger; at
-step STEP the process kills itself with SIGKILL. Without it, it prints how many steps it took, and its tally.
+A moment is `before` or `after` a kind of request to the provider, or a commit to the ledger; the NUMBERth
+time that it comes to MOMENT the process kills itself with SIGKILL. If it lives it prints how often it came to
+each, and its tally.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
-import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -50,39 +52,43 @@ def put(
         return ask_in_batches([Part(whom, 0, asked)], SAMPLING, limits, ledger, "run", habits=habits)
 
 
-def _die_at(fatal: int) -> list[int]:
-    taken, lock = [0], threading.Lock()
+REQUESTS = ("GET /batches", "POST /files", "POST /batches", "GET /batches/*", "GET /files/*/content")
+MOMENTS = [f"{when} {what}" for what in (*REQUESTS, "commit") for when in ("before", "after")]
 
-    def step() -> None:
-        with lock:
-            taken[0] += 1
-            if taken[0] == fatal:
-                os.kill(os.getpid(), signal.SIGKILL)
+
+def _die_at(moment: str, number: int) -> Counter[str]:
+    seen: Counter[str] = Counter()
+
+    def come_to(this: str) -> None:
+        seen[this] += 1
+        if this == moment and seen[this] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     exchange, commit = Endpoint.exchange, Writer._commit
 
-    async def exchange_in_steps(self: Endpoint, *given: Any) -> Any:
-        step()
-        reply = await exchange(self, *given)
-        step()
+    async def watched_exchange(self: Endpoint, method: str, path: str, *given: Any) -> Any:
+        what = method + " " + re.sub(r"(?<=s/)[^/]+", "*", path.partition("?")[0])
+        come_to(f"before {what}")
+        reply = await exchange(self, method, path, *given)
+        come_to(f"after {what}")
         return reply
 
-    def commit_in_steps(self: Writer, group: Any) -> None:
-        step()
+    def watched_commit(self: Writer, group: Any) -> None:
+        come_to("before commit")
         commit(self, group)
-        step()
+        come_to("after commit")
 
-    Endpoint.exchange, Writer._commit = exchange_in_steps, commit_in_steps  # type: ignore[method-assign]
+    Endpoint.exchange, Writer._commit = watched_exchange, watched_commit  # type: ignore[method-assign]
     results.AT_ONCE = 4
-    return taken
+    return seen
 
 
 if __name__ == "__main__":
     folder, url, count, *at = sys.argv[1:]
-    taken = _die_at(int(at[0]) if at else 0)
+    seen = _die_at(at[0], int(at[1])) if at else _die_at("never", 0)
     try:
         tally = put(Workspace(Path(folder)), questions(int(count)), teacher(url))
     except StillhouseError as error:
         print(json.dumps({"error": error.what, "why": error.why, "mend": error.mend}))
         sys.exit(error.exit_code)
-    print(json.dumps({"steps": taken[0], "answered": tally.answered, "reused": tally.reused}))
+    print(json.dumps({"seen": seen, "answered": tally.answered, "reused": tally.reused}))

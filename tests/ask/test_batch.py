@@ -16,7 +16,7 @@ from pathlib import Path
 
 import batch_collector
 import pytest
-from batch_collector import HABITS, HALF, LIMITS, SAMPLING, put, questions, teacher
+from batch_collector import HABITS, HALF, LIMITS, MOMENTS, SAMPLING, put, questions, teacher
 from mock_provider import Entry, Served, Settings, entries, read_journal, serving
 from provider import Provider, echo
 
@@ -27,7 +27,6 @@ from stillhouse.ledger import Ledger
 from stillhouse.workspace import Workspace, init_workspace
 
 QUICK = Settings(latency=0.001, answer_bytes=200, batch_seconds=0.1)
-KILLS, ALL_KILLS = 12, 120
 
 
 def stored(workspace: Workspace, asked: list[Question], whom: Teacher) -> list[str | None]:
@@ -61,8 +60,8 @@ def left_over(workspace: Workspace) -> list[Path]:
 
 
 @contextmanager
-def collector(workspace: Workspace, url: str, count: int, *step: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, batch_collector.__file__, str(workspace.root), url, str(count), *step]
+def collector(workspace: Workspace, url: str, count: int, *end: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, batch_collector.__file__, str(workspace.root), url, str(count), *end]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -275,35 +274,39 @@ def test_the_provider_may_die_and_come_back(tmp_path: Path, workspace: Workspace
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory: pytest.TempPathFactory) -> int:
-    """How many steps a collection takes that nobody kills."""
-    folder = tmp_path_factory.mktemp("steps")
+def moments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """How often a collection that nobody kills comes to each moment at which it might be."""
+    folder = tmp_path_factory.mktemp("moments")
     with (
         serving(folder / "provider", QUICK) as provider,
         collector(init_workspace(folder), provider.url, 40) as process,
     ):
-        return int(json.loads(process.communicate(timeout=30)[0])["steps"])
+        return dict(json.loads(process.communicate(timeout=30)[0])["seen"])
 
 
-@pytest.mark.parametrize("kill", range(KILLS))
-def test_killed_at_any_step_it_adopts_its_batches_and_buys_nothing_twice(
-    tmp_path: Path, workspace: Workspace, steps: int, kill: int
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_at_any_moment_it_adopts_its_batches_and_buys_nothing_twice(
+    tmp_path: Path, moments: dict[str, int], moment: str
 ):
-    kill_and_go_on(tmp_path, workspace, random.Random(kill).randrange(1, steps))
+    kill_and_go_on(tmp_path, moment, random.Random(moment).randint(1, moments[moment]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", range(1, ALL_KILLS))
-def test_killed_at_every_step(tmp_path: Path, workspace: Workspace, step: int):
-    kill_and_go_on(tmp_path, workspace, step)
+def test_killed_at_every_moment(tmp_path: Path, moments: dict[str, int]):
+    assert set(moments) == set(MOMENTS)
+    for moment, times in moments.items():
+        for number in range(1, times + 1):
+            kill_and_go_on(tmp_path / f"{moment} {number}".replace("/", "-"), moment, number)
 
 
-def kill_and_go_on(tmp_path: Path, workspace: Workspace, step: int) -> None:
-    asked = questions(40)
-    with serving(tmp_path / "provider", QUICK) as provider:
-        with collector(workspace, provider.url, 40, str(step)) as process:
+def kill_and_go_on(folder: Path, moment: str, number: int) -> None:
+    asked, folder = questions(40), folder / "work"
+    folder.mkdir(parents=True)
+    workspace = init_workspace(folder)
+    with serving(folder / "provider", QUICK) as provider:
+        with collector(workspace, provider.url, 40, moment, str(number)) as process:
             process.communicate(timeout=30)
-        assert process.returncode in (-signal.SIGKILL, 0)
+        assert process.returncode == -signal.SIGKILL or "GET /batches" in moment  # looks differ in number
         died_with = attempts(workspace) if workspace.ledger.exists() else {}
         assert set(died_with) <= {"open", "answered"}
         tally = put(workspace, asked, teacher(provider.url), replace(LIMITS, max_cost=1.0))
