@@ -192,7 +192,11 @@ class _Batching:
             rows = await self._submitted(lines, room)
             if not rows:
                 return
+            failed = sum(self.tally.failures.values())
             await self.jobs.until_over(rows)
+            cut_short = len(rows) == room or self.too_dear is not None
+            if not cut_short and failed == sum(self.tally.failures.values()):
+                return
             taken = len(rows) - len(self.jobs.full)
             room = max(1, taken) if self.jobs.full else room + 1
             refusals = 0 if taken else refusals + 1

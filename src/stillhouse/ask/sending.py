@@ -8,6 +8,7 @@ import math
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -255,10 +256,10 @@ def too_many_failed(tally: Tally, most: float) -> EndpointError | None:
     finished = tally.reused + tally.answered + len(tally.failed)
     if finished < 20 or len(tally.failed) <= most * finished:
         return None
-    kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(tally.failures.items()))
+    reasons = Counter(question.reason for question in tally.failed)
     return EndpointError(
         f"{len(tally.failed)} of {finished} prompts failed",
-        f"failed attempts by kind: {kinds}",
+        "last reasons: " + ", ".join(f"{why} {count}" for why, count in reasons.most_common()),
         "see to the server and run the same command again, or raise collect.max_failures",
     )
 

@@ -133,7 +133,6 @@ def bodies(path: Path) -> Iterator[Callable[[str], bytes | None]]:
             if custom_id not in places:
                 return None
             start, size = places[custom_id]
-            file.seek(start)
-            return orjson.dumps(orjson.loads(file.read(size))["body"])
+            return orjson.dumps(orjson.loads(os.pread(file.fileno(), size, start))["body"])
 
         yield body

@@ -232,14 +232,14 @@ class Ledger:
         contents: Mapping[str, bytes],
         cost: float | None = None,
     ) -> Future[int]:
-        """Record an attempt's answer as an exchange leaf (the attempt's key is added to `body`); resolves to
-        the leaf's index. An answer that arrives after a sweep is taken all the same. `cost` is in US
-        dollars, None when it is not known.
+        """Record an attempt's answer as an exchange leaf, under the attempt's key also where `body` lacks it;
+        resolves to the leaf's index. An answer that arrives after a sweep is taken all the same. `cost` is in
+        US dollars, None when it is not known.
 
         The future fails with LedgerError when the attempt was answered or failed before.
         """
         now = self.clock()
-        key = self._keys.get(attempt) or self._key_of(attempt)
+        key = self._keys.get(attempt) or body.get("key") or self._key_of(attempt)
         ready = self._pack(new_leaf("exchange", {**body, "key": key}, contents, now))
         ended = utc_stamp(now)
 
