@@ -185,6 +185,10 @@ class Prompts(_Table):
 
 
 class Collect(_Table):
+    mode: Literal["online", "batch"] = Field(
+        default="online",
+        description="One request for each question, or the provider's Batch API: slower and often cheaper.",
+    )
     concurrency: Positive = Field(
         default=128, description="Most requests in flight; how many really are follows the server."
     )
@@ -398,7 +402,7 @@ def run_digest(recipe: Recipe) -> str:
         for name in ("key_env", "terms", "price"):
             del teacher[name]
     effort = ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "retries", "unknown")
-    for name in (*effort, "max_cost", "max_failures"):
+    for name in ("mode", *effort, "max_cost", "max_failures"):
         del tree["collect"][name]
     del tree["train"]["checkpoint_seconds"], tree["release"]
     split = ("source", "count", "seed", "split", "held_out")

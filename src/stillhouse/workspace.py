@@ -105,6 +105,11 @@ class RunFolder:
         return self.root / "exchanges.parquet"
 
     @property
+    def batches(self) -> Path:
+        """Files of batches that are under way; each goes when its answers are in the ledger."""
+        return self.root / "batches"
+
+    @property
     def samples(self) -> Path:
         return self.root / "samples.parquet"
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from stillhouse.ask.batch import HABITS, ask_in_batches, cancel_batches
+from stillhouse.ask.jobs import Habits
 from stillhouse.ask.questions import (
     Limits,
     Part,
@@ -20,6 +22,9 @@ from stillhouse.ask.questions import (
     Teacher,
     Unanswered,
     answers,
+    at_batch_price,
+    before_the_price,
+    check_cap,
     logical_endpoint,
     question_key,
     request_body,
@@ -27,12 +32,14 @@ from stillhouse.ask.questions import (
 )
 from stillhouse.ask.sending import Asking
 from stillhouse.errors import UsageError
-from stillhouse.ledger import Ledger
+from stillhouse.ledger import Ledger, batches
 from stillhouse.models.endpoint import Endpoint
-from stillhouse.money import Budget, Price
+from stillhouse.money import Budget
 from stillhouse.records import Watch, unwatched
 
 __all__ = [
+    "HABITS",
+    "Habits",
     "Limits",
     "Part",
     "Question",
@@ -44,6 +51,9 @@ __all__ = [
     "answers",
     "ask",
     "ask_all",
+    "ask_in_batches",
+    "at_batch_price",
+    "cancel_batches",
     "check_cap",
     "list_models",
     "logical_endpoint",
@@ -85,44 +95,25 @@ def ask_all(
     """As `ask`, for several teachers at once, each at its own pace and all under one cap."""
     for part in parts:
         check_cap(limits.max_cost, part.teacher.price)
+    _no_open_batches(ledger, run)
     ledger.sweep(run)
     tally = Tally(sum(len(part.questions) for part in parts), unknown=ledger.attempts(run).unknown)
-    earlier = _before_the_price(parts, limits, ledger, run)
+    earlier = before_the_price(parts, limits, ledger, run)
     tally.budget = Budget(limits.max_cost, ledger.spent(run).most + earlier)
     with asyncio.Runner() as runner:
         runner.run(Asking(parts, sampling, limits, ledger, run, tally, watch, stage).all())
     return tally
 
 
-def check_cap(max_cost: float | None, price: Price | None) -> None:
-    """Raises UsageError for a cap that could not be kept, because no price is known."""
-    if max_cost is not None and price is None:
+def _no_open_batches(ledger: Ledger, run: str) -> None:
+    """Raises UsageError while a provider works on batches of this run."""
+    count = len(batches.open_batches(ledger, run))
+    if count:
         raise UsageError(
-            "collect.max_cost is set, but the price of the teacher is not known",
-            "a cap can only be kept when each request's worst case is known",
-            "add [teacher.price] with input and output in US dollars per million tokens, or remove max_cost",
+            f"the run {run} has {count} {'batch' if count == 1 else 'batches'} with its provider",
+            "what is in them would be asked and paid twice",
+            'set collect.mode = "batch" for the answers, or `stillhouse collect RECIPE --cancel-batches`',
         )
-
-
-def _before_the_price(parts: Sequence[Part], limits: Limits, ledger: Ledger, run: str) -> float:
-    """US dollars, by today's price, for what the run asked when no price was known.
-
-    Raises UsageError under a cap when that cannot be told.
-    """
-    if limits.max_cost is None:
-        return 0.0
-    prices = {part.teacher.model: part.teacher.price for part in parts}
-    total = 0.0
-    for teacher, read, written in ledger.unpriced(run):
-        price = prices.get(teacher)
-        if price is None or read is None or written is None:
-            raise UsageError(
-                f"collect.max_cost cannot be kept: what {run} has spent cannot be told",
-                f"it asked {teacher} when no price was known, and some of that came back without usage",
-                "give the run another `name` to begin a bill that is known from the start",
-            )
-        total += price.of(read, written)
-    return total
 
 
 async def list_models(url: str, key_env: str | None) -> list[str]:

@@ -140,6 +140,7 @@ def _fresh(
         jobs: dict[str, Job] = {}
         missing = [key for _, key, stored in batch if stored is None]
         left = ledger.unknown(missing) if limits.unknown == "leave" else set()
+        elsewhere = ledger.in_batches(missing)
         for question, key, stored in batch:
             exchange = None if stored is None else as_exchange(question, teacher, stored)
             reason = None
@@ -155,6 +156,8 @@ def _fresh(
                 reason = "no imported answer"
             elif key in left:
                 reason = "sent, unknown"
+            elif key in elsewhere:
+                reason = "in a batch"
             elif key in under_way:
                 under_way[key].same.append(question)
             else:

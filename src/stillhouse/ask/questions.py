@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import orjson
 
+from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger, StoredExchange, exchange_key, read_workspace_key
 from stillhouse.models.endpoint import parse_chat
 from stillhouse.money import Budget, Price, worst_prompt_tokens
@@ -19,12 +20,16 @@ PATH = "/chat/completions"
 LOOKUP = 512  # questions looked up in the ledger at once
 
 
+LEFT_OUT = frozenset({"erased", "no imported answer", "sent, unknown", "in a batch"})  # not asked, by rule
+
+
 @dataclass(frozen=True, slots=True)
 class Teacher:
     """Whom to ask. `endpoint` and `revision` are lasting names and enter every exchange key; `url` may
     change. `url` is called when the first question must really be sent, so that a local teacher is
     started only when it is needed; None means that nothing can be asked (imported answers). `room` is how
-    many requests its server works on at once, where that is known and need not be found out."""
+    many requests its server works on at once, where that is known and need not be found out; `batch_price`
+    what the same tokens cost in a batch, None where that is not known."""
 
     model: str
     endpoint: str
@@ -34,6 +39,7 @@ class Teacher:
     system: str = ""
     price: Price | None = None
     room: int | None = None
+    batch_price: Price | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +196,43 @@ def text_bytes(question: Question, teacher: Teacher) -> int:
     """All text that goes along with a request, in bytes."""
     texts = (teacher.system, question.tools, *(m.content + m.extra for m in question.messages))
     return sum(len(text.encode()) for text in texts)
+
+
+def at_batch_price(teacher: Teacher) -> Teacher:
+    """The teacher as it is reckoned in batches: its ordinary price is a bound where that of batches is not
+    known."""
+    return replace(teacher, price=teacher.batch_price or teacher.price)
+
+
+def check_cap(max_cost: float | None, price: Price | None) -> None:
+    """Raises UsageError for a cap that could not be kept, because no price is known."""
+    if max_cost is not None and price is None:
+        raise UsageError(
+            "collect.max_cost is set, but the price of the teacher is not known",
+            "a cap can only be kept when each request's worst case is known",
+            "add [teacher.price] with input and output in US dollars per million tokens, or remove max_cost",
+        )
+
+
+def before_the_price(parts: Sequence[Part], limits: Limits, ledger: Ledger, run: str) -> float:
+    """US dollars, by today's price, for what the run asked when no price was known.
+
+    Raises UsageError under a cap when that cannot be told.
+    """
+    if limits.max_cost is None:
+        return 0.0
+    prices = {part.teacher.model: part.teacher.price for part in parts}
+    total = 0.0
+    for teacher, read, written in ledger.unpriced(run):
+        price = prices.get(teacher)
+        if price is None or read is None or written is None:
+            raise UsageError(
+                f"collect.max_cost cannot be kept: what {run} has spent cannot be told",
+                f"it asked {teacher} when no price was known, and some of that came back without usage",
+                "give the run another `name` to begin a bill that is known from the start",
+            )
+        total += price.of(read, written)
+    return total
 
 
 def answers(

@@ -8,6 +8,7 @@ import math
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from stillhouse.ask.questions import (
 from stillhouse.errors import BudgetReached, EndpointError, Interrupted
 from stillhouse.ledger import Ledger, nano
 from stillhouse.models.endpoint import Failure, Reply, check_key
+from stillhouse.money import Price
 from stillhouse.records import Completion, Progress, Watch
 
 LONGEST_WAIT = 600.0  # seconds that a Retry-After may hold a run back before it stops instead
@@ -68,7 +70,7 @@ class Asking:
             new_lane(part, self.sampling, self.limits, self.ledger, self.run, self.tally)
             for part in self.parts
         ]
-        restore = _on_interrupt(asyncio.get_running_loop(), self._interrupt)
+        restore = on_interrupt(asyncio.get_running_loop(), self._interrupt)
         try:
             async with AsyncExitStack() as sessions:
                 try:
@@ -126,7 +128,7 @@ class Asking:
                 self._show()
                 await asyncio.sleep(0)  # answers come in while the ledger is read
             elif refused and delay == math.inf and not self.tasks:
-                self.stop = self._budget_reached(refused)
+                self.stop = budget_reached(self.tally, refused.worst)
             else:
                 await self._change(delay)
         return None
@@ -138,19 +140,6 @@ class Asking:
                 check_key(part.teacher.key_env)
         url = await asyncio.to_thread(lane.part.teacher.url)
         sessions.push_async_exit(await open_endpoint(lane, self.limits, url))
-
-    def _budget_reached(self, job: Job) -> BudgetReached:
-        tally = self.tally
-        left = tally.questions - tally.reused - tally.answered - len(tally.failed)
-        rest = f"; {left:,} questions are left"
-        if tally.bought:
-            rest += f", about {left * tally.billed / tally.bought:.6g} US$ at the mean of those answered"
-        return BudgetReached(
-            f"budget reached after {tally.answered} new answers",
-            f"{tally.budget.spent:.6g} US$ spent; the next request could cost {job.worst:.6g} "
-            f"and pass the cap of {self.limits.max_cost}{rest}",
-            "raise collect.max_cost and run the same command again; answers so far are kept",
-        )
 
     async def _change(self, seconds: float) -> None:
         """Wait until something ended or was stopped, or the seconds are over."""
@@ -181,7 +170,7 @@ class Asking:
         gone = lane.unreachable >= (GONE if lane.answered else 2)
         if outcome.fatal or gone:
             assert lane.endpoint is not None
-            self.stop = self.stop or _fatal(outcome, lane.endpoint.base_url, lane.part.teacher)
+            self.stop = self.stop or fatal(outcome, lane.endpoint.base_url, lane.part.teacher)
             return
         wait = max(outcome.retry_after or 0.0, lane.pace.blocked_until - time.monotonic())
         if wait > LONGEST_WAIT:
@@ -196,9 +185,7 @@ class Asking:
             again, wait = job.refusals < REFUSALS, 0.0  # the pace waits for all
         else:
             job.failures += 1
-            # What was refused would be refused, and what was cut short billed, again
-            tries = {"bad_request": 0, "too_large": 0, "malformed": 1}.get(kind, self.limits.retries)
-            again = job.failures <= min(tries, self.limits.retries)
+            again = may_pass(kind, job.failures, self.limits.retries)
             wait = self.jitter.uniform(0, min(LONGEST_BACKOFF, 0.25 * 2 ** (job.failures - 1)))
             wait = max(wait, outcome.retry_after or 0.0)
         if again:
@@ -208,7 +195,7 @@ class Asking:
         self.given_up += len(job.same)
         name = lane.part.teacher.model
         self.tally.failed += [Unanswered(q.prompt_id, q.sample_index, name, kind) for q in job.same]
-        self._judge_failures()
+        self.stop = self.stop or too_many_failed(self.tally, self.given_up, self.limits.max_failures)
 
     async def _attempt(self, lane: Lane, job: Job, ticket: Ticket) -> Failure | None:
         """One request, its cost reserved. None when it was answered, else why it failed."""
@@ -238,13 +225,13 @@ class Asking:
                 return outcome
             milliseconds = round(1000 * (time.monotonic() - started))
             completion = outcome.completions[0]
-            known = _cost(completion, teacher)
+            known = cost_of(completion, teacher.price)
             cost = job.worst if known is None else known
-            leaf = _leaf(job.key, lane.part, question, completion, known, attempt, milliseconds)
-            leaf |= {"run": self.run, "stage": self.stage}
+            leaf = leaf_of(job.key, attempt, lane.part, question.sample_index, completion, known)
+            leaf |= {"run": self.run, "stage": self.stage, "milliseconds": milliseconds}
             if cost > job.worst * (1 + 1e-9):
                 leaf["disputed"] = True
-                self.stop = self.stop or _disputed(cost, job.worst)
+                self.stop = self.stop or disputed(cost, job.worst)
             contents = {"request": orjson.dumps(body), "response": outcome.raw}
             await self.recorded(self.ledger.answer(attempt, leaf, contents, known))
             self.tally.answered += 1
@@ -274,16 +261,6 @@ class Asking:
             notes.append(f"US$ {tally.budget.spent:.4f} + {tally.budget.reserved:.4f} reserved")
         self.watch(Progress(self.stage, done, tally.questions, "answers", counts, "  ".join(notes)))
 
-    def _judge_failures(self) -> None:
-        finished = self.tally.reused + self.tally.answered + self.given_up
-        if finished >= 20 and self.given_up > self.limits.max_failures * finished:
-            kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.tally.failures.items()))
-            self.stop = self.stop or EndpointError(
-                f"{self.given_up} of {finished} prompts failed",
-                f"failed attempts by kind: {kinds}",
-                "see to the server and run the same command again, or raise collect.max_failures",
-            )
-
     def _interrupt(self) -> None:
         self.stop = self.stop or Interrupted(
             "stopped",
@@ -293,7 +270,44 @@ class Asking:
         self.changed.set()
 
 
-def _fatal(failure: Failure, url: str, teacher: Teacher) -> EndpointError:
+def may_pass(kind: str, failures: int, retries: int) -> bool:
+    """Whether a question is asked once more after so many failures, the last one of this kind.
+
+    What was refused would be refused again, what was cut short billed again, and what somebody cancelled is
+    theirs to ask for.
+    """
+    tries = {"bad_request": 0, "too_large": 0, "malformed": 1, "cancelled": 0}.get(kind, retries)
+    return failures <= min(tries, retries)
+
+
+def too_many_failed(tally: Tally, given_up: int, most: float) -> EndpointError | None:
+    """The reason to stop when more than this share of the questions was asked and given up, of 20 or more."""
+    finished = tally.reused + tally.answered + given_up
+    if finished < 20 or given_up <= most * finished:
+        return None
+    reasons = Counter(question.reason for question in tally.failed)
+    return EndpointError(
+        f"{given_up} of {finished} prompts failed",
+        "last reasons: " + ", ".join(f"{why} {count}" for why, count in reasons.most_common()),
+        "see to the server and run the same command again, or raise collect.max_failures",
+    )
+
+
+def budget_reached(tally: Tally, worst: float) -> BudgetReached:
+    """`worst` is what the next request could cost, in US dollars."""
+    left = tally.questions - tally.reused - tally.answered - len(tally.failed)
+    rest = f"; {left:,} questions are left"
+    if tally.bought:
+        rest += f", about {left * tally.billed / tally.bought:.6g} US$ at the mean of those answered"
+    return BudgetReached(
+        f"budget reached after {tally.answered} new answers",
+        f"{tally.budget.spent:.6g} US$ spent; the next request could cost {worst:.6g} "
+        f"and pass the cap of {tally.budget.cap}{rest}",
+        "raise collect.max_cost and run the same command again; answers so far are kept",
+    )
+
+
+def fatal(failure: Failure, url: str, teacher: Teacher) -> EndpointError:
     key = f"the variable {teacher.key_env}" if teacher.key_env else "`teacher.key_env` (none is set)"
     mend = {
         "auth": f"check the key in {key}",
@@ -322,15 +336,10 @@ def _learn(lane: Lane, ticket: Ticket, question: Question, outcome: Reply | Fail
     lane.pace = pace.learned(lane.pace, hints, now)
 
 
-def _leaf(
-    key: str,
-    part: Part,
-    question: Question,
-    completion: Completion,
-    cost: float | None,
-    attempt: int,
-    milliseconds: int,
+def leaf_of(
+    key: str, attempt: int, part: Part, sample_index: int, completion: Completion, cost: float | None
 ) -> dict[str, Any]:
+    """What the leaf of an answer says however it was asked for; `cost` in US dollars."""
     teacher = part.teacher
     return {
         "key": key,
@@ -338,24 +347,23 @@ def _leaf(
         "decision": part.decision,
         "teacher": {"endpoint": teacher.endpoint, "model": teacher.model, "revision": teacher.revision},
         "answered_by": completion.model[:200],
-        "sample": question.sample_index,
+        "sample": sample_index,
         "finish": completion.finish_reason,
         "prompt_tokens": completion.usage.prompt_tokens,
         "completion_tokens": completion.usage.completion_tokens,
-        "milliseconds": milliseconds,
         "nanodollars": None if cost is None else nano(cost),
     }
 
 
-def _cost(completion: Completion, teacher: Teacher) -> float | None:
-    """US dollars by the recorded price; None when price or usage is unknown."""
-    usage, price = completion.usage, teacher.price
+def cost_of(completion: Completion, price: Price | None) -> float | None:
+    """US dollars by this price; None when price or usage is unknown."""
+    usage = completion.usage
     if price is None or usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
     return price.of(usage.prompt_tokens, usage.completion_tokens)
 
 
-def _disputed(cost: float, worst: float) -> EndpointError:
+def disputed(cost: float, worst: float) -> EndpointError:
     return EndpointError(
         f"the teacher claims usage of {cost:.6f} US$, the request can cost {worst:.6f} at most",
         "its token counts do not fit the request that was sent",
@@ -363,7 +371,7 @@ def _disputed(cost: float, worst: float) -> EndpointError:
     )
 
 
-def _on_interrupt(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> Callable[[], None]:
+def on_interrupt(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> Callable[[], None]:
     """First SIGINT: `act`. The second one falls through to the handling that was there before."""
     before = signal.getsignal(signal.SIGINT)
 

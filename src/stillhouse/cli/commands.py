@@ -180,6 +180,10 @@ def collect(
     count: Annotated[
         int | None, typer.Option(min=1, help="With --focus: how many; a fifth of what RUN had by default.")
     ] = None,
+    cancel_batches: Annotated[
+        bool,
+        typer.Option("--cancel-batches", help="Only cancel this run's batches, and keep what is ready."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Ask the teacher every prompt that the ledger does not hold an answer to."""
@@ -191,7 +195,10 @@ def collect(
             "it says how many further prompts a round takes",
             "name the run with --focus, or set `prompts.count` in the recipe",
         )
-    _run(recipe, ["collect"], as_json, focus, count)
+    if cancel_batches:
+        _cancel_batches(recipe, as_json)
+    else:
+        _run(recipe, ["collect"], as_json, focus, count)
 
 
 @app.command()
@@ -388,6 +395,20 @@ def _plan(path: Path, as_json: bool, pilot: int = 0) -> None:
         planned = pipeline.plan(recipe, workspace, ledger, pilot=pilot, watch=watch)
     text = f"{show.plan_text(recipe, planned)}\nnext       stillhouse run {path}"
     show.result(show.plan_object(recipe, planned), text, as_json)
+
+
+def _cancel_batches(path: Path, as_json: bool) -> None:
+    from stillhouse import pipeline
+    from stillhouse.cli import show
+    from stillhouse.cli.live import live
+
+    recipe, workspace = _load(path)
+    with live(as_json) as watch:
+        tally = pipeline.cancel_batches(recipe, workspace, watch)
+    found = {"answered": tally.answered, "failures": tally.failures, "unknown": tally.unknown}
+    ended = ", ".join(f"{count:,} {kind}" for kind, count in tally.failures.items())
+    text = f"cancelled  {tally.answered:,} answers were ready and are kept" + (f"; {ended}" if ended else "")
+    show.result(found, f"{text}\nnext       stillhouse collect {path}", as_json)
 
 
 def _run(

@@ -70,9 +70,9 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
         + (f", {plan.prompts.leaked:,} left out because they are tested" if plan.prompts.leaked else ""),
         *_more_prompts(recipe, plan),
         f"exchanges  {to_send:,} to send, {plan.answered:,} in the ledger already",
-        *(line for each in plan.prices for line in price_lines(*each[1:])),
+        *(line for each in plan.prices for line in price_lines(*each[1:], recipe.collect.mode == "batch")),
         f"cost       {cost}",
-        f"asking     {duration(plan.seconds)}",
+        f"asking     {_how_long(recipe, plan)}",
     ]
     if plan.prompts.broken:
         from stillhouse.collect.prompts import name_broken
@@ -170,8 +170,17 @@ def _price_record(_: str, known: KnownPrice | None, days_old: int | None) -> dic
     return None if known is None else {**known.record(), "days_old": days_old}
 
 
-def price_lines(known: KnownPrice | None, days_old: int | None) -> list[str]:
+def price_lines(known: KnownPrice | None, days_old: int | None, in_batches: bool = False) -> list[str]:
     """The price by which the plan reckons, who told it and when, and a warning where that is long ago."""
+    lines = _price_lines(known, days_old)
+    if in_batches and known is not None and known.batch is not None:
+        lines.insert(1, f"           in batches {known.batch.input:g} in, {known.batch.output:g} out")
+    elif in_batches and known is not None:
+        lines.insert(1, "           in batches not known: reckoned by these, which is a bound")
+    return lines
+
+
+def _price_lines(known: KnownPrice | None, days_old: int | None) -> list[str]:
     from stillhouse.prices import NO_BILL, OLD, RECIPE
 
     if known is None:
@@ -198,6 +207,12 @@ def money(estimate: Estimate) -> str:
     if estimate.high == 0:
         return "nothing"
     return f"US$ {estimate.expected:.2f} ({estimate.low or 0:.2f} to {estimate.high:.2f})"
+
+
+def _how_long(recipe: Recipe, plan: Plan) -> str:
+    if recipe.collect.mode == "batch" and plan.questions > plan.answered:
+        return "in batches, each of which may take up to 24 hours"
+    return duration(plan.seconds)
 
 
 def duration(estimate: Estimate) -> str:

@@ -11,7 +11,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stillhouse.ask import Limits, Part, Question, Sampling, Tally, Teacher, answers, ask_all
+from stillhouse.ask import (
+    Limits,
+    Part,
+    Question,
+    Sampling,
+    Tally,
+    Teacher,
+    answers,
+    ask_all,
+    ask_in_batches,
+)
 from stillhouse.collect.prompts import PromptSet, load_prompts, name_broken
 from stillhouse.collect.spool import MESSAGES, Prompts, plain_messages, write_prompts
 from stillhouse.errors import EndpointError, storage
@@ -152,7 +162,8 @@ def collect(
     asked = asked_of(recipe, prompts.train)
     write_prompts(run.prompts, prompts.train, prompts.test)
     parts = [Part(who, leaf, what) for (who, leaf), what in zip(teachers, asked, strict=True)]
-    tally = ask_all(parts, sampling_of(recipe), limits_of(recipe), ledger, run.root.name, watch)
+    put = ask_in_batches if recipe.collect.mode == "batch" else ask_all
+    tally = put(parts, sampling_of(recipe), limits_of(recipe), ledger, run.root.name, watch)
     digest, rows = _write_exchanges(run, sampling_of(recipe), parts, asked, ledger)
     if rows == 0:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(tally.failures.items()))

@@ -86,11 +86,20 @@ def unpriced(read: Read, run: str) -> list[tuple[str, int | None, int | None]]:
 
 
 def unknown(read: Read, keys: Iterable[str]) -> set[str]:
+    return _attempted(read, "state = 'unknown'", keys)
+
+
+def in_batches(read: Read, keys: Iterable[str]) -> set[str]:
+    return _attempted(read, "state = 'open' AND batch IS NOT NULL", keys)
+
+
+def _attempted(read: Read, how: str, keys: Iterable[str]) -> set[str]:
+    """Those of the keys that have an attempt of this kind."""
     found: set[str] = set()
     remaining = iter(keys)
     while batch := list(islice(remaining, _SQL_VARIABLES)):
         marks = ",".join("?" * len(batch))
-        query = f"SELECT DISTINCT key FROM attempt WHERE state = 'unknown' AND key IN ({marks})"
+        query = f"SELECT DISTINCT key FROM attempt WHERE {how} AND key IN ({marks})"
         found |= {bytes(key).hex() for (key,) in read(query, [key_bytes(key) for key in batch])}
     return found
 

@@ -15,13 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
 
-from stillhouse.errors import EndpointError, UsageError
+from stillhouse.errors import EndpointError, UsageError, storage
 from stillhouse.records import Completion, FinishReason, Usage
 
 FailureKind = Literal[
@@ -36,6 +37,8 @@ FailureKind = Literal[
     "malformed",
     "cut",
     "too_large",
+    "expired",
+    "cancelled",
 ]
 
 MAX_REPLY_BYTES = 64 << 20
@@ -43,7 +46,8 @@ _CONNECT_SECONDS = 30.0
 _DETAIL_CHARACTERS = 500
 _KEPT_HEADERS = frozenset({"x-request-id", "request-id", "retry-after", "retry-after-ms", "date"})
 _QUOTA_CODES = frozenset({"insufficient_quota", "quota_exceeded", "insufficient_credits"})
-_FATAL = frozenset({"auth", "not_found", "quota"})
+FATAL = frozenset({"auth", "not_found", "quota"})
+_JSON = {"Content-Type": "application/json"}
 _FINISH: dict[object, FinishReason] = {
     "stop": "stop",
     "length": "length",
@@ -101,7 +105,7 @@ class Endpoint:
         return f"Endpoint({self.base_url!r})"
 
     async def __aenter__(self) -> Self:
-        headers = {"User-Agent": f"stillhouse/{_version()}", "Content-Type": "application/json"}
+        headers = {"User-Agent": f"stillhouse/{_version()}"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         self._session = aiohttp.ClientSession(
@@ -123,7 +127,7 @@ class Endpoint:
             data = orjson.dumps(body)
         except TypeError as error:  # a lone surrogate in a prompt
             return Failure("bad_request", f"the request cannot be written as JSON: {error}")
-        answer = await self._exchange("POST", "/chat/completions", data, timeout)
+        answer = await self.exchange("POST", "/chat/completions", data, timeout)
         if isinstance(answer, Failure):
             return answer
         raw, headers = answer
@@ -135,7 +139,7 @@ class Endpoint:
 
     async def models(self, timeout: float = 30.0) -> list[str]:  # noqa: ASYNC109
         """The ids of the models that the server offers. Raises EndpointError when it does not tell."""
-        answer = await self._exchange("GET", "/models", None, timeout)
+        answer = await self.exchange("GET", "/models", None, timeout)
         if isinstance(answer, Failure):
             raise EndpointError(f"{self.base_url} did not list its models", answer.detail, _mend(answer.kind))
         try:
@@ -148,21 +152,27 @@ class Endpoint:
                 "check base_url; it usually ends in /v1",
             ) from error
 
-    async def _exchange(
+    async def exchange(
         self,
         method: str,
         path: str,
-        data: bytes | None,
+        data: bytes | aiohttp.FormData | None,
         timeout: float,  # noqa: ASYNC109
+        into: Path | None = None,
     ) -> tuple[bytes, dict[str, str]] | Failure:
-        """The body and kept headers of a 200, or why there is none."""
+        """The body and kept headers of a 200, or why there is none; `data` as bytes is JSON. With `into` the
+        body of a 200 is written to that file, however large, and given as b""."""
         if self._session is None:
             raise RuntimeError("use `async with Endpoint(...)`")
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, _CONNECT_SECONDS))
+        url, kind = self.base_url + path, _JSON if isinstance(data, bytes) else None
         try:
             async with self._session.request(
-                method, self.base_url + path, data=data, timeout=limits, allow_redirects=False
+                method, url, data=data, headers=kind, timeout=limits, allow_redirects=False
             ) as response:
+                if into is not None and response.status == 200:
+                    await _save(response, into)
+                    return b"", {}
                 raw = await _read(response)
                 headers = {k.lower(): v for k, v in response.headers.items() if _kept(k.lower())}
                 if raw is None:
@@ -214,7 +224,7 @@ class Endpoint:
         sent: bool = False,
     ) -> Failure:
         shown = redact(detail, self._key)[:_DETAIL_CHARACTERS]
-        return Failure(kind, shown, status, wait, sent, kind in _FATAL)
+        return Failure(kind, shown, status, wait, sent, kind in FATAL)
 
 
 # ---------------------------------------------------------------- decisions
@@ -403,6 +413,13 @@ async def _read(response: aiohttp.ClientResponse) -> bytes | None:
             return None
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+async def _save(response: aiohttp.ClientResponse, path: Path) -> None:
+    """Raises StorageError where the disk is full."""
+    with storage("write", path), path.open("wb") as file:
+        async for chunk in response.content.iter_any():
+            file.write(chunk)
 
 
 def _kept(header: str) -> bool:

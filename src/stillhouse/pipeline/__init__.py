@@ -42,7 +42,18 @@ from stillhouse.scoring import BUILTIN, Scorer
 from stillhouse.terms import gate
 from stillhouse.workspace import RunFolder, Workspace, locked, read_marker, write_json
 
-__all__ = ["STAGES", "Finished", "Plan", "check", "focused", "need_extra", "open_teacher", "plan", "run"]
+__all__ = [
+    "STAGES",
+    "Finished",
+    "Plan",
+    "cancel_batches",
+    "check",
+    "focused",
+    "need_extra",
+    "open_teacher",
+    "plan",
+    "run",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +92,17 @@ def run(
         skipped = [stage for stage in STAGES if stage in stages and not _DO[stage](work)]
         evaluation = json.loads(folder.evaluation.read_bytes()) if folder.evaluation.exists() else None
         return Finished(folder, evaluation, tuple(skipped))
+
+
+def cancel_batches(recipe: Recipe, workspace: Workspace, watch: Watch = unwatched) -> asking.Tally:
+    """Cancel the batches of a recipe's run and keep the answers that were ready; nothing is asked.
+
+    `answered` of the result counts those. Raises EndpointError when the provider does not reply.
+    """
+    folder = workspace.run(recipe.run.name, run_digest(recipe))
+    with locked(folder), Ledger.open(workspace) as ledger, open_teachers(recipe) as teachers:
+        parts = [asking.Part(teacher, 0, ()) for teacher in teachers]
+        return asking.cancel_batches(parts, limits_of(recipe), ledger, folder.root.name, watch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +163,7 @@ def _collect(work: _Work) -> bool:
         **_counts(work, *tallies),
     }
     _mark(work, "collect", _digest(recipe_digest(work.recipe)), seconds, result)
-    return any(tally.sent for tally in tallies)
+    return any(tally.sent or tally.answered for tally in tallies)
 
 
 def _account(work: _Work, grown: Sequence[Grown]) -> dict[str, Any] | None:

@@ -70,9 +70,13 @@ def plan(
             parts = [asking.Part(*each) for each in zip(teachers, decisions, drawn, strict=True)]
             asking.ask_all(parts, sampling, limits_of(recipe), ledger, run.root.name, watch, "pilot")
     with open_teachers(recipe) as teachers:
-        every = [[(what, sampling)] for what in asked]
-        every[0].append((Asked(prompts.test), greedy(recipe)))
-        stocks = [_stock(teacher, what, ledger) for teacher, what in zip(teachers, every, strict=True)]
+        in_batches = recipe.collect.mode == "batch"
+        asked_of_each = [
+            [(asking.at_batch_price(teacher) if in_batches else teacher, what, sampling)]
+            for teacher, what in zip(teachers, asked, strict=True)
+        ]
+        asked_of_each[0].append((teachers[0], Asked(prompts.test), greedy(recipe)))
+        stocks = [_stock(each, ledger) for each in asked_of_each]
         left = sum(stock.left for stock in stocks)
         answered = sum(stock.answered for stock in stocks)
         recent = [leaf for stock in stocks for leaf in stock.leaves]
@@ -86,7 +90,9 @@ def plan(
             answered=answered,
             prices=tuple(_price(teacher) for teacher in (recipe.teacher, *recipe.teachers)),
             cost=_total([_cost(stock, to_grow > 0) for stock in stocks]),
-            seconds=UNKNOWN if to_grow else _seconds(ledger, recent[-200:], left, recipe.collect.concurrency),
+            seconds=UNKNOWN
+            if to_grow or (in_batches and left)
+            else _seconds(ledger, recent[-200:], left, recipe.collect.concurrency),
             done=tuple(stage for stage in STAGES if read_marker(run, stage) is not None),
         )
 
@@ -109,10 +115,11 @@ class _Stock:
     leaves: Sequence[int]
 
 
-def _stock(teacher: asking.Teacher, asked: Sequence[tuple[Asked, asking.Sampling]], ledger: Ledger) -> _Stock:
+def _stock(asked: Sequence[tuple[asking.Teacher, Asked, asking.Sampling]], ledger: Ledger) -> _Stock:
+    """The same teacher stands in each, at the price at which it is asked these questions."""
     answered, left, worst = 0, 0, 0.0
     costs, leaves = array("d"), deque[int](maxlen=200)
-    for questions, sampling in asked:
+    for teacher, questions, sampling in asked:
         for question, exchange in asking.answers(questions, teacher, sampling, ledger):
             if exchange is None:
                 left += 1
@@ -123,7 +130,7 @@ def _stock(teacher: asking.Teacher, asked: Sequence[tuple[Asked, asking.Sampling
             usage = exchange.completion.usage
             if teacher.price and usage.prompt_tokens is not None and usage.completion_tokens is not None:
                 costs.append(teacher.price.of(usage.prompt_tokens, usage.completion_tokens))
-    return _Stock(teacher.price, answered, left, worst, costs, list(leaves))
+    return _Stock(asked[0][0].price, answered, left, worst, costs, list(leaves))
 
 
 def _total(parts: Sequence[Estimate]) -> Estimate:

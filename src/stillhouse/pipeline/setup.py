@@ -58,6 +58,7 @@ def open_teacher(settings: Teacher, log: Path | None = None) -> Iterator[asking.
         "key_env": settings.key_env,
         "system": settings.system,
         "price": None if known is None else known.price,
+        "batch_price": None if known is None else known.batch,
     }
     if settings.imported:
         yield asking.Teacher(settings.model, "import", settings.revision, None, **common)
@@ -90,6 +91,12 @@ def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BU
     check_scorers(prompts.scorers(), scorers)
     check_growth(recipe, prompts)
     for teacher in (recipe.teacher, *recipe.teachers):
+        if recipe.collect.mode == "batch" and teacher.endpoint is None:
+            raise UsageError(
+                f"{teacher.model} cannot be asked in batches",
+                "its answers are imported" if teacher.imported else "it is served here, without a Batch API",
+                'set collect.mode = "online", or name an endpoint that has batches',
+            )
         known = price_of(teacher, today())
         asking.check_cap(recipe.collect.max_cost, None if known is None else known.price)
         if known is not None and known.up_to is not None and recipe.collect.max_cost is not None:
