@@ -96,6 +96,11 @@ class RunFolder:
         return self.root / "exchanges.parquet"
 
     @property
+    def shards(self) -> Path:
+        """Where workers write what they were answered, until it is in the ledger."""
+        return self.root / "shards"
+
+    @property
     def samples(self) -> Path:
         return self.root / "samples.parquet"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from stillhouse.ask.cluster import Cluster, on_ray, recover
 from stillhouse.ask.questions import (
     Limits,
     Part,
@@ -33,6 +34,7 @@ from stillhouse.money import Budget, Price
 from stillhouse.records import Watch, unwatched
 
 __all__ = [
+    "Cluster",
     "Limits",
     "Part",
     "Question",
@@ -47,7 +49,9 @@ __all__ = [
     "check_cap",
     "list_models",
     "logical_endpoint",
+    "on_ray",
     "question_key",
+    "recover",
     "request_body",
     "worst_cost",
 ]
@@ -81,15 +85,17 @@ def ask_all(
     run: str,
     watch: Watch = unwatched,
     stage: str = "collect",
+    cluster: Cluster | None = None,
 ) -> Tally:
-    """As `ask`, for several teachers at once, each at its own pace and all under one cap."""
+    """As `ask`, for several teachers at once, each at its own pace and all under one cap; requests leave from
+    the workers of a cluster, where one is given."""
     for part in parts:
         check_cap(limits.max_cost, part.teacher.price)
     ledger.sweep(run)
     tally = Tally(sum(len(part.questions) for part in parts), unknown=ledger.attempts(run).unknown)
     tally.budget = Budget(limits.max_cost, ledger.spent(run).most)
     with asyncio.Runner() as runner:
-        runner.run(Asking(parts, sampling, limits, ledger, run, tally, watch, stage).all())
+        runner.run(Asking(parts, sampling, limits, ledger, run, tally, watch, stage, cluster).all())
     return tally
 
 

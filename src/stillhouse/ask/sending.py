@@ -11,12 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
-import orjson
-
-from stillhouse.ask import pace
-from stillhouse.ask.lane import Job, Lane, new_lane, open_endpoint, text_bytes
+from stillhouse.ask import pace, settling
+from stillhouse.ask.cluster import Cluster
+from stillhouse.ask.lane import Here, Job, Lane, first_pace, new_lane, text_bytes
 from stillhouse.ask.pace import Ticket
 from stillhouse.ask.questions import (
     Limits,
@@ -28,10 +26,11 @@ from stillhouse.ask.questions import (
     Unanswered,
     request_body,
 )
+from stillhouse.ask.settling import Ended
 from stillhouse.errors import BudgetReached, EndpointError, Interrupted
 from stillhouse.ledger import Ledger
-from stillhouse.models.endpoint import Failure, Reply
-from stillhouse.records import Completion, Progress, Watch
+from stillhouse.models.endpoint import Endpoint, Failure, Reply
+from stillhouse.records import Progress, Watch
 
 LONGEST_WAIT = 600.0  # seconds that a Retry-After may hold a run back before it stops instead
 LONGEST_BACKOFF = 30.0  # seconds between two attempts at one question, at most
@@ -51,6 +50,7 @@ class Asking:
     tally: Tally
     watch: Watch
     stage: str
+    cluster: Cluster | None = None  # from where requests leave; None is this process
     stop: BaseException | None = None
     lanes: list[Lane] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -65,6 +65,8 @@ class Asking:
         restore = _on_interrupt(asyncio.get_running_loop(), self._interrupt)
         try:
             async with AsyncExitStack() as sessions:
+                if self.cluster is not None:
+                    await sessions.enter_async_context(self.cluster)
                 try:
                     while (leaving := await self._next(sessions)) is not None:
                         task = asyncio.create_task(self._work(*leaving))
@@ -84,7 +86,7 @@ class Asking:
             self.changed.clear()
             now, delay, looking, refused = time.monotonic(), math.inf, False, None
             for lane in self.lanes:
-                if lane.draw(now) and lane.endpoint is None:
+                if lane.draw(now) and lane.sender is None:
                     await self._open(lane, sessions)
                 looking |= lane.waiting is None and not lane.drawn
                 wait = lane.delay(self.sampling, now)
@@ -107,9 +109,14 @@ class Asking:
         return None
 
     async def _open(self, lane: Lane, sessions: AsyncExitStack) -> None:
-        assert lane.part.teacher.url is not None
-        url = await asyncio.to_thread(lane.part.teacher.url)
-        sessions.push_async_exit(await open_endpoint(lane, self.limits, url))
+        teacher = lane.part.teacher
+        assert teacher.url is not None
+        url = await asyncio.to_thread(teacher.url)
+        if self.cluster is not None:
+            lane.sender = await self.cluster.open(url, teacher.key_env)
+        else:
+            lane.sender = Here(await sessions.enter_async_context(Endpoint(url, teacher.key_env)))
+        lane.pace = first_pace(self.limits, lane.sender.url)
 
     def _budget_reached(self, job: Job) -> BudgetReached:
         tally = self.tally
@@ -153,10 +160,11 @@ class Asking:
         """Ask again later, give the question up, or stop."""
         kind = outcome.kind
         self.tally.failures[kind] = self.tally.failures.get(kind, 0) + 1
+        self.tally.unknown += kind == "lost"
         nobody_there = kind == "unreachable" and self.tally.answered == 0 and job.failures >= 1
         if outcome.fatal or nobody_there:
-            assert lane.endpoint is not None
-            self.stop = self.stop or _fatal(outcome, lane.endpoint.base_url, lane.part.teacher)
+            assert lane.sender is not None
+            self.stop = self.stop or _fatal(outcome, lane.sender.url, lane.part.teacher)
             return
         if outcome.retry_after is not None and outcome.retry_after > LONGEST_WAIT:
             self.stop = self.stop or EndpointError(
@@ -171,7 +179,8 @@ class Asking:
         else:
             job.failures += 1
             # What was refused would be refused, and what was cut short billed, again
-            tries = {"bad_request": 0, "malformed": 1}.get(kind, self.limits.retries)
+            lost = 0 if self.limits.unknown == "leave" else self.limits.retries
+            tries = {"bad_request": 0, "malformed": 1, "lost": lost}.get(kind, self.limits.retries)
             again = job.failures <= min(tries, self.limits.retries)
             wait = self.jitter.uniform(0, min(LONGEST_BACKOFF, 0.25 * 2 ** (job.failures - 1)))
             wait = max(wait, outcome.retry_after or 0.0)
@@ -179,52 +188,45 @@ class Asking:
             lane.again(job, time.monotonic() + wait, self.tally.sent)
             return
         del lane.under_way[job.key]
-        name = lane.part.teacher.model
-        self.tally.failed += [Unanswered(q.prompt_id, q.sample_index, name, kind) for q in job.same]
+        name, reason = lane.part.teacher.model, "sent, unknown" if kind == "lost" else kind
+        self.tally.failed += [Unanswered(q.prompt_id, q.sample_index, name, reason) for q in job.same]
         self._judge_failures()
 
     async def _attempt(self, lane: Lane, job: Job, ticket: Ticket) -> Failure | None:
         """One request, its cost reserved. None when it was answered, else why it failed."""
-        assert lane.endpoint is not None
+        assert lane.sender is not None
         question, teacher = job.same[0], lane.part.teacher
         body = request_body(question, teacher, self.sampling)
         cost = job.worst  # what counts as spent unless something better is known
-        ended = False
+        over = False
         try:
-            begun = self.ledger.begin(
-                key=job.key,
-                run=self.run,
-                prompt_id=question.prompt_id,
-                teacher=teacher.model,
-                sample_index=question.sample_index,
-                reserved=None if teacher.price is None else job.worst,
+            attempt = await asyncio.wrap_future(
+                self.ledger.begin(
+                    key=job.key,
+                    run=self.run,
+                    prompt_id=question.prompt_id,
+                    teacher=teacher.model,
+                    sample_index=question.sample_index,
+                    reserved=None if teacher.price is None else job.worst,
+                )
             )
-            attempt = await asyncio.wrap_future(begun)
             self.tally.sent += 1
-            started = time.monotonic()
-            outcome = await lane.endpoint.chat(body, self.limits.timeout)
-            ended = True
-            _learn(lane, ticket, question, outcome, time.monotonic() - started)
-            if isinstance(outcome, Failure):
-                cost = job.worst if outcome.sent else 0.0
-                await asyncio.wrap_future(self.ledger.fail(attempt, outcome.kind, outcome.sent))
-                return outcome
-            milliseconds = round(1000 * (time.monotonic() - started))
-            completion = outcome.completions[0]
-            known = _cost(completion, teacher)
+            begun = settling.begun(attempt, job.key, lane.part, question, self.run, job.worst)
+            ended = await lane.sender.send(begun, body, self.limits.timeout)
+            over = True
+            _learn(lane, ticket, question, ended)
+            known = settling.cost(ended)
             cost = job.worst if known is None else known
-            leaf = _leaf(job.key, lane.part, question, completion, known, attempt, milliseconds)
-            leaf["run"] = self.run
-            if cost > job.worst * (1 + 1e-9):
-                leaf["disputed"] = True
+            if settling.disputed(ended):
                 self.stop = self.stop or _disputed(cost, job.worst)
-            contents = {"request": orjson.dumps(body), "response": outcome.raw}
-            await asyncio.wrap_future(self.ledger.answer(attempt, leaf, contents, known))
+            await asyncio.wrap_future(settling.settle(self.ledger, ended))
+            if isinstance(ended.outcome, Failure):
+                return ended.outcome
             self.tally.answered += 1
-            self.tally.count(completion, known)
+            self.tally.count(ended.outcome.completions[0], known)
             return None
         finally:
-            if not ended:
+            if not over:
                 lane.pace = pace.cancelled(lane.pace, ticket, time.monotonic())
             self.tally.budget = self.tally.budget.settle(job.worst, cost)
 
@@ -244,6 +246,8 @@ class Asking:
         ]
         if tally.budget.spent or tally.budget.reserved:
             notes.append(f"US$ {tally.budget.spent:.4f} + {tally.budget.reserved:.4f} reserved")
+        if self.cluster is not None:
+            notes.append(f"{len(self.cluster.workers)} workers")
         self.watch(Progress(self.stage, done, tally.questions, "answers", counts, "  ".join(notes)))
 
     def _judge_failures(self) -> None:
@@ -275,9 +279,9 @@ def _fatal(failure: Failure, url: str, teacher: Teacher) -> EndpointError:
     return EndpointError(f"the teacher cannot be asked: {failure.kind}", failure.detail, mend)
 
 
-def _learn(lane: Lane, ticket: Ticket, question: Question, outcome: Reply | Failure, seconds: float) -> None:
+def _learn(lane: Lane, ticket: Ticket, question: Question, ended: Ended) -> None:
     """What an answer, or its absence, says about the pace."""
-    now = time.monotonic()
+    now, outcome = time.monotonic(), ended.outcome
     hints = pace.hints_of(outcome.headers, time.time())
     if isinstance(outcome, Reply):
         usage = outcome.completions[0].usage
@@ -285,45 +289,14 @@ def _learn(lane: Lane, ticket: Ticket, question: Question, outcome: Reply | Fail
         used = None if read is None or written is None else float(read + written)
         if read is not None and written is not None:
             lane.size = lane.size.seen(text_bytes(question), read, written)
-        lane.pace = pace.answered(lane.pace, ticket, now, seconds, used, written)
+        lane.pace = pace.answered(lane.pace, ticket, now, ended.seconds, used, written)
     elif outcome.kind in ("rate_limited", "quota"):
         lane.pace = pace.limited(lane.pace, ticket, now, outcome.retry_after, hints)
+    elif outcome.kind == "lost":
+        lane.pace = pace.lost(lane.pace, ticket, now)
     else:
         lane.pace = pace.failed(lane.pace, ticket, now, outcome.sent)
     lane.pace = pace.learned(lane.pace, hints, now)
-
-
-def _leaf(
-    key: str,
-    part: Part,
-    question: Question,
-    completion: Completion,
-    cost: float | None,
-    attempt: int,
-    milliseconds: int,
-) -> dict[str, Any]:
-    teacher = part.teacher
-    return {
-        "key": key,
-        "attempt": attempt,
-        "decision": part.decision,
-        "teacher": {"endpoint": teacher.endpoint, "model": teacher.model, "revision": teacher.revision},
-        "answered_by": completion.model[:200],
-        "sample": question.sample_index,
-        "finish": completion.finish_reason,
-        "prompt_tokens": completion.usage.prompt_tokens,
-        "completion_tokens": completion.usage.completion_tokens,
-        "milliseconds": milliseconds,
-        "microdollars": None if cost is None else round(1e6 * cost),
-    }
-
-
-def _cost(completion: Completion, teacher: Teacher) -> float | None:
-    """US dollars by the recorded price; None when price or usage is unknown."""
-    usage, price = completion.usage, teacher.price
-    if price is None or usage.prompt_tokens is None or usage.completion_tokens is None:
-        return None
-    return price.of(usage.prompt_tokens, usage.completion_tokens)
 
 
 def _disputed(cost: float, worst: float) -> EndpointError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -171,9 +171,23 @@ def run(
 
 
 @app.command()
-def collect(recipe: RecipeFile, as_json: Json = False) -> None:
+def collect(
+    recipe: RecipeFile,
+    on: Annotated[
+        Literal["ray"] | None,
+        typer.Option(help="Ask from a Ray cluster: RAY_ADDRESS, or one started on this machine."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="With --on: so many processes that ask; 0: one a machine, at least 2.")
+    ] = 0,
+    as_json: Json = False,
+) -> None:
     """Ask the teacher every prompt that the ledger does not hold an answer to."""
-    _run(recipe, ["collect"], as_json)
+    from stillhouse.errors import UsageError
+
+    if workers and on is None:
+        raise UsageError("--workers goes with --on", "without a cluster this process asks", "add `--on ray`")
+    _run(recipe, ["collect"], as_json, None if on is None else workers)
 
 
 @app.command()
@@ -372,7 +386,7 @@ def _plan(path: Path, as_json: bool, pilot: int = 0) -> None:
     show.result(show.plan_object(recipe, planned), text, as_json)
 
 
-def _run(path: Path, stages: Sequence[str] | None, as_json: bool) -> None:
+def _run(path: Path, stages: Sequence[str] | None, as_json: bool, ray_workers: int | None = None) -> None:
     from stillhouse import pipeline
     from stillhouse.cli import show
     from stillhouse.cli.live import live
@@ -385,7 +399,9 @@ def _run(path: Path, stages: Sequence[str] | None, as_json: bool) -> None:
         planned = pipeline.plan(recipe, workspace, ledger)
     show.say(show.plan_text(recipe, planned), as_json)
     with live(as_json) as watch:
-        finished = pipeline.run(recipe, workspace, watch, stages or pipeline.STAGES, planned.prompts)
+        finished = pipeline.run(
+            recipe, workspace, watch, stages or pipeline.STAGES, planned.prompts, ray_workers=ray_workers
+        )
     report_file = str(write_report(finished.run)) if finished.evaluation is not None else None
     for stage in finished.skipped:
         done = "nothing new to ask" if stage == "collect" else "unchanged, not run again"

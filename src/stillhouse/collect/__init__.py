@@ -12,7 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import rfc8785
 
-from stillhouse.ask import Limits, Part, Question, Sampling, Tally, Teacher, answers, ask_all
+from stillhouse.ask import (
+    Cluster,
+    Limits,
+    Part,
+    Question,
+    Sampling,
+    Tally,
+    Teacher,
+    answers,
+    ask_all,
+    recover,
+)
 from stillhouse.collect.prompts import PromptSet, load_prompts, name_broken
 from stillhouse.collect.spool import MESSAGES, Prompts, plain_messages, write_prompts
 from stillhouse.errors import EndpointError, storage
@@ -142,6 +153,7 @@ def collect(
     teachers: Sequence[tuple[Teacher, int]],
     ledger: Ledger,
     watch: Watch = unwatched,
+    cluster: Cluster | None = None,
 ) -> Collected:
     """Ask what is not yet in the ledger, then write `prompts.parquet` and `exchanges.parquet`.
 
@@ -152,7 +164,11 @@ def collect(
     asked = asked_of(recipe, prompts.train)
     write_prompts(run.prompts, prompts.train, prompts.test)
     parts = [Part(who, leaf, what) for (who, leaf), what in zip(teachers, asked, strict=True)]
-    tally = ask_all(parts, sampling_of(recipe), limits_of(recipe), ledger, run.root.name, watch)
+    if cluster is None:
+        recover(run.shards, ledger, run.root.name)
+    tally = ask_all(
+        parts, sampling_of(recipe), limits_of(recipe), ledger, run.root.name, watch, cluster=cluster
+    )
     digest, rows = _write_exchanges(run, sampling_of(recipe), parts, asked, ledger)
     if rows == 0:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(tally.failures.items()))

@@ -36,6 +36,7 @@ FailureKind = Literal[
     "malformed",
     "cut",
     "too_large",
+    "lost",  # whoever sent it died; told by `ask`, never by this client
 ]
 
 MAX_REPLY_BYTES = 64 << 20
