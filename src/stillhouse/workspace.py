@@ -110,6 +110,11 @@ class RunFolder:
         return self.root / "batches"
 
     @property
+    def shards(self) -> Path:
+        """Where workers write what they were answered, until it is in the ledger."""
+        return self.root / "shards"
+
+    @property
     def samples(self) -> Path:
         return self.root / "samples.parquet"
 

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Sequence
 
 from stillhouse.ask.batch import HABITS, ask_in_batches, cancel_batches
+from stillhouse.ask.cluster import Cluster, on_ray, recover
 from stillhouse.ask.jobs import Habits
 from stillhouse.ask.questions import (
     Limits,
@@ -39,6 +40,7 @@ from stillhouse.records import Watch, unwatched
 
 __all__ = [
     "HABITS",
+    "Cluster",
     "Habits",
     "Limits",
     "Part",
@@ -57,7 +59,9 @@ __all__ = [
     "check_cap",
     "list_models",
     "logical_endpoint",
+    "on_ray",
     "question_key",
+    "recover",
     "request_body",
     "worst_cost",
 ]
@@ -91,8 +95,10 @@ def ask_all(
     run: str,
     watch: Watch = unwatched,
     stage: str = "collect",
+    cluster: Cluster | None = None,
 ) -> Tally:
-    """As `ask`, for several teachers at once, each at its own pace and all under one cap."""
+    """As `ask`, for several teachers at once, each at its own pace and all under one cap; requests leave from
+    the workers of a cluster, where one is given."""
     for part in parts:
         check_cap(limits.max_cost, part.teacher.price)
     _no_open_batches(ledger, run)
@@ -101,7 +107,7 @@ def ask_all(
     earlier = before_the_price(parts, limits, ledger, run)
     tally.budget = Budget(limits.max_cost, ledger.spent(run).most + earlier)
     with asyncio.Runner() as runner:
-        runner.run(Asking(parts, sampling, limits, ledger, run, tally, watch, stage).all())
+        runner.run(Asking(parts, sampling, limits, ledger, run, tally, watch, stage, cluster).all())
     return tally
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import count
+from typing import Any, Protocol
 from urllib.parse import urlsplit
+
+import orjson
 
 from stillhouse.ask import pace
 from stillhouse.ask.pace import Pace, Size, Ticket
@@ -19,14 +22,43 @@ from stillhouse.ask.questions import (
     Question,
     Sampling,
     Tally,
+    Teacher,
     Unanswered,
     as_exchange,
     looked_up,
     text_bytes,
     worst_cost,
 )
+from stillhouse.ask.settling import Begun, Ended
 from stillhouse.ledger import Ledger
-from stillhouse.models.endpoint import Endpoint
+from stillhouse.models.endpoint import Endpoint, Reply
+
+
+class Sender(Protocol):
+    """From where the requests to a teacher leave; `url` is its address. Sends once, and tells what became of
+    it; raises what keeps it from sending."""
+
+    @property
+    def url(self) -> str: ...
+
+    async def send(self, begun: Begun, body: Mapping[str, Any], timeout: float) -> Ended: ...  # noqa: ASYNC109
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """Requests leave from this process."""
+
+    endpoint: Endpoint
+
+    @property
+    def url(self) -> str:
+        return self.endpoint.base_url
+
+    async def send(self, begun: Begun, body: Mapping[str, Any], timeout: float) -> Ended:  # noqa: ASYNC109
+        started = time.monotonic()
+        outcome = await self.endpoint.chat(body, timeout)
+        request = orjson.dumps(body) if isinstance(outcome, Reply) else b""  # one that failed may be no JSON
+        return Ended(begun, outcome, request, time.monotonic() - started)
 
 
 @dataclass(slots=True)
@@ -45,13 +77,13 @@ class Lane:
     """`fresh` gives the jobs that were never tried, or None after a batch of which the ledger knew all;
     `later` is a heap of failed ones by the moment of their next attempt; `waiting` is the job that leaves
     next; `under_way` holds every job that is not over, by key, so that no question is asked twice at once.
-    `endpoint` is opened with the first request."""
+    `sender` is opened with the first request."""
 
     part: Part
     fresh: Iterator[Job | None]
     pace: Pace
     under_way: dict[str, Job]
-    endpoint: Endpoint | None = None
+    sender: Sender | None = None
     size: Size = field(default_factory=Size)
     waiting: Job | None = None
     later: list[tuple[float, int, Job]] = field(default_factory=list)
@@ -106,19 +138,16 @@ def new_lane(part: Part, sampling: Sampling, limits: Limits, ledger: Ledger, run
     return Lane(part, fresh, Pace(1), under_way)
 
 
-async def open_endpoint(lane: Lane, limits: Limits, url: str) -> Endpoint:
-    """A session with the teacher's server, and the pace that fits it; the caller closes it."""
-    lane.endpoint = await Endpoint(url, lane.part.teacher.key_env).__aenter__()
-    room = lane.part.teacher.room
-    lane.pace = pace.pace(
+def first_pace(teacher: Teacher, limits: Limits, url: str) -> Pace:
+    """The pace at which a teacher at this address is first asked."""
+    return pace.pace(
         limits.concurrency,
         time.monotonic(),
-        start=room or pace.START,
-        follow="latency" if room is None and is_local(url) else "limits",
+        start=teacher.room or pace.START,
+        follow="latency" if teacher.room is None and is_local(url) else "limits",
         requests_per_minute=limits.requests_per_minute,
         tokens_per_minute=limits.tokens_per_minute,
     )
-    return lane.endpoint
 
 
 def _fresh(

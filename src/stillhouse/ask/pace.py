@@ -260,6 +260,11 @@ def failed(state: Pace, ticket: Ticket, now: float, billed: bool, retry_after: f
     return replace(state, failures=failures, blocked_until=blocked, clean=0, peak=state.in_flight)
 
 
+def lost(state: Pace, ticket: Ticket, now: float) -> Pace:
+    """After a request of which nothing is known, because its sender died: it says nothing of the server."""
+    return _ended(state, ticket, now, ticket.tokens)
+
+
 def cancelled(state: Pace, ticket: Ticket, now: float) -> Pace:
     """After a request that never left."""
     after = _ended(state, ticket, now, 0.0)

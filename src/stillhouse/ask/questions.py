@@ -110,7 +110,7 @@ class Tally:
     """What became of the questions: questions = reused + answered + failed, once the work is over.
 
     `sent` counts the attempts of this call, retries included, and `failures` those that failed, by kind;
-    `unknown` the attempts that earlier processes of this run left open. Tokens and `billed` (US dollars)
+    `unknown` the attempts of this run that a process left open when it died. Tokens and `billed` (US dollars)
     are of the `bought` answers: those to these questions for which this run has paid. `budget.spent` is
     what the whole run can have cost, with the worst case of every request that may have been billed
     without saying how much.

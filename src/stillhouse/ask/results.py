@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.ask.questions import Part, Tally
-from stillhouse.ask.sending import cost_of, disputed, fatal, leaf_of, may_pass
+from stillhouse.ask.sending import disputed, fatal, may_pass
+from stillhouse.ask.settling import answered_leaf, asked_leaf, cost_of
 from stillhouse.ask.shards import ID_DIGITS, bodies
 from stillhouse.errors import EndpointError, StillhouseError
 from stillhouse.ledger import Ledger
@@ -97,7 +98,7 @@ class Results:
         completion, worst = reply.completions[0], line.reserved
         known = cost_of(completion, row.price)
         part = replace(self.part, decision=row.decision)
-        leaf = leaf_of(line.key, line.attempt, part, line.sample_index, completion, known)
+        leaf = asked_leaf(line.key, line.attempt, part, line.sample_index) | answered_leaf(completion, known)
         leaf |= {"run": self.run, "stage": "collect", "batch": row.name}
         if known is not None and worst is not None and known > worst * (1 + 1e-9):
             leaf["disputed"] = True

@@ -14,13 +14,13 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
-from stillhouse.ask import pace
+from stillhouse.ask import pace, settling
 from stillhouse.ask.awaiting import Awaiting
-from stillhouse.ask.lane import Job, Lane, new_lane, open_endpoint
+from stillhouse.ask.cluster import Cluster
+from stillhouse.ask.lane import Here, Job, Lane, first_pace, new_lane
 from stillhouse.ask.pace import Ticket
 from stillhouse.ask.questions import (
+    LEFT_OUT,
     Limits,
     Part,
     Question,
@@ -31,11 +31,11 @@ from stillhouse.ask.questions import (
     request_body,
     text_bytes,
 )
+from stillhouse.ask.settling import Ended
 from stillhouse.errors import BudgetReached, EndpointError, Interrupted
-from stillhouse.ledger import Ledger, nano
-from stillhouse.models.endpoint import Failure, Reply, check_key
-from stillhouse.money import Price
-from stillhouse.records import Completion, Progress, Watch
+from stillhouse.ledger import Ledger
+from stillhouse.models.endpoint import Endpoint, Failure, Reply, check_key
+from stillhouse.records import Progress, Watch
 
 LONGEST_WAIT = 600.0  # seconds that a Retry-After may hold a run back before it stops instead
 LONGEST_BACKOFF = 30.0  # seconds between two attempts at one question, at most
@@ -56,6 +56,7 @@ class Asking:
     tally: Tally
     watch: Watch
     stage: str
+    cluster: Cluster | None = None  # from where requests leave; None is this process
     stop: BaseException | None = None
     lanes: list[Lane] = field(default_factory=list)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -73,6 +74,8 @@ class Asking:
         restore = on_interrupt(asyncio.get_running_loop(), self._interrupt)
         try:
             async with AsyncExitStack() as sessions:
+                if self.cluster is not None:
+                    await sessions.enter_async_context(self.cluster)
                 try:
                     while (leaving := await self._next(sessions)) is not None:
                         self._start(self._work(*leaving))
@@ -108,7 +111,7 @@ class Asking:
             self.changed.clear()
             now, delay, looking, refused = time.monotonic(), math.inf, False, None
             for lane in self.lanes:
-                if lane.draw(now) and lane.endpoint is None:
+                if lane.draw(now) and lane.sender is None:
                     if not lane.opening:
                         lane.opening = True
                         self._start(self._open(lane, sessions))
@@ -134,12 +137,17 @@ class Asking:
         return None
 
     async def _open(self, lane: Lane, sessions: AsyncExitStack) -> None:
-        assert lane.part.teacher.url is not None
+        teacher = lane.part.teacher
+        assert teacher.url is not None
         for part in self.parts:  # a key that is missing is said before anybody is asked
-            if part.teacher.url is not None and part.teacher.key_env:
+            if part.teacher.url is not None and part.teacher.key_env and self.cluster is None:
                 check_key(part.teacher.key_env)
-        url = await asyncio.to_thread(lane.part.teacher.url)
-        sessions.push_async_exit(await open_endpoint(lane, self.limits, url))
+        url = await asyncio.to_thread(teacher.url)
+        if self.cluster is not None:
+            lane.sender = await self.cluster.open(url, teacher.key_env)
+        else:
+            lane.sender = Here(await sessions.enter_async_context(Endpoint(url, teacher.key_env)))
+        lane.pace = first_pace(teacher, self.limits, lane.sender.url)
 
     async def _change(self, seconds: float) -> None:
         """Wait until something ended or was stopped, or the seconds are over."""
@@ -166,11 +174,12 @@ class Asking:
         """Ask again later, give the question up, or stop."""
         kind = outcome.kind
         self.tally.failures[kind] = self.tally.failures.get(kind, 0) + 1
+        self.tally.unknown += kind == "lost"
         lane.unreachable = lane.unreachable + 1 if kind == "unreachable" else 0
         gone = lane.unreachable >= (GONE if lane.answered else 2)
         if outcome.fatal or gone:
-            assert lane.endpoint is not None
-            self.stop = self.stop or fatal(outcome, lane.endpoint.base_url, lane.part.teacher)
+            assert lane.sender is not None
+            self.stop = self.stop or fatal(outcome, lane.sender.url, lane.part.teacher)
             return
         wait = max(outcome.retry_after or 0.0, lane.pace.blocked_until - time.monotonic())
         if wait > LONGEST_WAIT:
@@ -185,61 +194,55 @@ class Asking:
             again, wait = job.refusals < REFUSALS, 0.0  # the pace waits for all
         else:
             job.failures += 1
-            again = may_pass(kind, job.failures, self.limits.retries)
+            retries = 0 if kind == "lost" and self.limits.unknown == "leave" else self.limits.retries
+            again = may_pass(kind, job.failures, retries)
             wait = self.jitter.uniform(0, min(LONGEST_BACKOFF, 0.25 * 2 ** (job.failures - 1)))
             wait = max(wait, outcome.retry_after or 0.0)
         if again:
             lane.again(job, time.monotonic() + wait)
             return
         del lane.under_way[job.key]
-        self.given_up += len(job.same)
-        name = lane.part.teacher.model
-        self.tally.failed += [Unanswered(q.prompt_id, q.sample_index, name, kind) for q in job.same]
+        name, reason = lane.part.teacher.model, "sent, unknown" if kind == "lost" else kind
+        self.given_up += len(job.same) if reason not in LEFT_OUT else 0
+        self.tally.failed += [Unanswered(q.prompt_id, q.sample_index, name, reason) for q in job.same]
         self.stop = self.stop or too_many_failed(self.tally, self.given_up, self.limits.max_failures)
 
     async def _attempt(self, lane: Lane, job: Job, ticket: Ticket) -> Failure | None:
         """One request, its cost reserved. None when it was answered, else why it failed."""
-        assert lane.endpoint is not None
+        assert lane.sender is not None
         question, teacher = job.same[0], lane.part.teacher
         body = request_body(question, teacher, self.sampling)
         cost = job.worst  # what counts as spent unless something better is known
-        ended = False
+        over = False
         try:
-            begun = self.ledger.begin(
-                key=job.key,
-                run=self.run,
-                prompt_id=question.prompt_id,
-                teacher=teacher.model,
-                sample_index=question.sample_index,
-                reserved=None if teacher.price is None else job.worst,
+            attempt = await self.recorded(
+                self.ledger.begin(
+                    key=job.key,
+                    run=self.run,
+                    prompt_id=question.prompt_id,
+                    teacher=teacher.model,
+                    sample_index=question.sample_index,
+                    reserved=None if teacher.price is None else job.worst,
+                )
             )
-            attempt = await self.recorded(begun)
             self.tally.sent += 1
-            started = time.monotonic()
-            outcome = await lane.endpoint.chat(body, self.limits.timeout)
-            ended = True
-            _learn(lane, ticket, question, outcome, time.monotonic() - started)
-            if isinstance(outcome, Failure):
-                cost = job.worst if outcome.sent else 0.0
-                await self.recorded(self.ledger.fail(attempt, outcome.kind, outcome.sent))
-                return outcome
-            milliseconds = round(1000 * (time.monotonic() - started))
-            completion = outcome.completions[0]
-            known = cost_of(completion, teacher.price)
+            begun = settling.begun(attempt, job.key, lane.part, question, self.run, self.stage, job.worst)
+            ended = await lane.sender.send(begun, body, self.limits.timeout)
+            over = True
+            _learn(lane, ticket, question, ended)
+            known = settling.cost(ended)
             cost = job.worst if known is None else known
-            leaf = leaf_of(job.key, attempt, lane.part, question.sample_index, completion, known)
-            leaf |= {"run": self.run, "stage": self.stage, "milliseconds": milliseconds}
-            if cost > job.worst * (1 + 1e-9):
-                leaf["disputed"] = True
+            if settling.disputed(ended):
                 self.stop = self.stop or disputed(cost, job.worst)
-            contents = {"request": orjson.dumps(body), "response": outcome.raw}
-            await self.recorded(self.ledger.answer(attempt, leaf, contents, known))
+            await self.recorded(settling.settle(self.ledger, ended))
+            if isinstance(ended.outcome, Failure):
+                return ended.outcome
             self.tally.answered += 1
             lane.answered = True
-            self.tally.count(completion, known)
+            self.tally.count(ended.outcome.completions[0], known)
             return None
         finally:
-            if not ended:
+            if not over:
                 lane.pace = pace.cancelled(lane.pace, ticket, time.monotonic())
             self.tally.budget = self.tally.budget.settle(job.worst, cost)
 
@@ -259,6 +262,8 @@ class Asking:
         ]
         if tally.budget.spent or tally.budget.reserved:
             notes.append(f"US$ {tally.budget.spent:.4f} + {tally.budget.reserved:.4f} reserved")
+        if self.cluster is not None:
+            notes.append(f"{len(self.cluster.workers)} workers")
         self.watch(Progress(self.stage, done, tally.questions, "answers", counts, "  ".join(notes)))
 
     def _interrupt(self) -> None:
@@ -318,9 +323,9 @@ def fatal(failure: Failure, url: str, teacher: Teacher) -> EndpointError:
     return EndpointError(f"the teacher cannot be asked: {failure.kind}", failure.detail, mend)
 
 
-def _learn(lane: Lane, ticket: Ticket, question: Question, outcome: Reply | Failure, seconds: float) -> None:
+def _learn(lane: Lane, ticket: Ticket, question: Question, ended: Ended) -> None:
     """What an answer, or its absence, says about the pace."""
-    now = time.monotonic()
+    now, outcome = time.monotonic(), ended.outcome
     hints = pace.hints_of(outcome.headers, time.time())
     if isinstance(outcome, Reply):
         usage = outcome.completions[0].usage
@@ -328,39 +333,14 @@ def _learn(lane: Lane, ticket: Ticket, question: Question, outcome: Reply | Fail
         used = None if read is None or written is None else float(read + written)
         if read is not None and written is not None:
             lane.size = lane.size.seen(text_bytes(question, lane.part.teacher), read, written)
-        lane.pace = pace.answered(lane.pace, ticket, now, seconds, used, written)
+        lane.pace = pace.answered(lane.pace, ticket, now, ended.seconds, used, written)
     elif outcome.kind in ("rate_limited", "quota"):
         lane.pace = pace.limited(lane.pace, ticket, now, outcome.retry_after, hints)
+    elif outcome.kind == "lost":
+        lane.pace = pace.lost(lane.pace, ticket, now)
     else:
         lane.pace = pace.failed(lane.pace, ticket, now, outcome.sent, outcome.retry_after)
     lane.pace = pace.learned(lane.pace, hints, now)
-
-
-def leaf_of(
-    key: str, attempt: int, part: Part, sample_index: int, completion: Completion, cost: float | None
-) -> dict[str, Any]:
-    """What the leaf of an answer says however it was asked for; `cost` in US dollars."""
-    teacher = part.teacher
-    return {
-        "key": key,
-        "attempt": attempt,
-        "decision": part.decision,
-        "teacher": {"endpoint": teacher.endpoint, "model": teacher.model, "revision": teacher.revision},
-        "answered_by": completion.model[:200],
-        "sample": sample_index,
-        "finish": completion.finish_reason,
-        "prompt_tokens": completion.usage.prompt_tokens,
-        "completion_tokens": completion.usage.completion_tokens,
-        "nanodollars": None if cost is None else nano(cost),
-    }
-
-
-def cost_of(completion: Completion, price: Price | None) -> float | None:
-    """US dollars by this price; None when price or usage is unknown."""
-    usage = completion.usage
-    if price is None or usage.prompt_tokens is None or usage.completion_tokens is None:
-        return None
-    return price.of(usage.prompt_tokens, usage.completion_tokens)
 
 
 def disputed(cost: float, worst: float) -> EndpointError:

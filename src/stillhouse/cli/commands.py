@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -184,6 +184,13 @@ def collect(
         bool,
         typer.Option("--cancel-batches", help="Only cancel this run's batches, and keep what is ready."),
     ] = False,
+    on: Annotated[
+        Literal["ray"] | None,
+        typer.Option(help="Ask from a Ray cluster: RAY_ADDRESS, or one started on this machine."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="With --on: so many processes that ask; 0: one a machine, at least 2.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Ask the teacher every prompt that the ledger does not hold an answer to."""
@@ -195,10 +202,12 @@ def collect(
             "it says how many further prompts a round takes",
             "name the run with --focus, or set `prompts.count` in the recipe",
         )
+    if workers and on is None:
+        raise UsageError("--workers goes with --on", "without a cluster this process asks", "add `--on ray`")
     if cancel_batches:
         _cancel_batches(recipe, as_json)
     else:
-        _run(recipe, ["collect"], as_json, focus, count)
+        _run(recipe, ["collect"], as_json, focus, count, None if on is None else workers)
 
 
 @app.command()
@@ -417,6 +426,7 @@ def _run(
     as_json: bool,
     focus: str | None = None,
     count: int | None = None,
+    ray_workers: int | None = None,
 ) -> None:
     from stillhouse import pipeline
     from stillhouse.cli import show
@@ -433,7 +443,9 @@ def _run(
         planned = pipeline.plan(recipe, workspace, ledger)
     show.say(show.plan_text(recipe, planned), as_json)
     with live(as_json) as watch:
-        finished = pipeline.run(recipe, workspace, watch, stages or pipeline.STAGES, planned.prompts)
+        finished = pipeline.run(
+            recipe, workspace, watch, stages or pipeline.STAGES, planned.prompts, ray_workers=ray_workers
+        )
     report_file = str(write_report(finished.run)) if finished.evaluation is not None else None
     for stage in finished.skipped:
         done = "nothing new to ask" if stage == "collect" else "unchanged, not run again"

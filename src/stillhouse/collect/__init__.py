@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stillhouse.ask import (
+    Cluster,
     Limits,
     Part,
     Question,
@@ -21,6 +22,7 @@ from stillhouse.ask import (
     answers,
     ask_all,
     ask_in_batches,
+    recover,
 )
 from stillhouse.collect.prompts import PromptSet, load_prompts, name_broken
 from stillhouse.collect.spool import MESSAGES, Prompts, plain_messages, write_prompts
@@ -152,6 +154,7 @@ def collect(
     teachers: Sequence[tuple[Teacher, int]],
     ledger: Ledger,
     watch: Watch = unwatched,
+    cluster: Cluster | None = None,
 ) -> Collected:
     """Ask what is not yet in the ledger, then write `prompts.parquet` and `exchanges.parquet`.
 
@@ -162,8 +165,11 @@ def collect(
     asked = asked_of(recipe, prompts.train)
     write_prompts(run.prompts, prompts.train, prompts.test)
     parts = [Part(who, leaf, what) for (who, leaf), what in zip(teachers, asked, strict=True)]
-    put = ask_in_batches if recipe.collect.mode == "batch" else ask_all
-    tally = put(parts, sampling_of(recipe), limits_of(recipe), ledger, run.root.name, watch)
+    if cluster is None:
+        recover(run.shards, ledger, run.root.name)
+    what = parts, sampling_of(recipe), limits_of(recipe), ledger, run.root.name, watch
+    in_batches = recipe.collect.mode == "batch"
+    tally = ask_in_batches(*what) if in_batches else ask_all(*what, cluster=cluster)
     digest, rows = _write_exchanges(run, sampling_of(recipe), parts, asked, ledger)
     if rows == 0:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(tally.failures.items()))

@@ -104,6 +104,11 @@ def _attempted(read: Read, how: str, keys: Iterable[str]) -> set[str]:
     return found
 
 
+def unsettled(read: Read, run: str) -> dict[int, str]:
+    rows = read("SELECT id, key FROM attempt WHERE run = ? AND state IN ('open', 'unknown')", (run,))
+    return {attempt: bytes(key).hex() for attempt, key in rows}
+
+
 def exchanges(read: Read, keys: Iterable[str]) -> Iterator[StoredExchange]:
     remaining = iter(keys)
     while batch := list(islice(remaining, _SQL_VARIABLES)):

@@ -289,6 +289,17 @@ class Ledger:
         )
         return self.write(lambda db: db.execute(statement, (ended, run)).rowcount).result()
 
+    def lose(self, attempts: Iterable[int]) -> Future[int]:
+        """As `sweep`, for open attempts whose sender died while this process lives; resolves to how many."""
+        ended = utc_stamp(self.clock())
+        rows = [(ended, attempt) for attempt in attempts]
+        statement = "UPDATE attempt SET state = 'unknown', ended = ? WHERE state = 'open' AND id = ?"
+        return self._writer.submit(lambda db: db.executemany(statement, rows).rowcount)
+
+    def unsettled(self, run: str) -> dict[int, str]:
+        """The attempts of a run that are open or unknown, each with its key."""
+        return lookup.unsettled(self.read, run)
+
     def attempts(self, run: str | None = None) -> AttemptCounts:
         """What became of the requests of a run, or of all."""
         return lookup.attempts(self.read, run)

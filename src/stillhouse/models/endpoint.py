@@ -39,6 +39,7 @@ FailureKind = Literal[
     "too_large",
     "expired",
     "cancelled",
+    "lost",  # whoever sent it died; told by `ask`, never by this client
 ]
 
 MAX_REPLY_BYTES = 64 << 20

@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,6 +29,7 @@ from stillhouse.pipeline.setup import (
     STAGES,
     admit_all,
     check,
+    check_reachable,
     greedy,
     local_teacher,
     need_extra,
@@ -70,14 +72,18 @@ def run(
     stages: Sequence[str] = STAGES,
     prompts: PromptSet | None = None,
     scorers: Mapping[str, Scorer] = BUILTIN,
+    ray_workers: int | None = None,
 ) -> Finished:
     """Run the stages of a recipe, skipping what is done, and return where the results are.
 
     `prompts` replaces the recipe's prompt files and `scorers` the shipped scorers, for callers with rows
-    and judgements of their own. Raises what the stages raise; what they finished stays finished.
+    and judgements of their own. With `ray_workers` the prompts to learn from are asked by so many workers
+    of a Ray cluster (0: see `ask.on_ray`). Raises what the stages raise; what they finished stays finished.
     """
     prompts = prompts or load_prompts(recipe)
     check(recipe, prompts, scorers)
+    if ray_workers is not None:
+        check_reachable(recipe)
     if {"train", "evaluate"} & set(stages):
         need_extra("train", ("torch", "transformers"))
     folder = workspace.run(recipe.run.name, run_digest(recipe))
@@ -88,7 +94,7 @@ def run(
     ):
         write_json(folder.recipe, recipe.model_dump(mode="json"))
         folder.logs.mkdir(exist_ok=True)
-        work = _Work(workspace, folder, recipe, ledger, teachers, prompts, scorers, watch)
+        work = _Work(workspace, folder, recipe, ledger, teachers, prompts, scorers, watch, ray_workers)
         skipped = [stage for stage in STAGES if stage in stages and not _DO[stage](work)]
         evaluation = json.loads(folder.evaluation.read_bytes()) if folder.evaluation.exists() else None
         return Finished(folder, evaluation, tuple(skipped))
@@ -115,6 +121,7 @@ class _Work:
     prompts: PromptSet
     scorers: Mapping[str, Scorer]
     watch: Watch
+    ray_workers: int | None
 
 
 def _collect(work: _Work) -> bool:
@@ -135,7 +142,13 @@ def _collect(work: _Work) -> bool:
     grown = grow(work.recipe, work.prompts, work.teachers[0], work.ledger, put)
     prompts = work.prompts.whole([prompt for one in grown for prompt in one.prompts])
     growth = keep_record(work.folder, work.recipe, grown, work.ledger) if grown else None
-    done = collect(work.folder, work.recipe, prompts, teachers, work.ledger, work.watch)
+    with ExitStack() as stack:
+        cluster = None
+        if work.ray_workers is not None:
+            cluster = stack.enter_context(
+                asking.on_ray(work.ray_workers, work.folder.shards, work.ledger, work.folder.root.name)
+            )
+        done = collect(work.folder, work.recipe, prompts, teachers, work.ledger, work.watch, cluster)
     tallies.append(done.tally)
     price = price_of(work.recipe.teacher, today())
     before = _result(work.folder, "collect")

@@ -66,6 +66,7 @@ def plan(
     if pilot:
         with locked(run), open_teachers(recipe, run.logs / "teacher.log") as teachers:
             run.logs.mkdir(exist_ok=True)
+            asking.recover(run.shards, ledger, run.root.name)
             drawn = _unanswered(asked, teachers, sampling, ledger, recipe.run.seed, pilot)
             parts = [asking.Part(*each) for each in zip(teachers, decisions, drawn, strict=True)]
             asking.ask_all(parts, sampling, limits_of(recipe), ledger, run.root.name, watch, "pilot")

@@ -115,6 +115,17 @@ def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BU
         )
 
 
+def check_reachable(recipe: Recipe) -> None:
+    """Raises UsageError for a teacher that only this machine can ask."""
+    for teacher in (recipe.teacher, *recipe.teachers):
+        if local_model(teacher) is not None:
+            raise UsageError(
+                f"{teacher.model} cannot be asked from other machines",
+                "it has no endpoint, so it is served on this machine for this machine",
+                "serve it where all can reach it and set `endpoint`, or collect without `--on ray`",
+            )
+
+
 def _check_lengths(teacher: Teacher, prompts: PromptSet, most: int) -> None:
     """Raises UsageError for a prompt that may be longer than the known price is for, under a cap."""
     for prompt in chain(prompts.train, prompts.further, prompts.test):
@@ -131,9 +142,11 @@ def _check_lengths(teacher: Teacher, prompts: PromptSet, most: int) -> None:
 
 def local_teacher(recipe: Recipe) -> str | None:
     """The teacher's folder, None for one that is asked elsewhere."""
-    if recipe.teacher.endpoint or recipe.teacher.imported:
-        return None
-    return source_folder(recipe.teacher.model)
+    return local_model(recipe.teacher)
+
+
+def local_model(teacher: Teacher) -> str | None:
+    return None if teacher.endpoint or teacher.imported else source_folder(teacher.model)
 
 
 def need_extra(extra: str, modules: Sequence[str]) -> None:
