@@ -20,6 +20,7 @@ test: setup lint
 	$(BIN)/python -m pytest -m "not slow"
 
 test-all: setup lint
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ray.lock
 	$(BIN)/python -m pytest
 
 lint: setup

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 import pyarrow.parquet as pq
@@ -40,6 +41,7 @@ FAULTS = (
 )
 LIMITS = "0:9000:2700000,4.3:300:0"  # every five seconds 0.7 in which hardly anything is let through
 HONEST = 160 * PRICE[1] + 110 * PRICE[0]  # microdollars of an exchange, about: how far apart the caps are set
+WORST = MAX_TOKENS * PRICE[1] + 300 * PRICE[0]  # microdollars of a request: a token a byte, whole answers
 MAYBE_BILLED = ("cut", "malformed", "server", "timeout", "too_large")  # reasons of failed attempts
 MOST_ERRORS = 5
 CHECKS = {
@@ -63,6 +65,7 @@ CHECKS = {
 class Watched:
     """What is known of the run so far. `wrong` counts violations by the names in CHECKS."""
 
+    questions: int
     cap: float  # US dollars
     attempts: list[Attempt] = field(default_factory=list)
     rows: list[dict] = field(default_factory=list)  # of the provider's journal
@@ -72,6 +75,7 @@ class Watched:
     evidence: list[str] = field(default_factory=list)
     starts: int = 0
     kills: int = 0
+    done: bool = False  # the last start ended by itself with all answered
     ends: Counter[str] = field(default_factory=Counter)
 
     def violated(self, check: str, count: int, detail: str) -> None:
@@ -107,43 +111,42 @@ def chaos(folder: Path, prompts: int, kills: int, seed: int = SEED) -> Watched:
         work = folder / "work"
         work.mkdir()
         write_prompts(work / "prompts.jsonl", prompts)
-        watched = Watched(cap=step)
+        watched, reached = Watched(questions, cap=step), 0
         _recipe(work, provider, watched.cap)
         until_done = 3 * questions / kills  # answered at some three quarters of the kills
-        while True:
+        while watched.kills < kills or not watched.done:
+            if watched.starts > 5 * kills + 50:
+                raise RuntimeError(f"no end in sight after {watched.starts} starts: {dict(watched.ends)}")
             watched.starts += 1
-            point = _Point.draw(draw, until_done if "done" not in watched.ends else None)
-            if watched.kills == kills:
-                point = None
+            watched.done = False
+            point = _point(draw, None if watched.ends["done"] else until_done)
             process = start(work)
-            killed = point is not None and _kill(process, point, provider.journal)
+            killed = watched.kills < kills and _kill(process, point, provider.journal)
             code = process.wait()
             watched.kills += killed
             _check(watched, work, provider.journal, killed)
-            if not killed and _ended(watched, work, code):
+            if not killed:
+                _note_end(watched, work, code)
+            if watched.ends["budget reached"] > reached:
+                reached += 1
                 watched.cap += step
                 _recipe(work, provider, watched.cap)
-            if watched.starts > 5 * kills + 50:
-                raise RuntimeError(f"no end in sight after {watched.starts} starts: {dict(watched.ends)}")
-            if not killed and code == 0 and watched.kills == kills:
-                break
         _check_end(watched, work)
     return watched
 
 
-@dataclass(frozen=True, slots=True)
-class _Point:
+class Point(NamedTuple):
     """When to kill: so many requests after the start, and so many seconds after that."""
 
     requests: int
     seconds: float
 
-    @classmethod
-    def draw(cls, draw: random.Random, most: float | None) -> _Point:
-        """One in eight before the first request; once all is answered (`most` None) at any time."""
-        if most is None or draw.random() < 1 / 8:
-            return cls(0, draw.uniform(0.0, 2.0))
-        return cls(1 + int(draw.random() * most), draw.uniform(0.0, 0.03))
+
+def _point(draw: random.Random, most: float | None) -> Point:
+    """One in eight before the first request; once all is answered (`most` None) at any time."""
+    if most is None or draw.random() < 1 / 8:
+        return Point(0, draw.uniform(0.0, 2.0))
+    return Point(1 + int(draw.random() * most), draw.uniform(0.0, 0.03))
 
 
 def _recipe(folder: Path, provider: Served, cap: float) -> None:
@@ -161,7 +164,7 @@ def _recipe(folder: Path, provider: Served, cap: float) -> None:
     )
 
 
-def _kill(process: subprocess.Popen[bytes], point: _Point, journal: Path) -> bool:
+def _kill(process: subprocess.Popen[bytes], point: Point, journal: Path) -> bool:
     """SIGKILL at the point; False when the process ended before it."""
     size = journal.stat().st_size
     seen = 0
@@ -179,13 +182,14 @@ def _kill(process: subprocess.Popen[bytes], point: _Point, journal: Path) -> boo
     return process.wait() == -signal.SIGKILL
 
 
-def _ended(watched: Watched, folder: Path, code: int) -> bool:
-    """Note how a run ended by itself; True when it reached the cap."""
-    if code == 0:
-        watched.ends["done"] += 1
-        return False
+def _note_end(watched: Watched, folder: Path, code: int) -> None:
+    """Write down how a run ended that was not killed."""
     error = orjson.loads((folder / "out.json").read_bytes() or b"{}").get("error", {})
-    if code == 4:
+    answered = sum(a.state == "answered" for a in watched.attempts)
+    watched.done = code == 0 and answered >= watched.questions
+    if code == 0:
+        watched.ends["done" if watched.done else "done, some questions failed for good"] += 1
+    elif code == 4:
         watched.ends["budget reached"] += 1
     elif "claims usage" in error.get("what", ""):
         watched.ends["usage disputed"] += 1
@@ -194,7 +198,6 @@ def _ended(watched: Watched, folder: Path, code: int) -> bool:
         watched.violated("stopped", 1, str(error or (folder / "err.txt").read_text()[-500:]))
         if watched.wrong["stopped"] > MOST_ERRORS:
             raise RuntimeError("\n".join(watched.evidence))
-    return code == 4
 
 
 def _check(watched: Watched, folder: Path, journal: Path, killed: bool) -> None:
@@ -236,20 +239,27 @@ def _check(watched: Watched, folder: Path, journal: Path, killed: bool) -> None:
 
 
 def _check_money(watched: Watched) -> None:
-    """Answers with a disputed or unknown usage count by the provider's own bill, which is honest."""
-    told = {(_asked(e)): e for e in watched.entries if e.does.startswith("claims")}
-    disputed = {asked for asked, e in told.items() if e.does == "claims_too_much"}
+    """Three measures of what was spent. What the ledger recorded, disputed answers left out; the provider's
+    bill, as far as it told; and the most that the ledger must reckon with, where every attempt that may have
+    been billed without a price to show for it costs its worst case."""
+    disputed = {_asked(e) for e in watched.entries if e.does == "claims_too_much"}
     recorded = sum(a.microdollars or 0 for a in watched.attempts if a.asked not in disputed) / 1e6
     watched.violated("cap", recorded > watched.cap, f"recorded {recorded:.4f} of {watched.cap:.4f} US$")
     billed = sum(_as_told(e) for e in watched.entries)
     watched.violated("bill", billed > watched.cap, f"billed {billed:.4f} of {watched.cap:.4f} US$")
-    worst = (MAX_TOKENS * PRICE[1] + 300 * PRICE[0]) / 1e6
-    maybe = sum(
-        a.state in ("unknown", "open") or (a.state == "failed" and a.reason in MAYBE_BILLED)
+    maybe = Counter(
+        a.state
         for a in watched.attempts
+        if a.state in ("unknown", "open")
+        or (a.state == "failed" and a.reason in MAYBE_BILLED)
+        or (a.state == "answered" and a.microdollars is None)
     )
-    most = recorded + maybe * worst
-    watched.violated("worst", most > watched.cap, f"{recorded:.4f} + {maybe} attempts, {most:.4f} US$")
+    most = recorded + maybe.total() * WORST / 1e6
+    watched.violated(
+        "worst",
+        most > watched.cap,
+        f"{recorded:.4f} + {dict(maybe)} attempts at {WORST / 1e6:.6f} = {most:.4f} of {watched.cap:.4f} US$",
+    )
 
 
 def _as_told(entry: Entry) -> float:
@@ -271,7 +281,7 @@ def _check_end(watched: Watched, folder: Path) -> None:
     torn = [asked for asked, answer in rows if (asked, text_digest(answer)) not in given]
     watched.violated("torn", len(torn), str(torn[:3]))
     times = Counter(asked for asked, _ in rows)
-    wanted = {a.asked for a in watched.attempts}
+    wanted = [(f"p{n // SAMPLES:07d}", n % SAMPLES) for n in range(watched.questions)]
     missing = [asked for asked in wanted if times[asked] != 1]
     watched.violated("missing", len(missing), str(missing[:3]))
     whole = Counter(_asked(e) for e in watched.entries if e.sent == "whole")
@@ -301,7 +311,7 @@ def resent(attempts: Iterable[Attempt]) -> int:
     return count
 
 
-def rows_of(watched: Watched, questions: int, seconds: float) -> list[Row]:
+def rows_of(watched: Watched, seconds: float) -> list[Row]:
     states = Counter(a.state for a in watched.attempts)
     seen = Counter(e.does for e in watched.entries)
     again = resent(watched.attempts)
@@ -311,7 +321,7 @@ def rows_of(watched: Watched, questions: int, seconds: float) -> list[Row]:
         Row("kills", watched.kills, "SIGKILL"),
         Row("starts", watched.starts, "processes"),
         *(Row(f"ended by itself: {how[:80]}", count, "times") for how, count in sorted(watched.ends.items())),
-        Row("questions", questions, ""),
+        Row("questions", watched.questions, ""),
         Row("requests that the provider saw", sum(seen.values()), "requests"),
         Row("  refused by its limits (429)", seen["limited"], "requests"),
         Row("  cut, stalled, spoiled or failed", sum(seen.values()) - _good(seen), "requests"),
@@ -351,7 +361,7 @@ def main() -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         watched = chaos(Path(folder), prompts, kills)
-    rows = rows_of(watched, prompts * SAMPLES, time.monotonic() - started)
+    rows = rows_of(watched, time.monotonic() - started)
     show(header(SEED, ["stillhouse", "aiohttp"]), rows, options.json)
     for line in watched.evidence[:20]:
         print(line)

@@ -72,14 +72,20 @@ def said(folder: Path, *words: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A row of the ledger's attempts. `microdollars` is what the answer's leaf says that it cost."""
+    """A row of the ledger's attempts. `microdollars` is what the answer's leaf says that it cost, which the
+    leaf gives in billionths of a dollar."""
 
     id: int
     asked: tuple[str, int]  # prompt, sample
     state: str
     reason: str | None
     leaf: int | None
-    microdollars: int | None
+    microdollars: float | None
+
+
+def _microdollars(leaf: bytes) -> float | None:
+    cost = orjson.loads(leaf)["body"]["nanodollars"]
+    return None if cost is None else cost / 1000
 
 
 def read_attempts(folder: Path) -> tuple[list[Attempt], int]:
@@ -100,7 +106,7 @@ def read_attempts(folder: Path) -> tuple[list[Attempt], int]:
     finally:
         db.close()
     attempts = [
-        Attempt(n, (prompt, sample), state, reason, leaf, data and orjson.loads(data)["body"]["microdollars"])
+        Attempt(n, (prompt, sample), state, reason, leaf, data and _microdollars(data))
         for n, prompt, sample, state, reason, leaf, data in rows
     ]
     return attempts, leaves

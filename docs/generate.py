@@ -66,6 +66,8 @@ def recipe_page() -> str:
         ("Declaration", "[teacher.terms]"),
         ("Price", "[teacher.price]"),
         ("Canary", "[collect.canary]"),
+        ("Grow", "[prompts.grow]"),
+        ("Focus", "[prompts.focus]"),
         ("Lora", "[student.lora]"),
     ):
         parts += _table(place, {"$ref": f"#/$defs/{name}"}, schema)

@@ -93,6 +93,7 @@ def test_only_ask_calls_the_endpoint():
     for path in FILES:
         if part_of(path) not in ("ask", "models"):
             assert "models.endpoint" not in path.read_text(), path
+            assert "models.batches" not in path.read_text(), path
 
 
 def test_sql_is_spoken_only_in_the_ledger():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import re
 import tomllib
 from datetime import date
@@ -129,6 +130,40 @@ class Teacher(_Table):
         return self
 
 
+class Grow(_Table):
+    """Further prompts, invented by [teacher] from the training prompts."""
+
+    method: Literal["self_instruct", "evolve", "personas"] = Field(
+        description="More like some examples, one changed in named ways, or what a described person asks."
+    )
+    count: Positive = Field(description="How many new prompts are wanted.")
+    personas: str | None = Field(
+        default=None, description="File of people: `.txt` with one a line, else a column `persona`."
+    )
+    template: str | list[str] | None = Field(
+        default=None, description="File, or files to draw from, with an instruction of your own."
+    )
+    temperature: float = Field(default=0.8, ge=0.0, le=2.0)
+    max_tokens: Positive = Field(
+        default=2048, description="Longest list of prompts, in the teacher's tokens."
+    )
+
+    @model_validator(mode="after")
+    def _personas_where_they_are_read(self) -> Grow:
+        if self.personas is not None and self.method != "personas":
+            raise ValueError(f'`personas` is only read with `method = "personas"`, not "{self.method}"')
+        return self
+
+
+class Focus(_Table):
+    """Further prompts where an earlier student lost most; `stillhouse collect --focus RUN` writes this."""
+
+    run: str = Field(description="The run whose evaluation decided.")
+    further: dict[str, Positive] = Field(
+        description="How many more of each family, beyond those that `prompts.count` takes."
+    )
+
+
 class Prompts(_Table):
     source: str = Field(description="`embedded:desk`, a file (JSONL, CSV, Parquet) or `hf:DATASET[:SPLIT]`.")
     count: Positive | None = Field(default=None, description="Use the first so many; all when left out.")
@@ -143,16 +178,19 @@ class Prompts(_Table):
     scorer: str | None = Field(
         default=None, description="How answers are scored, where no column `scorer` says."
     )
+    grow: Grow | None = Field(default=None, description="Further prompts, invented by the teacher.")
+    focus: Focus | None = Field(
+        default=None, description="Further prompts where an earlier student lost most."
+    )
 
 
 class Canary(_Table):
     """The teacher is watched by a few questions that are asked again and again: did it change meanwhile?"""
 
-    prompts: int | None = Field(
+    prompts: Annotated[int, Field(ge=0)] | None = Field(
         default=None,
-        ge=0,
-        description="How many questions; 0 for none. Left out: 8 where the server is somebody else's and at "
-        "least 1,000 answers are wanted, else none.",
+        description="How many questions; 0 for none. Left out: 8 for 1,000 answers or more of a server that "
+        "is somebody else's, else none. There are none in batches and over a cluster.",
     )
     every: Positive = Field(default=1000, description="Answers between two rounds of them.")
     action: Literal["warn", "stop"] = Field(
@@ -161,6 +199,10 @@ class Canary(_Table):
 
 
 class Collect(_Table):
+    mode: Literal["online", "batch"] = Field(
+        default="online",
+        description="One request for each question, or the provider's Batch API: slower and often cheaper.",
+    )
     concurrency: Positive = Field(
         default=128, description="Most requests in flight; how many really are follows the server."
     )
@@ -172,6 +214,12 @@ class Collect(_Table):
     top_p: Fraction = 1.0
     max_tokens: Positive = Field(default=256, description="Longest answer, in the teacher's tokens.")
     samples: Positive = Field(default=1, description="Answers asked for each prompt.")
+    top_logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="Ask for the probabilities of this many likeliest tokens beside each one of an answer.",
+    )
     timeout: float = Field(default=120.0, gt=0, description="Seconds for one attempt.")
     retries: int = Field(default=4, ge=0, description="Further attempts after a failure that may pass.")
     max_cost: float | None = Field(default=None, gt=0, description="US dollars; needs a known price.")
@@ -275,10 +323,24 @@ class Recipe(_Table):
     evaluate: Evaluate = Evaluate()
     release: Release = Release()
 
+    @model_validator(mode="after")
+    def _each_teacher_once(self) -> Recipe:
+        seen = set()
+        for teacher in (self.teacher, *self.teachers):
+            where = teacher.endpoint and (teacher.provider or urlsplit(teacher.endpoint).hostname)
+            name = (where, teacher.imported, teacher.model, teacher.revision, teacher.system)
+            if name in seen:
+                raise ValueError(
+                    f"the teacher {teacher.model} stands there twice: each is asked once, with one key"
+                )
+            seen.add(name)
+        return self
+
 
 def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe; relative paths in it are taken from the recipe's own folder.
 
+    A run's `recipe.json` is one as well, and makes the same run again.
     Raises UsageError that names the line, and for an unknown key the nearest valid one.
     """
     try:
@@ -289,10 +351,13 @@ def load_recipe(path: Path) -> Recipe:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}", str(error), "give a readable TOML file") from None
+    kind, loads = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML", str(error), "mend that line") from None
+        tree = loads(text)
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid {kind}", str(error), "mend that line") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path} is no recipe", "it holds no tables", "give a recipe")
     return _absolute(parse_recipe(tree, text, str(path)), path.resolve().parent)
 
 
@@ -352,7 +417,7 @@ def run_digest(recipe: Recipe) -> str:
         for name in ("key_env", "terms", "price"):
             del teacher[name]
     effort = ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "retries", "unknown")
-    for name in (*effort, "max_cost", "max_failures", "canary"):
+    for name in ("mode", *effort, "max_cost", "max_failures", "canary"):
         del tree["collect"][name]
     del tree["train"]["checkpoint_seconds"], tree["release"]
     split = ("source", "count", "seed", "split", "held_out")
@@ -379,12 +444,18 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
         terms = teacher.terms and teacher.terms.model_copy(update={"document": path(teacher.terms.document)})
         return teacher.model_copy(update={"model": model, "terms": terms})
 
-    student = recipe.student
+    student, prompts = recipe.student, recipe.prompts
+    grow = prompts.grow
+    if grow is not None:
+        files = (
+            [path(file) for file in grow.template] if isinstance(grow.template, list) else path(grow.template)
+        )
+        grow = grow.model_copy(update={"personas": path(grow.personas), "template": files})
     return recipe.model_copy(
         update={
             "teacher": whole(recipe.teacher),
             "teachers": [whole(teacher) for teacher in recipe.teachers],
-            "prompts": recipe.prompts.model_copy(update={"source": path(recipe.prompts.source)}),
+            "prompts": prompts.model_copy(update={"source": path(prompts.source), "grow": grow}),
             "student": student.model_copy(
                 update={
                     "init": student.init if student.init in WORDS else path(student.init),

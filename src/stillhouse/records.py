@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls", "unknown"]
@@ -65,7 +65,6 @@ class Completion:
     refusal: str | None = None
     reasoning: str | None = None
     tool_calls: str | None = None
-    logprobs: tuple[dict[str, Any], ...] | None = None
     fingerprint: str | None = None
 
 

@@ -28,6 +28,11 @@ class Workspace:
         return self.root / "ledger.sqlite"
 
     @property
+    def targets(self) -> Path:
+        """Sealed shards of teacher probabilities, each named by its SHA-256; shared by all runs."""
+        return self.root / "targets"
+
+    @property
     def workspace_key(self) -> Path:
         """32 random bytes (hex) for exchange keys; whoever holds it can test guesses of a prompt."""
         return self.root / "keys" / "workspace.key"
@@ -92,8 +97,22 @@ class RunFolder:
         return self.root / "prompts.parquet"
 
     @property
+    def grown(self) -> Path:
+        return self.root / "grown.parquet"
+
+    @property
     def exchanges(self) -> Path:
         return self.root / "exchanges.parquet"
+
+    @property
+    def batches(self) -> Path:
+        """Files of batches that are under way; each goes when its answers are in the ledger."""
+        return self.root / "batches"
+
+    @property
+    def shards(self) -> Path:
+        """Where workers write what they were answered, until it is in the ledger."""
+        return self.root / "shards"
 
     @property
     def samples(self) -> Path:
@@ -224,7 +243,7 @@ def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
             fresh.unlink(missing_ok=True)
             raise
         if durable:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -279,7 +298,8 @@ def _write_new(path: Path, data: bytes, mode: int, durable: bool = True) -> None
             os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

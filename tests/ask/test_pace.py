@@ -112,6 +112,19 @@ def test_failures_pause_growth_and_many_hold_back():
     assert pace.wait(state, 1, 9.0) > 0
 
 
+def test_a_sender_that_dies_says_nothing_of_the_server():
+    state, tickets = pace.pace(1000, 0.0, tokens_per_minute=6000), []
+    for _ in range(pace.START):
+        state, ticket = pace.sent(state, 10, 0.0)
+        tickets.append(ticket)
+    room = state.tokens.level
+    for ticket in tickets:
+        state = pace.lost(state, ticket, 0.0)
+    assert (state.in_flight, state.limit) == (0, pace.START)
+    assert state.tokens.level == room  # what was sent may have been used
+    assert pace.wait(state, 1, 60.0) == 0
+
+
 @pytest.mark.parametrize("slots", [4, 16, 64])
 def test_a_server_that_queues_is_kept_near_its_knee(slots):
     provider = Provider(slots=lambda _: slots, queue=True, service=1.0)
@@ -143,7 +156,7 @@ def test_headers_of_both_kinds_are_read():
         "x-ratelimit-remaining-requests": "1439",
         "x-ratelimit-reset-requests": "1m0s",
     }
-    assert pace.hints_of(daily, 0.0).requests == pytest.approx(1.0)
+    assert pace.hints_of(daily, 0.0).requests == 1440  # until they are used up
     assert pace.hints_of({"x-ratelimit-limit-requests": "many"}, 0.0) == Hints()
 
 

@@ -117,6 +117,46 @@ def test_a_whole_run_from_the_command_line(provider: Serve, recipe: Callable[...
     assert json.loads(talked.stdout)["teacher"] == "answer to say 3"
 
 
+def test_a_round_where_the_student_lost_most_from_the_command_line(
+    provider: Serve, recipe: Callable[..., Path], tmp_path: Path
+):
+    async def right(body: dict, number: int) -> web.Response:
+        asked = body["messages"][-1]["content"]
+        if "JSON array" not in asked:
+            return answer(asked.split()[-1])
+        return answer(
+            json.dumps([f"tell {place * 17} of {body['seed'] * 31} and no more" for place in range(5)])
+        )
+
+    server = provider(right)
+    path = recipe(server.url)
+    refused(stillhouse("collect", path, "--focus", "t", cwd=tmp_path), 2, "no run named 't'")
+    first = stillhouse("run", path, "--json", cwd=tmp_path)
+    folder = Path(json.loads(first.stdout)["folder"])
+    done = stillhouse("collect", path, "--focus", "t", "--count", "4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"after {folder.name}" in done.stderr
+    assert "4 more of default are not there and can only be grown" in done.stderr
+    assert "4 further of default: 0 from the source, 4 grown" in done.stderr
+    assert "claim nothing by their scores" in done.stderr
+    assert "(evaluate.held_out)" in done.stderr
+    asked = len(server.bodies)
+
+    # Both ways on that it names make the same run: its own record, and the table for one's own recipe.
+    following = done.stdout.splitlines()[-1].split()[-1]
+    assert Path(following).parent.name != folder.name
+    planned = json.loads(stillhouse("plan", following, "--json", cwd=tmp_path).stdout)
+    assert planned["folder"] == str(Path(following).parent)
+    assert planned["prompts"]["grown"] == 4
+    table = done.stderr[done.stderr.index("[prompts.focus]") :]
+    path.write_text(f"{path.read_text()}\n{table}")
+    result = json.loads(stillhouse("run", path, "--json", cwd=tmp_path).stdout)
+    assert result["folder"] == planned["folder"]
+    assert "collect" in result["unchanged"]
+    assert len(server.bodies) == asked
+    assert result["evaluation"]["notes"]
+
+
 def test_a_pilot_is_kept_and_its_interval_holds_the_bill(
     provider: Serve, recipe: Callable[..., Path], tmp_path: Path
 ):

@@ -67,6 +67,8 @@ def test_somebody_elses_server_is_watched_from_a_thousand_answers_on(tmp_path: P
     there = recipe(tmp_path, ELSEWHERE)
     here = there.teacher.model_copy(update={"endpoint": None})
     assert watched(there.model_copy(update={"teacher": here}), 1000) == [0]
+    in_batches = there.collect.model_copy(update={"mode": "batch"})
+    assert watched(there.model_copy(update={"collect": in_batches}), 1000) == [0]
 
 
 def test_several_teachers_share_the_chance_of_a_false_alarm(tmp_path: Path):

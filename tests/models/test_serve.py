@@ -302,6 +302,21 @@ def test_health_tells_that_the_models_thread_has_ended(tiny):
     assert "ended" in told["status"]
 
 
+def test_a_second_worker_starts_when_the_first_is_busy_and_answers_the_same(tiny):
+    async def run(workers):
+        served = app.Served(tiny, "tiny", workers)
+        bodies = [{"model": "tiny", "messages": user(f"word {n}")} for n in range(24)]
+        bodies = [body | {"max_tokens": 40, "temperature": 0} for body in bodies]
+        answers = await asyncio.gather(*(asked(served, "/v1/chat/completions", body) for body in bodies))
+        for worker in served.workers:
+            worker.put(None)
+        return len(served.workers), [told["choices"][0]["message"]["content"] for _, told in answers]
+
+    (one, alone), (two, shared) = asyncio.run(run(1)), asyncio.run(run(2))
+    assert (one, two) == (1, 2)
+    assert alone == shared
+
+
 def test_a_failing_score_leaves_nothing_running(tiny, monkeypatch):
     async def broken(*_):
         raise RuntimeError("no memory")
@@ -310,13 +325,13 @@ def test_a_failing_score_leaves_nothing_running(tiny, monkeypatch):
         served = app.Served(tiny, "tiny")
         body = {"model": "tiny", "prompt": "ab", "max_tokens": 50, "echo": True, "logprobs": 1}
         status, told = await asked(served, "/v1/completions", body)
-        return status, told, served.worker, len(asyncio.all_tasks())
+        return status, told, served.workers, len(asyncio.all_tasks())
 
     monkeypatch.setattr(app, "_scored", broken)
-    status, told, worker, tasks = asyncio.run(run())
+    status, told, workers, tasks = asyncio.run(run())
     assert status == 500
     assert "no memory" in told["error"]["message"]
-    assert worker is None
+    assert not workers
     assert tasks == 1
 
 
@@ -359,14 +374,14 @@ def test_a_client_that_goes_away_frees_its_row(tiny):
             pass
 
         task = asyncio.create_task(application(scope_of("/v1/chat/completions"), receive, send))
-        await asyncio.to_thread(wait_until, lambda: served.worker and len(served.worker.decoder))
+        await asyncio.to_thread(wait_until, lambda: served.workers and len(served.workers[0].decoder))
         leave.set()
         await task
-        await asyncio.to_thread(wait_until, lambda: not len(served.worker.decoder))
-        return served.worker
+        await asyncio.to_thread(wait_until, lambda: not len(served.workers[0].decoder))
+        return served.workers[0]
 
     for stream in (False, True):
-        served.worker = None
+        served.workers.clear()
         worker = asyncio.run(run(stream))
         assert not worker.sinks
         assert worker.cancelled == 1

@@ -20,9 +20,6 @@ def test_no_kill_loses_repeats_or_hides_anything(watched: chaos.Watched, check: 
     )
 
 
-@pytest.mark.xfail(
-    strict=True, reason="failed attempts that may have been billed are forgotten by the next run"
-)
 def test_the_cap_holds_even_if_every_attempt_without_an_answer_was_billed(watched: chaos.Watched):
     assert watched.wrong["worst"] == 0, watched.evidence
 
@@ -35,6 +32,14 @@ def test_the_provider_did_its_worst(watched: chaos.Watched):
     assert states["answered"] == KILLS * chaos.PROMPTS * chaos.SAMPLES
     assert states["failed"] > 20
     assert chaos.resent(watched.attempts) == states["unknown"] == len(watched.open_at_kills) > 20
-    assert does >= {"limited", "cut_work", "cut_body", "stall", "truncated", "malformed", "claims_nothing"}
+    assert does >= {
+        "limited",
+        "cut_work",
+        "cut_body",
+        "stall",
+        "truncated",
+        "malformed",
+        "claims_nothing",
+        "claims_too_much",
+    }
     assert watched.ends["budget reached"] >= 3
-    assert watched.ends["usage disputed"] >= 1

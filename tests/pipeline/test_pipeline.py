@@ -281,7 +281,7 @@ def test_a_prompt_too_long_for_the_known_price_is_refused_before_anybody_is_aske
 ):
     server = provider(digit)
     for system, price in (("x" * 600, None), ("", None), ("x" * 600, {"input": 6.0, "output": 8.0})):
-        settings = recipe(server.url, teacher__system=system, teacher__price=price)
+        settings = recipe(server.url, teacher__system=system, teacher__price=price, collect__max_cost=9.0)
         with Ledger.open(workspace) as ledger:
             if system and price is None:
                 with pytest.raises(UsageError, match="the known price is for 500"):

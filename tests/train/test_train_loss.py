@@ -163,3 +163,15 @@ def test_every_target_is_predicted_by_the_place_before_it(rows):
     assert len(targets) == sum(len(r.ids) - r.start for r in rows)
     assert torch.equal(batch.ids_BT.flatten()[places + 1], targets)
     assert (places % batch.ids_BT.shape[1] < batch.ids_BT.shape[1] - 1).all()  # never across rows
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_a_model_with_dropout_is_not_worked_in_halves(rate):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from stillhouse.train.loop import draws
+
+    rates = {"resid_pdrop": rate, "embd_pdrop": rate, "attn_pdrop": rate, "summary_first_dropout": rate}
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=16, **rates)
+    assert draws(GPT2LMHeadModel(config)) == (rate > 0)
+    assert not draws(tiny_llama())

@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from stillhouse.ask.batch import HABITS, ask_in_batches, cancel_batches
 from stillhouse.ask.canary import Watched, conclude, to_ask
+from stillhouse.ask.cluster import Cluster, on_ray, recover
+from stillhouse.ask.jobs import Habits
 from stillhouse.ask.lane import is_local
 from stillhouse.ask.questions import (
     Canary,
@@ -23,6 +26,9 @@ from stillhouse.ask.questions import (
     Teacher,
     Unanswered,
     answers,
+    at_batch_price,
+    before_the_price,
+    check_cap,
     logical_endpoint,
     question_key,
     request_body,
@@ -31,13 +37,16 @@ from stillhouse.ask.questions import (
 from stillhouse.ask.sending import Asking
 from stillhouse.ask.tracing import tracing
 from stillhouse.errors import UsageError
-from stillhouse.ledger import Ledger
+from stillhouse.ledger import Ledger, batches
 from stillhouse.models.endpoint import Endpoint
-from stillhouse.money import Budget, Price
+from stillhouse.money import Budget
 from stillhouse.records import Watch, unwatched
 
 __all__ = [
+    "HABITS",
     "Canary",
+    "Cluster",
+    "Habits",
     "Limits",
     "Part",
     "Question",
@@ -50,12 +59,17 @@ __all__ = [
     "answers",
     "ask",
     "ask_all",
+    "ask_in_batches",
+    "at_batch_price",
+    "cancel_batches",
     "check_cap",
     "conclude",
     "is_local",
     "list_models",
     "logical_endpoint",
+    "on_ray",
     "question_key",
+    "recover",
     "request_body",
     "to_ask",
     "worst_cost",
@@ -90,25 +104,31 @@ def ask_all(
     run: str,
     watch: Watch = unwatched,
     stage: str = "collect",
+    cluster: Cluster | None = None,
 ) -> Tally:
-    """As `ask`, for several teachers at once, each at its own pace and all under one cap."""
+    """As `ask`, for several teachers at once, each at its own pace and all under one cap; requests leave from
+    the workers of a cluster, where one is given."""
     for part in parts:
         check_cap(limits.max_cost, part.teacher.price)
+    _no_open_batches(ledger, run)
     ledger.sweep(run)
     tally = Tally(sum(len(part.questions) for part in parts), unknown=ledger.attempts(run).unknown)
-    tally.budget = Budget(limits.max_cost, ledger.spent(run).most)
+    earlier = before_the_price(parts, limits, ledger, run)
+    tally.budget = Budget(limits.max_cost, ledger.spent(run).most + earlier)
     with tracing(run, stage) as trace, asyncio.Runner() as runner:
-        runner.run(Asking(parts, sampling, limits, ledger, run, tally, watch, stage, trace).all())
+        asking = Asking(parts, sampling, limits, ledger, run, tally, watch, stage, cluster, trace)
+        runner.run(asking.all())
     return tally
 
 
-def check_cap(max_cost: float | None, price: Price | None) -> None:
-    """Raises UsageError for a cap that could not be kept, because no price is known."""
-    if max_cost is not None and price is None:
+def _no_open_batches(ledger: Ledger, run: str) -> None:
+    """Raises UsageError while a provider works on batches of this run."""
+    count = len(batches.open_batches(ledger, run))
+    if count:
         raise UsageError(
-            "collect.max_cost is set, but the price of the teacher is not known",
-            "a cap can only be kept when each request's worst case is known",
-            "add [teacher.price] with input and output in US dollars per million tokens, or remove max_cost",
+            f"the run {run} has {count} {'batch' if count == 1 else 'batches'} with its provider",
+            "what is in them would be asked and paid twice",
+            'set collect.mode = "batch" for the answers, or `stillhouse collect RECIPE --cancel-batches`',
         )
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import count
+from typing import Any, Protocol
 from urllib.parse import urlsplit
+
+import orjson
 
 from stillhouse.ask import pace
 from stillhouse.ask.pace import Pace, Size, Ticket
@@ -18,13 +22,43 @@ from stillhouse.ask.questions import (
     Question,
     Sampling,
     Tally,
+    Teacher,
     Unanswered,
     as_exchange,
     looked_up,
+    text_bytes,
     worst_cost,
 )
+from stillhouse.ask.settling import Begun, Ended
 from stillhouse.ledger import Ledger
-from stillhouse.models.endpoint import Endpoint
+from stillhouse.models.endpoint import Endpoint, Reply
+
+
+class Sender(Protocol):
+    """From where the requests to a teacher leave; `url` is its address. Sends once, and tells what became of
+    it; raises what keeps it from sending."""
+
+    @property
+    def url(self) -> str: ...
+
+    async def send(self, begun: Begun, body: Mapping[str, Any], timeout: float) -> Ended: ...  # noqa: ASYNC109
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """Requests leave from this process."""
+
+    endpoint: Endpoint
+
+    @property
+    def url(self) -> str:
+        return self.endpoint.base_url
+
+    async def send(self, begun: Begun, body: Mapping[str, Any], timeout: float) -> Ended:  # noqa: ASYNC109
+        started = time.monotonic()
+        outcome = await self.endpoint.chat(body, timeout)
+        request = orjson.dumps(body) if isinstance(outcome, Reply) else b""  # one that failed may be no JSON
+        return Ended(begun, outcome, request, time.monotonic() - started)
 
 
 @dataclass(slots=True)
@@ -43,17 +77,21 @@ class Lane:
     """`fresh` gives the jobs that were never tried, or None after a batch of which the ledger knew all;
     `later` is a heap of failed ones by the moment of their next attempt; `waiting` is the job that leaves
     next; `under_way` holds every job that is not over, by key, so that no question is asked twice at once.
-    `endpoint` is opened with the first request."""
+    `sender` is opened with the first request."""
 
     part: Part
     fresh: Iterator[Job | None]
     pace: Pace
     under_way: dict[str, Job]
-    endpoint: Endpoint | None = None
+    sender: Sender | None = None
     size: Size = field(default_factory=Size)
     waiting: Job | None = None
     later: list[tuple[float, int, Job]] = field(default_factory=list)
+    turns: Iterator[int] = field(default_factory=count)  # orders what falls due at the same moment
     drawn: bool = False  # nothing fresh is left
+    opening: bool = False
+    answered: bool = False
+    unreachable: int = 0  # attempts in a row that found nobody
 
     def draw(self, now: float) -> bool:
         """Put the next job into `waiting`, one that failed before a fresh one; False when there is none
@@ -81,16 +119,17 @@ class Lane:
         self.pace, ticket = pace.sent(self.pace, self._tokens(job, sampling), now)
         return job, ticket
 
-    def again(self, job: Job, moment: float, number: int) -> None:
-        """Try a job again at `moment`; `number` orders what falls due together."""
-        heapq.heappush(self.later, (moment, number, job))
+    def again(self, job: Job, moment: float) -> None:
+        """Try a job again at `moment`."""
+        heapq.heappush(self.later, (moment, next(self.turns), job))
 
     def _tokens(self, job: Job, sampling: Sampling) -> float:
-        return self.size.estimate(text_bytes(job.same[0]), sampling.max_tokens)
+        return self.size.estimate(text_bytes(job.same[0], self.part.teacher), sampling.max_tokens)
 
     @property
     def done(self) -> bool:
-        return self.drawn and self.waiting is None and not self.later and self.pace.in_flight == 0
+        """Whether every question is answered or given up, and that is recorded."""
+        return self.drawn and not self.under_way
 
 
 def new_lane(part: Part, sampling: Sampling, limits: Limits, ledger: Ledger, run: str, tally: Tally) -> Lane:
@@ -99,17 +138,16 @@ def new_lane(part: Part, sampling: Sampling, limits: Limits, ledger: Ledger, run
     return Lane(part, fresh, Pace(1), under_way)
 
 
-async def open_endpoint(lane: Lane, limits: Limits, url: str) -> Endpoint:
-    """A session with the teacher's server, and the pace that fits it; the caller closes it."""
-    lane.endpoint = await Endpoint(url, lane.part.teacher.key_env).__aenter__()
-    lane.pace = pace.pace(
+def first_pace(teacher: Teacher, limits: Limits, url: str) -> Pace:
+    """The pace at which a teacher at this address is first asked."""
+    return pace.pace(
         limits.concurrency,
         time.monotonic(),
-        follow="latency" if is_local(url) else "limits",
+        start=teacher.room or pace.START,
+        follow="latency" if teacher.room is None and is_local(url) else "limits",
         requests_per_minute=limits.requests_per_minute,
         tokens_per_minute=limits.tokens_per_minute,
     )
-    return lane.endpoint
 
 
 def _fresh(
@@ -126,16 +164,20 @@ def _fresh(
     An answer that was erased is not bought again, and without anybody to ask a missing one stays missing.
     """
     teacher = part.teacher
+    counted = bytearray(ledger.size() // 8 + 1)  # a bit for each leaf: one answer may serve many questions
     for batch in looked_up(part.questions, teacher, sampling, ledger):
         jobs: dict[str, Job] = {}
         missing = [key for _, key, stored in batch if stored is None]
         left = ledger.unknown(missing) if limits.unknown == "leave" else set()
+        elsewhere = ledger.in_batches(missing)
         for question, key, stored in batch:
             exchange = None if stored is None else as_exchange(question, teacher, stored)
             reason = None
             if exchange is not None:
                 tally.reused += 1
-                if exchange.run == run:
+                byte, bit = exchange.leaf // 8, 1 << exchange.leaf % 8
+                if exchange.run == run and byte < len(counted) and not counted[byte] & bit:
+                    counted[byte] |= bit
                     tally.count(exchange.completion, exchange.cost)
             elif stored is not None and stored.erased:
                 reason = "erased"
@@ -143,6 +185,8 @@ def _fresh(
                 reason = "no imported answer"
             elif key in left:
                 reason = "sent, unknown"
+            elif key in elsewhere:
+                reason = "in a batch"
             elif key in under_way:
                 under_way[key].same.append(question)
             else:
@@ -155,10 +199,6 @@ def _fresh(
             yield from jobs.values()
         else:
             yield None
-
-
-def text_bytes(question: Question) -> int:
-    return len(question.tools) + sum(len(m.content.encode()) + len(m.extra) for m in question.messages)
 
 
 def is_local(url: str) -> bool:

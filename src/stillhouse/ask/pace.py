@@ -124,6 +124,8 @@ class Pace:
     mark: tuple[float, float] | None = None
     requests: Bucket = Bucket()
     tokens: Bucket = Bucket()
+    most_requests: float = math.inf  # a minute, by the user
+    most_tokens: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,17 +159,26 @@ def pace(
     most: int,
     now: float,
     *,
+    start: int = START,
     follow: Literal["limits", "latency"] = "limits",
     requests_per_minute: float | None = None,
     tokens_per_minute: float | None = None,
 ) -> Pace:
-    """The state in which asking begins: at most 20 requests in flight, both buckets full."""
+    """The state in which asking begins: at most `start` requests in flight, both buckets full."""
     requests, tokens = Bucket(), Bucket()
     if requests_per_minute is not None:
         requests = requests.limited(requests_per_minute, now)
     if tokens_per_minute is not None:
         tokens = tokens.limited(tokens_per_minute, now)
-    return Pace(most, follow, float(min(START, most)), requests=requests, tokens=tokens)
+    return Pace(
+        most,
+        follow,
+        float(min(start, most)),
+        requests=requests,
+        tokens=tokens,
+        most_requests=requests_per_minute or math.inf,
+        most_tokens=tokens_per_minute or math.inf,
+    )
 
 
 def wait(state: Pace, tokens: float, now: float) -> float:
@@ -198,14 +209,20 @@ def answered(
     state: Pace, ticket: Ticket, now: float, seconds: float, tokens_used: float | None, output: int | None
 ) -> Pace:
     """After an answer that took `seconds`; `tokens_used` is its usage, `output` its completion tokens."""
-    state = _ended(state, ticket, now, ticket.tokens if tokens_used is None else tokens_used)
     current = ticket.epoch == state.epoch
-    state = replace(state, failures=0, cooldowns=0 if current else state.cooldowns)
-    if not current or now < state.blocked_until:
+    counts = current and now >= state.blocked_until
+    state = replace(
+        state,
+        in_flight=state.in_flight - 1,
+        tokens=state.tokens.take((tokens_used or 0) - ticket.tokens if tokens_used is not None else 0.0, now),
+        failures=0,
+        cooldowns=0 if current else state.cooldowns,
+        clean=state.clean + counts,
+        seconds=state.seconds + (seconds / max(1, output or 1) if counts else 0.0),
+    )
+    if not counts:
         return state
-    if state.follow == "latency":
-        return _by_latency(state, seconds / max(1, output or 1))
-    return _by_round(replace(state, clean=state.clean + 1), now)
+    return _by_latency(state) if state.follow == "latency" else _by_round(state, now)
 
 
 def limited(state: Pace, ticket: Ticket, now: float, retry_after: float | None, hints: Hints) -> Pace:
@@ -214,7 +231,7 @@ def limited(state: Pace, ticket: Ticket, now: float, retry_after: float | None, 
     first = ticket.epoch == state.epoch
     cooldowns = state.cooldowns + first
     named = [s for s in (retry_after, _until_free(hints)) if s is not None]
-    own = min(LONGEST_COOLDOWN, COOLDOWN * 2 ** max(0, cooldowns - 1))
+    own = min(LONGEST_COOLDOWN, COOLDOWN * 2 ** min(9, max(0, cooldowns - 1)))
     state = replace(
         state, blocked_until=max(state.blocked_until, now + max(named, default=own)), cooldowns=cooldowns
     )
@@ -232,14 +249,20 @@ def limited(state: Pace, ticket: Ticket, now: float, retry_after: float | None, 
     )
 
 
-def failed(state: Pace, ticket: Ticket, now: float, billed: bool) -> Pace:
-    """After a failure that is no refusal: it ends the round, and many in a row hold new requests back."""
+def failed(state: Pace, ticket: Ticket, now: float, billed: bool, retry_after: float | None = None) -> Pace:
+    """After a failure that is no refusal: it ends the round, and many in a row hold new requests back, as
+    does a server that asks to wait."""
     state = _ended(state, ticket, now, ticket.tokens if billed else 0.0)
     failures = state.failures + 1
-    blocked = state.blocked_until
+    blocked = max(state.blocked_until, now + (retry_after or 0.0)) if retry_after else state.blocked_until
     if failures >= BREAKER:
-        blocked = max(blocked, now + min(LONGEST_COOLDOWN, 2.0 ** (failures // BREAKER - 1)))
+        blocked = max(blocked, now + min(LONGEST_COOLDOWN, 2.0 ** min(9, failures // BREAKER - 1)))
     return replace(state, failures=failures, blocked_until=blocked, clean=0, peak=state.in_flight)
+
+
+def lost(state: Pace, ticket: Ticket, now: float) -> Pace:
+    """After a request of which nothing is known, because its sender died: it says nothing of the server."""
+    return _ended(state, ticket, now, ticket.tokens)
 
 
 def cancelled(state: Pace, ticket: Ticket, now: float) -> Pace:
@@ -249,14 +272,14 @@ def cancelled(state: Pace, ticket: Ticket, now: float) -> Pace:
 
 
 def learned(state: Pace, hints: Hints, now: float) -> Pace:
-    """Rates from an answer's headers; where the user set one too, the lower holds."""
+    """Rates from an answer's headers, up and down; where the user set one too, the lower holds."""
     requests, tokens = state.requests, state.tokens
     if hints.requests:
-        requests = requests.limited(min(hints.requests, requests.per_minute or math.inf), now)
+        requests = requests.limited(min(hints.requests, state.most_requests), now)
     if hints.requests_left is not None:
         requests = requests.lowered(hints.requests_left, now)
     if hints.tokens:
-        tokens = tokens.limited(min(hints.tokens, tokens.per_minute or math.inf), now)
+        tokens = tokens.limited(min(hints.tokens, state.most_tokens), now)
     if hints.tokens_left is not None:
         tokens = tokens.lowered(hints.tokens_left, now)
     if requests is state.requests and tokens is state.tokens:
@@ -273,7 +296,7 @@ def _by_round(state: Pace, now: float) -> Pace:
     """Grow after a round of answers without a failure in which the room was used."""
     if state.clean < max(4, math.floor(state.limit)):
         return state
-    fresh = replace(state, clean=0, peak=state.in_flight)
+    fresh = replace(state, clean=0, seconds=0.0, peak=state.in_flight)
     if state.peak < USED * math.floor(state.limit):
         return fresh
     known = now - state.ceiling_at < CEILING_SECONDS and state.limit <= 1.1 * state.ceiling
@@ -289,9 +312,8 @@ def _by_round(state: Pace, now: float) -> Pace:
     return replace(fresh, limit=min(float(state.most), limit), ceiling=ceiling)
 
 
-def _by_latency(state: Pace, seconds: float) -> Pace:
+def _by_latency(state: Pace) -> Pace:
     """After a round, one step along the gradient of log(latency) over log(limit), up or down."""
-    state = replace(state, clean=state.clean + 1, seconds=state.seconds + seconds)
     if state.clean < max(8, math.floor(state.limit)):
         return state
     latency = max(1e-9, state.seconds / state.clean)
@@ -323,9 +345,8 @@ def _until_free(hints: Hints) -> float | None:
 def hints_of(headers: Mapping[str, str], now_utc: float) -> Hints:
     """Reads `x-ratelimit-*` (OpenAI and many others) and `anthropic-ratelimit-*`; lower-case names.
 
-    Resets come as `1s`, `6m0s`, `120ms`, plain seconds, Unix seconds or RFC 3339. A rate whose window is
-    plainly longer than a minute (by how long what was used takes to come back) is turned into its share
-    of a minute.
+    Resets come as `1s`, `6m0s`, `120ms`, plain seconds, Unix seconds or RFC 3339. A limit is taken for that
+    of a minute: one of a day lets its requests through until they are used up, and then the server refuses.
     """
     values: dict[str, float | None] = {}
     for kind in ("requests", "tokens"):
@@ -333,10 +354,6 @@ def hints_of(headers: Mapping[str, str], now_utc: float) -> Hints:
         left = _number(headers, f"x-ratelimit-remaining-{kind}", f"anthropic-ratelimit-{kind}-remaining")
         text = headers.get(f"x-ratelimit-reset-{kind}") or headers.get(f"anthropic-ratelimit-{kind}-reset")
         reset = _seconds(text, now_utc) if text else None
-        if limit and left is not None and reset and left < limit:
-            window = reset * limit / (limit - left)
-            if window > 120:
-                limit *= 60 / window
         values |= {kind: limit, f"{kind}_left": left, f"{kind}_reset": reset}
     return Hints(**values)
 

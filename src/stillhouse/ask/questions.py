@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal, NamedTuple, Protocol
@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger, StoredExchange, exchange_key, read_workspace_key
 from stillhouse.models.endpoint import parse_chat
 from stillhouse.money import Budget, Price, worst_prompt_tokens
@@ -19,11 +20,16 @@ PATH = "/chat/completions"
 LOOKUP = 512  # questions looked up in the ledger at once
 
 
+LEFT_OUT = frozenset({"erased", "no imported answer", "sent, unknown", "in a batch"})  # not asked, by rule
+
+
 @dataclass(frozen=True, slots=True)
 class Teacher:
     """Whom to ask. `endpoint` and `revision` are lasting names and enter every exchange key; `url` may
     change. `url` is called when the first question must really be sent, so that a local teacher is
-    started only when it is needed; None means that nothing can be asked (imported answers)."""
+    started only when it is needed; None means that nothing can be asked (imported answers). `room` is how
+    many requests its server works on at once, where that is known and need not be found out; `batch_price`
+    what the same tokens cost in a batch, None where that is not known."""
 
     model: str
     endpoint: str
@@ -32,13 +38,19 @@ class Teacher:
     key_env: str | None = None
     system: str = ""
     price: Price | None = None
+    room: int | None = None
+    batch_price: Price | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
+    """`top_logprobs` is how many likeliest tokens to name beside each one of an answer; None asks for no
+    probabilities."""
+
     temperature: float
     top_p: float
     max_tokens: int
+    top_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +127,7 @@ class Tally:
     """What became of the questions: questions = reused + answered + failed, once the work is over.
 
     `sent` counts the attempts of this call, retries included, and `failures` those that failed, by kind;
-    `unknown` the attempts that earlier processes of this run left open. Tokens and `billed` (US dollars)
+    `unknown` the attempts of this run that a process left open when it died. Tokens and `billed` (US dollars)
     are of the `bought` answers: those to these questions for which this run has paid. `budget.spent` is
     what the whole run can have cost, with the worst case of every request that may have been billed
     without saying how much. Canaries count as questions once they are asked. `notices` are for whoever
@@ -159,6 +171,8 @@ def request_body(question: Question, teacher: Teacher, sampling: Sampling) -> di
     }
     if sampling.temperature > 0:
         body["seed"] = question.sample_index
+    if sampling.top_logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
     if question.tools:
         body["tools"] = orjson.loads(question.tools)
     return body
@@ -193,9 +207,51 @@ def worst_cost(question: Question, teacher: Teacher, sampling: Sampling) -> floa
     """US dollars that one attempt can cost at most; 0 where no price is known and so none can be capped."""
     if teacher.price is None:
         return 0.0
-    texts = (teacher.system, question.tools, *(m.content + m.extra for m in question.messages))
-    size = sum(len(text.encode()) for text in texts)
+    size = text_bytes(question, teacher)
     return teacher.price.of(worst_prompt_tokens(size, len(question.messages) + 1), sampling.max_tokens)
+
+
+def text_bytes(question: Question, teacher: Teacher) -> int:
+    """All text that goes along with a request, in bytes."""
+    texts = (teacher.system, question.tools, *(m.content + m.extra for m in question.messages))
+    return sum(len(text.encode()) for text in texts)
+
+
+def at_batch_price(teacher: Teacher) -> Teacher:
+    """The teacher as it is reckoned in batches: its ordinary price is a bound where that of batches is not
+    known."""
+    return replace(teacher, price=teacher.batch_price or teacher.price)
+
+
+def check_cap(max_cost: float | None, price: Price | None) -> None:
+    """Raises UsageError for a cap that could not be kept, because no price is known."""
+    if max_cost is not None and price is None:
+        raise UsageError(
+            "collect.max_cost is set, but the price of the teacher is not known",
+            "a cap can only be kept when each request's worst case is known",
+            "add [teacher.price] with input and output in US dollars per million tokens, or remove max_cost",
+        )
+
+
+def before_the_price(parts: Sequence[Part], limits: Limits, ledger: Ledger, run: str) -> float:
+    """US dollars, by today's price, for what the run asked when no price was known.
+
+    Raises UsageError under a cap when that cannot be told.
+    """
+    if limits.max_cost is None:
+        return 0.0
+    prices = {part.teacher.model: part.teacher.price for part in parts}
+    total = 0.0
+    for teacher, read, written in ledger.unpriced(run):
+        price = prices.get(teacher)
+        if price is None or read is None or written is None:
+            raise UsageError(
+                f"collect.max_cost cannot be kept: what {run} has spent cannot be told",
+                f"it asked {teacher} when no price was known, and some of that came back without usage",
+                "give the run another `name` to begin a bill that is known from the start",
+            )
+        total += price.of(read, written)
+    return total
 
 
 def answers(
@@ -241,8 +297,8 @@ def as_exchange(question: Question, teacher: Teacher, stored: StoredExchange) ->
         teacher=teacher.model,
         prompt_id=question.prompt_id,
         messages=question.messages,
-        completion=replace(completion, logprobs=None),
+        completion=completion,
         sample_index=question.sample_index,
         run=str(stored.body.get("run", "")),
-        cost=None if (bill := stored.body.get("microdollars")) is None else bill / 1e6,
+        cost=None if (bill := stored.body.get("nanodollars")) is None else bill / 1e9,
     )

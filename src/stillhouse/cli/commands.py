@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -111,7 +111,7 @@ def check(
         raise UsageError(f"the variable {key} is not set", "`teacher.key_env` names it", f"export {key}=...")
     found = {
         "digest": recipe_digest(loaded),
-        "train": len(prompts.train),
+        "train": len(prompts.train) + len(prompts.further),
         "test": len(prompts.test),
         "broken_rows": name_broken(prompts.broken),
     }
@@ -177,23 +177,51 @@ def collect(
         str | None,
         typer.Option(metavar="RUN", help="Ask nothing: show how far another process is with this run."),
     ] = None,
+    focus: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Make a new run, with further prompts where this one lost most."),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="With --focus: how many; a fifth of what RUN had by default.")
+    ] = None,
+    cancel_batches: Annotated[
+        bool,
+        typer.Option("--cancel-batches", help="Only cancel this run's batches, and keep what is ready."),
+    ] = False,
+    on: Annotated[
+        Literal["ray"] | None,
+        typer.Option(help="Ask from a Ray cluster: RAY_ADDRESS, or one started on this machine."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="With --on: so many processes that ask; 0: one a machine, at least 2.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Ask the teacher every prompt that the ledger does not hold an answer to."""
     from stillhouse.errors import UsageError
 
-    if (recipe is None) == (watch is None):
+    if (recipe is None) == (watch is None) or (watch and (focus or cancel_batches or on)):
         raise UsageError(
             "give either a recipe or a run to watch",
             "`collect` asks what a recipe says, or shows how far a run is",
             "stillhouse collect RECIPE, or stillhouse collect --watch RUN",
         )
+    if count is not None and focus is None:
+        raise UsageError(
+            "--count is given without --focus",
+            "it says how many further prompts a round takes",
+            "name the run with --focus, or set `prompts.count` in the recipe",
+        )
+    if workers and on is None:
+        raise UsageError("--workers goes with --on", "without a cluster this process asks", "add `--on ray`")
     if watch is not None:
         from stillhouse.cli.watching import follow
 
         follow(_workspace().find_run(watch), as_json)
+    elif recipe is not None and cancel_batches:
+        _cancel_batches(recipe, as_json)
     elif recipe is not None:
-        _run(recipe, ["collect"], as_json)
+        _run(recipe, ["collect"], as_json, focus, count, None if on is None else workers)
 
 
 @app.command()
@@ -392,26 +420,58 @@ def _plan(path: Path, as_json: bool, pilot: int = 0) -> None:
     show.result(show.plan_object(recipe, planned), text, as_json)
 
 
-def _run(path: Path, stages: Sequence[str] | None, as_json: bool) -> None:
+def _cancel_batches(path: Path, as_json: bool) -> None:
+    from stillhouse import pipeline
+    from stillhouse.cli import show
+    from stillhouse.cli.live import live
+
+    recipe, workspace = _load(path)
+    with live(as_json) as watch:
+        tally = pipeline.cancel_batches(recipe, workspace, watch)
+    found = {"answered": tally.answered, "failures": tally.failures, "unknown": tally.unknown}
+    ended = ", ".join(f"{count:,} {kind}" for kind, count in tally.failures.items())
+    text = f"cancelled  {tally.answered:,} answers were ready and are kept" + (f"; {ended}" if ended else "")
+    show.result(found, f"{text}\nnext       stillhouse collect {path}", as_json)
+
+
+def _run(
+    path: Path,
+    stages: Sequence[str] | None,
+    as_json: bool,
+    focus: str | None = None,
+    count: int | None = None,
+    ray_workers: int | None = None,
+) -> None:
     from stillhouse import pipeline
     from stillhouse.cli import show
     from stillhouse.cli.live import live
     from stillhouse.collect.prompts import name_broken
     from stillhouse.ledger import Ledger
     from stillhouse.report import write_report
+    from stillhouse.workspace import read_marker
 
     recipe, workspace = _load(path)
     with Ledger.open(workspace) as ledger:
+        if focus is not None:
+            recipe = pipeline.focused(recipe, workspace, ledger, focus, count)
         planned = pipeline.plan(recipe, workspace, ledger)
     show.say(show.plan_text(recipe, planned), as_json)
     with live(as_json) as watch:
-        finished = pipeline.run(recipe, workspace, watch, stages or pipeline.STAGES, planned.prompts)
+        finished = pipeline.run(
+            recipe, workspace, watch, stages or pipeline.STAGES, planned.prompts, ray_workers=ray_workers
+        )
     report_file = str(write_report(finished.run)) if finished.evaluation is not None else None
     for notice in finished.notices:
         show.say(f"warning    {notice}", as_json)
     for stage in finished.skipped:
         done = "nothing new to ask" if stage == "collect" else "unchanged, not run again"
         show.say(f"{stage:<9} {done}", as_json)
+    collected = (read_marker(finished.run, "collect") or {}).get("result", {})
+    for line in show.collected_text(collected):
+        show.say(line, as_json)
+    if focus is not None:
+        path = finished.run.recipe
+        show.say(f"recipe     {path}; for a recipe of your own:\n{show.focus_lines(recipe)}", as_json)
     found: dict[str, Any] = {
         "run": finished.run.root.name,
         "folder": str(finished.run.root),
@@ -419,12 +479,14 @@ def _run(path: Path, stages: Sequence[str] | None, as_json: bool) -> None:
         "unchanged": list(finished.skipped),
         "notices": list(finished.notices),
         "broken_rows": name_broken(planned.prompts.broken),
+        "grow": collected.get("grow"),
+        "focus": collected.get("focus"),
         "evaluation": finished.evaluation,
     }
     if stages is None:
         show.result(found, show.scores_text(finished, report_file), as_json)
     else:
         order = [*pipeline.STAGES, "run"]
-        following = order[order.index(stages[0]) + 1]
+        following = order[order.index(stages[0]) + 1] if focus is None else "run"
         done = f"{stages[0]:<10} done, in {finished.run.root}\nnext       stillhouse {following} {path}"
         show.result(found, done, as_json)

@@ -33,6 +33,9 @@ def plan_object(recipe: Recipe, plan: Plan) -> dict[str, Any]:
         "student": recipe.student.init,
         "prompts": {
             "train": len(plan.prompts.train),
+            "further": len(plan.prompts.further),
+            "grown": plan.grown,
+            "to_grow": plan.to_grow,
             "test": len(plan.prompts.test),
             "broken": len(plan.prompts.broken),
             "left_out_as_test": plan.prompts.leaked,
@@ -66,11 +69,12 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
         + (f", LoRA r={recipe.student.lora.rank}" if recipe.student.lora else ""),
         f"prompts    {len(plan.prompts.train):,} to learn from, {len(plan.prompts.test):,} to test on"
         + (f", {plan.prompts.leaked:,} left out because they are tested" if plan.prompts.leaked else ""),
+        *_more_prompts(recipe, plan),
         f"exchanges  {to_send:,} to send, {plan.answered:,} in the ledger already"
         + (f"; {plan.canaries:,} more to see whether the teacher changes" if plan.canaries else ""),
-        *(line for each in plan.prices for line in price_lines(*each[1:])),
+        *(line for each in plan.prices for line in price_lines(*each[1:], recipe.collect.mode == "batch")),
         f"cost       {cost}",
-        f"asking     {duration(plan.seconds)}",
+        f"asking     {_how_long(recipe, plan)}",
     ]
     if plan.prompts.broken:
         from stillhouse.collect.prompts import name_broken
@@ -80,6 +84,58 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
     if plan.done:
         lines.append(f"done       {', '.join(plan.done)}")
     return "\n".join(lines)
+
+
+def _more_prompts(recipe: Recipe, plan: Plan) -> list[str]:
+    """What comes on top of the prompts of the source's first rows."""
+    lines, focus = [], recipe.prompts.focus
+    if focus is not None:
+        lines.append(f"focus      {len(plan.prompts.further):,} further from the source, after {focus.run}")
+        lines += [
+            f"           {count:,} more of {family} are not there and can only be grown"
+            for family, count in plan.prompts.short.items()
+        ]
+    if plan.grown or plan.to_grow:
+        lines.append(f"growing    {plan.grown:,} prompts are grown, {plan.to_grow:,} are to come")
+    if plan.to_grow:
+        lines.append("           what growing them and asking them costs is not known before")
+    return lines
+
+
+def collected_text(collected: dict[str, Any]) -> list[str]:
+    """What growing and a focus came to, from the marker of collect."""
+    lines = []
+    if growth := collected.get("grow"):
+        refused = ", ".join(f"{count:,} {reason}" for reason, count in sorted(growth["refused"].items()))
+        lines.append(
+            f"growing    {growth['grown']:,} of {growth['wanted']:,} prompts; refused: {refused or 'none'}"
+        )
+        if growth["dry"]:
+            lines.append(
+                "           it ended early: too few of the last ones were new (grown.parquet says why)"
+            )
+    if focus := collected.get("focus"):
+        for family, of in focus["families"].items():
+            wanting = f", {of['wanting']:,} are not to be had" if of["wanting"] else ""
+            lines.append(
+                f"focus      {of['further']:,} further of {family}: {of['source']:,} from the source, "
+                f"{of['grown']:,} grown{wanting}"
+            )
+        if focus["tested"] != 0:
+            where = focus["decided_on"] or "not recorded on which"
+            lines.append(f"           decided on prompts that also test this run ({where}):")
+            lines.append("           claim nothing by their scores")
+    return lines
+
+
+def focus_lines(recipe: Recipe) -> str:
+    """The table that makes the same prompts part of a recipe."""
+    focus = recipe.prompts.focus
+    assert focus is not None
+    further = ", ".join(
+        f"{json.dumps(family, ensure_ascii=False)} = {count}" for family, count in focus.further.items()
+    )
+    return f"[prompts.focus]\nrun = {json.dumps(focus.run)}\nfurther = {{ {further} }}"
 
 
 def scores_text(finished: Finished, report: str | None) -> str:
@@ -116,8 +172,17 @@ def _price_record(_: str, known: KnownPrice | None, days_old: int | None) -> dic
     return None if known is None else {**known.record(), "days_old": days_old}
 
 
-def price_lines(known: KnownPrice | None, days_old: int | None) -> list[str]:
+def price_lines(known: KnownPrice | None, days_old: int | None, in_batches: bool = False) -> list[str]:
     """The price by which the plan reckons, who told it and when, and a warning where that is long ago."""
+    lines = _price_lines(known, days_old)
+    if in_batches and known is not None and known.batch is not None:
+        lines.insert(1, f"           in batches {known.batch.input:g} in, {known.batch.output:g} out")
+    elif in_batches and known is not None:
+        lines.insert(1, "           in batches not known: reckoned by these, which is a bound")
+    return lines
+
+
+def _price_lines(known: KnownPrice | None, days_old: int | None) -> list[str]:
     from stillhouse.prices import NO_BILL, OLD, RECIPE
 
     if known is None:
@@ -144,6 +209,12 @@ def money(estimate: Estimate) -> str:
     if estimate.high == 0:
         return "nothing"
     return f"US$ {estimate.expected:.2f} ({estimate.low or 0:.2f} to {estimate.high:.2f})"
+
+
+def _how_long(recipe: Recipe, plan: Plan) -> str:
+    if recipe.collect.mode == "batch" and plan.questions > plan.answered:
+        return "in batches, each of which may take up to 24 hours"
+    return duration(plan.seconds)
 
 
 def duration(estimate: Estimate) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import rfc8785
 
 from stillhouse.ask import (
+    Cluster,
     Limits,
     Part,
     Question,
@@ -24,13 +24,15 @@ from stillhouse.ask import (
     Watched,
     answers,
     ask_all,
+    ask_in_batches,
     conclude,
+    recover,
 )
 from stillhouse.collect.canaries import account, canaries_of
 from stillhouse.collect.prompts import PromptSet, load_prompts, name_broken
 from stillhouse.collect.spool import MESSAGES, Prompts, plain_messages, write_prompts
 from stillhouse.errors import EndpointError, storage
-from stillhouse.ledger import Ledger
+from stillhouse.ledger import Ledger, canonical
 from stillhouse.recipe import Recipe
 from stillhouse.recipe import Teacher as TeacherSettings
 from stillhouse.records import Completion, Prompt, Watch, unwatched
@@ -125,7 +127,7 @@ def choose(prompt: Prompt, teachers: Sequence[TeacherSettings], seed: int) -> in
     named = [i for i, teacher in enumerate(teachers) if prompt.family in (teacher.families or ())]
     open_to_all = [i for i, teacher in enumerate(teachers) if teacher.families is None]
     candidates = named or open_to_all or list(range(len(teachers)))
-    digest = hashlib.sha256(f"{seed}:{prompt.id}".encode()).digest()
+    digest = hashlib.sha256(f"teacher:{seed}:{prompt.id}".encode()).digest()
     left = int.from_bytes(digest[:8]) / 2**64 * sum(teachers[i].weight for i in candidates)
     for i in candidates:
         left -= teachers[i].weight
@@ -135,7 +137,8 @@ def choose(prompt: Prompt, teachers: Sequence[TeacherSettings], seed: int) -> in
 
 
 def sampling_of(recipe: Recipe) -> Sampling:
-    return Sampling(recipe.collect.temperature, recipe.collect.top_p, recipe.collect.max_tokens)
+    settings = recipe.collect
+    return Sampling(settings.temperature, settings.top_p, settings.max_tokens, settings.top_logprobs)
 
 
 def limits_of(recipe: Recipe) -> Limits:
@@ -159,6 +162,7 @@ def collect(
     teachers: Sequence[tuple[Teacher, int]],
     ledger: Ledger,
     watch: Watch = unwatched,
+    cluster: Cluster | None = None,
 ) -> Collected:
     """Ask what is not yet in the ledger, then write `prompts.parquet` and `exchanges.parquet`.
 
@@ -168,12 +172,16 @@ def collect(
     """
     asked = asked_of(recipe, prompts.train)
     write_prompts(run.prompts, prompts.train, prompts.test)
-    canaries = canaries_of(recipe, asked)
+    online = recipe.collect.mode == "online"
+    canaries = canaries_of(recipe, asked) if cluster is None else [None] * len(asked)
     parts = [
         Part(who, leaf, what, canary)
         for (who, leaf), what, canary in zip(teachers, asked, canaries, strict=True)
     ]
-    tally = ask_all(parts, sampling_of(recipe), limits_of(recipe), ledger, run.root.name, watch)
+    if cluster is None:
+        recover(run.shards, ledger, run.root.name)
+    order = parts, sampling_of(recipe), limits_of(recipe), ledger, run.root.name, watch
+    tally = ask_all(*order, cluster=cluster) if online else ask_in_batches(*order)
     watched = [conclude(part, sampling_of(recipe), ledger, tally) for part in parts]
     digest, rows, answered_by = _write_exchanges(run, sampling_of(recipe), parts, asked, watched, ledger)
     if rows == 0:
@@ -202,7 +210,7 @@ def _write_exchanges(
                 models[completion.model] += 1
                 fingerprints[completion.fingerprint or ""] += 1
                 older += row["leaf"] < since
-                digest.update(rfc8785.dumps(row))
+                digest.update(canonical(row))
                 batch.append(row)
                 count += 1
                 if len(batch) == ROWS:

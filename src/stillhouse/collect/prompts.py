@@ -5,40 +5,56 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Any, Literal, cast
 
 import rfc8785
 
 from stillhouse import recipe as recipes
 from stillhouse.collect.sources import Broken, read_rows
-from stillhouse.collect.spool import PromptFile, Prompts, Split, Spool
+from stillhouse.collect.spool import PromptFile, Prompts, Split, Spool, extended
 from stillhouse.errors import UsageError
 from stillhouse.recipe import Recipe
 from stillhouse.records import Message, Prompt, Role
 from stillhouse.text import conversation, is_unicode
 
 ROLES = ("system", "user", "assistant", "tool")
+EXTRA = ("name", "tool_calls", "tool_call_id", "function_call")  # of a message, beside role and text
 NAMED = 20  # broken rows that are named one by one; all are counted
 TRAIN, TEST = 3000, 1000  # prompts of the shipped world, where the recipe names no number
+LOOKED = 100  # rows of the shipped world, which has no end, that a focus looks through for each prompt
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """The prompts to collect and the prompts to test on, kept apart."""
+    """The prompts to collect and the prompts to test on, kept apart.
+
+    `further` are those that a focus takes from the source beyond `train`, and `short` says how many of each
+    family it asks for in vain: they can only be grown.
+    """
 
     train: Prompts
     test: Prompts
     broken: tuple[Broken, ...] = ()
     leaked: int = 0  # training prompts left out because the test slice asks the same
+    further: tuple[Prompt, ...] = ()
+    short: Mapping[str, int] = field(default_factory=dict)
 
     def scorers(self) -> set[str]:
         """The names of all scorers."""
+        more = {prompt.scorer for prompt in self.further if prompt.scorer}
         if isinstance(self.train, PromptFile):
-            return self.train.scorers()
-        return {prompt.scorer for prompt in (*self.train, *self.test) if prompt.scorer}
+            return self.train.scorers() | more
+        return {prompt.scorer for prompt in (*self.train, *self.test) if prompt.scorer} | more
+
+    def whole(self, grown: Sequence[Prompt]) -> PromptSet:
+        """With all that is to be learned from in `train`."""
+        if not (more := (*self.further, *grown)):
+            return self
+        train, test = extended(self.train, self.test, more)
+        return replace(self, train=train, test=test, further=())
 
 
 def load_prompts(recipe: Recipe) -> PromptSet:
@@ -51,14 +67,16 @@ def load_prompts(recipe: Recipe) -> PromptSet:
     test_source = testing.source or (settings.source if settings.source.startswith("embedded:") else None)
     spool = Spool()
     split = _always("train") if test_source else _held_out(testing.held_out, recipe.run.seed)
-    count, broken = _read(settings, spool, split, ("train", TRAIN, settings.seed))
+    rows = _prompts(settings, "train", settings.seed)
+    count, broken = _read(rows, settings.count or _own_count(settings.source, TRAIN), spool, split)
     if not count:
         raise _no_prompt(settings.source, settings.prompt, broken)
     if test_source is not None:
-        other = settings.model_copy(update={"source": test_source, "count": testing.count})
-        world = (testing.split, TEST, testing.seed)
+        other = settings.model_copy(update={"source": test_source})
         mark = "" if test_source.startswith("embedded:") else "test-"
-        count, more = _read(other, spool, _always("test"), world, mark)
+        tested = _prompts(other, testing.split, testing.seed)
+        most = testing.count or _own_count(test_source, TEST)
+        count, more = _read(tested, most, spool, _always("test"), mark)
         if not count:
             raise _no_prompt(test_source, settings.prompt, more)
         broken += more
@@ -74,12 +92,48 @@ def load_prompts(recipe: Recipe) -> PromptSet:
             if testing.source
             else "lower `evaluate.held_out`, or give more prompts or groups",
         )
-    return PromptSet(train, test, tuple(broken), leaked)
+    if settings.focus is None:
+        return PromptSet(train, test, tuple(broken), leaked)
+    wanted = settings.focus.further
+    if settings.source.startswith("embedded:"):
+        rows = islice(rows, LOOKED * sum(wanted.values()))
+    further, short, more = _further(rows, wanted, split, chain(train, test))
+    return PromptSet(train, test, (*broken, *more), leaked, further, short)
+
+
+def _further(
+    rows: Iterator[tuple[str, Prompt | Broken]],
+    wanted: Mapping[str, int],
+    split: Callable[[Prompt], Split],
+    used: Iterable[Prompt],
+) -> tuple[tuple[Prompt, ...], dict[str, int], list[Broken]]:
+    """Of the rows that are left of a source those of the wanted families that are no test prompts and ask
+    nothing that is asked already; how many are wanting; and what was none."""
+    ids, asked = set(), set()
+    for earlier in used:
+        ids.add(earlier.id)
+        asked.add(_question(earlier))
+    left, broken = dict(wanted), list[Broken]()
+    taken: list[Prompt] = []
+    for _, row in rows:
+        if isinstance(row, Broken):
+            broken.append(row)
+            continue
+        prompt, question = row, _question(row)
+        if not left.get(prompt.family) or split(prompt) == "test" or prompt.id in ids or question in asked:
+            continue
+        ids.add(prompt.id)
+        asked.add(question)
+        taken.append(prompt)
+        left[prompt.family] -= 1
+        if not any(left.values()):
+            break
+    return tuple(taken), {family: count for family, count in left.items() if count}, broken
 
 
 def _question(prompt: Prompt) -> int:
     """A 64-bit hash of what is asked."""
-    text = conversation((m.role, m.content) for m in prompt.messages)
+    text = conversation((m.role, f"{m.content}{m.extra}") for m in prompt.messages) + prompt.tools
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
@@ -107,31 +161,36 @@ def _held_out(share: float, seed: int) -> Callable[[Prompt], Split]:
 
 
 def _read(
-    settings: recipes.Prompts,
+    rows: Iterator[tuple[str, Prompt | Broken]],
+    most: int | None,
     spool: Spool,
     split: Callable[[Prompt], Split],
-    world: tuple[Literal["train", "dev", "test"], int, int],
     mark: str = "",
 ) -> tuple[int, list[Broken]]:
-    """Put the prompts of a source into the spool; how many there were, and what was none. `world` is split,
-    number and seed for the shipped generator, `mark` goes before each id."""
+    """Put at most `most` prompts of a source into the spool; how many there were, and what was none. `mark`
+    goes before each id."""
     broken: list[Broken] = []
     count = 0
-    for place, prompt in _prompts(settings, world):
+    for place, prompt in rows:
         if isinstance(prompt, Broken):
             broken.append(prompt)
             continue
         spool.add(replace(prompt, id=mark + prompt.id), split(prompt), place, _question(prompt))
         count += 1
-        if count == settings.count:
+        if count == most:
             break
     return count, broken
 
 
+def _own_count(source: str, count: int) -> int | None:
+    """How many are taken where the recipe names no number: all of a file, so many of the endless world."""
+    return count if source.startswith("embedded:") else None
+
+
 def _prompts(
-    settings: recipes.Prompts, world: tuple[Literal["train", "dev", "test"], int, int]
+    settings: recipes.Prompts, split: Literal["train", "dev", "test"], seed: int
 ) -> Iterator[tuple[str, Prompt | Broken]]:
-    """(place, prompt) for each row of the source."""
+    """(place, prompt) for each row of the source; split and seed are for the shipped world, without end."""
     if settings.source.startswith("embedded:"):
         if settings.source != "embedded:desk":
             raise UsageError(
@@ -139,9 +198,8 @@ def _prompts(
             )
         from stillhouse.models.embedded import world as desk
 
-        split, count, seed = world
-        for prompt in desk.prompts(split, settings.count or count, seed):
-            yield settings.source, prompt
+        for example in desk.examples(split, seed):
+            yield settings.source, example.prompt
         return
     for number, (place, row) in enumerate(read_rows(settings.source)):
         yield place, row if isinstance(row, Broken) else parse_prompt(row, settings, place, number)
@@ -157,6 +215,8 @@ def parse_prompt(row: Any, settings: recipes.Prompts, place: str, number: int) -
             value = fill(settings.template, row)
         except KeyError as error:
             return Broken(place, f"the template needs a column {error}")
+        except (TypeError, ValueError, RecursionError) as error:
+            return Broken(place, f"a column of the template cannot be written as a text: {error}")
     if isinstance(value, str) and value.strip():
         messages: tuple[Message, ...] = (Message("user", value),)
     elif isinstance(value, list) and value:
@@ -238,10 +298,11 @@ def _tools(value: Any) -> str:
 
 
 def _message(part: Any) -> Message | None:
-    """A message, whole: what it holds beside role and text (tool calls, their ids) goes along as JSON."""
+    """A message with its tool calls, their ids and names. Other columns that data sets hang on their
+    messages (dates, places, hashes of addresses) are nobody's business and stay here."""
     if not isinstance(part, dict) or part.get("role") not in ROLES:
         return None
-    extra = {name: value for name, value in part.items() if name not in ("role", "content") and value}
+    extra = {name: part[name] for name in EXTRA if part.get(name)}
     content = part.get("content")
     if content is None and extra.get("tool_calls"):
         content = ""

@@ -7,6 +7,7 @@ folder as `prompts.parquet`.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
@@ -74,14 +75,11 @@ class Spool:
         self._file, self._writer = _new(_PLACED)
         self._rows: list[dict[str, Any]] = []
         self._ids = bytearray()
-        self._asked: list[int] = []
 
     def add(self, prompt: Prompt, split: Split, place: str, question: int) -> None:
         """`question` is a 64-bit hash of what is asked, and `place` says where the prompt stood."""
         self._rows.append({**_row(prompt), "split": split, "place": place, "question": question})
         self._ids += _hash(prompt.id)
-        if split == "test":
-            self._asked.append(question)
         if len(self._rows) == _ROWS:
             self._flush()
 
@@ -89,40 +87,87 @@ class Spool:
         """Train, test, (place, id) of prompts whose id stood before, and how many training prompts were
         left out because the test asks the same."""
         self._flush()
-        self._writer.close()
-        hashes = np.frombuffer(self._ids, np.uint64)
-        values, counts = np.unique(hashes, return_counts=True)
-        repeated = {value.tobytes() for value in values[counts > 1]}
-        asked = pa.array(np.unique(np.array(self._asked, np.uint64)))
-        seen: set[str] = set()
-        twice: list[tuple[str, str]] = []
-        leaked, kept = 0, {"train": 0, "test": 0}
-        final, writer = _new(PROMPTS)
-        for batch in pq.ParquetFile(_opened(self._file)).iter_batches(_ROWS):
-            stays = np.ones(batch.num_rows, bool)
-            if repeated:
-                for at, name in enumerate(batch["id"].to_pylist()):
-                    if _hash(name) in repeated:
-                        if name in seen:
-                            stays[at] = False
-                            twice.append((batch["place"][at].as_py(), name))
-                        seen.add(name)
-            learnt = pc.equal(batch["split"], "train").to_numpy(zero_copy_only=False)
-            leaks = stays & learnt & pc.is_in(batch["question"], asked).to_numpy(zero_copy_only=False)
-            leaked += int(leaks.sum())
-            stays &= ~leaks
-            kept["train"] += int((stays & learnt).sum())
-            kept["test"] += int((stays & ~learnt).sum())
-            writer.write_batch(batch.filter(pa.array(stays)).select(PROMPTS.names))
-        writer.close()
+        with storage("write", Path(tempfile.gettempdir())):
+            self._writer.close()
+            twice, places = self._repeated()
+            asked = self._asked(places)
+            leaked, kept = 0, {"train": 0, "test": 0}
+            final, writer = _new(PROMPTS)
+            start = 0
+            for batch in self._batches():
+                stays = np.ones(batch.num_rows, bool)
+                stays[[at - start for at in places if start <= at < start + batch.num_rows]] = False
+                start += batch.num_rows
+                learnt = pc.equal(batch["split"], "train").to_numpy(zero_copy_only=False)
+                leaks = stays & learnt & pc.is_in(batch["question"], asked).to_numpy(zero_copy_only=False)
+                leaked += int(leaks.sum())
+                stays &= ~leaks
+                kept["train"] += int((stays & learnt).sum())
+                kept["test"] += int((stays & ~learnt).sum())
+                writer.write_batch(batch.filter(pa.array(stays)).select(PROMPTS.names))
+            writer.close()
         file = _opened(final)
+        os.close(final)
+        os.close(self._file)
         return PromptFile(file, "train", kept["train"]), PromptFile(file, "test", kept["test"]), twice, leaked
+
+    def _repeated(self) -> tuple[list[tuple[str, str]], list[int]]:
+        """(place, id) and row of every prompt whose id stood before."""
+        values, counts = np.unique(np.frombuffer(self._ids, np.uint64), return_counts=True)
+        repeated = {value.tobytes() for value in values[counts > 1]}
+        twice: list[tuple[str, str]] = []
+        rows: list[int] = []
+        seen: set[str] = set()
+        if repeated:  # or the hashes of two ids are the same, which costs this pass and nothing else
+            for row, (name, place) in enumerate(self._columns("id", "place")):
+                if _hash(name) in repeated and name in seen:
+                    twice.append((place, name))
+                    rows.append(row)
+                elif _hash(name) in repeated:
+                    seen.add(name)
+        return twice, rows
+
+    def _asked(self, left_out: list[int]) -> pa.Array:
+        """What the test asks, as hashes."""
+        gone = set(left_out)
+        rows = enumerate(self._columns("split", "question"))
+        asked = {question for row, (split, question) in rows if split == "test" and row not in gone}
+        return pa.array(sorted(asked), pa.uint64())
+
+    def _columns(self, *names: str) -> Iterator[tuple[Any, ...]]:
+        for batch in self._batches(names):
+            yield from zip(*(batch[name].to_pylist() for name in names), strict=True)
+
+    def _batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        yield from pq.ParquetFile(_opened(self._file)).iter_batches(_ROWS, columns=columns)
 
     def _flush(self) -> None:
         if self._rows:
             with storage("write", Path(tempfile.gettempdir())):
                 self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, schema=_PLACED))
             self._rows = []
+
+
+def extended(train: Prompts, test: Prompts, more: Sequence[Prompt]) -> tuple[Prompts, Prompts]:
+    """Both splits, with further training prompts at the end."""
+    if not (isinstance(train, PromptFile) and isinstance(test, PromptFile) and train.file is test.file):
+        return (*train, *more), test
+    fresh, writer = _new(PROMPTS)
+    for batch in pq.ParquetFile(train.file).iter_batches(_ROWS):
+        writer.write_batch(batch)
+    rows = [{**_row(prompt), "split": "train"} for prompt in more]
+    writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=PROMPTS))
+    writer.close()
+    file = _opened(fresh)
+    os.close(fresh)
+    return PromptFile(file, "train", len(train) + len(more)), PromptFile(file, "test", len(test))
+
+
+def read_prompts(path: Path, split: Split) -> PromptFile:
+    """The prompts of a split as a run wrote them. Raises OSError when the file is not there."""
+    file = pa.OSFile(str(path))
+    column = pq.ParquetFile(file).read(["split"])["split"]
+    return PromptFile(file, split, pc.sum(pc.equal(column, split)).as_py() or 0)
 
 
 def write_prompts(path: Path, train: Prompts, test: Prompts) -> None:
@@ -142,16 +187,17 @@ def plain_messages(messages: Collection[Message]) -> list[dict[str, str]]:
     return [{"role": m.role, "content": m.content, "extra": m.extra} for m in messages]
 
 
-def _new(schema: pa.Schema) -> tuple[Any, pq.ParquetWriter]:
-    file = tempfile.NamedTemporaryFile(prefix="stillhouse-", suffix=".parquet")  # noqa: SIM115
-    return file, pq.ParquetWriter(file.name, schema, compression="zstd")
+def _new(schema: pa.Schema) -> tuple[int, pq.ParquetWriter]:
+    """A file without a name, as its descriptor, and what writes to it."""
+    with storage("write", Path(tempfile.gettempdir())):
+        file, name = tempfile.mkstemp(prefix="stillhouse-", suffix=".parquet")
+        writer = pq.ParquetWriter(name, schema, compression="zstd")
+        os.unlink(name)
+    return file, writer
 
 
-def _opened(file: Any) -> pa.NativeFile:
-    """The file for reading; its name goes now and its bytes with the last reader."""
-    opened = pa.OSFile(file.name)
-    file.close()
-    return opened
+def _opened(file: int) -> pa.NativeFile:
+    return pa.OSFile(f"/dev/fd/{file}")
 
 
 def _hash(text: str) -> bytes:

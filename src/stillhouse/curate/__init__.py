@@ -11,10 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import rfc8785
 
 from stillhouse.errors import storage
-from stillhouse.ledger import Ledger
+from stillhouse.ledger import Ledger, canonical
 from stillhouse.recipe import Curate, Recipe
 from stillhouse.records import Message, Progress, Sample, Verdict, Watch, unwatched
 from stillhouse.text import conversation
@@ -91,7 +90,7 @@ def curate(run: RunFolder, recipe: Recipe, ledger: Ledger, watch: Watch = unwatc
                 if verdict.ruling == "keep":
                     good.append(sample)
                     families[row["family"]] += 1
-                    digest.update(rfc8785.dumps(sample))
+                    digest.update(canonical(sample))
                 else:
                     bad.append({**sample, "reason": verdict.reason})
                     reasons[verdict.reason] += 1
@@ -105,7 +104,7 @@ def curate(run: RunFolder, recipe: Recipe, ledger: Ledger, watch: Watch = unwatc
 
 def chosen_filters(settings: Curate) -> list[Filter]:
     """In the order in which they are asked; the first that drops a row gives its reason."""
-    filters: list[Filter] = [not_empty]
+    filters: list[Filter] = [without_tools, not_empty]
     if settings.truncated:
         filters.append(not_truncated)
     if settings.refusals:
@@ -117,6 +116,12 @@ def chosen_filters(settings: Curate) -> list[Filter]:
 
 def judge(row: Row, filters: list[Filter]) -> Verdict:
     return next((verdict for f in filters if (verdict := f(row)).ruling != "keep"), KEEP)
+
+
+def without_tools(row: Row) -> Verdict:
+    """Training shows a student neither the tools of a prompt nor the calls of an answer yet: a row that has
+    them is dropped, for half of it would teach something else."""
+    return Verdict("drop", "tools") if row.get("tools") or row.get("tool_calls") else KEEP
 
 
 def not_empty(row: Row) -> Verdict:
@@ -170,4 +175,4 @@ def _sample(row: Row) -> Row:
 
 def _row_leaf(sample: Row, run: RunFolder, transform: int) -> tuple[Any, dict[str, Any], dict[str, bytes]]:
     body = {"run": run.root.name, "transform": transform, "exchanges": sample["leaves"]}
-    return "row", body, {"row": rfc8785.dumps(sample)}
+    return "row", body, {"row": canonical(sample)}

@@ -110,7 +110,31 @@ def m0002_money(db: sqlite3.Connection) -> None:
         db.execute(statement)
 
 
-MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [m0001_log, m0002_money]
+def m0003_batches(db: sqlite3.Connection) -> None:
+    """Batch jobs, and which attempts are lines of one.
+
+    `intended`: its lines are open attempts and its file lies in the run folder; `asked`: its creation was, or
+    was about to be, asked for; `running`: its name at the provider is known; `over`: its lines are settled.
+    `file` is the provider's name of the uploaded file, and `asked` the time of the last request to create.
+    """
+    for statement in (
+        """CREATE TABLE batch (
+             id INTEGER PRIMARY KEY, run TEXT NOT NULL, endpoint TEXT NOT NULL, model TEXT NOT NULL,
+             revision TEXT NOT NULL, decision INTEGER NOT NULL REFERENCES leaf, shard BLOB NOT NULL,
+             lines INTEGER NOT NULL, price_input REAL, price_output REAL, began TEXT NOT NULL,
+             state TEXT NOT NULL CHECK (state IN ('intended', 'asked', 'running', 'over')),
+             file TEXT, asked TEXT, name TEXT, ended TEXT, ending TEXT,
+             CHECK ((state = 'over') = (ended IS NOT NULL)),
+             CHECK (state != 'running' OR name IS NOT NULL)) STRICT""",
+        "CREATE INDEX batch_open ON batch (run) WHERE state != 'over'",
+        "ALTER TABLE attempt ADD COLUMN batch INTEGER REFERENCES batch",
+        "CREATE INDEX attempt_batch ON attempt (batch) WHERE batch IS NOT NULL",
+        "CREATE INDEX attempt_in_batch ON attempt (key) WHERE state = 'open' AND batch IS NOT NULL",
+    ):
+        db.execute(statement)
+
+
+MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [m0001_log, m0002_money, m0003_batches]
 
 
 def roll_back(db: sqlite3.Connection) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import zstandard
 
-from stillhouse.ledger.leaves import Leaf, key_bytes, read_leaf
+from stillhouse.ledger.leaves import key_bytes, read_leaf
 
 Read = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
@@ -42,20 +42,20 @@ class Spent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoredExchange:
-    """A recorded answer; `request` and `response` are None when they were erased or never recorded, and
-    `erased` says that the response was there and was erased."""
+    """A recorded answer; `response` is None when it was erased or never recorded, and `erased` says that it
+    was there and was erased."""
 
     key: str
     leaf: int
     body: dict[str, Any]
-    request: bytes | None
     response: bytes | None
     erased: bool = False
 
 
 def nano(dollars: float | None) -> int | None:
-    """Billionths of a US dollar, rounded up: a sum of them never stays below the true one."""
-    return None if dollars is None else math.ceil(dollars * 1e9 - 1e-6)
+    """Billionths of a US dollar, rounded up: a sum of them never stays below the true one. What no provider
+    can mean (over nine million dollars) is taken for the most that a record holds."""
+    return None if dollars is None else min(2**53 - 1, math.ceil(dollars * 1e9 - 1e-6))
 
 
 def attempts(read: Read, run: str | None) -> AttemptCounts:
@@ -72,14 +72,41 @@ def spent(read: Read, run: str) -> Spent:
     return Spent(rows[0][0] / 1e9, rows[0][1] / 1e9)
 
 
+def unpriced(read: Read, run: str) -> list[tuple[str, int | None, int | None]]:
+    """(teacher, prompt tokens, completion tokens) of the run's attempts that may have been billed when no
+    price was known; None where no usage is known either."""
+    rows = read(
+        "SELECT a.teacher, json_extract(CAST(l.data AS TEXT), '$.body.prompt_tokens'),"
+        " json_extract(CAST(l.data AS TEXT), '$.body.completion_tokens')"
+        " FROM attempt a LEFT JOIN leaf l ON l.idx = a.leaf"
+        " WHERE a.run = ? AND a.reserved IS NULL AND a.cost IS NULL",
+        (run,),
+    )
+    return [(str(teacher), prompt, completion) for teacher, prompt, completion in rows]
+
+
 def unknown(read: Read, keys: Iterable[str]) -> set[str]:
+    return _attempted(read, "state = 'unknown'", keys)
+
+
+def in_batches(read: Read, keys: Iterable[str]) -> set[str]:
+    return _attempted(read, "state = 'open' AND batch IS NOT NULL", keys)
+
+
+def _attempted(read: Read, how: str, keys: Iterable[str]) -> set[str]:
+    """Those of the keys that have an attempt of this kind."""
     found: set[str] = set()
     remaining = iter(keys)
     while batch := list(islice(remaining, _SQL_VARIABLES)):
         marks = ",".join("?" * len(batch))
-        query = f"SELECT DISTINCT key FROM attempt WHERE state = 'unknown' AND key IN ({marks})"
+        query = f"SELECT DISTINCT key FROM attempt WHERE {how} AND key IN ({marks})"
         found |= {bytes(key).hex() for (key,) in read(query, [key_bytes(key) for key in batch])}
     return found
+
+
+def unsettled(read: Read, run: str) -> dict[int, str]:
+    rows = read("SELECT id, key FROM attempt WHERE run = ? AND state IN ('open', 'unknown')", (run,))
+    return {attempt: bytes(key).hex() for attempt, key in rows}
 
 
 def exchanges(read: Read, keys: Iterable[str]) -> Iterator[StoredExchange]:
@@ -94,31 +121,17 @@ def exchanges(read: Read, keys: Iterable[str]) -> Iterator[StoredExchange]:
 def _exchanges(read: Read, keys: list[str]) -> dict[str, StoredExchange]:
     marks = ",".join("?" * len(keys))
     rows = read(
-        "SELECT e.key, l.idx, l.kind, l.time, l.data, l.hash, c.name, c.body"
+        "SELECT e.key, l.idx, l.kind, l.time, l.data, l.hash, c.id, c.body"
         f" FROM (SELECT key, max(leaf) AS leaf FROM exchange WHERE key IN ({marks}) GROUP BY key) e"
         " JOIN leaf l ON l.idx = e.leaf"
-        " LEFT JOIN content c ON c.leaf = e.leaf AND c.name IN ('request', 'response')",
+        " LEFT JOIN content c ON c.leaf = e.leaf AND c.name = 'response'",
         [key_bytes(key) for key in keys],
     )
-    leaves: dict[str, Leaf] = {}
-    texts: dict[str, dict[str, bytes]] = {}
-    erased: set[str] = set()
-    for key, index, kind, time, data, digest, name, body in rows:
-        name_of_key = bytes(key).hex()
-        if name_of_key not in leaves:
-            leaves[name_of_key] = read_leaf(index, kind, time, data, digest)
-        if body is not None:
-            texts.setdefault(name_of_key, {})[name] = zstandard.decompress(body)
-        elif name == "response":
-            erased.add(name_of_key)
-    return {
-        key: StoredExchange(
-            key,
-            leaf.index,
-            leaf.body,
-            texts.get(key, {}).get("request"),
-            texts.get(key, {}).get("response"),
-            key in erased,
-        )
-        for key, leaf in leaves.items()
-    }
+    unpack = zstandard.ZstdDecompressor().decompress
+    found: dict[str, StoredExchange] = {}
+    for key, index, kind, time, data, digest, content, packed in rows:
+        name, leaf = bytes(key).hex(), read_leaf(index, kind, time, data, digest)
+        response = None if packed is None else unpack(packed)
+        erased = content is not None and packed is None
+        found[name] = StoredExchange(name, leaf.index, leaf.body, response, erased)
+    return found

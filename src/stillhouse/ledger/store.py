@@ -232,14 +232,14 @@ class Ledger:
         contents: Mapping[str, bytes],
         cost: float | None = None,
     ) -> Future[int]:
-        """Record an attempt's answer as an exchange leaf (the attempt's key is added to `body`); resolves to
-        the leaf's index. An answer that arrives after a sweep is taken all the same. `cost` is in US
-        dollars, None when it is not known.
+        """Record an attempt's answer as an exchange leaf, under the attempt's key also where `body` lacks it;
+        resolves to the leaf's index. An answer that arrives after a sweep is taken all the same. `cost` is in
+        US dollars, None when it is not known.
 
         The future fails with LedgerError when the attempt was answered or failed before.
         """
         now = self.clock()
-        key = self._keys.get(attempt) or self._key_of(attempt)
+        key = self._keys.get(attempt) or body.get("key") or self._key_of(attempt)
         ready = self._pack(new_leaf("exchange", {**body, "key": key}, contents, now))
         ended = utc_stamp(now)
 
@@ -278,12 +278,27 @@ class Ledger:
 
     def sweep(self, run: str) -> int:
         """Mark what a dead process of this run left open as unknown: sent, or about to be. Returns how many.
+        The lines of a batch stay open, for the batch outlives the process.
 
         Only for the process that holds the run's lock: it would count another's requests in flight as lost.
         """
         ended = utc_stamp(self.clock())
-        statement = "UPDATE attempt SET state = 'unknown', ended = ? WHERE state = 'open' AND run = ?"
-        return self._writer.submit(lambda db: db.execute(statement, (ended, run)).rowcount).result()
+        statement = (
+            "UPDATE attempt SET state = 'unknown', ended = ?"
+            " WHERE state = 'open' AND run = ? AND batch IS NULL"
+        )
+        return self.write(lambda db: db.execute(statement, (ended, run)).rowcount).result()
+
+    def lose(self, attempts: Iterable[int]) -> Future[int]:
+        """As `sweep`, for open attempts whose sender died while this process lives; resolves to how many."""
+        ended = utc_stamp(self.clock())
+        rows = [(ended, attempt) for attempt in attempts]
+        statement = "UPDATE attempt SET state = 'unknown', ended = ? WHERE state = 'open' AND id = ?"
+        return self._writer.submit(lambda db: db.executemany(statement, rows).rowcount)
+
+    def unsettled(self, run: str) -> dict[int, str]:
+        """The attempts of a run that are open or unknown, each with its key."""
+        return lookup.unsettled(self.read, run)
 
     def attempts(self, run: str | None = None) -> AttemptCounts:
         """What became of the requests of a run, or of all."""
@@ -293,9 +308,17 @@ class Ledger:
         """What the run's attempts have cost so far."""
         return lookup.spent(self.read, run)
 
+    def unpriced(self, run: str) -> list[tuple[str, int | None, int | None]]:
+        """(teacher, prompt tokens, completion tokens) of the run's attempts from when no price was known."""
+        return lookup.unpriced(self.read, run)
+
     def unknown(self, keys: Iterable[str]) -> set[str]:
         """Those of the keys that were sent, or about to be, when a process died."""
         return lookup.unknown(self.read, keys)
+
+    def in_batches(self, keys: Iterable[str]) -> set[str]:
+        """Those of the keys that are lines of a batch which is not over, in whichever run."""
+        return lookup.in_batches(self.read, keys)
 
     def exchanges(self, keys: Iterable[str]) -> Iterator[StoredExchange]:
         """The newest answer to each of these keys, in their order; keys without an answer are left out."""
@@ -372,6 +395,10 @@ class Ledger:
         """All rows of a reading statement, on the reading connection."""
         with self._reading, reading(self.workspace.ledger, "read"):
             return self._reader.execute(query, given).fetchall()
+
+    def write(self, operation: Callable[[sqlite3.Connection], T]) -> Future[T]:
+        """Run an operation in a transaction of the writing thread."""
+        return self._writer.submit(operation)
 
     def _pack(self, leaf: NewLeaf) -> NewLeaf:
         if not leaf.contents:

@@ -15,13 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
 
-from stillhouse.errors import EndpointError, UsageError
+from stillhouse.errors import EndpointError, UsageError, storage
 from stillhouse.records import Completion, FinishReason, Usage
 
 FailureKind = Literal[
@@ -36,6 +37,9 @@ FailureKind = Literal[
     "malformed",
     "cut",
     "too_large",
+    "expired",
+    "cancelled",
+    "lost",  # whoever sent it died; told by `ask`, never by this client
 ]
 
 MAX_REPLY_BYTES = 64 << 20
@@ -43,7 +47,8 @@ _CONNECT_SECONDS = 30.0
 _DETAIL_CHARACTERS = 500
 _KEPT_HEADERS = frozenset({"x-request-id", "request-id", "retry-after", "retry-after-ms", "date"})
 _QUOTA_CODES = frozenset({"insufficient_quota", "quota_exceeded", "insufficient_credits"})
-_FATAL = frozenset({"auth", "not_found", "quota"})
+FATAL = frozenset({"auth", "not_found", "quota"})
+_JSON = {"Content-Type": "application/json"}
 _FINISH: dict[object, FinishReason] = {
     "stop": "stop",
     "length": "length",
@@ -101,7 +106,7 @@ class Endpoint:
         return f"Endpoint({self.base_url!r})"
 
     async def __aenter__(self) -> Self:
-        headers = {"User-Agent": f"stillhouse/{_version()}", "Content-Type": "application/json"}
+        headers = {"User-Agent": f"stillhouse/{_version()}"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         self._session = aiohttp.ClientSession(
@@ -123,7 +128,7 @@ class Endpoint:
             data = orjson.dumps(body)
         except TypeError as error:  # a lone surrogate in a prompt
             return Failure("bad_request", f"the request cannot be written as JSON: {error}")
-        answer = await self._exchange("POST", "/chat/completions", data, timeout)
+        answer = await self.exchange("POST", "/chat/completions", data, timeout)
         if isinstance(answer, Failure):
             return answer
         raw, headers = answer
@@ -135,7 +140,7 @@ class Endpoint:
 
     async def models(self, timeout: float = 30.0) -> list[str]:  # noqa: ASYNC109
         """The ids of the models that the server offers. Raises EndpointError when it does not tell."""
-        answer = await self._exchange("GET", "/models", None, timeout)
+        answer = await self.exchange("GET", "/models", None, timeout)
         if isinstance(answer, Failure):
             raise EndpointError(f"{self.base_url} did not list its models", answer.detail, _mend(answer.kind))
         try:
@@ -148,21 +153,27 @@ class Endpoint:
                 "check base_url; it usually ends in /v1",
             ) from error
 
-    async def _exchange(
+    async def exchange(
         self,
         method: str,
         path: str,
-        data: bytes | None,
+        data: bytes | aiohttp.FormData | None,
         timeout: float,  # noqa: ASYNC109
+        into: Path | None = None,
     ) -> tuple[bytes, dict[str, str]] | Failure:
-        """The body and kept headers of a 200, or why there is none."""
+        """The body and kept headers of a 200, or why there is none; `data` as bytes is JSON. With `into` the
+        body of a 200 is written to that file, however large, and given as b""."""
         if self._session is None:
             raise RuntimeError("use `async with Endpoint(...)`")
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, _CONNECT_SECONDS))
+        url, kind = self.base_url + path, _JSON if isinstance(data, bytes) else None
         try:
             async with self._session.request(
-                method, self.base_url + path, data=data, timeout=limits, allow_redirects=False
+                method, url, data=data, headers=kind, timeout=limits, allow_redirects=False
             ) as response:
+                if into is not None and response.status == 200:
+                    await _save(response, into)
+                    return b"", {}
                 raw = await _read(response)
                 headers = {k.lower(): v for k, v in response.headers.items() if _kept(k.lower())}
                 if raw is None:
@@ -197,7 +208,7 @@ class Endpoint:
     def _not_the_shape(self, raw: bytes, headers: dict[str, str], reason: str) -> Failure:
         """A 200 that holds no completion; some routers put the error of the server behind them there."""
         code, message = error_of(raw)
-        if message and (code.isdigit() and 400 <= int(code) < 600):
+        if message and re.fullmatch(r"[45][0-9][0-9]", code):
             kind = kind_of(int(code), code, message)
             return self._failed(
                 kind, f"error {code} inside a 200: {message}", 200, retry_after(headers), True
@@ -214,7 +225,7 @@ class Endpoint:
         sent: bool = False,
     ) -> Failure:
         shown = redact(detail, self._key)[:_DETAIL_CHARACTERS]
-        return Failure(kind, shown, status, wait, sent, kind in _FATAL)
+        return Failure(kind, shown, status, wait, sent, kind in FATAL)
 
 
 # ---------------------------------------------------------------- decisions
@@ -270,6 +281,11 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
     since = _moment(headers.get("date"))
     since = now if since is None else since
     return max(0.0, until - since) if until is not None and since is not None else None
+
+
+def check_key(key_env: str) -> None:
+    """Raises UsageError when the variable that should hold the key is not set."""
+    _read_key(key_env)
 
 
 def _moment(text: str | None) -> float | None:
@@ -339,14 +355,13 @@ def _completion(
         raise ValueError(f"choice {place} has no message")
     reason = choice.get("finish_reason")
     return Completion(
-        text=_text(message.get("content"), place),
+        text=message_text(message.get("content"), place),
         finish_reason=_FINISH.get(reason, "unknown") if isinstance(reason, str) else "unknown",
         model=model,
         usage=usage,
         refusal=_string(message.get("refusal")),
         reasoning=_string(message.get("reasoning_content")) or _string(message.get("reasoning")),
         tool_calls=_calls(message.get("tool_calls"), place),
-        logprobs=_logprobs(choice.get("logprobs"), place),
         fingerprint=fingerprint,
     )
 
@@ -359,8 +374,11 @@ def _calls(calls: Any, place: int) -> str | None:
     return orjson.dumps(calls).decode()
 
 
-def _text(content: Any, place: int) -> str:
-    """A string, nothing (a refusal or a tool call), or parts of which the text ones count."""
+def message_text(content: Any, place: int) -> str:
+    """A string, nothing (a refusal or a tool call), or parts of which the text ones count.
+
+    Raises ValueError for anything else.
+    """
     if content is None:
         return ""
     if isinstance(content, str):
@@ -372,23 +390,6 @@ def _text(content: Any, place: int) -> str:
     raise ValueError(f"the content of choice {place} is not text")
 
 
-def _logprobs(logprobs: Any, place: int) -> tuple[dict[str, Any], ...] | None:
-    if logprobs is None:
-        return None
-    content = logprobs.get("content") if isinstance(logprobs, dict) else logprobs
-    if content is None:
-        return None
-    if not isinstance(content, list):
-        raise ValueError(f"the logprobs of choice {place} are not a list")
-    for entry in content:
-        number = entry.get("logprob") if isinstance(entry, dict) else None
-        if not isinstance(number, int | float) or not isinstance(entry.get("token"), str):
-            raise ValueError(f"a logprob of choice {place} lacks its token or value")
-        if not isinstance(entry.get("top_logprobs") or [], list):
-            raise ValueError(f"the top_logprobs of choice {place} are not a list")
-    return tuple(content)
-
-
 def _usage(usage: Any) -> Usage:
     if not isinstance(usage, dict):
         return Usage()
@@ -396,7 +397,8 @@ def _usage(usage: Any) -> Usage:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """A count that a record can hold; a provider that claims another one has not said how many."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
 
 
 def _string(value: Any) -> str | None:
@@ -416,6 +418,13 @@ async def _read(response: aiohttp.ClientResponse) -> bytes | None:
             return None
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+async def _save(response: aiohttp.ClientResponse, path: Path) -> None:
+    """Raises StorageError where the disk is full."""
+    with storage("write", path), path.open("wb") as file:
+        async for chunk in response.content.iter_any():
+            file.write(chunk)
 
 
 def _kept(header: str) -> bool:

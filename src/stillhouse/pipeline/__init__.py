@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,16 +18,19 @@ import rfc8785
 
 from stillhouse import ask as asking
 from stillhouse.collect import Asked, PromptSet, collect, limits_of, load_prompts
+from stillhouse.collect.grow import Grown, grow, keep_record
 from stillhouse.curate import curate
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
 from stillhouse.pipeline.planning import Plan, plan
 from stillhouse.pipeline.recording import recorded
+from stillhouse.pipeline.rounds import account, focus_note, focused
 from stillhouse.pipeline.setup import (
     STAGES,
     admit_all,
     check,
+    check_reachable,
     greedy,
     local_teacher,
     need_extra,
@@ -40,7 +45,18 @@ from stillhouse.scoring import BUILTIN, Scorer
 from stillhouse.terms import gate
 from stillhouse.workspace import RunFolder, Workspace, locked, read_marker, write_json
 
-__all__ = ["STAGES", "Finished", "Plan", "check", "need_extra", "open_teacher", "plan", "run"]
+__all__ = [
+    "STAGES",
+    "Finished",
+    "Plan",
+    "cancel_batches",
+    "check",
+    "focused",
+    "need_extra",
+    "open_teacher",
+    "plan",
+    "run",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +74,18 @@ def run(
     stages: Sequence[str] = STAGES,
     prompts: PromptSet | None = None,
     scorers: Mapping[str, Scorer] = BUILTIN,
+    ray_workers: int | None = None,
 ) -> Finished:
     """Run the stages of a recipe, skipping what is done, and return where the results are.
 
     `prompts` replaces the recipe's prompt files and `scorers` the shipped scorers, for callers with rows
-    and judgements of their own. Raises what the stages raise; what they finished stays finished.
+    and judgements of their own. With `ray_workers` the prompts to learn from are asked by so many workers
+    of a Ray cluster (0: see `ask.on_ray`). Raises what the stages raise; what they finished stays finished.
     """
     prompts = prompts or load_prompts(recipe)
     check(recipe, prompts, scorers)
+    if ray_workers is not None:
+        check_reachable(recipe)
     if {"train", "evaluate"} & set(stages):
         need_extra("train", ("torch", "transformers"))
     folder = workspace.run(recipe.run.name, run_digest(recipe))
@@ -77,7 +97,7 @@ def run(
     ):
         write_json(folder.recipe, recipe.model_dump(mode="json"))
         folder.logs.mkdir(exist_ok=True)
-        work = _Work(folder, recipe, ledger, teachers, prompts, scorers, recording)
+        work = _Work(workspace, folder, recipe, ledger, teachers, prompts, scorers, recording, ray_workers)
         skipped = [stage for stage in STAGES if stage in stages and not _DO[stage](work)]
         evaluation = json.loads(folder.evaluation.read_bytes()) if folder.evaluation.exists() else None
         return Finished(folder, evaluation, tuple(skipped), tuple(_notices(folder)))
@@ -90,8 +110,20 @@ def _notices(folder: RunFolder) -> Iterator[str]:
             yield f"the teacher {who['teacher']} changed while it was asked: {change['words']}"
 
 
+def cancel_batches(recipe: Recipe, workspace: Workspace, watch: Watch = unwatched) -> asking.Tally:
+    """Cancel the batches of a recipe's run and keep the answers that were ready; nothing is asked.
+
+    `answered` of the result counts those. Raises EndpointError when the provider does not reply.
+    """
+    folder = workspace.run(recipe.run.name, run_digest(recipe))
+    with locked(folder), Ledger.open(workspace) as ledger, open_teachers(recipe) as teachers:
+        parts = [asking.Part(teacher, 0, ()) for teacher in teachers]
+        return asking.cancel_batches(parts, limits_of(recipe), ledger, folder.root.name, watch)
+
+
 @dataclass(frozen=True, slots=True)
 class _Work:
+    workspace: Workspace
     folder: RunFolder
     recipe: Recipe
     ledger: Ledger
@@ -99,6 +131,7 @@ class _Work:
     prompts: PromptSet
     scorers: Mapping[str, Scorer]
     watch: Watch
+    ray_workers: int | None
 
 
 def _collect(work: _Work) -> bool:
@@ -106,11 +139,31 @@ def _collect(work: _Work) -> bool:
     started = time.monotonic()
     decisions = admit_all(work.recipe, work.ledger)
     teachers = list(zip(work.teachers, decisions, strict=True))
-    done = collect(work.folder, work.recipe, work.prompts, teachers, work.ledger, work.watch)
+    tallies: list[asking.Tally] = []
+
+    def put(questions: Sequence[asking.Question], teacher: asking.Teacher, sampling: asking.Sampling) -> None:
+        limits, run = limits_of(work.recipe), work.folder.root.name
+        tallies.append(
+            asking.ask(
+                questions, teacher, sampling, limits, work.ledger, run, decisions[0], work.watch, "grow"
+            )
+        )
+
+    grown = grow(work.recipe, work.prompts, work.teachers[0], work.ledger, put)
+    prompts = work.prompts.whole([prompt for one in grown for prompt in one.prompts])
+    growth = keep_record(work.folder, work.recipe, grown, work.ledger) if grown else None
+    with ExitStack() as stack:
+        cluster = None
+        if work.ray_workers is not None:
+            cluster = stack.enter_context(
+                asking.on_ray(work.ray_workers, work.folder.shards, work.ledger, work.folder.root.name)
+            )
+        done = collect(work.folder, work.recipe, prompts, teachers, work.ledger, work.watch, cluster)
+    tallies.append(done.tally)
     price = price_of(work.recipe.teacher, today())
     before = _result(work.folder, "collect")
     seconds = 0.0 if before is None else before["seconds"]  # of the calls that bought something
-    if done.tally.answered > 0 or before is None:
+    if before is None or any(tally.answered for tally in tallies):
         seconds += time.monotonic() - started
     result = {
         "recipe": recipe_digest(work.recipe),
@@ -123,16 +176,25 @@ def _collect(work: _Work) -> bool:
             for who, leaf in teachers
         ],
         "price": None if price is None else price.record(),
-        "prompts": len(work.prompts.train),
+        "prompts": len(prompts.train),
         "broken_lines": len(work.prompts.broken),
         "leaked": work.prompts.leaked,
         "exchanges": done.exchanges,
         "answered_by": done.answered_by,
         "digest": done.digest,
-        **_counts(work, done.tally),
+        "grow": growth,
+        "focus": _account(work, grown),
+        **_counts(work, *tallies),
     }
     _mark(work, "collect", _digest(recipe_digest(work.recipe)), seconds, result)
-    return done.tally.sent > 0
+    return any(tally.sent or tally.answered for tally in tallies)
+
+
+def _account(work: _Work, grown: Sequence[Grown]) -> dict[str, Any] | None:
+    focus = work.recipe.prompts.focus
+    if focus is None:
+        return None
+    return account(focus, work.prompts, grown, work.workspace, work.folder, work.ledger)
 
 
 def _curate(work: _Work) -> bool:
@@ -257,6 +319,8 @@ def _complete_evaluation(work: _Work, tested: asking.Tally) -> None:
     evaluation["seconds"] = {**seconds, "total": round(sum(seconds.values()), 2)}
     evaluation["exchanges"] = {name: asked[name] + testing[name] for name in ("sent", "reused", "failed")}
     evaluation["exchanges"]["unknown"] = testing["unknown"]  # of the whole run
+    if asked.get("focus") and (note := focus_note(asked["focus"])) and note not in evaluation["notes"]:
+        evaluation["notes"].append(note)
     evaluation["versions"] = {name: version(name) for name in ("stillhouse", "torch", "transformers")}
     write_json(work.folder.evaluation, evaluation)
 
@@ -328,25 +392,26 @@ def _facts(prompt: Prompt) -> list[Any]:
     return [prompt.id, messages, prompt.tools, prompt.family, prompt.group, prompt.reference, prompt.scorer]
 
 
-def _counts(work: _Work, tally: asking.Tally) -> dict[str, Any]:
+def _counts(work: _Work, *tallies: asking.Tally) -> dict[str, Any]:
     """`sent`, `answered`, `reused`, `failed` and `failures` are of this call, attempts of the run. Tokens and
     `cost.low` (US dollars) are of the answers to these questions that the run bought; `cost.high` is what
     the run has spent so far at most, requests counted that may have been billed without an answer."""
     attempts = work.ledger.attempts(work.folder.root.name)
     priced = all(teacher.price is not None for teacher in work.teachers)
+    failures = sum((Counter(tally.failures) for tally in tallies), Counter[str]())
     return {
-        "sent": tally.sent,
-        "answered": tally.answered,
-        "reused": tally.reused,
-        "failed": len(tally.failed),
-        "failures": tally.failures,
+        "sent": sum(tally.sent for tally in tallies),
+        "answered": sum(tally.answered for tally in tallies),
+        "reused": sum(tally.reused for tally in tallies),
+        "failed": sum(len(tally.failed) for tally in tallies),
+        "failures": dict(failures),
         "attempts": {"answered": attempts.answered, "failed": attempts.failed, "unknown": attempts.unknown},
         "unknown": attempts.unknown,
-        "prompt_tokens": tally.prompt_tokens,
-        "completion_tokens": tally.completion_tokens,
+        "prompt_tokens": sum(tally.prompt_tokens for tally in tallies),
+        "completion_tokens": sum(tally.completion_tokens for tally in tallies),
         "cost": {
-            "low": tally.billed if priced else None,
+            "low": sum(tally.billed for tally in tallies) if priced else None,
             "expected": None,
-            "high": tally.budget.spent if priced else None,
+            "high": max(tally.budget.spent for tally in tallies) if priced else None,
         },
     }

@@ -19,6 +19,7 @@ from stillhouse.collect import (
     load_prompts,
     sampling_of,
 )
+from stillhouse.collect.grow import Grown, grow, orders
 from stillhouse.ledger import Ledger
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
 from stillhouse.pipeline.setup import STAGES, admit_all, check, greedy, open_teachers, today
@@ -34,8 +35,10 @@ class Plan:
 
     run: RunFolder
     is_new: bool
-    prompts: PromptSet
-    questions: int  # to the teacher, over training and test prompts
+    prompts: PromptSet  # before any is grown
+    grown: int  # prompts that the ledger's answers have brought
+    to_grow: int  # and those that are still to be grown; what they cost is not known
+    questions: int  # to the teacher, over training and test prompts and those that are grown
     answered: int  # of these, already in the ledger
     canaries: int  # requests beside them, to see whether a teacher changes
     prices: tuple[tuple[str, KnownPrice | None, int | None], ...]  # of each teacher: model, price, days old
@@ -62,18 +65,28 @@ def plan(
     prompts = prompts or load_prompts(recipe)
     check(recipe, prompts)
     decisions = admit_all(recipe, ledger)
-    asked, sampling = asked_of(recipe, prompts.train), sampling_of(recipe)
+    grown: list[Grown] = []
+    if orders(recipe, prompts):
+        with open_teachers(recipe) as teachers:
+            grown = grow(recipe, prompts, teachers[0], ledger)
+    whole = prompts.whole([prompt for one in grown for prompt in one.prompts])
+    to_grow = sum(one.left for one in grown)
+    asked, sampling = asked_of(recipe, whole.train), sampling_of(recipe)
     if pilot:
         with locked(run), open_teachers(recipe, run.logs / "teacher.log") as teachers:
             run.logs.mkdir(exist_ok=True)
+            asking.recover(run.shards, ledger, run.root.name)
             drawn = _unanswered(asked, teachers, sampling, ledger, recipe.run.seed, pilot)
             parts = [asking.Part(*each) for each in zip(teachers, decisions, drawn, strict=True)]
             asking.ask_all(parts, sampling, limits_of(recipe), ledger, run.root.name, watch, "pilot")
     with open_teachers(recipe) as teachers:
-        watched = zip(teachers, decisions, asked, canaries_of(recipe, asked), strict=True)
-        every = [[(asking.Part(*each), sampling)] for each in watched]
-        every[0].append((asking.Part(teachers[0], decisions[0], Asked(prompts.test)), greedy(recipe)))
-        stocks = [_stock(parts, ledger) for parts in every]
+        in_batches = recipe.collect.mode == "batch"
+        payees = [asking.at_batch_price(teacher) if in_batches else teacher for teacher in teachers]
+        watched = zip(payees, decisions, asked, canaries_of(recipe, asked), strict=True)
+        asked_of_each = [[(asking.Part(*each), sampling)] for each in watched]
+        tested = asking.Part(teachers[0], decisions[0], Asked(prompts.test))
+        asked_of_each[0].append((tested, greedy(recipe)))
+        stocks = [_stock(each, ledger) for each in asked_of_each]
         left = sum(stock.left for stock in stocks)
         canaries = sum(stock.canaries for stock in stocks)
         answered = sum(stock.answered for stock in stocks)
@@ -82,12 +95,16 @@ def plan(
             run=run,
             is_new=not run.recipe.exists(),
             prompts=prompts,
+            grown=sum(len(one.prompts) for one in grown),
+            to_grow=to_grow,
             questions=answered + left,
             answered=answered,
             canaries=canaries,
             prices=tuple(_price(teacher) for teacher in (recipe.teacher, *recipe.teachers)),
-            cost=_total([_cost(stock) for stock in stocks]),
-            seconds=_seconds(ledger, recent[-200:], left + canaries, recipe.collect.concurrency),
+            cost=_total([_cost(stock, to_grow > 0) for stock in stocks]),
+            seconds=UNKNOWN
+            if to_grow or (in_batches and left)
+            else _seconds(ledger, recent[-200:], left + canaries, recipe.collect.concurrency),
             done=tuple(stage for stage in STAGES if read_marker(run, stage) is not None),
         )
 
@@ -112,12 +129,11 @@ class _Stock:
 
 
 def _stock(parts: Sequence[tuple[asking.Part, asking.Sampling]], ledger: Ledger) -> _Stock:
-    """`parts` are of one teacher."""
-    teacher = parts[0][0].teacher
+    """The same teacher stands in each part, at the price at which it is asked these questions."""
     answered, left, canaries, worst = 0, 0, 0, 0.0
     costs, leaves = array("d"), deque[int](maxlen=200)
     for part, sampling in parts:
-        fresh = 0
+        teacher, fresh = part.teacher, 0
         for question, exchange in asking.answers(part.questions, teacher, sampling, ledger):
             if exchange is None:
                 fresh += 1
@@ -134,7 +150,7 @@ def _stock(parts: Sequence[tuple[asking.Part, asking.Sampling]], ledger: Ledger)
             each = [asking.worst_cost(question, teacher, sampling) for question in part.canary.questions]
             canaries += coming
             worst += sum(each) * coming / len(each)
-    return _Stock(teacher.price, answered, left, canaries, worst, costs, list(leaves))
+    return _Stock(parts[0][0].teacher.price, answered, left, canaries, worst, costs, list(leaves))
 
 
 def _total(parts: Sequence[Estimate]) -> Estimate:
@@ -147,12 +163,12 @@ def _total(parts: Sequence[Estimate]) -> Estimate:
     return Estimate(*(add([getattr(part, name) for part in parts]) for name in ("low", "expected", "high")))
 
 
-def _cost(stock: _Stock) -> Estimate:
+def _cost(stock: _Stock, more: bool) -> Estimate:
     """US dollars for what is left to ask, retries aside: from earlier answers where there are enough, else
-    a bound."""
-    if stock.left == 0 or stock.price == FREE:
+    a bound. Unknown where `more` prompts are still to be grown."""
+    if stock.price == FREE or (stock.left == 0 and not more):
         return Estimate(0.0, 0.0, 0.0)
-    if stock.price is None:
+    if stock.price is None or more:
         return UNKNOWN
     if len(stock.costs) < 10:
         return Estimate(None, None, stock.worst)

@@ -12,6 +12,7 @@ from typing import Any
 
 from stillhouse import ask as asking
 from stillhouse.collect import PromptSet
+from stillhouse.collect.grow import check_growth
 from stillhouse.errors import ModelError, UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
@@ -57,6 +58,7 @@ def open_teacher(settings: Teacher, log: Path | None = None) -> Iterator[asking.
         "key_env": settings.key_env,
         "system": settings.system,
         "price": None if known is None else known.price,
+        "batch_price": None if known is None else known.batch,
     }
     if settings.imported:
         yield asking.Teacher(settings.model, "import", settings.revision, None, **common)
@@ -65,19 +67,19 @@ def open_teacher(settings: Teacher, log: Path | None = None) -> Iterator[asking.
         endpoint = asking.logical_endpoint(url, settings.provider)
         yield asking.Teacher(settings.model, endpoint, settings.revision, lambda: url, **common)
     else:
+        from stillhouse.models.serve import MAX_ROWS, background
+
         folder = source_folder(settings.model)
         name = settings.model if settings.model.startswith("embedded:") else Path(folder).name
         with ExitStack() as stack:
             served: list[str] = []
 
             def serve() -> str:
-                from stillhouse.models.serve import background
-
                 if not served:
                     served.append(stack.enter_context(background(settings.model, log)))
                 return served[0]
 
-            yield asking.Teacher(name, "local", weights_digest(folder), serve, **common)
+            yield asking.Teacher(name, "local", weights_digest(folder), serve, room=MAX_ROWS, **common)
 
 
 def today() -> date:
@@ -87,10 +89,17 @@ def today() -> date:
 def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BUILTIN) -> None:
     """What can be known to fail before anybody is asked, and so paid. Raises UsageError or ModelError."""
     check_scorers(prompts.scorers(), scorers)
+    check_growth(recipe, prompts)
     for teacher in (recipe.teacher, *recipe.teachers):
+        if recipe.collect.mode == "batch" and teacher.endpoint is None:
+            raise UsageError(
+                f"{teacher.model} cannot be asked in batches",
+                "its answers are imported" if teacher.imported else "it is served here, without a Batch API",
+                'set collect.mode = "online", or name an endpoint that has batches',
+            )
         known = price_of(teacher, today())
         asking.check_cap(recipe.collect.max_cost, None if known is None else known.price)
-        if known is not None and known.up_to is not None:
+        if known is not None and known.up_to is not None and recipe.collect.max_cost is not None:
             _check_lengths(teacher, prompts, known.up_to)
     if recipe.student.init in ("from_teacher", "config"):
         return
@@ -106,11 +115,22 @@ def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BU
         )
 
 
+def check_reachable(recipe: Recipe) -> None:
+    """Raises UsageError for a teacher that only this machine can ask."""
+    for teacher in (recipe.teacher, *recipe.teachers):
+        if local_model(teacher) is not None:
+            raise UsageError(
+                f"{teacher.model} cannot be asked from other machines",
+                "it has no endpoint, so it is served on this machine for this machine",
+                "serve it where all can reach it and set `endpoint`, or collect without `--on ray`",
+            )
+
+
 def _check_lengths(teacher: Teacher, prompts: PromptSet, most: int) -> None:
-    """Raises UsageError for a prompt that may be longer than the known price is for."""
-    system = len(teacher.system.encode())
-    for prompt in chain(prompts.train, prompts.test):
-        size = system + sum(len(message.content.encode()) for message in prompt.messages)
+    """Raises UsageError for a prompt that may be longer than the known price is for, under a cap."""
+    for prompt in chain(prompts.train, prompts.further, prompts.test):
+        texts = (teacher.system, prompt.tools, *(m.content + m.extra for m in prompt.messages))
+        size = sum(len(text.encode()) for text in texts)
         tokens = worst_prompt_tokens(size, len(prompt.messages) + 1)
         if tokens > most:
             raise UsageError(
@@ -122,9 +142,11 @@ def _check_lengths(teacher: Teacher, prompts: PromptSet, most: int) -> None:
 
 def local_teacher(recipe: Recipe) -> str | None:
     """The teacher's folder, None for one that is asked elsewhere."""
-    if recipe.teacher.endpoint or recipe.teacher.imported:
-        return None
-    return source_folder(recipe.teacher.model)
+    return local_model(recipe.teacher)
+
+
+def local_model(teacher: Teacher) -> str | None:
+    return None if teacher.endpoint or teacher.imported else source_folder(teacher.model)
 
 
 def need_extra(extra: str, modules: Sequence[str]) -> None:

@@ -64,16 +64,20 @@ def _facts(
     run: RunFolder, recipe: Recipe, evaluation: dict[str, Any], decisions: list[int]
 ) -> dict[str, Any]:
     markers = {stage: json.loads(run.marker(stage).read_bytes()) for stage in ("collect", "curate", "train")}
-    terms = recipe.teacher.terms
+    asked = markers["collect"]["result"]["teachers"]
+    teachers = [
+        {
+            "model": teacher.model,
+            "endpoint": teacher.endpoint,
+            "revision": found["revision"],
+            "declared_terms": None if teacher.terms is None else teacher.terms.model_dump(mode="json"),
+        }
+        for teacher, found in zip((recipe.teacher, *recipe.teachers), asked, strict=True)
+    ]
     return {
         "run": run.root.name,
-        "teacher": {
-            "model": recipe.teacher.model,
-            "endpoint": recipe.teacher.endpoint,
-            "revision": markers["collect"]["result"].get("revision"),
-            "decision_leaves": decisions,
-            "declared_terms": None if terms is None else terms.model_dump(mode="json"),
-        },
+        "teachers": teachers,
+        "decision_leaves": decisions,
         "student": {"init": recipe.student.init},
         "samples": markers["curate"]["result"],
         "training": markers["train"]["result"],
@@ -104,6 +108,7 @@ def model_card(recipe: Recipe, run: str, evaluation: dict[str, Any], facts: dict
     retention = evaluation.get("retention") or {}
     kept = _interval(retention.get("value"), retention.get("low"), retention.get("high"))
     samples = facts["samples"]
+    taught = " and ".join(f"`{teacher['model']}`" for teacher in facts["teachers"])
     return "\n".join(
         [
             *head,
@@ -111,7 +116,7 @@ def model_card(recipe: Recipe, run: str, evaluation: dict[str, Any], facts: dict
             "",
             f"# {_name(recipe)}",
             "",
-            f"Distilled by stillhouse (run `{run}`) from the answers of `{recipe.teacher.model}`, "
+            f"Distilled by stillhouse (run `{run}`) from the answers of {taught}, "
             f"starting from `{recipe.student.init}`.",
             "",
             "| | score on the test prompts (95 % interval) |",
@@ -126,7 +131,7 @@ def model_card(recipe: Recipe, run: str, evaluation: dict[str, Any], facts: dict
             f"{samples['kept']} rows were kept of {samples['rows']} teacher answers; dropped: "
             f"{json.dumps(samples['reasons'], sort_keys=True)}. Every row is a leaf in the ledger that names "
             "the teacher's answer, and every answer names the decision by which it was allowed (leaves "
-            f"{', '.join(map(str, facts['teacher']['decision_leaves']))}). `ledger.checkpoint` is the "
+            f"{', '.join(map(str, facts['decision_leaves']))}). `ledger.checkpoint` is the "
             "ledger's signed head.",
             "",
             "unanchored: internally consistent only. Nobody else is known to hold a checkpoint.",

@@ -106,11 +106,12 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
 
     model.train()
     how = precision, gather, vocabulary
+    shared = device.type == "cpu" and settings.batch_tokens * vocabulary <= SCORES and not draws(model)
     with (
         storage("write", log),
         log.open("w") as file,
         interrupts() as stopped,
-        workers(threads, device) as two,
+        workers(threads, shared) as two,
     ):
         file.writelines(lines)
         batches = epoch_batches(lengths, settings.batch_tokens, seed, done // per_epoch)
@@ -308,15 +309,24 @@ def restore(
         torch.cuda.set_rng_state(state["random"]["cuda"])
 
 
+def draws(model: Any) -> bool:
+    """Whether the model draws random numbers in training, as dropout does."""
+    rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    rates += [rate for name, rate in model.config.to_dict().items() if "drop" in name]
+    return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
+
+
 @contextmanager
-def workers(threads: int, device: torch.device) -> Iterator[Executor | None]:
-    """Two workers with half of the torch threads each on a CPU that has more than one, else None.
+def workers(threads: int, shared: bool) -> Iterator[Executor | None]:
+    """Two workers with half of the torch threads each, None where there is one or the work is not to be
+    shared. That is for batches on a CPU that need not be cut, of models that draw nothing: two threads
+    would draw from one generator in any order.
 
     Operations of small models are too short to be shared by threads, half batches are not. The process's
     own number of threads is put back after.
     """
     before = torch.get_num_threads()
-    shared = device.type == "cpu" and threads > 1
+    shared = shared and threads > 1
     torch.set_num_threads(threads // 2 if shared else threads)
     try:
         with ThreadPoolExecutor(2) if shared else nullcontext() as pool:

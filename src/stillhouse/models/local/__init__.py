@@ -20,6 +20,7 @@ from stillhouse.models.local.load import (
     text_ids,
     threads_for,
     vocabulary,
+    workers_for,
 )
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "text_ids",
     "threads_for",
     "vocabulary",
+    "workers_for",
 ]

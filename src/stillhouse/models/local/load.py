@@ -13,6 +13,7 @@ import torch
 
 from stillhouse.errors import ModelError, UsageError
 from stillhouse.models import source_folder
+from stillhouse.models.vocabulary import byte_table, token_bytes
 from stillhouse.records import Message
 
 _SMALL_MODEL = 20_000_000  # weights
@@ -195,6 +196,14 @@ def threads_for(model: LocalModel) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def workers_for(model: LocalModel) -> int:
+    """How many threads may run this model side by side, each with a batch of its own.
+
+    A small model on a CPU gets one for each core: what cannot share an operation can share the requests.
+    """
+    return _cores() if model.model.device.type == "cpu" and parameters(model) < _SMALL_MODEL else 1
+
+
 def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux: containers and `taskset` allow fewer than there are
         return len(os.sched_getaffinity(0))
@@ -256,29 +265,19 @@ class Token:
 def vocabulary(model: LocalModel) -> list[Token]:
     """Every token id's bytes, read from the tokenizer's own notation.
 
-    Byte-level BPE writes each byte as a printable character (GPT-2's table), SentencePiece writes a space as
-    U+2581 and lone bytes as `<0x0A>`. `name` is the text, or `bytes:\\x..` where the bytes are no whole
-    characters, as OpenAI writes it.
+    `name` is the text, or `bytes:\\x..` where the bytes are no whole characters, as OpenAI writes it.
     """
     tokenizer = model.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     byte_level = backend is not None and "ByteLevel" in str(backend.decoder)
     special = set(getattr(tokenizer, "all_special_ids", ()))
-    table = _byte_table() if byte_level else {}
+    table = byte_table() if byte_level else {}
     found = []
     for at in range(max(len(tokenizer), 1)):
         written = tokenizer.convert_ids_to_tokens(at) or ""
-        raw = written.encode() if at in special else _token_bytes(written, table)
+        raw = written.encode() if at in special else token_bytes(written, table)
         found.append(Token(raw, _token_name(raw), at in special))
     return found
-
-
-def _token_bytes(written: str, table: dict[str, int]) -> bytes:
-    if table and all(c in table for c in written):
-        return bytes(table[c] for c in written)
-    if len(written) == 6 and written.startswith("<0x") and written.endswith(">"):
-        return bytes([int(written[3:5], 16)])
-    return written.replace("\u2581", " ").encode("utf-8", "replace")
 
 
 def _token_name(raw: bytes) -> str:
@@ -286,10 +285,3 @@ def _token_name(raw: bytes) -> str:
         return raw.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
-
-
-def _byte_table() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes, as character -> byte."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(hidden)}

@@ -21,6 +21,7 @@ from typing import IO
 from stillhouse.errors import ModelError, UsageError, storage
 
 _READY_SECONDS = 600.0  # to load the weights, perhaps from the hub or a slow disk
+MAX_ROWS = 128  # requests that one thread of a model works on at once
 _KEEP_ALIVE_SECONDS = 75  # longer than clients keep a connection: they close it, none breaks under a request
 _STOP_SECONDS = 5.0
 _LOG_LINES = 12
@@ -42,12 +43,12 @@ def serve(
     """
     import uvicorn
 
-    from stillhouse.models.local import load_model, threads_for
+    from stillhouse.models.local import load_model, threads_for, workers_for
     from stillhouse.models.serve.app import Served, application
 
     with _listen(host, port) as listener:
         model = load_model(source)
-        app = application(Served(model, name))
+        app = application(Served(model, name, workers_for(model)))
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -58,7 +59,7 @@ def serve(
         if ready is not None:
             shown = f"[{host}]" if ":" in host else host
             ready(f"http://{shown}:{listener.getsockname()[1]}/v1")
-        with threads_for(model):  # the model's thread starts in the block and takes its number from here
+        with threads_for(model):  # its threads start in the block and take their number from here
             uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -38,9 +38,9 @@ MAX_BODY_BYTES = 16 << 20
 
 
 class Served:
-    """A model under its name, with what its answers need."""
+    """A model under its name, with what its answers need; up to `workers` threads run it, a batch each."""
 
-    def __init__(self, model: LocalModel, name: str | None) -> None:
+    def __init__(self, model: LocalModel, name: str | None, workers: int = 1) -> None:
         local = Path(model.folder).is_dir()
         embedded = model.source.startswith("embedded:")
         own = Path(model.folder).name if local and not embedded else model.source
@@ -50,17 +50,21 @@ class Served:
         self.started = int(time.time())
         commit = weights_digest(model.folder) if local else getattr(model.model.config, "_commit_hash", None)
         self.fingerprint = f"fp_{commit[:12]}" if commit else None
-        self.worker: Worker | None = None
+        self.most = workers
+        self.workers: list[Worker] = []
 
     @cached_property
     def vocabulary(self) -> list[Token]:
         return vocabulary(self.model)
 
     def start(self) -> Worker:
-        if self.worker is None:
-            self.worker = Worker(self.model, asyncio.get_running_loop())
-            self.worker.start()
-        return self.worker
+        """The worker with the least to do; a further one is started while all have work."""
+        least = min(self.workers, key=Worker.load, default=None)
+        if least is None or (least.load() and len(self.workers) < self.most):
+            least = Worker(self.model, asyncio.get_running_loop())
+            least.start()
+            self.workers.append(least)
+        return least
 
     def envelope(self, prefix: str) -> wire.Envelope:
         return wire.Envelope(
@@ -93,7 +97,7 @@ def application(served: Served) -> Starlette:
         return _json(row)
 
     async def health(request: HttpRequest) -> Response:
-        dead = served.worker is not None and not served.worker.is_alive()
+        dead = not all(worker.is_alive() for worker in served.workers)
         told = {"status": "the model's thread has ended" if dead else "ok", "model": served.name}
         return _json(told, 503 if dead else 200)
 

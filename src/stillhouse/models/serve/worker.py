@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stillhouse.models.local import Decoder, Event, LocalModel, Request, score
+from stillhouse.models.serve import MAX_ROWS
 
-MAX_ROWS = 128
 _GATHER_SECONDS = 0.006  # how long an idle batch waits for company when the last one had some
 _PATIENCE_STEPS = 4  # newcomers are read in together, at the latest after so many steps
 
@@ -61,6 +61,10 @@ class Worker(threading.Thread):
 
     def put(self, command: Job | Scoring | Cancel | None) -> None:
         self.inbox.put(command)
+
+    def load(self) -> int:
+        """Requests that are waiting or under way, about; asked from another thread."""
+        return self.inbox.qsize() + len(self.waiting) + len(self.decoder)
 
     def run(self) -> None:
         while True:

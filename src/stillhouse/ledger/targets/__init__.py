@@ -1,0 +1,148 @@
+"""Targets: a teacher's probabilities for the tokens of training rows, packed into sealed shards.
+
+A shard is bound to a teacher, a tokenizer and a chat template, and a row is found by its sample id together
+with the digest of its input ids. What does not match is an error; there is no fallback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.errors import LedgerError
+from stillhouse.ledger.targets.layout import Binding, Targets, decode, encode
+from stillhouse.ledger.targets.shard import (
+    SUFFIX,
+    Shard,
+    ShardWriter,
+    ids_digest,
+    open_shard,
+    unsealed,
+    verify_shard,
+)
+
+__all__ = [
+    "Binding",
+    "Shard",
+    "ShardWriter",
+    "TargetReader",
+    "Targets",
+    "decode",
+    "encode",
+    "ids_digest",
+    "open_shard",
+    "unsealed",
+    "verify_shard",
+]
+
+_AGAIN = "write the targets of these samples again"
+
+
+class TargetReader:
+    """The shards of `folder` named by `digests` (hex), which all must be bound as `binding` says.
+
+    Raises LedgerError for a shard that is missing, unusable or bound otherwise, and for a sample that stands
+    in two of them.
+    """
+
+    def __init__(self, folder: Path, digests: Sequence[str], binding: Binding) -> None:
+        self.binding = binding
+        self.shards = tuple(_bound(folder / (digest + SUFFIX), binding) for digest in digests)
+        self._rows = [(shard, row) for shard in self.shards for row in range(len(shard.sample_ids))]
+        self._numbers: dict[str, int] = {}
+        for number, (shard, row) in enumerate(self._rows):
+            if (first := self._numbers.setdefault(shard.sample_ids[row], number)) != number:
+                raise LedgerError(
+                    f"two shards hold targets of {shard.sample_ids[row]!r}",
+                    f"{shard.path.name} and {self._rows[first][0].path.name}",
+                    "name the shards of one writing only",
+                )
+
+    @property
+    def positions(self) -> int:
+        return sum(sum(shard.positions) for shard in self.shards)
+
+    @property
+    def known(self) -> int:
+        """Positions that have targets."""
+        return sum(shard.known for shard in self.shards)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of the files, all that is in them, for each position."""
+        return sum(len(shard.data) for shard in self.shards) / max(1, self.positions)
+
+    def locate(self, sample_id: str, ids: NDArray[np.int32], positions: int) -> int:
+        """The row of a sample with these input ids, of which the last `positions` tokens are trained.
+
+        Raises LedgerError when there are no targets for exactly this.
+        """
+        number = self._numbers.get(sample_id)
+        if number is None:
+            raise LedgerError(
+                f"there are no targets for the sample {sample_id!r}",
+                f"{len(self.shards)} shards hold {len(self._rows)} other samples",
+                _AGAIN,
+            )
+        shard, row = self._rows[number]
+        if shard.digests[row] != ids_digest(ids):
+            raise LedgerError(
+                f"the targets of the sample {sample_id!r} are of other input ids",
+                "the sample, the tokenizer or the chat template changed after they were written",
+                _AGAIN,
+            )
+        if shard.positions[row] != positions:
+            raise LedgerError(
+                f"the targets of the sample {sample_id!r} cover other tokens",
+                f"they are of {shard.positions[row]} positions, and {positions} are trained",
+                _AGAIN,
+            )
+        return number
+
+    def read(self, rows: Sequence[int]) -> Targets:
+        """The targets of located rows, one row after the other.
+
+        Raises LedgerError for values that no shard holds, naming the shard and the sample.
+        """
+        try:
+            return self._decode(rows)
+        except ValueError as error:
+            self._name_the_bad_row(rows, error)
+
+    def _decode(self, rows: Sequence[int]) -> Targets:
+        places = [self._rows[number] for number in rows]
+        positions = np.array([shard.positions[row] for shard, row in places], dtype=np.int64)
+        return decode(self.binding, [shard.block(row) for shard, row in places], positions)
+
+    def _name_the_bad_row(self, rows: Sequence[int], error: ValueError) -> NoReturn:
+        for number in rows:
+            try:
+                self._decode([number])
+            except ValueError as found:
+                shard, row = self._rows[number]
+                raise LedgerError(
+                    f"the targets of {shard.sample_ids[row]!r} in {shard.path} are damaged",
+                    str(found),
+                    "delete the shard and write the targets again",
+                ) from found
+        raise error
+
+
+def _bound(path: Path, binding: Binding) -> Shard:
+    if not path.is_file():
+        raise LedgerError(f"there is no shard {path}", "it was deleted or never sealed", _AGAIN)
+    shard = open_shard(path)
+    for field in fields(Binding):
+        found, wanted = getattr(shard.binding, field.name), getattr(binding, field.name)
+        if found != wanted:
+            raise LedgerError(
+                f"the targets in {path} have another {field.name} than this run",
+                f"they were written for {found!r}, and this run has {wanted!r}",
+                "write them again for this run, or go back to the recipe that they were written for",
+            )
+    return shard

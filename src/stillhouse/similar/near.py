@@ -1,0 +1,157 @@
+"""Near duplicates: which text repeats an earlier one, by the exact Jaccard similarity of their shingles."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+
+from stillhouse.similar.bands import Buckets, band_keys, band_length
+from stillhouse.similar.hashes import Remembered, Texts, batches, hashed, ngrams
+from stillhouse.text import normalise, tokens
+
+THRESHOLD = 0.7
+SHINGLE = 3  # tokens
+
+_BUCKET = 64  # texts that one band key finds at most: the first that had it
+_MEASURED = 64  # texts whose similarity to a new one is measured at most: those which share the most bands
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """Row `row` repeats row `of`, counted from 0; row `of` of the reference set where `reference`."""
+
+    row: int
+    of: int
+    jaccard: float
+    reference: bool = False
+
+
+def exact_repeats(texts: Iterable[str]) -> Iterator[Repeat]:
+    """Every text that equals an earlier one once both are normalised; it names the first of them.
+
+    About 170 bytes are kept of each distinct text, whatever its length.
+    """
+    first: dict[bytes, int] = {}
+    for row, text in enumerate(texts):
+        mark = blake2b(normalise(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        of = first.setdefault(mark, row)
+        if of != row:
+            yield Repeat(row, of, 1.0)
+
+
+def near_repeats(
+    texts: Iterable[str], threshold: float = THRESHOLD, reference: Iterable[str] = ()
+) -> Iterator[Repeat]:
+    """Every text that repeats an earlier kept one or one of the reference set, in order; see `NearIndex`."""
+    return (found for found in NearIndex(threshold, reference).add_all(texts) if found is not None)
+
+
+class NearIndex:
+    """Texts that do not repeat one another, and the question whether a further one does.
+
+    A text repeats another if the sets of their shingles (3 tokens in a row; a shorter text is one shingle)
+    have a Jaccard similarity of at least `threshold`: at 0.7 about one word in nineteen may differ. Each
+    text is compared with those that were kept before it and with the reference set; of those it repeats,
+    the most similar is named, of equals the earliest. A text that repeats none is kept. So every dropped
+    text is at least this similar to the kept text that it names, and no chain of small changes joins texts
+    that differ. What is found depends on the order of the texts, but not on how they are cut into calls.
+
+    Which pairs are compared is chosen by MinHash in 16 bands: a pair of similarity s with the chance
+    1 - (1 - s^r)^16, r = 4 for the threshold 0.7 (0.988 there, 0.9998 at 0.8), see `bands.band_length`.
+    That chance falls only for a text that shares bands with more than 64 kept ones, as in a long template.
+
+    Memory: of each kept text 8 bytes a token and 350 to 600 bytes, nothing of a dropped one.
+    """
+
+    def __init__(self, threshold: float = THRESHOLD, reference: Iterable[str] = ()) -> None:
+        self._threshold = threshold
+        self._band_length = band_length(threshold)
+        self._stretches = Remembered(tokens)
+        self._buckets = Buckets()
+        self._shingles: list[bytes] = []  # of each kept text
+        self._rows = array("q")  # the number of each kept text; ~number for a text of the reference set
+        self._given = 0
+        read = 0
+        for batch in batches(reference):
+            # Of the reference set only what says the very same is left out: a text may repeat either of two.
+            self._compare(batch, [~row for row in range(read, read + len(batch))], 1.0)
+            read += len(batch)
+
+    def __len__(self) -> int:
+        """Texts that were kept, those of the reference set among them."""
+        return len(self._rows)
+
+    def add(self, text: str) -> Repeat | None:
+        """What this text repeats; None if nothing, and then it is kept."""
+        return self.add_batch([text])[0]
+
+    def add_all(self, texts: Iterable[str]) -> Iterator[Repeat | None]:
+        """The same as `add` for each text in turn, many times faster; takes some thousands of texts ahead."""
+        for batch in batches(texts):
+            yield from self.add_batch(batch)
+
+    def add_batch(self, texts: Texts) -> list[Repeat | None]:
+        """The same for texts at hand: a list, or an Arrow array of strings, which costs least."""
+        rows = list(range(self._given, self._given + len(texts)))
+        self._given += len(texts)
+        return self._compare(texts, rows, self._threshold)
+
+    def _compare(self, texts: Texts, rows: list[int], least: float) -> list[Repeat | None]:
+        """What each text repeats at this similarity or more; what repeats nothing is kept under its row."""
+        shingles, offsets = ngrams(*hashed(texts, self._stretches, least=SHINGLE), SHINGLE)
+        keys = band_keys(shingles, offsets, self._band_length)
+        kept = np.full(len(texts), -1, dtype=np.int32)
+        filed = np.ones(keys.shape, dtype=np.bool_)  # the bands by which a kept text can be found
+        results: list[Repeat | None] = []
+        flat, bounds = shingles.tobytes(), (offsets * shingles.itemsize).tolist()
+        for place, (row, meetings) in enumerate(zip(rows, self._buckets.meet(keys), strict=True)):
+            own = flat[bounds[place] : bounds[place + 1]]
+            repeat = self._nearest(row, own, [text for _, bucket in meetings for text in bucket], least)
+            results.append(repeat)
+            if repeat is None:
+                number = len(self._shingles)
+                kept[place] = number
+                self._shingles.append(own)
+                self._rows.append(row)
+                for band, bucket in meetings:
+                    if len(bucket) < _BUCKET:
+                        bucket.append(number)
+                    else:
+                        filed[place, band] = False
+        filed[kept < 0] = False
+        self._buckets.insert(keys[filed], np.broadcast_to(kept[:, None], keys.shape)[filed])
+        return results
+
+    def _nearest(self, row: int, shingles: bytes, sharing: list[int], least: float) -> Repeat | None:
+        """`sharing` names a kept text once for each band that it shares."""
+        if not sharing:
+            return None
+        own = _as_set(shingles)
+        best, nearest = 0.0, -1
+        for text in _most_named(sharing):
+            other = _as_set(self._shingles[text])
+            common = len(own & other)
+            jaccard = common / (len(own) + len(other) - common)
+            if jaccard >= least and (-jaccard, text) < (-best, nearest):
+                best, nearest = jaccard, text
+        if nearest < 0:
+            return None
+        of = self._rows[nearest]
+        return Repeat(row, of, best) if of >= 0 else Repeat(row, ~of, best, reference=True)
+
+
+def _as_set(shingles: bytes) -> frozenset[int]:
+    return frozenset(memoryview(shingles).cast("Q").tolist())
+
+
+def _most_named(sharing: list[int]) -> Iterable[int]:
+    distinct = set(sharing)
+    if len(distinct) <= _MEASURED:
+        return distinct
+    named = Counter(sharing)
+    return sorted(distinct, key=lambda text: (-named[text], text))[:_MEASURED]

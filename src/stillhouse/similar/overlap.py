@@ -1,0 +1,170 @@
+"""Contamination: words in a row that a text has in common with a set of texts (the evaluation prompts).
+
+Words are compared without case, white space and punctuation, as in GPT-3's decontamination (Brown et al.
+2020, arXiv:2005.14165, appendix C), where 13 words in a row are held to be no accident; the share of a
+text's 8-grams that the set holds catches texts that were edited here and there. A paraphrase passes both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.similar.hashes import Hashes, Offsets, Remembered, batches, hashed, ngrams
+from stillhouse.text import placed_words, words
+
+LONG = 13  # words in a row that are held to be copied
+SHORT = 8  # words in a row of which the share is measured
+
+Places = NDArray[np.int64]
+Run = tuple[int, int, int]  # its first word in the text, its number of words, its first word in the set
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """`words` words in a row, which text `reference` of the set has too; [start, end) are characters."""
+
+    start: int
+    end: int
+    words: int
+    reference: int
+    reference_start: int
+    reference_end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """What row `row` has in common with the set.
+
+    `ratio` is the share of its 8-grams that the set holds, None where it has fewer than 8 words: nothing
+    can be said then. `spans`, by start, hold each of these 8-grams and each 13-gram that the set has too;
+    they may overlap where the row follows first one text of the set and then another.
+    """
+
+    row: int
+    ratio: float | None
+    spans: tuple[Span, ...] = ()
+
+    @property
+    def copied(self) -> bool:
+        """13 words in a row or more stand in one text of the set."""
+        return any(span.words >= LONG for span in self.spans)
+
+
+class NgramIndex:
+    """The 8-grams and 13-grams of a set of texts. It keeps the texts and about 40 bytes for each word.
+
+    `too_short` names the texts with fewer than 8 words, which no n-gram finds (a duplicate check does).
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = list(texts)
+        self._words, self._offsets = hashed(self._texts, Remembered(words))
+        self._long = _Ngrams(self._words, self._offsets, LONG)
+        self._short = _Ngrams(self._words, self._offsets, SHORT)
+        self.too_short = tuple(np.flatnonzero(np.diff(self._offsets) < SHORT).tolist())
+
+    def overlaps(self, rows: Iterable[str]) -> Iterator[Overlap]:
+        """One for each row, in order. Where several texts of the set hold a stretch the first is named."""
+        stretches = Remembered(words)
+        row = 0
+        for batch in batches(rows):
+            own, offsets = hashed(batch, stretches)
+            grams, starts = ngrams(own, offsets, SHORT)
+            bounds = offsets.tolist()
+            for place, (hits, total) in enumerate(_counts(self._short.find(grams) >= 0, starts)):
+                spans: tuple[Span, ...] = ()
+                if hits:
+                    spans = self._spans(batch[place], own[bounds[place] : bounds[place + 1]])
+                yield Overlap(row, hits / total if total else None, spans)
+                row += 1
+
+    def covered(self, rows: Iterable[str]) -> list[float | None]:
+        """For each text of the set the share of its 8-grams that the rows hold; None if it is too short."""
+        stretches = Remembered(words)
+        seen = np.zeros(len(self._words), dtype=np.bool_)  # by the first place of an 8-gram in the set
+        for batch in batches(rows):
+            places = self._short.find(ngrams(*hashed(batch, stretches), SHORT)[0])
+            seen[places[places >= 0]] = True
+        grams, starts = ngrams(self._words, self._offsets, SHORT)
+        counts = _counts(seen[self._short.find(grams)], starts)
+        return [hits / total if total else None for hits, total in counts]
+
+    def _spans(self, text: str, own: Hashes) -> tuple[Span, ...]:
+        long = self._runs(own, self._long, [])
+        runs = sorted(long + self._runs(own, self._short, long))
+        texts = np.searchsorted(self._offsets, [at for _, _, at in runs], side="right") - 1
+        here = list(placed_words(text))
+        there = {of: list(placed_words(self._texts[of])) for of in set(texts.tolist())}
+        return tuple(
+            Span(
+                start=here[first][0],
+                end=here[first + length - 1][1],
+                words=length,
+                reference=of,
+                reference_start=there[of][at][0],
+                reference_end=there[of][at + length - 1][1],
+            )
+            for (first, length, place), of in zip(runs, texts.tolist(), strict=True)
+            for at in (place - int(self._offsets[of]),)
+        )
+
+    def _runs(self, own: Hashes, known: _Ngrams, held: list[Run]) -> list[Run]:
+        """Common stretches, as long as they go: a known n-gram of the text is in one of them or of `held`."""
+        reach = np.zeros(len(own) + 1, dtype=np.int64)
+        for first, length, _ in held:
+            reach[first] = first + length
+        reach = np.maximum.accumulate(reach)
+        places = known.find(ngrams(own, np.array([0, len(own)]), known.n)[0])
+        runs: list[Run] = []
+        todo = 0
+        for first in np.flatnonzero(places >= 0).tolist():
+            if first >= todo and reach[first] < first + known.n:
+                at = int(places[first])
+                length = self._common(own, first, at)
+                if length >= known.n:  # or two n-grams share a hash
+                    runs.append((first, length, at))
+                    todo = first + length - known.n + 1
+        return runs
+
+    def _common(self, own: Hashes, first: int, at: int) -> int:
+        """How many words from own[first] on equal those of the set from its word `at` on, within one text."""
+        end = int(self._offsets[np.searchsorted(self._offsets, at, side="right")])
+        limit = min(len(own) - first, end - at)
+        length, step = 0, 64
+        while length < limit:
+            stop = min(length + step, limit)
+            differ = np.flatnonzero(
+                own[first + length : first + stop] != self._words[at + length : at + stop]
+            )
+            if differ.size:
+                return length + int(differ[0])
+            length, step = stop, 2 * step
+        return length
+
+
+class _Ngrams:
+    """Where each n-gram stands first."""
+
+    def __init__(self, pieces: Hashes, offsets: Offsets, n: int) -> None:
+        self.n = n
+        grams, starts = ngrams(pieces, offsets, n)
+        places = np.arange(len(grams)) + np.repeat(offsets[:-1] - starts[:-1], np.diff(starts))
+        self._grams, first = np.unique(grams, return_index=True)
+        self._places: Places = places[first]
+
+    def find(self, grams: Hashes) -> Places:
+        """The first place of each n-gram, as the number of its first word; -1 where there is none."""
+        if not len(self._grams):
+            return np.full(len(grams), -1)
+        at = np.minimum(np.searchsorted(self._grams, grams), len(self._grams) - 1)
+        return np.where(self._grams[at] == grams, self._places[at], -1)
+
+
+def _counts(flags: NDArray[np.bool_], starts: Offsets) -> Iterator[tuple[int, int]]:
+    """For each text how many of its flags are set, and how many it has."""
+    set_until = np.concatenate(([0], np.cumsum(flags)))[starts]
+    return zip(np.diff(set_until).tolist(), np.diff(starts).tolist(), strict=True)
