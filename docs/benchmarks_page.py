@@ -10,8 +10,9 @@ from typing import Any
 INTRO = """\
 # Benchmarks
 
-Every figure here was printed by a script in `benchmarks/` (`.venv/bin/python benchmarks/NAME.py --json FILE`)
-and this page was made from these files. Machines are noisy: compare ratios. A missed target stands as it is.
+Every figure here was printed by a script in `benchmarks/`: `.venv/bin/python benchmarks/NAME.py --json FILE`.
+This page was made from these files, which lie in `benchmarks/results/`. Machines are noisy: compare ratios.
+A missed target stands as it is.
 """
 
 
