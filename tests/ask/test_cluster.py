@@ -331,6 +331,19 @@ def test_one_rate_holds_for_all_workers_and_ctrl_c_stops_them_in_order(tmp_path:
         assert not shards_of(folder)
 
 
+@needs_ray
+@pytest.mark.slow
+def test_over_a_cluster_there_are_no_canaries_and_another_terminal_sees_the_end(tmp_path: Path):
+    with serving(tmp_path / "provider", SETTINGS) as provider:
+        folder = workplace(tmp_path / "work", provider)
+        recipe = folder / "recipe.toml"
+        recipe.write_text(recipe.read_text() + "\n[collect.canary]\nprompts = 5\n")
+        assert collect(folder, "--on", "ray", "--workers", "2") == 0
+        assert len(journal(provider)) == PROMPTS
+        assert [who["canary"] for who in marker(folder)["answered_by"]] == [None]
+        assert said(folder, "collect", "--watch", "bench")["state"] == "done"
+
+
 def test_without_ray_it_says_what_to_install(
     tmp_path: Path, provider: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
