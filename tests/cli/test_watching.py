@@ -204,6 +204,7 @@ def test_what_was_never_begun_cannot_be_watched(tmp_path: Path):
         (("collect", "--watch", "t"), 2),
         (("collect",), 2),
         (("collect", "recipe.toml", "--watch", "t"), 2),
+        (("collect", "--watch", "t", "--cancel-batches"), 2),
     ):
         with started(tmp_path, *words) as process:
             assert process.wait(20) == code
