@@ -209,3 +209,11 @@ def test_a_bucket_holds_its_rate_in_the_long_run(per_minute, steps):
         taken += amount
         largest = max(a for _, a in steps)
         assert taken <= bucket.size() + now * per_minute / 60 + largest + 1e-6
+
+
+def test_a_rate_that_the_server_raises_is_used_and_the_users_own_still_binds():
+    state = pace.learned(pace.pace(100, 0.0), Hints(requests=60), 0.0)
+    state = pace.learned(state, Hints(requests=6000), 1.0)
+    assert state.requests.per_minute == 6000
+    own = pace.learned(pace.pace(100, 0.0, requests_per_minute=120), Hints(requests=60), 0.0)
+    assert pace.learned(own, Hints(requests=6000), 1.0).requests.per_minute == 120

@@ -21,6 +21,7 @@ from stillhouse.money import FREE
 from stillhouse.pipeline import _counts
 from stillhouse.recipe import parse_recipe, recipe_digest
 from stillhouse.report import LARGEST, write_report
+from stillhouse.report.cost import served_here
 from stillhouse.report.page import render
 from stillhouse.report.provenance import toml
 from stillhouse.report.read import read_facts
@@ -282,6 +283,16 @@ def test_bill_of_a_priced_teacher(run):
     assert "bill is unknown" not in page.text
     change(run.marker("evaluate"), "result", cost={"low": 0.25, "expected": None, "high": 3.0})
     assert "US$ 1.50 to US$ 3.00" in read(run)[1].text
+
+
+def test_a_paid_teacher_beside_a_local_one_sends_a_bill(run):
+    told = json.loads(run.recipe.read_text())
+    paid = {"model": "big", "endpoint": "https://api.example/v1", "price": {"input": 1.0, "output": 4.0}}
+    told["teacher"] |= {"endpoint": None, "price": None}
+    for others, here in (([], True), ([paid], False)):
+        run.recipe.write_text(json.dumps(told | {"teachers": others}))
+        facts = read_facts(run)
+        assert served_here(facts) == here
 
 
 def test_an_imported_teacher_is_not_served_here_and_its_bill_is_unknown(run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from stillhouse.money import UNKNOWN as NOT_KNOWN
 from stillhouse.money import Estimate
@@ -92,16 +93,23 @@ def _work(facts: Facts, stage: str) -> str:
 
 
 def imported(facts: Facts) -> bool:
-    """Whether the answers were collected elsewhere and read from a file: then the bill is not known here."""
-    return at(facts.recipe, "teacher", "imported") is True
+    """Whether answers were collected elsewhere and read from a file: then the bill is not known here."""
+    return any(teacher.get("imported") is True for teacher in _teachers(facts))
 
 
 def served_here(facts: Facts) -> bool:
-    """Whether the run itself serves the teacher, without a price: then nobody sends a bill."""
-    teacher = at(facts.recipe, "teacher")
-    if not isinstance(teacher, dict) or imported(facts):
+    """Whether the run itself serves every teacher, without a price: then nobody sends a bill."""
+    teachers = _teachers(facts)
+    if not teachers or imported(facts):
         return False
-    return not teacher.get("endpoint") and not teacher.get("price")
+    return not any(teacher.get("endpoint") or teacher.get("price") for teacher in teachers)
+
+
+def _teachers(facts: Facts) -> list[dict[str, Any]]:
+    """[teacher] and [[teachers]] of the recipe, as far as it could be read."""
+    more = at(facts.recipe, "teachers")
+    found = [at(facts.recipe, "teacher"), *(more if isinstance(more, list) else [])]
+    return [teacher for teacher in found if isinstance(teacher, dict)]
 
 
 def bill(facts: Facts) -> Estimate:
