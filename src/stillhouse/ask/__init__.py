@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from stillhouse.ask.batch import HABITS, ask_in_batches, cancel_batches
+from stillhouse.ask.batch import HABITS, ask_in_batches, cancel_batches, new_tally
 from stillhouse.ask.canary import Watched, conclude, to_ask
 from stillhouse.ask.cluster import Cluster, on_ray, recover
 from stillhouse.ask.jobs import Habits
@@ -27,19 +27,18 @@ from stillhouse.ask.questions import (
     Unanswered,
     answers,
     at_batch_price,
-    before_the_price,
     check_cap,
     logical_endpoint,
     question_key,
     request_body,
     worst_cost,
+    worst_tokens,
 )
 from stillhouse.ask.sending import Asking
 from stillhouse.ask.tracing import tracing
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger, batches
 from stillhouse.models.endpoint import Endpoint
-from stillhouse.money import Budget
 from stillhouse.records import Watch, unwatched
 
 __all__ = [
@@ -73,6 +72,7 @@ __all__ = [
     "request_body",
     "to_ask",
     "worst_cost",
+    "worst_tokens",
 ]
 
 
@@ -112,9 +112,7 @@ def ask_all(
         check_cap(limits.max_cost, part.teacher.price)
     _no_open_batches(ledger, run)
     ledger.sweep(run)
-    tally = Tally(sum(len(part.questions) for part in parts), unknown=ledger.attempts(run).unknown)
-    earlier = before_the_price(parts, limits, ledger, run)
-    tally.budget = Budget(limits.max_cost, ledger.spent(run).most + earlier)
+    tally = new_tally(parts, limits, ledger, run)
     with tracing(run, stage) as trace, asyncio.Runner() as runner:
         asking = Asking(parts, sampling, limits, ledger, run, tally, watch, stage, cluster, trace)
         runner.run(asking.all())

@@ -58,7 +58,7 @@ def ask_in_batches(
     for part in parts:
         check_cap(limits.max_cost, part.teacher.price)
     ledger.sweep(run)
-    first, tally = ledger.size(), _new_tally(parts, limits, ledger, run)
+    first, tally = ledger.size(), new_tally(parts, limits, ledger, run)
     with asyncio.Runner() as runner:
         for part, rows in _with_open_batches(parts, ledger, run):
             asking = _Batching(part, sampling, limits, ledger, run, tally, watch, stage, habits)
@@ -79,7 +79,7 @@ def cancel_batches(
 
     `answered` of the tally counts the answers that were ready; they are kept.
     """
-    tally = _new_tally(parts, limits, ledger, run)
+    tally = new_tally(parts, limits, ledger, run)
     with asyncio.Runner() as runner:
         for part, rows in _with_open_batches(parts, ledger, run):
             sampling = Sampling(0.0, 1.0, 1)
@@ -91,7 +91,8 @@ def cancel_batches(
     return tally
 
 
-def _new_tally(parts: Sequence[Part], limits: Limits, ledger: Ledger, run: str) -> Tally:
+def new_tally(parts: Sequence[Part], limits: Limits, ledger: Ledger, run: str) -> Tally:
+    """With what the run has spent so far, and what its batches that are with a provider may still cost."""
     tally = Tally(sum(len(part.questions) for part in parts), unknown=ledger.attempts(run).unknown)
     reserved = batches.reserved_in_batches(ledger, run)
     spent = ledger.spent(run).most + before_the_price(parts, limits, ledger, run)

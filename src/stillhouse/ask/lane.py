@@ -124,7 +124,7 @@ class Lane:
         heapq.heappush(self.later, (moment, next(self.turns), job))
 
     def _tokens(self, job: Job, sampling: Sampling) -> float:
-        return self.size.estimate(text_bytes(job.same[0], self.part.teacher), sampling.max_tokens)
+        return self.size.estimate(text_bytes(job.same[0], self.part.teacher.system), sampling.max_tokens)
 
     @property
     def done(self) -> bool:

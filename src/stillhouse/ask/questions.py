@@ -207,13 +207,17 @@ def worst_cost(question: Question, teacher: Teacher, sampling: Sampling) -> floa
     """US dollars that one attempt can cost at most; 0 where no price is known and so none can be capped."""
     if teacher.price is None:
         return 0.0
-    size = text_bytes(question, teacher)
-    return teacher.price.of(worst_prompt_tokens(size, len(question.messages) + 1), sampling.max_tokens)
+    return teacher.price.of(worst_tokens(question, teacher.system), sampling.max_tokens)
 
 
-def text_bytes(question: Question, teacher: Teacher) -> int:
+def worst_tokens(question: Question, system: str) -> int:
+    """A bound on the tokens of the prompt that is sent."""
+    return worst_prompt_tokens(text_bytes(question, system), len(question.messages) + 1)
+
+
+def text_bytes(question: Question, system: str) -> int:
     """All text that goes along with a request, in bytes."""
-    texts = (teacher.system, question.tools, *(m.content + m.extra for m in question.messages))
+    texts = (system, question.tools, *(m.content + m.extra for m in question.messages))
     return sum(len(text.encode()) for text in texts)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from stillhouse.ask.questions import Part, Tally
 from stillhouse.ask.sending import disputed, fatal, may_pass
-from stillhouse.ask.settling import answered_leaf, asked_leaf, cost_of
+from stillhouse.ask.settling import answered_leaf, asked_leaf, cost_of, passes
 from stillhouse.ask.shards import ID_DIGITS, bodies
 from stillhouse.errors import EndpointError, StillhouseError
 from stillhouse.ledger import Ledger
@@ -100,7 +100,7 @@ class Results:
         part = replace(self.part, decision=row.decision)
         leaf = asked_leaf(line.key, line.attempt, part, line.sample_index) | answered_leaf(completion, known)
         leaf |= {"run": self.run, "stage": "collect", "batch": row.name}
-        if known is not None and worst is not None and known > worst * (1 + 1e-9):
+        if known is not None and worst is not None and passes(known, worst):
             leaf["disputed"] = True
             self.stop = self.stop or disputed(known, worst)
         self._settle(line, worst if known is None else known)

@@ -345,7 +345,7 @@ def _learn(lane: Lane, ticket: Ticket, question: Question, ended: Ended) -> None
         read, written = usage.prompt_tokens, usage.completion_tokens
         used = None if read is None or written is None else float(read + written)
         if read is not None and written is not None:
-            lane.size = lane.size.seen(text_bytes(question, lane.part.teacher), read, written)
+            lane.size = lane.size.seen(text_bytes(question, lane.part.teacher.system), read, written)
         lane.pace = pace.answered(lane.pace, ticket, now, ended.seconds, used, written)
     elif outcome.kind in ("rate_limited", "quota"):
         lane.pace = pace.limited(lane.pace, ticket, now, outcome.retry_after, hints)

@@ -93,7 +93,12 @@ def cost(ended: Ended) -> float | None:
 def disputed(ended: Ended) -> bool:
     """Whether the teacher claims more than the request can cost at most."""
     known = cost(ended)
-    return known is not None and known > ended.begun.worst * (1 + ROUNDING)
+    return known is not None and passes(known, ended.begun.worst)
+
+
+def passes(known: float, worst: float) -> bool:
+    """Whether a cost is above its bound (US dollars)."""
+    return known > worst * (1 + ROUNDING)
 
 
 def settle(ledger: Ledger, ended: Ended) -> Future[Any]:

@@ -16,7 +16,6 @@ from stillhouse.collect.grow import check_growth
 from stillhouse.errors import ModelError, UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
-from stillhouse.money import worst_prompt_tokens
 from stillhouse.prices import price_of
 from stillhouse.recipe import Recipe, Teacher
 from stillhouse.scoring import BUILTIN, Scorer
@@ -129,9 +128,8 @@ def check_reachable(recipe: Recipe) -> None:
 def _check_lengths(teacher: Teacher, prompts: PromptSet, most: int) -> None:
     """Raises UsageError for a prompt that may be longer than the known price is for, under a cap."""
     for prompt in chain(prompts.train, prompts.further, prompts.test):
-        texts = (teacher.system, prompt.tools, *(m.content + m.extra for m in prompt.messages))
-        size = sum(len(text.encode()) for text in texts)
-        tokens = worst_prompt_tokens(size, len(prompt.messages) + 1)
+        question = asking.Question(prompt.id, prompt.messages, tools=prompt.tools)
+        tokens = asking.worst_tokens(question, teacher.system)
         if tokens > most:
             raise UsageError(
                 f"the prompt {prompt.id} may have {tokens:,} tokens; the known price is for {most:,}",
