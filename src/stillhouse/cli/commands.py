@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from stillhouse.cli import runs
+
 if TYPE_CHECKING:
-    from stillhouse.recipe import Recipe
     from stillhouse.workspace import Workspace
 
 app = typer.Typer(
@@ -152,7 +152,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Print what a run would do, what is paid for already, and what it may cost. Sends only a pilot."""
-    _plan(recipe, as_json, pilot)
+    runs.plan(recipe, as_json, pilot)
 
 
 @app.command()
@@ -165,9 +165,9 @@ def run(
 ) -> None:
     """Run every stage of a recipe, then write the report. Run it again to go on where it stopped."""
     if dry_run:
-        _plan(recipe, as_json)
+        runs.plan(recipe, as_json)
     else:
-        _run(recipe, None, as_json)
+        runs.run(recipe, None, as_json)
 
 
 @app.command()
@@ -219,33 +219,33 @@ def collect(
 
         follow(_workspace().find_run(watch), as_json)
     elif recipe is not None and cancel_batches:
-        _cancel_batches(recipe, as_json)
+        runs.cancel_batches(recipe, as_json)
     elif recipe is not None:
-        _run(recipe, ["collect"], as_json, focus, count, None if on is None else workers)
+        runs.run(recipe, ["collect"], as_json, focus, count, None if on is None else workers)
 
 
 @app.command()
 def curate(recipe: RecipeFile, as_json: Json = False) -> None:
     """Turn the collected answers into training samples; every dropped row keeps its reason."""
-    _run(recipe, ["curate"], as_json)
+    runs.run(recipe, ["curate"], as_json)
 
 
 @app.command()
 def train(recipe: RecipeFile, as_json: Json = False) -> None:
     """Train the student on the curated samples; a killed training goes on from its last checkpoint."""
-    _run(recipe, ["train"], as_json)
+    runs.run(recipe, ["train"], as_json)
 
 
 @app.command()
 def evaluate(recipe: RecipeFile, as_json: Json = False) -> None:
     """Score teacher, untrained student, student and baseline on the test prompts."""
-    _run(recipe, ["evaluate"], as_json)
+    runs.run(recipe, ["evaluate"], as_json)
 
 
 @app.command()
 def release(recipe: RecipeFile, as_json: Json = False) -> None:
     """Write the release folder: weights, card, provenance and the ledger's signed checkpoint."""
-    _run(recipe, ["release"], as_json)
+    runs.run(recipe, ["release"], as_json)
 
 
 @app.command()
@@ -390,103 +390,3 @@ def _workspace() -> Workspace:
     from stillhouse.workspace import open_workspace
 
     return open_workspace(Path.cwd())
-
-
-def _load(path: Path) -> tuple[Recipe, Workspace]:
-    """The recipe and its workspace, which a first run makes."""
-    from stillhouse.cli import show
-    from stillhouse.recipe import load_recipe
-    from stillhouse.workspace import find_workspace, init_workspace, open_workspace
-
-    recipe = load_recipe(path)
-    if find_workspace(Path.cwd()) is None:
-        made = init_workspace(Path.cwd())
-        show.say(
-            f"workspace  {made.root}  (new: ledger and keys are made; docs/keys.md says how to keep them)"
-        )
-    return recipe, open_workspace(Path.cwd())
-
-
-def _plan(path: Path, as_json: bool, pilot: int = 0) -> None:
-    from stillhouse import pipeline
-    from stillhouse.cli import show
-    from stillhouse.cli.live import live
-    from stillhouse.ledger import Ledger
-
-    recipe, workspace = _load(path)
-    with Ledger.open(workspace) as ledger, live(as_json or not pilot) as watch:
-        planned = pipeline.plan(recipe, workspace, ledger, pilot=pilot, watch=watch)
-    text = f"{show.plan_text(recipe, planned)}\nnext       stillhouse run {path}"
-    show.result(show.plan_object(recipe, planned), text, as_json)
-
-
-def _cancel_batches(path: Path, as_json: bool) -> None:
-    from stillhouse import pipeline
-    from stillhouse.cli import show
-    from stillhouse.cli.live import live
-
-    recipe, workspace = _load(path)
-    with live(as_json) as watch:
-        tally = pipeline.cancel_batches(recipe, workspace, watch)
-    found = {"answered": tally.answered, "failures": tally.failures, "unknown": tally.unknown}
-    ended = ", ".join(f"{count:,} {kind}" for kind, count in tally.failures.items())
-    text = f"cancelled  {tally.answered:,} answers were ready and are kept" + (f"; {ended}" if ended else "")
-    show.result(found, f"{text}\nnext       stillhouse collect {path}", as_json)
-
-
-def _run(
-    path: Path,
-    stages: Sequence[str] | None,
-    as_json: bool,
-    focus: str | None = None,
-    count: int | None = None,
-    ray_workers: int | None = None,
-) -> None:
-    from stillhouse import pipeline
-    from stillhouse.cli import show
-    from stillhouse.cli.live import live
-    from stillhouse.collect.prompts import name_broken
-    from stillhouse.ledger import Ledger
-    from stillhouse.report import write_report
-    from stillhouse.workspace import read_marker
-
-    recipe, workspace = _load(path)
-    with Ledger.open(workspace) as ledger:
-        if focus is not None:
-            recipe = pipeline.focused(recipe, workspace, ledger, focus, count)
-        planned = pipeline.plan(recipe, workspace, ledger)
-    show.say(show.plan_text(recipe, planned), as_json)
-    with live(as_json) as watch:
-        finished = pipeline.run(
-            recipe, workspace, watch, stages or pipeline.STAGES, planned.prompts, ray_workers=ray_workers
-        )
-    report_file = str(write_report(finished.run)) if finished.evaluation is not None else None
-    for notice in finished.notices:
-        show.say(f"warning    {notice}", as_json)
-    for stage in finished.skipped:
-        done = "nothing new to ask" if stage == "collect" else "unchanged, not run again"
-        show.say(f"{stage:<9} {done}", as_json)
-    collected = (read_marker(finished.run, "collect") or {}).get("result", {})
-    for line in show.collected_text(collected):
-        show.say(line, as_json)
-    if focus is not None:
-        path = finished.run.recipe
-        show.say(f"recipe     {path}; for a recipe of your own:\n{show.focus_lines(recipe)}", as_json)
-    found: dict[str, Any] = {
-        "run": finished.run.root.name,
-        "folder": str(finished.run.root),
-        "report": report_file,
-        "unchanged": list(finished.skipped),
-        "notices": list(finished.notices),
-        "broken_rows": name_broken(planned.prompts.broken),
-        "grow": collected.get("grow"),
-        "focus": collected.get("focus"),
-        "evaluation": finished.evaluation,
-    }
-    if stages is None:
-        show.result(found, show.scores_text(finished, report_file), as_json)
-    else:
-        order = [*pipeline.STAGES, "run"]
-        following = order[order.index(stages[0]) + 1] if focus is None else "run"
-        done = f"{stages[0]:<10} done, in {finished.run.root}\nnext       stillhouse {following} {path}"
-        show.result(found, done, as_json)

@@ -1,32 +1,16 @@
-"""The recipe: one TOML file describes one run.
-
-The pydantic tree below is the whole of it. An unknown key stops the run with the nearest valid name and
-the line; the resolved tree (defaults filled in, paths absolute) is stored in the run, and the digest
-of what its rows depend on names the run, so that changed settings never mix with old rows.
-"""
+"""The recipe's tables: every setting with its type, its bounds and what it is for."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
 import re
-import tomllib
 from datetime import date
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import rfc8785
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from stillhouse.errors import UsageError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-SECRET = r"teachers?(\.\d+)?(\.(endpoint|key_env).*)?"  # where a key may stand by mistake: never echoed
-WORDS = ("config", "from_teacher")  # ways to make a student, never names of folders
 
 
 class _Table(BaseModel):
@@ -335,166 +319,3 @@ class Recipe(_Table):
                 )
             seen.add(name)
         return self
-
-
-def load_recipe(path: Path) -> Recipe:
-    """Read and check a recipe; relative paths in it are taken from the recipe's own folder.
-
-    A run's `recipe.json` is one as well, and makes the same run again.
-    Raises UsageError that names the line, and for an unknown key the nearest valid one.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(
-            f"no recipe at {path}", "the file does not exist", "write one with `stillhouse init`"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}", str(error), "give a readable TOML file") from None
-    kind, loads = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
-    try:
-        tree = loads(text)
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid {kind}", str(error), "mend that line") from None
-    if not isinstance(tree, dict):
-        raise UsageError(f"{path} is no recipe", "it holds no tables", "give a recipe")
-    return _absolute(parse_recipe(tree, text, str(path)), path.resolve().parent)
-
-
-def parse_recipe(tree: dict[str, Any], text: str = "", where: str = "recipe") -> Recipe:
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"]]
-        line = _line_of(text, place)
-        at = f"{where}:{line}" if line else where
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        name = ".".join(place)
-        if first["type"] == "extra_forbidden":
-            valid = _keys_at(place[:-1])
-            near = difflib.get_close_matches(place[-1], valid, n=1, cutoff=0.4)
-            mend = f"did you mean `{near[0]}`?" if near else f"valid here: {', '.join(valid)}"
-            raise UsageError(
-                f"{at}: unknown key `{name}`{more}", "stillhouse reads no such setting", mend
-            ) from None
-        if first["type"] == "missing":
-            raise UsageError(
-                f"{at}: `{name}` is missing{more}", "a recipe needs it", f"add `{place[-1]}`"
-            ) from None
-        why = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
-        hidden = re.fullmatch(SECRET, name) is not None
-        shown = isinstance(first["input"], str | int | float) and not hidden
-        raise UsageError(
-            f"{at}: `{name}` is not usable{more}",
-            f"{why} (got {first['input']!r})" if shown else why,
-            "see docs/recipe.md",
-        ) from None
-
-
-def recipe_digest(recipe: Recipe) -> str:
-    """SHA-256 (hex) over the resolved recipe as RFC 8785 canonical JSON."""
-    return hashlib.sha256(rfc8785.dumps(recipe.model_dump(mode="json"))).hexdigest()
-
-
-def run_digest(recipe: Recipe) -> str:
-    """SHA-256 (hex) by which a run's folder is found again; `recipe_digest` is over everything.
-
-    Left out is what cannot change what a stage writes (the key's variable, how fast and how long is asked,
-    how the teacher is watched, when training is saved), what is no part of an answer's key (the URL behind
-    `teacher.provider`, else all of it but its host; terms and price), and what a later stage's digest of its
-    own inputs covers: all of [release], and of [evaluate] all but the settings that say which prompts are
-    kept apart for the test. So a changed price, cap, cut of the report or name of the release goes on in the
-    same folder, and only what depends on it is done again.
-    """
-    tree = recipe.model_dump(mode="json")
-    evaluate = tree["evaluate"]
-    for given, teacher in zip(
-        (recipe.teacher, *recipe.teachers), (tree["teacher"], *tree["teachers"]), strict=True
-    ):
-        if given.endpoint:
-            teacher["endpoint"] = given.provider or urlsplit(given.endpoint).hostname
-        for name in ("key_env", "terms", "price"):
-            del teacher[name]
-    effort = ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "retries", "unknown")
-    for name in ("mode", *effort, "max_cost", "max_failures", "canary"):
-        del tree["collect"][name]
-    del tree["train"]["checkpoint_seconds"], tree["release"]
-    split = ("source", "count", "seed", "split", "held_out")
-    tree["evaluate"] = {name: evaluate[name] for name in split}
-    return hashlib.sha256(rfc8785.dumps(tree)).hexdigest()
-
-
-def recipe_schema() -> dict[str, Any]:
-    """JSON Schema of the recipe, for editors."""
-    schema = Recipe.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _absolute(recipe: Recipe, folder: Path) -> Recipe:
-    """Relative paths made absolute where the file is there; names of models and data sets stay."""
-
-    def path(value: str | None) -> str | None:
-        if value is None or ":" in value or not (folder / value).exists():
-            return value
-        return str((folder / value).resolve())
-
-    def whole(teacher: Teacher) -> Teacher:
-        model = teacher.model if teacher.endpoint else path(teacher.model)
-        terms = teacher.terms and teacher.terms.model_copy(update={"document": path(teacher.terms.document)})
-        return teacher.model_copy(update={"model": model, "terms": terms})
-
-    student, prompts = recipe.student, recipe.prompts
-    grow = prompts.grow
-    if grow is not None:
-        files = (
-            [path(file) for file in grow.template] if isinstance(grow.template, list) else path(grow.template)
-        )
-        grow = grow.model_copy(update={"personas": path(grow.personas), "template": files})
-    return recipe.model_copy(
-        update={
-            "teacher": whole(recipe.teacher),
-            "teachers": [whole(teacher) for teacher in recipe.teachers],
-            "prompts": prompts.model_copy(update={"source": path(prompts.source), "grow": grow}),
-            "student": student.model_copy(
-                update={
-                    "init": student.init if student.init in WORDS else path(student.init),
-                    "tokenizer": path(student.tokenizer),
-                }
-            ),
-            "evaluate": recipe.evaluate.model_copy(update={"source": path(recipe.evaluate.source)}),
-        }
-    )
-
-
-def _keys_at(place: list[str]) -> list[str]:
-    table: Any = Recipe
-    for part in place:
-        if part.isdigit():  # a place in a list of tables
-            continue
-        field = (
-            table.model_fields.get(part) if isinstance(table, type) and issubclass(table, BaseModel) else None
-        )
-        if field is None:
-            return []
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        table = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-    return sorted(table.model_fields) if isinstance(table, type) and issubclass(table, BaseModel) else []
-
-
-def _line_of(text: str, place: list[str]) -> int | None:
-    """The line on which the key at `place` (or failing that its table) stands; tomllib keeps no positions."""
-    wanted, table, fallback = place[-1], "", None
-    for number, line in enumerate(text.splitlines(), 1):
-        header = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line)
-        if header:
-            table = header.group(1).replace('"', "")
-            if table == ".".join(place):
-                return number
-            if table == ".".join(place[:-1]):
-                fallback = number
-        key = re.match(r"""\s*(["']?)([A-Za-z0-9_.-]+)\1\s*=""", line)
-        full = f"{table}.{key.group(2)}".strip(".") if key else ""
-        if key and (full == ".".join(place) or (key.group(2) == wanted and table == ".".join(place[:-1]))):
-            return number
-    return fallback
