@@ -116,7 +116,7 @@ async def ask(model: Path, texts: Sequence[str], folder: Path) -> list[bytes]:
 
     with background(str(model), folder / "server.log") as url:
         async with Endpoint(url) as endpoint:
-            asked = (endpoint.chat(body(n, text), 300.0) for n, text in enumerate(texts))
+            asked = (endpoint.chat(orjson.dumps(body(n, text)), 300.0) for n, text in enumerate(texts))
             replies = await asyncio.gather(*asked)
     return [reply.raw for reply in replies if isinstance(reply, Reply)]
 

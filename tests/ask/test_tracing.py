@@ -210,7 +210,7 @@ def test_known_providers_have_the_conventions_names(receiver: Receiver, url: str
     raw = b'{"choices": [{"index": 0, "message": {"content": "x"}, "finish_reason": "stop"}]}'
     with tracing("run", "collect") as trace:
         assert trace is not None
-        trace(url, "the-name", {"model": "m"}, Reply(200, raw, {}, parse_chat(raw)), 1, 10, 20)
+        trace(url, "the-name", b'{"model": "m"}', Reply(200, raw, {}, parse_chat(raw)), 1, 10, 20)
     ((span, attributes),) = receiver.spans()
     assert attributes["gen_ai.provider.name"] == name
     assert attributes["server.port"] == 443

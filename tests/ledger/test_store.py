@@ -479,3 +479,27 @@ def test_the_commands_of_the_docs_run(workspace, ledger):
     assert [leaf.body["leaf"] for leaf in ledger.leaves("tombstone")] == [1270]
     assert len(list(ledger.leaves("correction"))) == 1
     assert ledger.verify().ok
+
+
+def test_of_many_written_at_once_each_keeps_what_is_its_own(tmp_path):
+    """200 attempts and answers through one queue: rows are written by the dozen."""
+    with Ledger.open(init_workspace(tmp_path)) as ledger:
+        keys = [f"{n:064x}" for n in range(200)]
+        begun = [ledger.begin(key, "run", f"p{n}", "m", n, n / 1e9) for n, key in enumerate(keys)]
+        attempts = [future.result() for future in begun]
+        assert len(set(attempts)) == 200
+        told = [
+            ledger.answer(attempt, {"decision": 0, "n": n}, {"response": b"answer %d" % n}, n / 1e9)
+            for n, attempt in enumerate(attempts)
+        ]
+        again = ledger.answer(attempts[7], {"decision": 0}, {})
+        leaves = [future.result() for future in told]
+        with pytest.raises(Exception, match="settled"):
+            again.result()
+        for n, (key, leaf) in enumerate(zip(keys, leaves, strict=True)):
+            body = ledger.leaf(leaf).body
+            assert (body["n"], body["key"], ledger.contents(leaf)) == (n, key, {"response": b"answer %d" % n})
+        assert ledger.attempts("run").answered == 200
+        assert ledger.spent("run").known == pytest.approx(sum(range(200)) / 1e9)
+        assert [found.leaf for found in ledger.exchanges(keys)] == leaves
+        assert ledger.verify().ok

@@ -246,7 +246,9 @@ def test_thirty_two_clients_get_the_answers_that_each_would_get_alone(client, ti
 
 def test_our_own_client_reads_our_own_server(url, tiny):
     async def run():
-        body = {"model": "tiny", "messages": user("hi"), "temperature": 0, "max_tokens": 8, "logprobs": True}
+        body = orjson.dumps(
+            {"model": "tiny", "messages": user("hi"), "temperature": 0, "max_tokens": 8, "logprobs": True}
+        )
         async with Endpoint(url) as server:
             return await server.models(), await asyncio.gather(*(server.chat(body, 30) for _ in range(8)))
 

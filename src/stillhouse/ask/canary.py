@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Any
 
 from stillhouse.ask.drift import Change, Heard, first_change, look
-from stillhouse.ask.lane import Job, Lane
+from stillhouse.ask.lane import Job, Lane, new_job
 from stillhouse.ask.questions import (
     Canary,
     Part,
@@ -26,7 +26,6 @@ from stillhouse.ask.questions import (
     as_exchange,
     question_key,
     stored_answers,
-    worst_cost,
 )
 from stillhouse.errors import EndpointError
 from stillhouse.ledger import Ledger, read_workspace_key
@@ -75,7 +74,7 @@ def among(
     def ask(number: int) -> Iterator[Job]:
         for question in _round(canary, number):
             key = question_key(secret, question, part.teacher, sampling)
-            under_way[key] = Job(key, [question], worst_cost(question, part.teacher, sampling))
+            under_way[key] = new_job(key, question, part.teacher, sampling)
             open_keys.add(key)
             tally.questions += 1
             yield under_way[key]

@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
-
-import orjson
 
 from stillhouse.ask.settling import Begun, Ended, settle_found
 from stillhouse.ask.shard import shards
@@ -190,9 +188,9 @@ class Elsewhere:
     url: str
     key_env: str | None
 
-    async def send(self, begun: Begun, body: Mapping[str, Any], timeout: float) -> Ended:  # noqa: ASYNC109
-        told = await self.cluster.send(Errand(begun, dict(body), self.url, self.key_env, timeout))
-        return Ended(begun, told[0], orjson.dumps(body) if isinstance(told[0], Reply) else b"", told[1])
+    async def send(self, begun: Begun, body: bytes, timeout: float) -> Ended:  # noqa: ASYNC109
+        told = await self.cluster.send(Errand(begun, body, self.url, self.key_env, timeout))
+        return Ended(begun, told[0], body, told[1])
 
 
 # ---------------------------------------------------------------- before and after

@@ -5,14 +5,12 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import count
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
-
-import orjson
 
 from stillhouse.ask import pace
 from stillhouse.ask.pace import Pace, Size, Ticket
@@ -31,7 +29,7 @@ from stillhouse.ask.questions import (
 )
 from stillhouse.ask.settling import Begun, Ended
 from stillhouse.ledger import Ledger
-from stillhouse.models.endpoint import Endpoint, Reply
+from stillhouse.models.endpoint import Endpoint
 
 
 class Sender(Protocol):
@@ -41,7 +39,7 @@ class Sender(Protocol):
     @property
     def url(self) -> str: ...
 
-    async def send(self, begun: Begun, body: Mapping[str, Any], timeout: float) -> Ended: ...  # noqa: ASYNC109
+    async def send(self, begun: Begun, body: bytes, timeout: float) -> Ended: ...  # noqa: ASYNC109
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +52,20 @@ class Here:
     def url(self) -> str:
         return self.endpoint.base_url
 
-    async def send(self, begun: Begun, body: Mapping[str, Any], timeout: float) -> Ended:  # noqa: ASYNC109
+    async def send(self, begun: Begun, body: bytes, timeout: float) -> Ended:  # noqa: ASYNC109
         started = time.monotonic()
         outcome = await self.endpoint.chat(body, timeout)
-        request = orjson.dumps(body) if isinstance(outcome, Reply) else b""  # one that failed may be no JSON
-        return Ended(begun, outcome, request, time.monotonic() - started)
+        return Ended(begun, outcome, body, time.monotonic() - started)
 
 
 @dataclass(slots=True)
 class Job:
-    """A question with all that ask the same, what one attempt can cost at most, and its failures so far."""
+    """A question with all that ask the same, the bytes of its text, what one attempt can cost at most, and
+    its failures so far."""
 
     key: str
     same: list[Question]
+    size: int
     worst: float
     failures: int = 0
     refusals: int = 0
@@ -124,12 +123,17 @@ class Lane:
         heapq.heappush(self.later, (moment, next(self.turns), job))
 
     def _tokens(self, job: Job, sampling: Sampling) -> float:
-        return self.size.estimate(text_bytes(job.same[0], self.part.teacher.system), sampling.max_tokens)
+        return self.size.estimate(job.size, sampling.max_tokens)
 
     @property
     def done(self) -> bool:
         """Whether every question is answered or given up, and that is recorded."""
         return self.drawn and not self.under_way
+
+
+def new_job(key: str, question: Question, teacher: Teacher, sampling: Sampling) -> Job:
+    size = text_bytes(question, teacher.system)
+    return Job(key, [question], size, worst_cost(question, teacher, sampling, size))
 
 
 def new_lane(part: Part, sampling: Sampling, limits: Limits, ledger: Ledger, run: str, tally: Tally) -> Lane:
@@ -190,7 +194,7 @@ def _fresh(
             elif key in under_way:
                 under_way[key].same.append(question)
             else:
-                under_way[key] = jobs[key] = Job(key, [question], worst_cost(question, teacher, sampling))
+                under_way[key] = jobs[key] = new_job(key, question, teacher, sampling)
             if reason is not None:
                 tally.failed.append(
                     Unanswered(question.prompt_id, question.sample_index, teacher.model, reason)

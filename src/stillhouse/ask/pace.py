@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 START = 20  # requests in flight before anything is known
@@ -31,8 +30,7 @@ KNEE = 0.5  # d log(latency) / d log(requests in flight) from which on more of t
 UP, DOWN = 1.25, 0.9  # steps on either side of the knee
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
+class Bucket(NamedTuple):
     """What a rate lets through: it fills evenly and holds one burst. `per_minute` None is no limit.
 
     An amount larger than the burst leaves when the bucket is full and takes it below zero, so the rate
@@ -57,7 +55,7 @@ class Bucket:
         """The bucket after `amount` is taken (put back, where negative)."""
         if self.per_minute is None:
             return self
-        return replace(self, level=min(self.size(), self._filled(now) - amount), at=now)
+        return self._replace(level=min(self.size(), self._filled(now) - amount), at=now)
 
     def limited(self, per_minute: float, now: float) -> Bucket:
         """The bucket with another rate; a bucket without one begins full."""
@@ -65,13 +63,13 @@ class Bucket:
             return self
         new = Bucket(per_minute, 0.0, now)
         level = new.size() if self.per_minute is None else min(new.size(), self._filled(now))
-        return replace(new, level=level)
+        return new._replace(level=level)
 
     def lowered(self, level: float, now: float) -> Bucket:
         """The bucket with at most this level: what the server says is left."""
         if self.per_minute is None or level >= self._filled(now):
             return self
-        return replace(self, level=level, at=now)
+        return self._replace(level=level, at=now)
 
     def _filled(self, now: float) -> float:
         assert self.per_minute is not None
@@ -97,8 +95,7 @@ class Hints(NamedTuple):
     tokens_reset: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(NamedTuple):
     """The state of one endpoint. `limit` is the number of requests that may be in flight, at most `most`.
 
     `follow` says what moves it: `limits` (429 and its kin) or `latency` as well, for a server that queues
@@ -128,8 +125,7 @@ class Pace:
     most_tokens: float = math.inf
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+class Size(NamedTuple):
     """How large requests are, learnt from those that were answered: what a rate of tokens is charged with.
 
     `per_byte` is the mean number of prompt tokens per byte of text, `output` a length that nine in ten
@@ -195,8 +191,7 @@ def wait(state: Pace, tokens: float, now: float) -> float:
 def sent(state: Pace, tokens: float, now: float) -> tuple[Pace, Ticket]:
     """The state with one more request in flight; call it when `wait` gives 0, before anything is awaited."""
     in_flight = state.in_flight + 1
-    after = replace(
-        state,
+    after = state._replace(
         in_flight=in_flight,
         peak=max(state.peak, in_flight),
         requests=state.requests.take(1, now),
@@ -211,8 +206,7 @@ def answered(
     """After an answer that took `seconds`; `tokens_used` is its usage, `output` its completion tokens."""
     current = ticket.epoch == state.epoch
     counts = current and now >= state.blocked_until
-    state = replace(
-        state,
+    state = state._replace(
         in_flight=state.in_flight - 1,
         tokens=state.tokens.take((tokens_used or 0) - ticket.tokens if tokens_used is not None else 0.0, now),
         failures=0,
@@ -232,13 +226,12 @@ def limited(state: Pace, ticket: Ticket, now: float, retry_after: float | None, 
     cooldowns = state.cooldowns + first
     named = [s for s in (retry_after, _until_free(hints)) if s is not None]
     own = min(LONGEST_COOLDOWN, COOLDOWN * 2 ** min(9, max(0, cooldowns - 1)))
-    state = replace(
-        state, blocked_until=max(state.blocked_until, now + max(named, default=own)), cooldowns=cooldowns
+    state = state._replace(
+        blocked_until=max(state.blocked_until, now + max(named, default=own)), cooldowns=cooldowns
     )
     if not first:
         return state
-    return replace(
-        state,
+    return state._replace(
         limit=max(1.0, CUT * state.limit),
         ceiling=state.limit,
         ceiling_at=now,
@@ -257,7 +250,7 @@ def failed(state: Pace, ticket: Ticket, now: float, billed: bool, retry_after: f
     blocked = max(state.blocked_until, now + (retry_after or 0.0)) if retry_after else state.blocked_until
     if failures >= BREAKER:
         blocked = max(blocked, now + min(LONGEST_COOLDOWN, 2.0 ** min(9, failures // BREAKER - 1)))
-    return replace(state, failures=failures, blocked_until=blocked, clean=0, peak=state.in_flight)
+    return state._replace(failures=failures, blocked_until=blocked, clean=0, peak=state.in_flight)
 
 
 def lost(state: Pace, ticket: Ticket, now: float) -> Pace:
@@ -268,7 +261,7 @@ def lost(state: Pace, ticket: Ticket, now: float) -> Pace:
 def cancelled(state: Pace, ticket: Ticket, now: float) -> Pace:
     """After a request that never left."""
     after = _ended(state, ticket, now, 0.0)
-    return replace(after, requests=after.requests.take(-1, now))
+    return after._replace(requests=after.requests.take(-1, now))
 
 
 def learned(state: Pace, hints: Hints, now: float) -> Pace:
@@ -284,19 +277,19 @@ def learned(state: Pace, hints: Hints, now: float) -> Pace:
         tokens = tokens.lowered(hints.tokens_left, now)
     if requests is state.requests and tokens is state.tokens:
         return state
-    return replace(state, requests=requests, tokens=tokens)
+    return state._replace(requests=requests, tokens=tokens)
 
 
 def _ended(state: Pace, ticket: Ticket, now: float, used: float) -> Pace:
     """One request fewer in flight, and what it used in place of what was reserved for it."""
-    return replace(state, in_flight=state.in_flight - 1, tokens=state.tokens.take(used - ticket.tokens, now))
+    return state._replace(in_flight=state.in_flight - 1, tokens=state.tokens.take(used - ticket.tokens, now))
 
 
 def _by_round(state: Pace, now: float) -> Pace:
     """Grow after a round of answers without a failure in which the room was used."""
     if state.clean < max(4, math.floor(state.limit)):
         return state
-    fresh = replace(state, clean=0, seconds=0.0, peak=state.in_flight)
+    fresh = state._replace(clean=0, seconds=0.0, peak=state.in_flight)
     if state.peak < USED * math.floor(state.limit):
         return fresh
     known = now - state.ceiling_at < CEILING_SECONDS and state.limit <= 1.1 * state.ceiling
@@ -309,7 +302,7 @@ def _by_round(state: Pace, now: float) -> Pace:
         limit = state.limit + 1
     else:
         limit = state.limit + max(1.0, 0.05 * state.limit)
-    return replace(fresh, limit=min(float(state.most), limit), ceiling=ceiling)
+    return fresh._replace(limit=min(float(state.most), limit), ceiling=ceiling)
 
 
 def _by_latency(state: Pace) -> Pace:
@@ -317,7 +310,7 @@ def _by_latency(state: Pace) -> Pace:
     if state.clean < max(8, math.floor(state.limit)):
         return state
     latency = max(1e-9, state.seconds / state.clean)
-    fresh = replace(state, clean=0, seconds=0.0, peak=state.in_flight)
+    fresh = state._replace(clean=0, seconds=0.0, peak=state.in_flight)
     if state.peak < USED * math.floor(state.limit):
         return fresh
     up = True
@@ -326,7 +319,7 @@ def _by_latency(state: Pace) -> Pace:
         up = gradient < KNEE
     limit = max(state.limit * UP, state.limit + 1) if up else state.limit * DOWN
     limit = max(1.0, min(float(state.most), limit))
-    return replace(fresh, limit=limit, mark=(state.limit, latency), epoch=state.epoch + 1)
+    return fresh._replace(limit=limit, mark=(state.limit, latency), epoch=state.epoch + 1)
 
 
 def _until_free(hints: Hints) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from stillhouse.errors import UsageError
-from stillhouse.ledger import Ledger, StoredExchange, exchange_key, read_workspace_key
+from stillhouse.ledger import Ledger, StoredExchange, canonical, exchange_key, read_workspace_key
 from stillhouse.models.endpoint import parse_chat
 from stillhouse.money import Budget, Price, worst_prompt_tokens
 from stillhouse.records import Completion, Exchange, Message
@@ -187,11 +188,36 @@ def _wire(message: Message) -> dict[str, Any]:
     return body
 
 
+def request_bytes(question: Question, teacher: Teacher, sampling: Sampling) -> bytes:
+    """The body as it is sent and as the exchange key has it: canonical JSON.
+
+    Requests to a teacher differ in messages and seed alone, unless there are tools; the rest is written once.
+    """
+    if question.tools:
+        return canonical(request_body(question, teacher, sampling))
+    before, after = _around_messages(teacher.model, sampling, question.sample_index)
+    return before + _messages(question, teacher) + after
+
+
+@lru_cache(maxsize=4096)
+def _around_messages(model: str, sampling: Sampling, seed: int) -> tuple[bytes, bytes]:
+    nobody = Teacher(model, "", "", None)
+    body = canonical(request_body(Question("", (), seed), nobody, sampling))
+    before, after = body.split(b'"messages":[]')  # in a text its quotes would be escaped
+    return before + b'"messages":', after
+
+
+def _messages(question: Question, teacher: Teacher) -> bytes:
+    system = (Message("system", teacher.system),) if teacher.system else ()
+    return canonical([_wire(message) for message in (*system, *question.messages)])
+
+
 def question_key(workspace_key: bytes, question: Question, teacher: Teacher, sampling: Sampling) -> str:
     """The exchange key. Imported answers have no sampling settings, so their key holds only the messages."""
-    body = request_body(question, teacher, sampling)
     if teacher.url is None:
-        body = {"model": teacher.model, "messages": body["messages"]}
+        body = b'{"messages":%b,"model":%b}' % (_messages(question, teacher), canonical(teacher.model))
+    else:
+        body = request_bytes(question, teacher, sampling)
     return exchange_key(
         workspace_key,
         path=PATH,
@@ -203,22 +229,26 @@ def question_key(workspace_key: bytes, question: Question, teacher: Teacher, sam
     )
 
 
-def worst_cost(question: Question, teacher: Teacher, sampling: Sampling) -> float:
-    """US dollars that one attempt can cost at most; 0 where no price is known and so none can be capped."""
+def worst_cost(question: Question, teacher: Teacher, sampling: Sampling, size: int | None = None) -> float:
+    """US dollars that one attempt can cost at most; 0 where no price is known and so none can be capped.
+    `size` is the `text_bytes` of the question, where they are known."""
     if teacher.price is None:
         return 0.0
-    return teacher.price.of(worst_tokens(question, teacher.system), sampling.max_tokens)
+    return teacher.price.of(worst_tokens(question, teacher.system, size), sampling.max_tokens)
 
 
-def worst_tokens(question: Question, system: str) -> int:
+def worst_tokens(question: Question, system: str, size: int | None = None) -> int:
     """A bound on the tokens of the prompt that is sent."""
-    return worst_prompt_tokens(text_bytes(question, system), len(question.messages) + 1)
+    size = text_bytes(question, system) if size is None else size
+    return worst_prompt_tokens(size, len(question.messages) + 1)
 
 
 def text_bytes(question: Question, system: str) -> int:
     """All text that goes along with a request, in bytes."""
-    texts = (system, question.tools, *(m.content + m.extra for m in question.messages))
-    return sum(len(text.encode()) for text in texts)
+    size = len(system.encode()) + len(question.tools.encode())
+    for message in question.messages:
+        size += len(message.content.encode()) + len(message.extra.encode())
+    return size
 
 
 def at_batch_price(teacher: Teacher) -> Teacher:

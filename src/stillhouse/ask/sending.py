@@ -24,13 +24,11 @@ from stillhouse.ask.questions import (
     LEFT_OUT,
     Limits,
     Part,
-    Question,
     Sampling,
     Tally,
     Teacher,
     Unanswered,
-    request_body,
-    text_bytes,
+    request_bytes,
 )
 from stillhouse.ask.settling import Ended
 from stillhouse.ask.tracing import Trace
@@ -217,7 +215,7 @@ class Asking:
         """One request, its cost reserved. None when it was answered, else why it failed."""
         assert lane.sender is not None
         question, teacher = job.same[0], lane.part.teacher
-        body = request_body(question, teacher, self.sampling)
+        body = request_bytes(question, teacher, self.sampling)
         cost = job.worst  # what counts as spent unless something better is known
         ended: Ended | None = None
         try:
@@ -235,7 +233,7 @@ class Asking:
             begun = settling.begun(attempt, job.key, lane.part, question, self.run, self.stage, job.worst)
             sent = time.time_ns()
             ended = await lane.sender.send(begun, body, self.limits.timeout)
-            _learn(lane, ticket, question, ended)
+            _learn(lane, ticket, job.size, ended)
             known = settling.cost(ended)
             cost = job.worst if known is None else known
             if settling.disputed(ended):
@@ -336,8 +334,8 @@ def fatal(failure: Failure, url: str, teacher: Teacher) -> EndpointError:
     return EndpointError(f"the teacher cannot be asked: {failure.kind}", failure.detail, mend)
 
 
-def _learn(lane: Lane, ticket: Ticket, question: Question, ended: Ended) -> None:
-    """What an answer, or its absence, says about the pace."""
+def _learn(lane: Lane, ticket: Ticket, size: int, ended: Ended) -> None:
+    """What an answer, or its absence, says about the pace; `size` are the bytes of the question."""
     now, outcome = time.monotonic(), ended.outcome
     hints = pace.hints_of(outcome.headers, time.time())
     if isinstance(outcome, Reply):
@@ -345,7 +343,7 @@ def _learn(lane: Lane, ticket: Ticket, question: Question, ended: Ended) -> None
         read, written = usage.prompt_tokens, usage.completion_tokens
         used = None if read is None or written is None else float(read + written)
         if read is not None and written is not None:
-            lane.size = lane.size.seen(text_bytes(question, lane.part.teacher.system), read, written)
+            lane.size = lane.size.seen(size, read, written)
         lane.pace = pace.answered(lane.pace, ticket, now, ended.seconds, used, written)
     elif outcome.kind in ("rate_limited", "quota"):
         lane.pace = pace.limited(lane.pace, ticket, now, outcome.retry_after, hints)

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from stillhouse.ask.questions import Part, Sampling, as_exchange, looked_up, request_body, worst_cost
+from stillhouse.ask.questions import Part, Sampling, as_exchange, looked_up, request_bytes, worst_cost
 from stillhouse.errors import storage
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.batches import NewLine
@@ -63,7 +63,7 @@ def cut(
         for question, key in missing:
             if key in taken or key in open_shard.keys or not wanted(key):
                 continue
-            line = input_line(key[:ID_DIGITS], orjson.dumps(request_body(question, teacher, sampling)))
+            line = input_line(key[:ID_DIGITS], request_bytes(question, teacher, sampling))
             if open_shard.lines and (
                 len(open_shard.lines) == most_lines or open_shard.size + len(line) > most_bytes
             ):

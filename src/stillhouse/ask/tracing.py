@@ -18,9 +18,9 @@ import orjson
 
 from stillhouse.models.endpoint import Failure, Reply
 
-# (base URL, the teacher's logical endpoint, the request's body, what came of it, the ledger's number of the
-# attempt, Unix nanoseconds at which it began and ended)
-Trace = Callable[[str, str, Mapping[str, Any], Reply | Failure, int, int, int], None]
+# (base URL, the teacher's logical endpoint, the request's body as sent, what came of it, the ledger's number
+# of the attempt, Unix nanoseconds at which it began and ended)
+Trace = Callable[[str, str, bytes, Reply | Failure, int, int, int], None]
 
 REQUEST = {
     "model": "gen_ai.request.model",
@@ -72,12 +72,13 @@ def tracing(run: str, stage: str) -> Iterator[Trace | None]:
     def trace(
         url: str,
         endpoint: str,
-        body: Mapping[str, Any],
+        request: bytes,
         outcome: Reply | Failure,
         attempt: int,
         began: int,
         ended: int,
     ) -> None:
+        body = orjson.loads(request)
         asked = {**common, **_place(url, endpoint), **of_request(body), "stillhouse.attempt": attempt}
         name = f"chat {body['model']}"
         span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=asked, start_time=began)

@@ -10,7 +10,7 @@ import secrets
 import socket
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stillhouse.ask.lane import Here
 from stillhouse.ask.settling import Begun, Ended
@@ -28,7 +28,7 @@ class Errand(NamedTuple):
     """A request to send, and where to: `key_env` names a variable of the worker's own environment."""
 
     begun: Begun
-    body: dict[str, Any]
+    body: bytes
     url: str
     key_env: str | None
     timeout: float

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import tee
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -32,7 +33,7 @@ from stillhouse.collect.canaries import account, canaries_of
 from stillhouse.collect.prompts import PromptSet, load_prompts, name_broken
 from stillhouse.collect.spool import MESSAGES, Prompts, plain_messages, write_prompts
 from stillhouse.errors import EndpointError, storage
-from stillhouse.ledger import Ledger, canonical
+from stillhouse.ledger import Ledger
 from stillhouse.recipe import Recipe
 from stillhouse.recipe import Teacher as TeacherSettings
 from stillhouse.records import Completion, Prompt, Watch, unwatched
@@ -210,7 +211,7 @@ def _write_exchanges(
                 models[completion.model] += 1
                 fingerprints[completion.fingerprint or ""] += 1
                 older += row["leaf"] < since
-                digest.update(canonical(row))
+                digest.update(orjson.dumps(row))
                 batch.append(row)
                 count += 1
                 if len(batch) == ROWS:

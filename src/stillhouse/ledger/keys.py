@@ -30,7 +30,7 @@ def exchange_key(
     path: str,
     endpoint: str,
     revision: str,
-    body: Mapping[str, Any],
+    body: Mapping[str, Any] | bytes,
     sample_index: int = 0,
     epoch: int = 0,
 ) -> str:
@@ -41,24 +41,21 @@ def exchange_key(
     the logical id of the server, never its host and port, which may change; `revision` the declared one,
     or for a local model the hash of its weights; `body` the request as sent. What does not change the
     answer (`stream`, `stream_options`, `user`, `metadata`) is left out of it; headers and secrets must not
-    be in it. A refresh raises `epoch`. Raises LedgerError for a body that JSON cannot hold.
+    be in it. As bytes, `body` is canonical and without these. A refresh raises `epoch`. Raises LedgerError
+    for a body that JSON cannot hold.
     """
-    # 0.0 and 0 are one number in canonical JSON; as an integer it takes the quick way there.
-    asked = {
-        name: int(value) if type(value) is float and value.is_integer() and abs(value) < 2**53 else value
-        for name, value in body.items()
-        if name not in NOT_ASKED
-    }
-    question = {
-        "v": 1,
-        "path": path,
-        "endpoint": endpoint,
-        "revision": revision,
-        "body": asked,
-        "sample_index": sample_index,
-        "epoch": epoch,
-    }
-    return hmac_digest(workspace_key, canonical(question), "sha256").hex()
+    if not isinstance(body, bytes):
+        body = canonical({name: value for name, value in body.items() if name not in NOT_ASKED})
+    # The names are in canonical order.
+    question = b'{"body":%b,"endpoint":%b,"epoch":%d,"path":%b,"revision":%b,"sample_index":%d,"v":1}' % (
+        body,
+        canonical(endpoint),
+        epoch,
+        canonical(path),
+        canonical(revision),
+        sample_index,
+    )
+    return hmac_digest(workspace_key, question, "sha256").hex()
 
 
 def read_workspace_key(workspace: Workspace) -> bytes:

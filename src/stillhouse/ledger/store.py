@@ -17,10 +17,17 @@ from stillhouse.errors import LedgerError, StorageError
 from stillhouse.ledger import lookup, merkle
 from stillhouse.ledger.checkpoint import Checkpoint, read_checkpoint, sign_checkpoint
 from stillhouse.ledger.database import connect, migrate, reading
+from stillhouse.ledger.inserting import (
+    Answer,
+    insert_attempts,
+    insert_leaves,
+    settle_answers,
+    settled_before,
+)
 from stillhouse.ledger.keys import public_bytes, read_signing_key, rotation_body, utc_now
 from stillhouse.ledger.leaves import Leaf, LeafKind, NewLeaf, key_bytes, new_leaf, read_leaf, utc_stamp
 from stillhouse.ledger.lookup import AttemptCounts, Spent, StoredExchange
-from stillhouse.ledger.tree import TILE, seal, stored_nodes
+from stillhouse.ledger.tree import stored_nodes
 from stillhouse.ledger.writer import Writer
 from stillhouse.workspace import Workspace
 
@@ -54,7 +61,6 @@ class Ledger:
         self._reading = threading.Lock()
         self._packer = zstandard.ZstdCompressor(level=3)
         self._packing = threading.Lock()
-        self._keys: dict[int, str] = {}
         self._writing = writing
         self._writer = Writer(writing, workspace.ledger)
         self.origin = "stillhouse/" + str(
@@ -110,7 +116,7 @@ class Ledger:
         """Add leaves in one transaction, all or none; returns their indices, which are consecutive."""
         now = self.clock()
         ready = [self._pack(new_leaf(kind, body, contents, now)) for kind, body, contents in entries]
-        return self._writer.submit(lambda db: [insert_leaf(db, leaf) for leaf in ready]).result()
+        return self._writer.submit(lambda db: insert_leaves(db, ready)).result()
 
     def leaves(self, kind: LeafKind | None = None, start: int = 0) -> Iterator[Leaf]:
         """Leaves in order from index `start`; those committed while iterating are included."""
@@ -177,7 +183,7 @@ class Ledger:
             rows = sorted({row for row, _ in found} - {leaf})
             names = sorted({name for _, name in found})
             body = {"leaf": leaf, "rows": rows, "contents": names, "reason": reason}
-            tombstone = insert_leaf(db, new_leaf("tombstone", body, {}, stamp))
+            tombstone = insert_leaves(db, [new_leaf("tombstone", body, {}, stamp)])[0]
             db.executemany(
                 "UPDATE content SET salt = NULL, body = NULL, erased = ? WHERE leaf = ? AND erased IS NULL",
                 [(tombstone, one) for one in (leaf, *rows)],
@@ -212,18 +218,7 @@ class Ledger:
             utc_stamp(self.clock()),
             lookup.nano(reserved),
         )
-
-        def insert(db: sqlite3.Connection) -> int:
-            attempt = db.execute(
-                "INSERT INTO attempt (key, run, prompt_id, teacher, sample_index, began, reserved, state)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, 'open')",
-                row,
-            ).lastrowid
-            assert attempt is not None
-            self._keys[attempt] = key
-            return attempt
-
-        return self._writer.submit(insert)
+        return self._writer.put(insert_attempts, row)
 
     def answer(
         self,
@@ -238,24 +233,19 @@ class Ledger:
 
         The future fails with LedgerError when the attempt was answered or failed before.
         """
-        now = self.clock()
-        key = self._keys.get(attempt) or body.get("key") or self._key_of(attempt)
-        ready = self._pack(new_leaf("exchange", {**body, "key": key}, contents, now))
-        ended = utc_stamp(now)
+        key = body.get("key") or self._key_of(attempt)
+        answer = (attempt, {**body, "key": key}, contents, self.clock(), lookup.nano(cost))
+        return self._writer.put(self._settle, answer)
 
-        def settle(db: sqlite3.Connection) -> int:
-            state = db.execute("SELECT state FROM attempt WHERE id = ?", (attempt,)).fetchone()[0]
-            if state not in ("open", "unknown"):
-                raise _settled(attempt, state)
-            leaf = insert_leaf(db, ready)
-            db.execute(
-                "UPDATE attempt SET state = 'answered', ended = ?, leaf = ?, cost = ? WHERE id = ?",
-                (ended, leaf, lookup.nano(cost), attempt),
-            )
-            self._keys.pop(attempt, None)
-            return leaf
-
-        return self._writer.submit(settle)
+    def _settle(self, db: sqlite3.Connection, answers: Sequence[tuple[Any, ...]]) -> list[int]:
+        """On the writing thread: to hash and to compress gives other threads their turn each time."""
+        return settle_answers(
+            db,
+            [
+                Answer(attempt, self._pack(new_leaf("exchange", body, contents, now)), cost)
+                for attempt, body, contents, now, cost in answers
+            ],
+        )
 
     def fail(self, attempt: int, reason: str, billed: bool = True) -> Future[None]:
         """Record that an attempt brought no answer, and why (without text of a prompt or a reply).
@@ -271,8 +261,7 @@ class Ledger:
                 (ended, reason, None if billed else 0, attempt),
             ).rowcount
             if not changed:
-                raise _settled(attempt, "settled or never begun")
-            self._keys.pop(attempt, None)
+                raise settled_before(attempt)
 
         return self._writer.submit(settle)
 
@@ -339,8 +328,8 @@ class Ledger:
             public = public_bytes(key)
             last = db.execute("SELECT size, public, note FROM checkpoint ORDER BY id DESC LIMIT 1").fetchone()
             if last and last[1] != public and not _rotated(db, last[0]):
-                insert_leaf(
-                    db, new_leaf("correction", rotation_body(self.origin, last[1], public, None), {}, now)
+                insert_leaves(
+                    db, [new_leaf("correction", rotation_body(self.origin, last[1], public, None), {}, now)]
                 )
             size = int(db.execute("SELECT coalesce(max(idx) + 1, 0) FROM leaf").fetchone()[0])
             if last and last[:2] == (size, public):
@@ -410,7 +399,7 @@ class Ledger:
     def _key_of(self, attempt: int) -> str:
         rows = self.read("SELECT key FROM attempt WHERE id = ?", (attempt,))
         if not rows:
-            raise _settled(attempt, "never begun")
+            raise settled_before(attempt)
         return bytes(rows[0][0]).hex()
 
     def _within(self, size: int | None) -> int:
@@ -422,37 +411,9 @@ class Ledger:
         return present if size is None else size
 
 
-def insert_leaf(db: sqlite3.Connection, leaf: NewLeaf) -> int:
-    """Within a writing transaction, where the next index is certain whatever other processes do."""
-    index = db.execute(
-        "INSERT INTO leaf (idx, kind, time, hash, data)"
-        " VALUES ((SELECT coalesce(max(idx) + 1, 0) FROM leaf), ?, ?, ?, ?)",
-        (leaf.kind, leaf.time, leaf.hash, leaf.data),
-    ).lastrowid
-    assert index is not None
-    if leaf.contents:
-        db.executemany(
-            "INSERT INTO content (leaf, name, salt, body) VALUES (?, ?, ?, ?)",
-            [(index, name, salt, body) for name, salt, body in leaf.contents],
-        )
-    if leaf.key is not None:
-        db.execute("INSERT INTO exchange VALUES (?, ?)", (leaf.key, index))
-    if (index + 1) % TILE == 0:
-        seal(db, index + 1)
-    return index
-
-
 def _rotated(db: sqlite3.Connection, since: int) -> bool:
     """Whether a leaf after that checkpoint says that the signing key was replaced."""
     rows = db.execute(
         "SELECT idx, kind, time, data, hash FROM leaf WHERE kind = 'correction' AND idx >= ?", (since,)
     )
     return any(read_leaf(*row).body.get("what") == "signing key replaced" for row in rows)
-
-
-def _settled(attempt: int, state: str) -> LedgerError:
-    return LedgerError(
-        f"attempt {attempt} cannot be settled",
-        f"it is {state}",
-        "this is a defect of stillhouse; please report it",
-    )

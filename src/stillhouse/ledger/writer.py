@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,23 +13,28 @@ from stillhouse.errors import LedgerError
 from stillhouse.ledger.database import explain, roll_back
 
 T = TypeVar("T")
+U = TypeVar("U")
 Operation = Callable[[sqlite3.Connection], T]
+Many = Callable[[sqlite3.Connection, Sequence[U]], Sequence[T]]
+Queued = tuple[Future[Any], Many[Any, Any], Any]
 
 GROUP = 256
 WAITING = 4096
+LINGER = 0.004  # seconds
 
 
 class Writer:
     """Runs operations in the order in which they were submitted, up to GROUP of them in a transaction.
 
-    There is no timer: while one group is being synced to disk the next one gathers, and an operation that
-    comes alone is committed at once. A future resolves after its transaction is on disk.
+    While one group is being synced to disk the next one gathers. An operation that comes alone is committed
+    at once; after a group of several the writer lingers for more, because a commit costs as much as tens of
+    rows. A future resolves after its transaction is on disk.
     """
 
     def __init__(self, db: sqlite3.Connection, path: Path) -> None:
         self._db = db
         self._path = path
-        self._waiting: list[tuple[Future[Any], Operation[Any]]] = []
+        self._waiting: list[Queued] = []
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._room = threading.Condition(self._lock)
@@ -38,7 +43,12 @@ class Writer:
         self._thread.start()
 
     def submit(self, operation: Operation[T]) -> Future[T]:
-        """Queue an operation; waits for room when too many are queued. Raises LedgerError when closed."""
+        """Queue an operation. It sees all that was queued before it, and none of what is queued later."""
+        return self.put(_each, operation)
+
+    def put(self, many: Many[U, T], item: U) -> Future[T]:
+        """Queue one of the items that `many` works on together, in whatever order; waits for room when too
+        many are queued. Raises LedgerError when closed."""
         future: Future[T] = Future()
         # A cancelled task stops waiting, but what it paid for is still recorded: no cancelling from here on.
         future.set_running_or_notify_cancel()
@@ -49,8 +59,8 @@ class Writer:
                 raise LedgerError(
                     "the ledger is closed", "something was written after closing it", "open it again"
                 )
-            self._waiting.append((future, operation))
-            if len(self._waiting) == 1:
+            self._waiting.append((future, many, item))
+            if len(self._waiting) in (1, GROUP):
                 self._work.notify()
         return future
 
@@ -63,35 +73,60 @@ class Writer:
         self._thread.join()
 
     def _serve(self) -> None:
+        many = False
         while True:
             with self._lock:
                 while not self._waiting and not self._closed:
                     self._work.wait()
                 if not self._waiting:
                     return
+                if many:
+                    self._work.wait_for(lambda: len(self._waiting) >= GROUP or self._closed, LINGER)
                 group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
                 self._room.notify_all()
+            many = len(group) > 1
             self._commit(group)
 
-    def _commit(self, group: list[tuple[Future[Any], Operation[Any]]]) -> None:
-        results = []
+    def _commit(self, group: list[Queued]) -> None:
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            for _, operation in group:
-                results.append(operation(self._db))
+            results = self._work_off(group)
             self._db.execute("COMMIT")
         except Exception as error:
             roll_back(self._db)
             if len(group) == 1 or _concerns_all(error):
-                for future, _ in group:
+                for future, _, _ in group:
                     future.set_exception(explain(error, self._path, "write to"))
             else:
                 # One operation was refused. It must not take its neighbours along, so each is tried alone.
                 for one in group:
                     self._commit([one])
         else:
-            for (future, _), result in zip(group, results, strict=True):
+            for future, result in results:
                 future.set_result(result)
+
+    def _work_off(self, group: list[Queued]) -> list[tuple[Future[Any], Any]]:
+        together: dict[Many[Any, Any], list[tuple[Future[Any], Any]]] = {}
+        results: list[tuple[Future[Any], Any]] = []
+
+        def flush() -> None:
+            for many, queued in together.items():
+                done = many(self._db, [item for _, item in queued])
+                results.extend(zip((future for future, _ in queued), done, strict=True))
+            together.clear()
+
+        for future, many, item in group:
+            if many is _each:
+                flush()
+            together.setdefault(many, []).append((future, item))
+            if many is _each:
+                flush()
+        flush()
+        return results
+
+
+def _each(db: sqlite3.Connection, operations: Sequence[Operation[Any]]) -> list[Any]:
+    return [operation(db) for operation in operations]
 
 
 def _concerns_all(error: Exception) -> bool:

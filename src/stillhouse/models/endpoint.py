@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -46,6 +47,7 @@ MAX_REPLY_BYTES = 64 << 20
 _CONNECT_SECONDS = 30.0
 _DETAIL_CHARACTERS = 500
 _KEPT_HEADERS = frozenset({"x-request-id", "request-id", "retry-after", "retry-after-ms", "date"})
+_RATES = ("x-ratelimit-", "anthropic-ratelimit-")
 _QUOTA_CODES = frozenset({"insufficient_quota", "quota_exceeded", "insufficient_credits"})
 FATAL = frozenset({"auth", "not_found", "quota"})
 _JSON = {"Content-Type": "application/json"}
@@ -122,13 +124,9 @@ class Endpoint:
             await self._session.close()
             self._session = None
 
-    async def chat(self, body: Mapping[str, Any], timeout: float) -> Reply | Failure:  # noqa: ASYNC109
-        """POST `body` to `/chat/completions`; the whole exchange may take `timeout` seconds."""
-        try:
-            data = orjson.dumps(body)
-        except TypeError as error:  # a lone surrogate in a prompt
-            return Failure("bad_request", f"the request cannot be written as JSON: {error}")
-        answer = await self.exchange("POST", "/chat/completions", data, timeout)
+    async def chat(self, body: bytes, timeout: float) -> Reply | Failure:  # noqa: ASYNC109
+        """POST `body` (JSON) to `/chat/completions`; the whole exchange may take `timeout` seconds."""
+        answer = await self.exchange("POST", "/chat/completions", body, timeout)
         if isinstance(answer, Failure):
             return answer
         raw, headers = answer
@@ -165,7 +163,7 @@ class Endpoint:
         body of a 200 is written to that file, however large, and given as b""."""
         if self._session is None:
             raise RuntimeError("use `async with Endpoint(...)`")
-        limits = aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, _CONNECT_SECONDS))
+        limits = _limits(timeout)
         url, kind = self.base_url + path, _JSON if isinstance(data, bytes) else None
         try:
             async with self._session.request(
@@ -175,7 +173,7 @@ class Endpoint:
                     await _save(response, into)
                     return b"", {}
                 raw = await _read(response)
-                headers = {k.lower(): v for k, v in response.headers.items() if _kept(k.lower())}
+                headers = _kept(response.headers)
                 if raw is None:
                     return self._failed("too_large", f"the answer passes {MAX_REPLY_BYTES} bytes", sent=True)
                 if response.status == 200:
@@ -427,8 +425,14 @@ async def _save(response: aiohttp.ClientResponse, path: Path) -> None:
             file.write(chunk)
 
 
-def _kept(header: str) -> bool:
-    return header in _KEPT_HEADERS or header.startswith(("x-ratelimit-", "anthropic-ratelimit-"))
+def _kept(headers: Mapping[str, str]) -> dict[str, str]:
+    lower = ((name.lower(), value) for name, value in headers.items())
+    return {name: value for name, value in lower if name in _KEPT_HEADERS or name.startswith(_RATES)}
+
+
+@lru_cache(maxsize=16)
+def _limits(timeout: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, _CONNECT_SECONDS))
 
 
 def _checked_url(base_url: str) -> str:
