@@ -28,11 +28,13 @@ READ = 1024  # samples read from the file at once
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """Token ids of prompt and completion; tokens from `start` on are trained. `group` ties rows together."""
+    """Token ids of prompt and completion; tokens from `start` on are trained. `group` ties rows together,
+    `id` is the sample's."""
 
     ids: NDArray[np.int32]
     start: int
     group: str
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ def _row(sample: dict[str, Any], student: LocalModel, limit: int, end: int) -> R
     start = max(1, len(prompt))  # nothing comes before the first token, so nothing can predict it
     if start >= len(ids):
         return "no completion tokens"
-    return Row(ids, start, sample["group"] or sample["id"])
+    return Row(ids, start, sample["group"] or sample["id"], sample["id"])
 
 
 def split_held_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:

@@ -1,0 +1,159 @@
+"""Capture: a local teacher reads the training rows once, and its probabilities are packed into shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillhouse.errors import ModelError
+from stillhouse.ledger.targets import Binding, ShardWriter, Targets, ids_digest, open_shard
+from stillhouse.train.rows import Row, collate
+from stillhouse.workspace import write_json
+
+SHARD_ROWS = 4096  # rows of a shard: what a killed capture may have to read again
+
+
+def sparse_targets(logits_NV: Tensor, head: int, draws: int, uniform_ND: Tensor | None = None) -> Targets:
+    """The `head` likeliest ids of each position with their probabilities, and `draws` ids drawn, with
+    replacement, from the rest; a drawn id weighs the mass of the rest times its share of the draws.
+
+    The weights of a position sum to 1 and their mean over draws is the whole distribution, so that a loss
+    which is linear in them has the gradient of full distillation on average: the head adds no variance
+    (stratified), and `head` 0 is "Sparse Logit Sampling" (Anshumann et al. 2025, arXiv:2503.16870). Without
+    draws the rest is given as the mass of the tail.
+
+    `uniform_ND` holds numbers in [0, 1), N positions by `draws`, that decide what is drawn; float64.
+    """
+    logprobs_NV = torch.log_softmax(logits_NV.float(), dim=-1)
+    kept_NK, ids_NK = logprobs_NV.topk(min(head, logprobs_NV.shape[1]), dim=-1)
+    rest_NV = logprobs_NV.scatter(1, ids_NK, -torch.inf)
+    log_rest_N = rest_NV.logsumexp(-1)  # -inf where the head is all there is
+    sizes_N = np.full(len(logits_NV), ids_NK.shape[1], dtype=np.int64)
+    parts = [(np.repeat(np.arange(len(sizes_N)), sizes_N), _flat(ids_NK), _flat(kept_NK))]
+    if draws:
+        assert uniform_ND is not None
+        place_D, ids_D, counts_D = _drawn(rest_NV, log_rest_N, uniform_ND)
+        shares = np.log(counts_D / draws).astype(np.float32)
+        parts.append((place_D, ids_D, shares + log_rest_N.numpy(force=True)[place_D]))
+        sizes_N += np.bincount(place_D, minlength=len(sizes_N))
+    places, ids, logprobs = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(places, kind="stable")  # a position's head stays before what was drawn for it
+    tail_N = np.full(len(sizes_N), -np.inf, np.float32) if draws else log_rest_N.numpy(force=True)
+    return Targets(
+        np.concatenate([[0], np.cumsum(sizes_N)]),
+        ids[order].astype(np.int32),
+        np.minimum(logprobs[order], 0.0).astype(np.float32),
+        np.minimum(tail_N, 0.0).astype(np.float32),
+    )
+
+
+def _drawn(rest_NV: Tensor, log_rest_N: Tensor, uniform_ND: Tensor) -> tuple[Any, Any, Any]:
+    """Place, id and count of every id that was drawn; none where nothing is left beside the head."""
+    some_M = torch.nonzero(log_rest_N > -torch.inf).flatten()
+    shares_MV = (rest_NV[some_M] - log_rest_N[some_M, None]).double().exp()
+    sums_MV = shares_MV.cumsum(-1)
+    points_MD = uniform_ND.to(sums_MV)[some_M] * sums_MV[:, -1:]
+    ids_MD = torch.searchsorted(sums_MV, points_MD, right=True)
+    last_M = (shares_MV > 0).double().cumsum(-1).argmax(-1)  # rounding may point past what can be drawn
+    ids_MD = torch.minimum(ids_MD, last_M[:, None])
+    width = rest_NV.shape[1]
+    cells, counts = torch.unique(some_M[:, None] * width + ids_MD, return_counts=True)
+    cells_D = cells.numpy(force=True)
+    return cells_D // width, cells_D % width, counts.numpy(force=True)
+
+
+def _flat(values: Tensor) -> Any:
+    return values.flatten().numpy(force=True)
+
+
+def capture(
+    teacher: Any,
+    rows: Sequence[Row],
+    folder: Path,
+    record: Path,
+    binding: Binding,
+    seed: int,
+    batch_tokens: int,
+    advance: Callable[[int], None],
+) -> list[str]:
+    """Read all rows with the teacher and write their targets into shards in `folder`; their digests (hex).
+
+    `teacher` is a causal language model of transformers. What is drawn for a row depends on the seed and its
+    ids alone. `record` names the shards that are whole, so that a capture which was stopped goes on after
+    them, and one that is done reads nothing; `advance` is told of rows that are done.
+    """
+    asked = {"binding": asdict(binding), "seed": seed, "rows": _digest(rows)}
+    sealed = _sealed(record, asked, folder)
+    done = sum(len(open_shard(folder / f"{digest}.targets").sample_ids) for digest in sealed)
+    advance(done)
+    while some := rows[done : done + SHARD_ROWS]:
+        with ShardWriter(folder, binding) as writer:
+            for row, targets in _read(teacher, some, binding, seed, batch_tokens):
+                writer.add(row.id, row.ids, targets)
+                advance(1)
+            sealed.append(writer.seal().stem)
+        done += len(some)
+        write_json(record, asked | {"shards": sealed})
+    return sealed
+
+
+def _sealed(record: Path, asked: dict[str, Any], folder: Path) -> list[str]:
+    """The shards that an earlier capture of the same sealed, as far as they are there."""
+    try:
+        found = json.loads(record.read_bytes())
+        shards = found.pop("shards")
+    except (OSError, ValueError, KeyError):
+        return []
+    there = [(folder / f"{digest}.targets").is_file() for digest in shards]
+    return list(shards[: there.index(False)] if False in there else shards) if found == asked else []
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    whole = hashlib.sha256()
+    for row in rows:
+        whole.update(f"{row.id}\0{row.start}\0".encode() + ids_digest(row.ids))
+    return whole.hexdigest()
+
+
+def _read(
+    teacher: Any, rows: Sequence[Row], binding: Binding, seed: int, batch_tokens: int
+) -> Iterator[tuple[Row, Targets]]:
+    """Rows of like length together, and each with its targets, in the order in which they were given."""
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids))
+    found: dict[int, Targets] = {}
+    while order:
+        width = len(rows[order[0]].ids)
+        taken = 1
+        while taken < len(order) and (taken + 1) * max(width, len(rows[order[taken]].ids)) <= batch_tokens:
+            width = max(width, len(rows[order[taken]].ids))
+            taken += 1
+        chosen, order = order[:taken], order[taken:]
+        batch = collate([rows[at] for at in chosen])
+        with torch.no_grad():
+            logits_BTV = teacher(input_ids=batch.ids_BT.to(teacher.device), use_cache=False).logits
+        for number, at in enumerate(chosen):
+            row = rows[at]
+            logits_NV = logits_BTV[number, row.start - 1 : len(row.ids) - 1, : binding.vocabulary]
+            if not bool(torch.isfinite(logits_NV).all()):
+                raise ModelError(
+                    "the teacher gives no probabilities",
+                    f"its logits for the sample {row.id!r} are not finite",
+                    "load it in float32 or bfloat16, and look at its weights",
+                )
+            found[at] = sparse_targets(logits_NV, binding.head, binding.draws, _uniform(row, binding, seed))
+    for at in range(len(rows)):
+        yield rows[at], found.pop(at)
+
+
+def _uniform(row: Row, binding: Binding, seed: int) -> Tensor:
+    name = hashlib.sha256(f"{seed}:".encode() + ids_digest(row.ids)).digest()
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(name[:16], "little")))
+    return torch.from_numpy(generator.random((len(row.ids) - row.start, binding.draws)))
