@@ -20,9 +20,10 @@ from stillhouse.train.losses.divergence import (
     skew_kl,
     skew_reverse_kl,
 )
-from stillhouse.train.losses.head import head_loss
+from stillhouse.train.losses.fused import head_loss
+from stillhouse.train.losses.heads import Head, head_of
+from stillhouse.train.losses.selftest import Check, self_test, sound
 from stillhouse.train.losses.targets import (
-    Head,
     SparseTargets,
     Targets,
     TeacherStates,
@@ -33,6 +34,7 @@ from stillhouse.train.losses.targets import (
 from stillhouse.train.losses.whole import cross_entropy, distil, normalised, position_losses
 
 __all__ = [
+    "Check",
     "Divergence",
     "Head",
     "Objective",
@@ -43,13 +45,16 @@ __all__ = [
     "distil",
     "forward_kl",
     "head_loss",
+    "head_of",
     "jensen_shannon",
     "normalised",
     "places",
     "position_losses",
     "reverse_kl",
+    "self_test",
     "skew_kl",
     "skew_reverse_kl",
+    "sound",
     "stratified",
     "unpacked",
 ]

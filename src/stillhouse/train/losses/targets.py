@@ -12,46 +12,24 @@ import torch
 from torch import Tensor
 
 from stillhouse.ledger.targets import Targets as PackedTargets
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Head:
-    """What turns hidden states into logits: cap tanh(scale (h W^T + b) / cap).
-
-    `scale` is Cohere's `logit_scale` (Granite divides by its inverse), `softcap` Gemma's
-    `final_logit_softcapping`. Both come before any temperature.
-    """
-
-    weight_VD: Tensor
-    bias_V: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def logits(self, hidden_ND: Tensor) -> Tensor:
-        """All logits (N, V), in the type of the product."""
-        return self.finish(torch.nn.functional.linear(hidden_ND, self.weight_VD, self.bias_V))
-
-    def finish(self, raw_NV: Tensor) -> Tensor:
-        scaled_NV = raw_NV if self.scale == 1.0 else raw_NV * self.scale
-        return scaled_NV if self.softcap is None else self.softcap * torch.tanh(scaled_NV / self.softcap)
-
-    def cut(self, vocabulary: int | None) -> Head:
-        """The head of the first `vocabulary` ids; rows that only pad it predict nothing and learn nothing."""
-        if vocabulary is None or vocabulary == len(self.weight_VD):
-            return self
-        bias_V = None if self.bias_V is None else self.bias_V[:vocabulary]
-        return Head(self.weight_VD[:vocabulary], bias_V, self.scale, self.softcap)
+from stillhouse.train.losses.heads import Head
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TeacherStates:
-    """A teacher's last hidden states (N, D') and its head: whole distributions that need not exist at once."""
+    """A teacher's last hidden states (N, D') and its head: whole distributions, made a chunk at a time."""
 
     hidden_ND: Tensor
     head: Head
 
     def __len__(self) -> int:
         return len(self.hidden_ND)
+
+    def __getitem__(self, part: slice | Tensor) -> TeacherStates:
+        return TeacherStates(self.hidden_ND[part], self.head)
+
+    def to(self, device: torch.device | str) -> TeacherStates:
+        return TeacherStates(self.hidden_ND.to(device), self.head)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -63,7 +63,7 @@ def position_losses(
 
 
 def counted(targets: Targets, objective: Objective, positions: int) -> int:
-    """Positions that bear a loss: all of them, but for unknown ones where there is no cross-entropy either."""
+    """Positions that bear a loss: all, less unknown ones where there is no cross-entropy either."""
     if isinstance(targets, SparseTargets) and not objective.hard:
         return int(targets.known_N.sum())
     return positions
@@ -88,8 +88,8 @@ def check(targets: Targets, objective: Objective, ids_N: Tensor | None, position
         return
     if targets.temperature != objective.temperature:
         raise ValueError(
-            f"the targets are of temperature {targets.temperature}, the objective of {objective.temperature}, "
-            "and one cannot be had from the other"
+            f"the targets are of temperature {targets.temperature}, the objective asks for "
+            f"{objective.temperature}, and one cannot be had from the other"
         )
     if targets.log_tail_N is None and objective.divergence is not forward_kl:
         raise ValueError("sampled targets serve the forward KL only: any other gradient would be biased")

@@ -1,4 +1,4 @@
-"""Head and loss in one, a chunk of positions at a time: the matrix of positions times vocabulary never exists.
+"""Head and loss in one, a chunk at a time: the matrix of positions times vocabulary never exists.
 
 Gradients are made in the forward pass, while a chunk's logits are there. Nothing is computed twice, and what
 is kept for backward is a gradient for the hidden states and, unless it is frozen, one for the head. A sparse
@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stillhouse.train.losses.divergence import Objective, forward_kl
-from stillhouse.train.losses.targets import Head, SparseTargets, Targets
+from stillhouse.train.losses.heads import Head
+from stillhouse.train.losses.targets import SparseTargets, Targets
 from stillhouse.train.losses.whole import (
     LEAST,
     bucket_targets,
@@ -72,7 +73,7 @@ def head_loss(
     return total, positions if targets is None else counted(targets, objective, positions)
 
 
-class _HeadLoss(torch.autograd.Function):
+class _HeadLoss(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, asked: _Asked
