@@ -123,13 +123,16 @@ def check(
 @app.command()
 def doctor(
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="Also check what it needs.")] = None,
+    losses: Annotated[
+        bool, typer.Option("--losses", help="Examine the losses of distillation instead, on this machine.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check this machine, the workspace and, with a recipe, its endpoint. Asks no model anything."""
     from stillhouse.cli import show
-    from stillhouse.cli.doctor import examine
+    from stillhouse.cli.doctor import examine, examine_losses
 
-    findings = examine(Path.cwd(), recipe)
+    findings = examine_losses() if losses else examine(Path.cwd(), recipe)
     lines = [
         f"{f.state:<5} {f.what:<12} {f.detail}" + (f"\n      mend: {f.mend}" if f.mend else "")
         for f in findings

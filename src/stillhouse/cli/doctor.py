@@ -30,6 +30,23 @@ def examine(folder: Path, recipe: Path | None) -> list[Finding]:
     return [*_machine(folder), *_training(), *_workspace(folder), *(_recipe(recipe) if recipe else ())]
 
 
+def examine_losses() -> list[Finding]:
+    """The self-test of the losses, on the device that training would use."""
+    try:
+        import torch
+    except ImportError:
+        return [Finding("fail", "losses", "torch is not installed", "pip install 'stillhouse[train]'")]
+    from stillhouse.train.losses import self_test
+
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    findings = []
+    for check in self_test(device=device):
+        detail = f"{check.what}: " + (check.error or f"{check.value:.1e} of at most {check.limit:.0e}")
+        mend = "" if check.holds else "install the torch of requirements.lock, and report this line"
+        findings.append(Finding("ok" if check.holds else "fail", device, detail, mend))
+    return findings
+
+
 def _machine(folder: Path) -> Iterator[Finding]:
     yield Finding("ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield Finding("ok", "stillhouse", version("stillhouse"))

@@ -1,0 +1,60 @@
+"""Losses of distillation: exact, and made so that positions times vocabulary never exist.
+
+A training loop picks the positions that predict (`places`, or `rows.collate`), and calls one of
+
+    total, count = head_loss(hidden_ND, head_of(model), targets, objective, ids_N)   # a language model
+    total, count = distil(logits_NV, targets, objective, labels_N)                   # a classifier
+
+where `targets` are a teacher's logits (N, V), a teacher's hidden states with its head (`TeacherStates`), or
+a few weighted ids of each position (`SparseTargets`; from a shard by `unpacked`). `total` is a sum in nats;
+it is divided once, by the positions of the whole step over all micro-batches and processes (`normalised`).
+`sound` runs the self-test and refuses to go on where it fails.
+"""
+
+from stillhouse.train.losses.divergence import (
+    Divergence,
+    Objective,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
+    skew_kl,
+    skew_reverse_kl,
+)
+from stillhouse.train.losses.fused import head_loss
+from stillhouse.train.losses.heads import Head, head_of
+from stillhouse.train.losses.selftest import Check, self_test, sound
+from stillhouse.train.losses.targets import (
+    SparseTargets,
+    Targets,
+    TeacherStates,
+    places,
+    stratified,
+    unpacked,
+)
+from stillhouse.train.losses.whole import cross_entropy, distil, normalised, position_losses
+
+__all__ = [
+    "Check",
+    "Divergence",
+    "Head",
+    "Objective",
+    "SparseTargets",
+    "Targets",
+    "TeacherStates",
+    "cross_entropy",
+    "distil",
+    "forward_kl",
+    "head_loss",
+    "head_of",
+    "jensen_shannon",
+    "normalised",
+    "places",
+    "position_losses",
+    "reverse_kl",
+    "self_test",
+    "skew_kl",
+    "skew_reverse_kl",
+    "sound",
+    "stratified",
+    "unpacked",
+]

@@ -1,0 +1,252 @@
+"""Head and loss in one, a chunk at a time: the matrix of positions times vocabulary never exists.
+
+Gradients are made in the forward pass, while a chunk's logits are there. Nothing is computed twice, and what
+is kept for backward is a gradient for the hidden states and, unless it is frozen, one for the head. A sparse
+target needs of the logits what cross-entropy needs: one softmax, and its own ids.
+
+Shapes: N positions, C of them in a chunk, V the vocabulary, D the hidden width, K entries of a sparse target.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from stillhouse.train.losses.divergence import Objective, forward_kl
+from stillhouse.train.losses.heads import Head
+from stillhouse.train.losses.targets import SparseTargets, Targets
+from stillhouse.train.losses.whole import (
+    LEAST,
+    bucket_targets,
+    check,
+    counted,
+    exact,
+    real_ids,
+    teacher_logprobs,
+)
+
+CHUNK_LOGITS = 1 << 24  # logits of a chunk: 64 MiB in float32
+CHUNK_ROWS = 64, 1024  # but no fewer rows and no more: each chunk goes through the head's weights once
+
+
+class _Asked(NamedTuple):
+    head: Head
+    targets: Targets | None
+    objective: Objective
+    ids_N: Tensor | None
+    vocabulary: int | None
+    chunk: int
+    dtype: torch.dtype  # of the products with the head
+    learns: bool
+
+
+def head_loss(
+    hidden_ND: Tensor,
+    head: Head,
+    targets: Targets | None,
+    objective: Objective,
+    ids_N: Tensor | None = None,
+    vocabulary: int | None = None,
+    chunk: int | None = None,
+) -> tuple[Tensor, int]:
+    """Sum of the positions' losses in nats (float32, float64 for float64), and how many positions count.
+
+    The same number and gradient as `distil(head.logits(hidden_ND), ...)`. `targets` None stands for none at
+    all: plain cross-entropy with `ids_N`, under an objective whose `hard` is 1. Ids from `vocabulary` on only
+    pad the head. `chunk` is the number of positions whose logits are there at once; it changes memory and
+    speed. The gradient can be asked for once. Raises ValueError for targets that cannot serve the objective.
+    """
+    positions, own = len(hidden_ND), head.cut(vocabulary)
+    if targets is not None:
+        check(targets, objective, ids_N, positions)
+    elif objective.soft_scale or ids_N is None:
+        raise ValueError("without targets there is only cross-entropy: `hard` must be 1, with the tokens")
+    rows = min(max(CHUNK_LOGITS // len(own.weight_VD), CHUNK_ROWS[0]), CHUNK_ROWS[1])
+    kind = hidden_ND.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight_VD.dtype
+    learns = torch.is_grad_enabled()
+    asked = _Asked(own, targets, objective, ids_N, vocabulary, chunk or rows, dtype, learns)
+    total: Tensor = _HeadLoss.apply(hidden_ND, own.weight_VD, own.bias_V, asked)
+    return total, positions if targets is None else counted(targets, objective, positions)
+
+
+class _HeadLoss(torch.autograd.Function):  # type: ignore[misc]
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, asked: _Asked
+    ) -> Tensor:
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            loss_N, gradients = _walk(hidden_ND, weight_VD, bias_V, asked, ctx.needs_input_grad)
+        ctx.save_for_backward(*gradients)
+        return loss_N.sum()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        # In place, as a second copy for the head may be large; asked twice, autograd notices the change
+        made = [None if g is None else g.mul_(scale.to(g.dtype)) for g in ctx.saved_tensors]
+        return (*made, None)
+
+
+def _walk(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, asked: _Asked, needed: tuple[bool, ...]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The loss of each position, and the gradients for hidden states, weight and bias of their sum."""
+    head, exactly = asked.head, torch.promote_types(asked.dtype, torch.float32)
+    weight = weight_VD.to(asked.dtype)
+    loss_N = torch.zeros(len(hidden_ND), dtype=exactly, device=hidden_ND.device)
+    for_hidden, for_weight, for_bias = (asked.learns and need for need in needed[:3])
+    d_hidden = torch.zeros_like(hidden_ND) if for_hidden else None
+    d_weight = torch.zeros_like(weight_VD, dtype=exactly) if for_weight else None
+    d_bias = torch.zeros_like(bias_V, dtype=exactly) if for_bias and bias_V is not None else None
+    learns = for_hidden or for_weight or for_bias
+    for start in range(0, len(hidden_ND), asked.chunk):
+        part = slice(start, start + asked.chunk)
+        hidden_CD = hidden_ND[part].to(asked.dtype)
+        raw_CV = hidden_CD @ weight.T
+        if bias_V is not None:
+            raw_CV += bias_V.to(raw_CV.dtype)
+        logits_CV = head.finish(exact(raw_CV))
+        slope_CV = None if head.softcap is None else 1 - (logits_CV / head.softcap) ** 2
+        del raw_CV
+        loss_N[part], d_CV = _chunk(logits_CV, part, asked, learns)
+        if not learns:
+            continue
+        if head.scale != 1.0:
+            d_CV *= head.scale
+        if slope_CV is not None:
+            d_CV *= slope_CV
+        if d_bias is not None:
+            d_bias += d_CV.sum(0)
+        d_CV = d_CV.to(asked.dtype)
+        if d_hidden is not None:
+            d_hidden[part] = d_CV @ weight
+        if d_weight is not None and d_weight.dtype == asked.dtype:
+            d_weight.addmm_(d_CV.T, hidden_CD)
+        elif d_weight is not None:
+            d_weight += d_CV.T @ hidden_CD
+    made = [d_hidden, d_weight, d_bias]
+    return loss_N, [
+        None if d is None or of is None else d.to(of.dtype)
+        for d, of in zip(made, (hidden_ND, weight_VD, bias_V), strict=True)
+    ]
+
+
+def _chunk(logits_CV: Tensor, part: slice, asked: _Asked, learns: bool) -> tuple[Tensor, Tensor]:
+    """Loss of a chunk's positions, and its derivative by their logits. May overwrite the logits."""
+    objective, ids_C1 = asked.objective, None
+    if objective.hard:
+        assert asked.ids_N is not None
+        ids_C1 = asked.ids_N[part, None]
+    if asked.targets is None or not objective.soft_scale:
+        return _sparse(logits_CV, None, objective, ids_C1)
+    warm = objective.temperature != 1.0
+    soft_CV = logits_CV / objective.temperature if warm else logits_CV
+    if isinstance(asked.targets, SparseTargets):
+        loss_C, d_CV = _sparse(soft_CV, asked.targets[part], objective, None if warm else ids_C1)
+    else:
+        logt_CV = teacher_logprobs(asked.targets, part, objective.temperature, asked.vocabulary)
+        loss_C, d_CV = _dense(soft_CV, logt_CV, objective, None if warm else ids_C1, learns)
+    if not warm:
+        return loss_C, d_CV
+    d_CV = d_CV / objective.temperature
+    if ids_C1 is not None:
+        hard_C, hard_CV = _sparse(logits_CV, None, objective, ids_C1)
+        loss_C, d_CV = loss_C + hard_C, d_CV + hard_CV
+    return loss_C, d_CV
+
+
+def _sparse(
+    logits_CV: Tensor, targets: SparseTargets | None, objective: Objective, ids_C1: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Losses that look at few ids: the derivative is a multiple of p everywhere else, and what the ids need
+    is added there. With `ids_C1`, the cross-entropy's share is part of it."""
+    hard_C1 = None if ids_C1 is None else logits_CV.gather(-1, ids_C1)
+    if targets is None:
+        d_CV, lse_C1 = _softmax(logits_CV)
+        loss_C = torch.zeros_like(lse_C1[:, 0])
+        if objective.hard != 1.0:
+            d_CV *= objective.hard
+    else:
+        share = 0.0 if ids_C1 is None else objective.hard
+        weigh = _weighted if targets.log_tail_N is None else _with_tail
+        loss_C, d_CV, lse_C1 = weigh(logits_CV, targets, objective, share)
+    if ids_C1 is not None and hard_C1 is not None:
+        loss_C = loss_C + objective.hard * (lse_C1 - hard_C1)[:, 0]
+        d_CV.scatter_add_(-1, ids_C1, torch.full_like(lse_C1, -objective.hard))
+    return loss_C, d_CV
+
+
+def _weighted(
+    logits_CV: Tensor, targets: SparseTargets, objective: Objective, share: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """With g_k the derivative by log p at entry k and G their sum: sum of g_k at an id, less G p at all."""
+    ids_CK = targets.ids_NK
+    near_CK = logits_CV.gather(-1, ids_CK)
+    p_CV, lse_C1 = _softmax(logits_CV)
+    logp_CK = (near_CK - lse_C1).masked_fill(targets.log_weights_NK == -torch.inf, -torch.inf)
+    loss_C, g_CK = _by_logprobs(objective, logp_CK, targets.log_weights_NK.to(logp_CK.dtype))
+    p_CV *= share - g_CK.sum(-1, keepdim=True)
+    p_CV.scatter_add_(-1, ids_CK, g_CK)
+    return loss_C, p_CV, lse_C1
+
+
+def _with_tail(
+    logits_CV: Tensor, targets: SparseTargets, objective: Objective, share: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with one more entry, the tail of mass q. Its g_tail goes to the ids outside by their share in
+    the tail, s = p / q, which is taken from the logits and not from p, for where q is too small a number."""
+    ids_CK, known_C1 = real_ids(targets), targets.known_N[:, None]
+    near_CK = logits_CV.gather(-1, ids_CK)
+    logits_CV.scatter_(-1, ids_CK, torch.where(known_C1, LEAST, near_CK))
+    s_CV, lse_rest_C1 = _softmax(logits_CV)
+    named_CK = near_CK.masked_fill(targets.log_weights_NK == -torch.inf, -torch.inf)
+    lse_C1 = torch.logaddexp(lse_rest_C1, named_CK.logsumexp(-1, keepdim=True))
+    log_q_C1 = lse_rest_C1 - lse_C1
+    logp_CB = torch.cat([named_CK - lse_C1, log_q_C1], -1)
+    loss_C, g_CB = _by_logprobs(objective, logp_CB, bucket_targets(targets).to(logp_CB.dtype))
+    at_all_C1, at_tail_C1 = share - g_CB.sum(-1, keepdim=True), g_CB[:, -1:]
+    s_CV *= at_tail_C1 + at_all_C1 * log_q_C1.exp()
+    at_ids_C1 = torch.where(known_C1, at_all_C1, at_all_C1 + at_tail_C1)  # of an unknown one all is tail
+    s_CV.scatter_(-1, ids_CK, at_ids_C1 * (near_CK - lse_C1).exp())
+    s_CV.scatter_add_(-1, ids_CK, g_CB[:, :-1])
+    return loss_C, s_CV, lse_C1
+
+
+def _softmax(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
+    """p, and the logsumexp by the largest logit and its p: one exp of all, where two kernels take two."""
+    p_CV = torch.softmax(logits_CV, -1)
+    return p_CV, logits_CV.amax(-1, keepdim=True) - p_CV.amax(-1, keepdim=True).log()
+
+
+def _dense(
+    logits_CV: Tensor, logt_CV: Tensor, objective: Objective, ids_C1: Tensor | None, learns: bool
+) -> tuple[Tensor, Tensor]:
+    logp_CV = torch.log_softmax(logits_CV, -1)
+    hard_C1 = None if ids_C1 is None else logp_CV.gather(-1, ids_C1)
+    logt_CV = logt_CV.to(logp_CV.dtype)
+    if objective.divergence is forward_kl:
+        loss_C = objective.soft_scale * forward_kl(logp_CV, logt_CV)
+        d_CV = logp_CV.exp_().sub_(logt_CV.exp()).mul_(objective.soft_scale)  # p - t
+    elif learns:
+        loss_C, d_CV = _by_logprobs(objective, logp_CV, logt_CV)
+        d_CV -= d_CV.sum(-1, keepdim=True) * logp_CV.exp()
+    else:
+        loss_C, d_CV = objective.soft_scale * objective.divergence(logp_CV, logt_CV), logp_CV
+    if ids_C1 is not None and hard_C1 is not None:
+        loss_C = loss_C - objective.hard * hard_C1[:, 0]
+        d_CV += objective.hard * torch.softmax(logits_CV, -1)
+        d_CV.scatter_add_(-1, ids_C1, torch.full_like(hard_C1, -objective.hard))
+    return loss_C, d_CV
+
+
+def _by_logprobs(objective: Objective, logp_CB: Tensor, logt_CB: Tensor) -> tuple[Tensor, Tensor]:
+    """Scaled loss (C,) and its derivative by the log-probabilities, taken each for itself."""
+    with torch.enable_grad():
+        free_CB = logp_CB.detach().requires_grad_()
+        loss_C = objective.soft_scale * objective.divergence(free_CB, logt_CB)
+        (d_CB,) = torch.autograd.grad(loss_C.sum(), free_CB)
+    return loss_C.detach(), d_CB

@@ -1,0 +1,116 @@
+"""What a student is to learn at N positions: whole distributions of a teacher, or few weighted ids of each.
+
+Shapes: N positions, V the vocabulary, K entries of a position, D a hidden width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillhouse.ledger.targets import Targets as PackedTargets
+from stillhouse.train.losses.heads import Head
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TeacherStates:
+    """A teacher's last hidden states (N, D') and its head: whole distributions, made a chunk at a time."""
+
+    hidden_ND: Tensor
+    head: Head
+
+    def __len__(self) -> int:
+        return len(self.hidden_ND)
+
+    def __getitem__(self, part: slice | Tensor) -> TeacherStates:
+        return TeacherStates(self.hidden_ND[part], self.head)
+
+    def to(self, device: torch.device | str) -> TeacherStates:
+        return TeacherStates(self.hidden_ND.to(device), self.head)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseTargets:
+    """K weighted ids for each of N positions. `log_weights_NK` are in nats, -inf where an entry is none.
+
+    With `log_tail_N` the weights are probabilities, the ids of a position differ, and the tail holds the mass
+    of all other ids: a distribution over K + 1 buckets, for any divergence. Its value is a lower bound of the
+    whole one, and both are least at the same student on the ids that are named.
+
+    Without, the weights are a sample: their expectation is the teacher's distribution, so the forward KL has
+    an unbiased gradient, and no other divergence has. An id may stand twice. The value holds the entropy of
+    the sample in place of the teacher's, which is no larger on average, and the value so no smaller.
+
+    `temperature` is the one that the weights are of. Another cannot be had from them, as the mass of the tail
+    at another temperature is not known.
+    """
+
+    ids_NK: Tensor
+    log_weights_NK: Tensor
+    log_tail_N: Tensor | None = None
+    temperature: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.ids_NK)
+
+    def __getitem__(self, part: slice | Tensor) -> SparseTargets:
+        tail_N = None if self.log_tail_N is None else self.log_tail_N[part]
+        return SparseTargets(self.ids_NK[part], self.log_weights_NK[part], tail_N, self.temperature)
+
+    @property
+    def known_N(self) -> Tensor:
+        """Whether anything is known of a position."""
+        return (self.log_weights_NK > -torch.inf).any(-1)
+
+    def to(self, device: torch.device | str) -> SparseTargets:
+        tail_N = None if self.log_tail_N is None else self.log_tail_N.to(device)
+        return SparseTargets(self.ids_NK.to(device), self.log_weights_NK.to(device), tail_N, self.temperature)
+
+
+Targets = Tensor | TeacherStates | SparseTargets  # a Tensor is a teacher's logits (N, V)
+
+
+def stratified(
+    logt_NV: Tensor, head: int, draws: int, generator: torch.Generator | None = None
+) -> SparseTargets:
+    """Few ids for whole distributions: the `head` likeliest exactly, and `draws` drawn from the others.
+
+    `draws` 0 gives the likeliest and the mass of the tail, `head` 0 the counts of "Sparse Logit Sampling"
+    (Anshumann et al. 2025), both the stratified form: each drawn id weighs the tail's mass over `draws`.
+    """
+    top = logt_NV.topk(head, -1)
+    left_NV = logt_NV.exp().scatter(-1, top.indices, 0.0)
+    log_tail_N = left_NV.sum(-1).log()
+    if not draws:
+        return SparseTargets(top.indices, top.values, log_tail_N)
+    drawable_NV = left_NV.masked_fill(log_tail_N[:, None] == -torch.inf, 1.0)  # weighs nothing then
+    drawn_NK = torch.multinomial(drawable_NV, draws, replacement=True, generator=generator)
+    weights_NK = (log_tail_N - float(np.log(draws)))[:, None].expand(-1, draws)
+    return SparseTargets(torch.cat([top.indices, drawn_NK], -1), torch.cat([top.values, weights_NK], -1))
+
+
+def unpacked(packed: PackedTargets, sampled: bool) -> SparseTargets:
+    """What a shard's reader gives, as rectangles; `sampled` where its binding has draws. A position with no
+    entries stays unknown."""
+    sizes_N = np.diff(packed.offsets_N1)
+    places = np.arange(int(sizes_N.max(initial=1)))[None, :] < sizes_N[:, None]
+    ids_NK = np.zeros(places.shape, dtype=np.int64)
+    weights_NK = np.full(places.shape, -np.inf, dtype=np.float32)
+    ids_NK[places], weights_NK[places] = packed.ids_E, packed.logprobs_E
+    tail_N = None if sampled else torch.from_numpy(packed.log_tail_N)
+    return SparseTargets(torch.from_numpy(ids_NK), torch.from_numpy(weights_NK), tail_N)
+
+
+def places(trained_BT: Tensor) -> Tensor:
+    """Flat indices into (B, T) of the positions that predict the tokens marked in `trained_BT`.
+
+    The one shift there is: whether a position counts is asked of the token that it predicts. The same mask
+    picks the token ids themselves, `ids_BT[trained_BT]`. Raises ValueError where nothing stands before a
+    marked token.
+    """
+    if bool(trained_BT[:, 0].any()):
+        raise ValueError("the first token of a row is marked, and nothing comes before it to predict it")
+    return trained_BT.flatten().nonzero().squeeze(-1) - 1
