@@ -22,11 +22,14 @@ from stillhouse.ledger.targets.shard import (
     ShardWriter,
     ids_digest,
     open_shard,
+    sweep,
     unsealed,
     verify_shard,
+    without,
 )
 
 __all__ = [
+    "SUFFIX",
     "Binding",
     "Shard",
     "ShardWriter",
@@ -36,11 +39,13 @@ __all__ = [
     "encode",
     "ids_digest",
     "open_shard",
+    "sweep",
     "unsealed",
     "verify_shard",
+    "without",
 ]
 
-_AGAIN = "write the targets of these samples again"
+_AGAIN = "`stillhouse collect RECIPE` writes what is missing from the ledger again, and asks nobody"
 
 
 class TargetReader:
@@ -128,7 +133,7 @@ class TargetReader:
                 raise LedgerError(
                     f"the targets of {shard.sample_ids[row]!r} in {shard.path} are damaged",
                     str(found),
-                    "delete the shard and write the targets again",
+                    "delete the shard; " + _AGAIN,
                 ) from found
         raise error
 
