@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,11 @@ class TargetTally:
     def bytes_per_token(self) -> float:
         """Bytes of the shards' files for each trained position."""
         return self.bytes / max(1, self.positions)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON has it. `dataclasses.asdict` would count the items of a counter instead of copying it."""
+        plain = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {**plain, "reasons": dict(self.reasons), "counts": dict(self.counts)}
 
 
 def write_targets(

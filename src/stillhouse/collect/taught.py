@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from stillhouse.ask import Teacher
 from stillhouse.collect.targets import TargetTally, TaughtRow, total, write_shards
 from stillhouse.errors import LedgerError, UsageError
-from stillhouse.ledger import Ledger
+from stillhouse.ledger import Ledger, StoredExchange
 from stillhouse.ledger.targets import SUFFIX, Binding, open_shard, sweep
 from stillhouse.models.reading import Reader, end_id, row_ids
 from stillhouse.models.vocabulary import Vocabulary
@@ -83,7 +83,7 @@ def keep_targets(
         new = list(write_shards(_watched(rows, watch), folder, binding, vocabulary, asked, teacher))
         done.append(Taught(binding, (*(tally for tally, _ in kept), *new), dict(left_out)))
     if done != before:
-        write_json(run.targets, {"teachers": [asdict(one) for one in done]})
+        write_json(run.targets, {"teachers": [_record(one) for one in done]})
     return done
 
 
@@ -120,6 +120,11 @@ def need_taught(run: RunFolder) -> list[Taught]:
     return found
 
 
+def _record(one: Taught) -> dict[str, Any]:
+    shards = [tally.record() for tally in one.shards]
+    return {"binding": asdict(one.binding), "shards": shards, "left_out": one.left_out}
+
+
 def _tally(said: dict[str, Any]) -> TargetTally:
     return TargetTally(**{**said, "reasons": Counter(said["reasons"]), "counts": Counter(said["counts"])})
 
@@ -148,17 +153,13 @@ def _rows(
     ledger: Ledger,
 ) -> Iterator[TaughtRow]:
     """The student's rows of one teacher's answers, each answer once, but for the leaves in `skip`."""
-    model, revision, endpoint = who
     seen = set(skip)
     for batch in pq.ParquetFile(run.exchanges).iter_batches(ROWS, columns=_COLUMNS):
-        rows = [row for row in batch.to_pylist() if row["teacher"] == model and row["leaf"] not in seen]
+        rows = [row for row in batch.to_pylist() if row["teacher"] == who[0] and row["leaf"] not in seen]
         found = {stored.leaf: stored for stored in ledger.exchanges({row["key"] for row in rows})}
         for row in rows:
             stored = found.get(row["leaf"])
-            said = {} if stored is None else stored.body["teacher"]
-            if row["leaf"] in seen or (
-                stored and (said["revision"], said["endpoint"]) != (revision, endpoint)
-            ):
+            if row["leaf"] in seen or (stored is not None and _who(stored) != who):
                 continue
             seen.add(row["leaf"])
             made = _row(row, student, end)
@@ -168,6 +169,12 @@ def _rows(
                 left_out["no answer in the ledger any more"] += 1
             else:
                 yield TaughtRow(str(row["leaf"]), stored.response, *made)
+
+
+def _who(stored: StoredExchange) -> tuple[str, str, str]:
+    """Model, revision and endpoint of whoever answered."""
+    teacher = stored.body["teacher"]
+    return teacher["model"], teacher["revision"], teacher["endpoint"]
 
 
 def _row(row: dict[str, Any], student: Reader, end: int) -> tuple[np.ndarray[Any, Any], int] | str:

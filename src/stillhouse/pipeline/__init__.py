@@ -203,7 +203,7 @@ def _teach(work: _Work, student: Reader, vocabularies: Mapping[str, Vocabulary])
     return [
         {
             "teacher": one.binding.teacher,
-            **asdict(one.tally),
+            **one.tally.record(),
             "bytes_per_token": one.tally.bytes_per_token,
             "coverage": one.tally.coverage,
             "mass_mapped": one.tally.mass_mapped,

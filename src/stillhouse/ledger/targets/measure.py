@@ -54,7 +54,7 @@ def measure(readers: Sequence[TargetReader]) -> Measured:
             known += len(kept_N)
             entries += len(targets.ids_E)
             kept += float(kept_N.sum())
-            variance += float(_variance(reader.binding, targets)) if reader.binding.draws > 1 else 0.0
+            variance += _variance(reader.binding, targets) if reader.binding.draws > 1 else 0.0
     mean = kept / known if known else None
     return Measured(
         rows=sum(len(shard.sample_ids) for reader in readers for shard in reader.shards),
@@ -75,7 +75,7 @@ def _quantile(steps_S: NDArray[np.int64], share: float) -> float:
     return float(np.flatnonzero(below_S <= share * steps_S.sum())[-1]) / _STEPS
 
 
-def _variance(binding: Binding, targets: Targets) -> np.float64:
+def _variance(binding: Binding, targets: Targets) -> float:
     """The variance of the weights of drawn ids, summed over the vocabulary and the positions.
 
     n draws from a mass r, of which id i has the share q_i, give a weight r c_i / n with the variance
@@ -87,4 +87,4 @@ def _variance(binding: Binding, targets: Targets) -> np.float64:
     weights_E = np.exp(targets.logprobs_E[drawn_E].astype(np.float64))
     rest_N = np.bincount(position_E[drawn_E], weights_E, len(sizes_N))
     squares_N = np.bincount(position_E[drawn_E], weights_E**2, len(sizes_N))
-    return np.sum(rest_N**2 - squares_N) / (binding.draws - 1)
+    return float(np.sum(rest_N**2 - squares_N)) / (binding.draws - 1)
