@@ -140,7 +140,8 @@ class TargetReader:
 
 def _bound(path: Path, binding: Binding) -> Shard:
     if not path.is_file():
-        raise LedgerError(f"there is no shard {path}", "it was deleted or never sealed", _AGAIN)
+        why = "it was never sealed, or deleted, or an answer in it was erased"
+        raise LedgerError(f"there is no shard {path}", why, _AGAIN)
     shard = open_shard(path)
     for field in fields(Binding):
         found, wanted = getattr(shard.binding, field.name), getattr(binding, field.name)
