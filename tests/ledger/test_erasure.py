@@ -123,12 +123,13 @@ def test_an_answer_goes_from_every_file_and_the_rest_stays(run, ledger, workspac
     fresh = workspace.targets / (done.shards[first.stem] + SUFFIX)
     verify_shard(fresh)
     shard = open_shard(fresh)
-    assert shard.sample_ids == tuple(str(leaf) for leaf in leaves if leaf != leaves[1])
+    others = [leaf for leaf in leaves if leaf != leaves[1]]
+    assert shard.sample_ids == tuple(map(str, others))
     assert [shard.block(n).tobytes() for n in range(3)] == [
         before[leaf] for leaf in leaves if leaf != leaves[1]
     ]
     assert (shard.known, shard.binding) == (3, BINDING)
-    assert fresh.read_bytes() == write(workspace.targets, [leaves[0], *leaves[2:]]).read_bytes()
+    assert fresh.read_bytes() == write(workspace.targets, others).read_bytes()
 
     assert column(run.exchanges, "leaf") == [leaves[0], leaves[2], leaves[3]]
     assert column(run.samples, "leaves") == [[leaves[0]], [leaves[2]]]
@@ -198,7 +199,6 @@ writer = ShardWriter(Path(sys.argv[1]), Binding("teacher", "r", "t" * 64, "", 10
 one = np.array([0, 1]), np.array([5], np.int32), np.zeros(1, np.float32), np.full(1, -np.inf, np.float32)
 for n in range(2000):
     writer.add(str(n), np.array([1, n], np.int32), Targets(*one))
-writer._file.flush()
 print("half", flush=True)
 time.sleep(600)
 """
@@ -206,19 +206,19 @@ time.sleep(600)
 
 def test_a_killed_writer_leaves_nothing_that_is_taken_for_a_shard(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    child = subprocess.Popen(
-        [sys.executable, "-c", HALF, str(tmp_path)], stdout=subprocess.PIPE, env=environment
-    )
+    command = [sys.executable, "-c", HALF, str(tmp_path)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
     try:
         assert child.stdout.readline() == b"half\n"
         (half,) = tmp_path.iterdir()
-        assert half.stat().st_size > 10_000
+        assert half.stat().st_size > 4096
         assert sweep(tmp_path) == []  # its writer lives
         assert unsealed(tmp_path) == [half]
     finally:
         child.kill()
         child.wait()
-    with pytest.raises(LedgerError, match="never sealed"):
+    with pytest.raises(LedgerError) as caught:
         open_shard(half)
+    assert "never sealed" in caught.value.why
     assert sweep(tmp_path) == [half]
     assert list(tmp_path.iterdir()) == []

@@ -17,6 +17,7 @@ from stillhouse.cli.targets import info, tally_text
 from stillhouse.collect.taught import need_taught, read_taught
 from stillhouse.errors import LedgerError, ModelError, UsageError
 from stillhouse.ledger import Ledger
+from stillhouse.ledger.erasure import erase
 from stillhouse.ledger.targets import SUFFIX, TargetReader
 from stillhouse.models.reading import student_reader
 from stillhouse.models.serve import background
@@ -255,6 +256,24 @@ def test_a_shard_that_is_missing_cut_or_foreign_is_named_with_what_to_do(url, re
     run.targets.write_text("{")
     with pytest.raises(LedgerError, match=r"targets\.json is damaged"):
         read_taught(run)
+
+
+def test_an_erased_answer_has_no_targets_any_more(url, recipe, workspace):
+    run = collect(recipe(url), workspace)
+    leaf, *others = pq.read_table(run.exchanges)["leaf"].to_pylist()
+    (before,) = need_taught(run)
+    with Ledger.open(workspace) as ledger:
+        (fresh,) = erase(ledger, leaf, "request of the person").shards.values()
+    assert [path.stem for path in shards(workspace)] == [fresh]
+    with pytest.raises(LedgerError, match="no shard") as caught:
+        info(workspace, run)
+    assert "erased" in caught.value.why
+    collect(recipe(url), workspace)  # the erased answer is not bought again
+    (after,) = need_taught(run)
+    assert after.tally.shards == [fresh] == [path.stem for path in shards(workspace)]
+    assert after.tally.rows == before.tally.rows - 1
+    assert pq.read_table(run.exchanges)["leaf"].to_pylist() == others
+    assert info(workspace, run)[0]["rows"] == len(others)
 
 
 def test_a_damaged_shard_stops_the_next_collecting(url, recipe, workspace):
