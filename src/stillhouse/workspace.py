@@ -105,6 +105,11 @@ class RunFolder:
         return self.root / "exchanges.parquet"
 
     @property
+    def targets(self) -> Path:
+        """Which of the workspace's shards of targets are the run's, and what they hold."""
+        return self.root / "targets.json"
+
+    @property
     def batches(self) -> Path:
         """Files of batches that are under way; each goes when its answers are in the ledger."""
         return self.root / "batches"

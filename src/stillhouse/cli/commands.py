@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 ledger_app = typer.Typer(rich_markup_mode=None, help="Look at, verify and export the ledger.")
 app.add_typer(ledger_app, name="ledger")
+targets_app = typer.Typer(rich_markup_mode=None, help="Look at the teacher's probabilities of a run.")
+app.add_typer(targets_app, name="targets")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder; the newest that fits.")]
@@ -337,6 +339,22 @@ def chat(
     workspace = open_workspace(Path.cwd())
     prompts = [prompt] if prompt is not None else sys.stdin
     converse(workspace, workspace.find_run(run_name), prompts, as_json)
+
+
+@targets_app.callback()
+def targets() -> None:
+    """Look at the teacher's probabilities of a run."""
+
+
+@targets_app.command("info")
+def targets_info(run_name: RunName, as_json: Json = False) -> None:
+    """Print what a run's targets hold, what they weigh, and what was lost; every shard is checked."""
+    from stillhouse.cli import show
+    from stillhouse.cli.targets import info
+
+    workspace = _workspace()
+    found, text = info(workspace, workspace.find_run(run_name))
+    show.result(found, text, as_json)
 
 
 @ledger_app.command("show")

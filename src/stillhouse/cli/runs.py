@@ -64,6 +64,7 @@ def run(
     from stillhouse import pipeline
     from stillhouse.cli import show
     from stillhouse.cli.live import live
+    from stillhouse.cli.targets import tally_text
     from stillhouse.collect.prompts import name_broken
     from stillhouse.ledger import Ledger
     from stillhouse.report import write_report
@@ -86,7 +87,7 @@ def run(
         done = "nothing new to ask" if stage == "collect" else "unchanged, not run again"
         show.say(f"{stage:<9} {done}", as_json)
     collected = (read_marker(finished.run, "collect") or {}).get("result", {})
-    for line in show.collected_text(collected):
+    for line in [*show.collected_text(collected), *tally_text(collected.get("targets") or [])]:
         show.say(line, as_json)
     if focus is not None:
         path = finished.run.recipe
@@ -100,6 +101,7 @@ def run(
         "broken_rows": name_broken(planned.prompts.broken),
         "grow": collected.get("grow"),
         "focus": collected.get("focus"),
+        "targets": collected.get("targets"),
         "evaluation": finished.evaluation,
     }
     if stages is None:

@@ -1,12 +1,17 @@
-"""From recorded answers to targets: what the teacher held likely, in the student's ids, in sealed shards."""
+"""From recorded answers to targets: what the teacher held likely, in the student's ids, in sealed shards.
+
+The answers in the ledger keep the teacher's own tokens and bytes. What lies in the shards is made from them
+for one student, and can be made for another without asking anybody.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +67,11 @@ class TargetTally:
         """Bytes of the shards' files for each trained position."""
         return self.bytes / max(1, self.positions)
 
+    def record(self) -> dict[str, Any]:
+        """As JSON has it. `dataclasses.asdict` would count the items of a counter instead of copying it."""
+        plain = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {**plain, "reasons": dict(self.reasons), "counts": dict(self.counts)}
+
 
 def write_targets(
     rows: Iterable[TaughtRow],
@@ -72,7 +82,21 @@ def write_targets(
     teacher: Vocabulary | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> TargetTally:
-    """Write the targets of all rows into shards in `folder`, at most `binding.head` entries a position.
+    """Write the targets of all rows into shards, as `write_shards` does; the tally of all of them."""
+    return total(write_shards(rows, folder, binding, student, asked, teacher, shard_bytes))
+
+
+def write_shards(
+    rows: Iterable[TaughtRow],
+    folder: Path,
+    binding: Binding,
+    student: Vocabulary,
+    asked: int,
+    teacher: Vocabulary | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Iterator[TargetTally]:
+    """Write the targets of all rows into shards in `folder`, at most `binding.head` entries a position, and
+    give the tally of each shard when it is sealed.
 
     `asked` is the number of top_logprobs that was asked for; `teacher` is the teacher's own vocabulary,
     where it is known. Every row is written, also one without a single target: a reader tells it from a row
@@ -83,8 +107,9 @@ def write_targets(
     """
     if (binding.tokenizer, binding.vocabulary, binding.draws) != (student.digest, len(student.raw), 0):
         raise ValueError("the binding is not that of the likeliest ids of the student's vocabulary")
-    tally, left = TargetTally(), iter(rows)
+    left = iter(rows)
     for first in left:
+        tally = TargetTally()
         with ShardWriter(folder, binding) as writer:
             for row in chain((first,), left):
                 aligned = _aligned(row, student, asked, teacher, tally)
@@ -94,7 +119,16 @@ def write_targets(
             sealed = writer.seal()
         tally.shards.append(sealed.stem)
         tally.bytes += sealed.stat().st_size
-    return tally
+        yield tally
+
+
+def total(tallies: Iterable[TargetTally]) -> TargetTally:
+    """All of them as one."""
+    whole = TargetTally()
+    for tally in tallies:
+        for part in fields(TargetTally):
+            setattr(whole, part.name, getattr(whole, part.name) + getattr(tally, part.name))
+    return whole
 
 
 def _aligned(

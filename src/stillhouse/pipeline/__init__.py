@@ -19,10 +19,13 @@ import rfc8785
 from stillhouse import ask as asking
 from stillhouse.collect import Asked, PromptSet, collect, limits_of, load_prompts
 from stillhouse.collect.grow import Grown, grow, keep_record
+from stillhouse.collect.taught import keep_targets
 from stillhouse.curate import curate
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
+from stillhouse.models.reading import Reader
+from stillhouse.models.vocabulary import Vocabulary
 from stillhouse.pipeline.planning import Plan, plan
 from stillhouse.pipeline.recording import recorded
 from stillhouse.pipeline.rounds import account, focus_note, focused
@@ -36,6 +39,7 @@ from stillhouse.pipeline.setup import (
     need_extra,
     open_teacher,
     open_teachers,
+    student_reading,
     today,
 )
 from stillhouse.prices import price_of
@@ -137,7 +141,7 @@ class _Work:
 def _collect(work: _Work) -> bool:
     """Never skipped as a whole: what the ledger holds is looked up, which takes a second, and not asked."""
     started = time.monotonic()
-    decisions = admit_all(work.recipe, work.ledger)
+    decisions, reading = admit_all(work.recipe, work.ledger), student_reading(work.recipe)
     teachers = list(zip(work.teachers, decisions, strict=True))
     tallies: list[asking.Tally] = []
 
@@ -160,6 +164,7 @@ def _collect(work: _Work) -> bool:
             )
         done = collect(work.folder, work.recipe, prompts, teachers, work.ledger, work.watch, cluster)
     tallies.append(done.tally)
+    taught = None if reading is None else _teach(work, *reading)
     price = price_of(work.recipe.teacher, today())
     before = _result(work.folder, "collect")
     seconds = 0.0 if before is None else before["seconds"]  # of the calls that bought something
@@ -184,10 +189,27 @@ def _collect(work: _Work) -> bool:
         "digest": done.digest,
         "grow": growth,
         "focus": _account(work, grown),
+        "targets": taught,
         **_counts(work, *tallies),
     }
     _mark(work, "collect", _digest(recipe_digest(work.recipe)), seconds, result)
     return any(tally.sent or tally.answered for tally in tallies)
+
+
+def _teach(work: _Work, student: Reader, vocabularies: Mapping[str, Vocabulary]) -> list[dict[str, Any]]:
+    """Write the targets, and what each teacher's came to."""
+    asked = work.recipe.collect.top_logprobs or 0
+    taught = keep_targets(work.folder, work.teachers, vocabularies, student, asked, work.ledger, work.watch)
+    return [
+        {
+            "teacher": one.binding.teacher,
+            **one.tally.record(),
+            "bytes_per_token": one.tally.bytes_per_token,
+            "coverage": one.tally.coverage,
+            "mass_mapped": one.tally.mass_mapped,
+        }
+        for one in taught
+    ]
 
 
 def _account(work: _Work, grown: Sequence[Grown]) -> dict[str, Any] | None:

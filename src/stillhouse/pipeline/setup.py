@@ -16,6 +16,8 @@ from stillhouse.collect.grow import check_growth
 from stillhouse.errors import ModelError, UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
+from stillhouse.models.reading import Reader, end_id, student_reader, teacher_vocabulary
+from stillhouse.models.vocabulary import Vocabulary
 from stillhouse.prices import price_of
 from stillhouse.recipe import Recipe, Teacher
 from stillhouse.scoring import BUILTIN, Scorer
@@ -68,8 +70,7 @@ def open_teacher(settings: Teacher, log: Path | None = None) -> Iterator[asking.
     else:
         from stillhouse.models.serve import MAX_ROWS, background
 
-        folder = source_folder(settings.model)
-        name = settings.model if settings.model.startswith("embedded:") else Path(folder).name
+        folder, name = source_folder(settings.model), local_name(settings)
         with ExitStack() as stack:
             served: list[str] = []
 
@@ -138,9 +139,33 @@ def _check_lengths(teacher: Teacher, prompts: PromptSet, most: int) -> None:
             )
 
 
+def student_reading(recipe: Recipe) -> tuple[Reader, dict[str, Vocabulary]] | None:
+    """How the student will read, and what the tokens of the teachers spell whose files are here, by model;
+    None where no probabilities are asked for.
+
+    Raises UsageError or ModelError when the student's tokenizer cannot be had.
+    """
+    if recipe.collect.top_logprobs is None:
+        return None
+    need_extra("train", ("transformers",))
+    student = student_reader(recipe.student, local_teacher(recipe))
+    student.vocabulary(), end_id(student)  # to fail before anybody is asked
+    known = {}
+    for teacher in (recipe.teacher, *recipe.teachers):
+        source = local_model(teacher)
+        if source is not None and (vocabulary := teacher_vocabulary(source)) is not None:
+            known[local_name(teacher)] = vocabulary
+    return student, known
+
+
 def local_teacher(recipe: Recipe) -> str | None:
     """The teacher's folder, None for one that is asked elsewhere."""
     return local_model(recipe.teacher)
+
+
+def local_name(teacher: Teacher) -> str:
+    """What a teacher that is served here is called in requests."""
+    return teacher.model if teacher.model.startswith("embedded:") else Path(source_folder(teacher.model)).name
 
 
 def local_model(teacher: Teacher) -> str | None:

@@ -37,6 +37,7 @@ def provenance(facts: Facts) -> Html:
         ("revision", _code(revision) if revision else "none declared" if facts.recipe else UNKNOWN),
         ("answered by", _answered_by(facts)),
         ("teacher watched", _watched(facts)),
+        ("its probabilities", _targets(facts)),
         ("terms", _terms(facts)),
         ("decision", f"leaf {count(decision)} of the ledger" if decision is not None else UNKNOWN),
         ("prompts", _code(at(facts.recipe, "prompts", "source"))),
@@ -99,6 +100,28 @@ def _said(teacher: Any, canary: Any, named: bool) -> object:
     if rounds < 3:
         return f"{who}{asked}, too few to compare{before}"
     return f"{who}no change seen in {asked}{before}"
+
+
+def _targets(facts: Facts) -> object:
+    """What the teachers said of their probabilities, and what could not be had of it."""
+    if not facts.recipe:
+        return UNKNOWN
+    if at(facts.recipe, "collect", "top_logprobs") is None:
+        return "not asked for"
+    found = facts.result("collect", "targets")
+    return join(*(tag("div", _target(one)) for one in found)) if isinstance(found, list) else UNKNOWN
+
+
+def _target(one: Any) -> str:
+    known, positions, each = (number(one, key) for key in ("known", "positions", "bytes_per_token"))
+    weight = UNKNOWN if each is None else f"{each:.1f}"
+    who = short(str(at(one, "teacher")), 60)
+    said = f"{who}: {count(known)} of {count(positions)} tokens, {weight} bytes each"
+    for name, of in (("answers without any", at(one, "reasons")), ("by rule", at(one, "counts"))):
+        if isinstance(of, dict) and of:
+            counts = ", ".join(f"{short(why, 60)} ({count(number(of, why))})" for why in sorted(of))
+            said += f"; {name}: {counts}"
+    return said
 
 
 def _terms(facts: Facts) -> str:

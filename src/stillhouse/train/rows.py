@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillhouse.errors import UsageError
-from stillhouse.models.local import LocalModel, prompt_ids
+from stillhouse.models.local import LocalModel
+from stillhouse.models.reading import end_id, row_ids
 from stillhouse.records import Message
 
 READ = 1024  # samples read from the file at once
@@ -28,8 +29,9 @@ READ = 1024  # samples read from the file at once
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """Token ids of prompt and completion; tokens from `start` on are trained. `group` ties rows together,
-    `id` is the sample's."""
+    """Token ids of prompt and completion; tokens from `start` on are trained. `group` ties rows together.
+    `id` is the leaf of the answer, by which its targets are found and erased; the sample's own where there is
+    none."""
 
     ids: NDArray[np.int32]
     start: int
@@ -52,7 +54,7 @@ def read_rows(path: Path, student: LocalModel, max_length: int) -> tuple[list[Ro
 
     Raises UsageError when the file holds no samples, or the student has no token that ends an answer.
     """
-    limit, end = min(max_length, student.context or max_length), end_id(student)
+    limit, end = min(max_length, student.context or max_length), end_id(student.reader)
     rows: list[Row] = []
     left_out: dict[str, int] = {}
     for sample in _samples(path):
@@ -75,42 +77,19 @@ def _samples(path: Path) -> Iterator[dict[str, Any]]:
 
     if path.is_file():
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(READ, columns=["id", "messages", "completion", "group"]):
+            for batch in file.iter_batches(READ, columns=["id", "messages", "completion", "group", "leaves"]):
                 yield from batch.to_pylist()
 
 
-def end_id(student: LocalModel) -> int:
-    """The token that every completion ends with: the tokenizer's, else the first at which the model stops.
-
-    Raises UsageError when there is neither: a student that never saw an end would never come to one.
-    """
-    own = student.tokenizer.eos_token_id
-    ends = sorted(student.stop_ids) if own is None else [own]
-    if not ends:
-        raise UsageError(
-            "the student has no token that ends an answer",
-            "its tokenizer has no `eos_token` and its configuration no `eos_token_id`",
-            "set `eos_token_id` in the model's config.json, or start from another student or tokenizer",
-        )
-    return int(ends[0])
-
-
 def _row(sample: dict[str, Any], student: LocalModel, limit: int, end: int) -> Row | str:
-    """The row, or why there is none. Only the completion is trained, however many turns come before it."""
-    completion = student.tokenizer(sample["completion"], add_special_tokens=False)["input_ids"]
-    if not completion:
-        return "no completion tokens"
-    try:
-        prompt = prompt_ids(student, [Message(m["role"], m["content"]) for m in sample["messages"]])
-    except UsageError:
-        return "refused by the chat template"
-    ids = np.array([*prompt, *completion, end], dtype=np.int32)
-    if len(ids) > limit:
-        return "too long"
-    start = max(1, len(prompt))  # nothing comes before the first token, so nothing can predict it
-    if start >= len(ids):
-        return "no completion tokens"
-    return Row(ids, start, sample["group"] or sample["id"], sample["id"])
+    """The row, or why there is none."""
+    messages = [Message(m["role"], m["content"]) for m in sample["messages"]]
+    made = row_ids(student.reader, messages, sample["completion"], end)
+    if isinstance(made, str):
+        return made
+    ids, start = made
+    name = str(sample["leaves"][0]) if sample["leaves"] else sample["id"]
+    return "too long" if len(ids) > limit else Row(ids, start, sample["group"] or sample["id"], name)
 
 
 def split_held_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from stillhouse.errors import ModelError, StillhouseError, UsageError
-from stillhouse.models import source_folder
+from stillhouse.errors import ModelError, UsageError
 from stillhouse.models.local import LocalModel, load_model, make_differentiable
+from stillhouse.models.reading import config_tokenizer, without_teacher
 from stillhouse.recipe import Recipe, Student
 from stillhouse.train.checkpoint import writing
 from stillhouse.workspace import write_atomic
@@ -46,25 +46,9 @@ def _differentiable(local: LocalModel) -> LocalModel:
 
 
 def _from_config(student: Student, teacher: str | None) -> LocalModel:
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    source = student.tokenizer or teacher
-    if source is None:
-        raise UsageError(
-            "the student has no tokenizer",
-            "the teacher's files are not here, and `student.tokenizer` is not set",
-            "name a tokenizer folder or a hub id in `student.tokenizer`",
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source_folder(source))
-    except StillhouseError:
-        raise
-    except Exception as error:  # transformers raises OSError, ValueError, json errors and its own
-        raise ModelError(
-            f"could not load a tokenizer from {source}",
-            str(error).splitlines()[0] if str(error) else type(error).__name__,
-            "name a folder with tokenizer files in `student.tokenizer`",
-        ) from error
+    tokenizer = config_tokenizer(student, teacher)
     settings = student.config or {}
     valid = sorted(LlamaConfig().to_dict())
     for key in settings:
@@ -95,11 +79,7 @@ def _from_config(student: Student, teacher: str | None) -> LocalModel:
 
 def _from_teacher(student: Student, teacher: str | None) -> LocalModel:
     if teacher is None:
-        raise UsageError(
-            'the student cannot be made with `init = "from_teacher"`',
-            "the teacher's weights are not here",
-            "name a local teacher, or start the student from a folder or a hub id",
-        )
+        raise without_teacher()
     local = _differentiable(load_model(teacher, "float32"))
     model = local.model
     layers = getattr(model.base_model, "layers", None)

@@ -22,11 +22,14 @@ from stillhouse.ledger.targets.shard import (
     ShardWriter,
     ids_digest,
     open_shard,
+    sweep,
     unsealed,
     verify_shard,
+    without,
 )
 
 __all__ = [
+    "SUFFIX",
     "Binding",
     "Shard",
     "ShardWriter",
@@ -36,11 +39,13 @@ __all__ = [
     "encode",
     "ids_digest",
     "open_shard",
+    "sweep",
     "unsealed",
     "verify_shard",
+    "without",
 ]
 
-_AGAIN = "write the targets of these samples again"
+_AGAIN = "`stillhouse collect RECIPE` writes what is missing from the ledger again, and asks nobody"
 
 
 class TargetReader:
@@ -128,14 +133,15 @@ class TargetReader:
                 raise LedgerError(
                     f"the targets of {shard.sample_ids[row]!r} in {shard.path} are damaged",
                     str(found),
-                    "delete the shard and write the targets again",
+                    "delete the shard; " + _AGAIN,
                 ) from found
         raise error
 
 
 def _bound(path: Path, binding: Binding) -> Shard:
     if not path.is_file():
-        raise LedgerError(f"there is no shard {path}", "it was deleted or never sealed", _AGAIN)
+        why = "it was never sealed, or deleted, or an answer in it was erased"
+        raise LedgerError(f"there is no shard {path}", why, _AGAIN)
     shard = open_shard(path)
     for field in fields(Binding):
         found, wanted = getattr(shard.binding, field.name), getattr(binding, field.name)

@@ -8,12 +8,13 @@ name and no end, so a writer that was killed leaves nothing that could be taken 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import mmap
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate, pairwise
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.errors import LedgerError, storage
-from stillhouse.ledger.targets.layout import Binding, Targets, encode
+from stillhouse.ledger.targets.layout import Binding, Targets, decode, encode
 from stillhouse.workspace import sync_folder
 
 FORMAT = 1
@@ -34,7 +35,7 @@ _UNSEALED = "unsealed-"
 _BEGIN, _END = b"\x93STILLTG", b"SEALED\r\n"
 _LENGTH = 4  # bytes of the length of a JSON text
 _TAIL = _LENGTH + 32 + len(_END)
-_AGAIN = "delete it and write the targets again"
+_AGAIN = "delete it, then `stillhouse collect RECIPE`: it is written again from the ledger, asking nobody"
 
 
 def ids_digest(ids: NDArray[np.int32]) -> bytes:
@@ -55,6 +56,11 @@ class ShardWriter:
         with storage("write", self._unsealed):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self._unsealed.open("xb")
+            fcntl.flock(self._file, fcntl.LOCK_EX)  # says that its writer lives
+            while not os.fstat(self._file.fileno()).st_nlink:  # swept between these two
+                self._file.close()
+                self._file = self._unsealed.open("xb")
+                fcntl.flock(self._file, fcntl.LOCK_EX)
         head = json.dumps({"format": FORMAT} | asdict(binding), sort_keys=True).encode()
         self._write(_BEGIN + len(head).to_bytes(_LENGTH, "little") + head)
 
@@ -74,12 +80,18 @@ class ShardWriter:
         Raises ValueError for a sample that is there already and for what `encode` refuses, StorageError when
         the disk is full.
         """
-        if sample_id in self._rows:
-            raise ValueError(f"the shard holds targets of {sample_id!r} already")
-        block = encode(self.binding, targets)
-        self._rows[sample_id] = (ids_digest(ids), len(targets.log_tail_N), self.size)
-        self._known += int((np.diff(targets.offsets_N1) > 0).sum())
-        self._write(block)
+        block, known = encode(self.binding, targets), int((np.diff(targets.offsets_N1) > 0).sum())
+        self._append(sample_id, ids_digest(ids), len(targets.log_tail_N), known, block)
+
+    def copy(self, shard: Shard, row: int) -> None:
+        """Append a row of another shard of the same binding as it stands there.
+
+        Raises ValueError for a row that no shard holds.
+        """
+        block, positions = shard.block(row), np.array([shard.positions[row]])
+        known = int((np.diff(decode(shard.binding, [block], positions).offsets_N1) > 0).sum())
+        digest = shard.digests[row]
+        self._append(shard.sample_ids[row], digest, shard.positions[row], known, block.tobytes())
 
     def seal(self) -> Path:
         """Write the index, make the file durable and give it its name. An equal shard is written once."""
@@ -101,6 +113,13 @@ class ShardWriter:
             os.replace(self._unsealed, sealed)
             sync_folder(sealed.parent)
         return sealed
+
+    def _append(self, sample_id: str, digest: bytes, positions: int, known: int, block: bytes) -> None:
+        if sample_id in self._rows:
+            raise ValueError(f"the shard holds targets of {sample_id!r} already")
+        self._rows[sample_id] = (digest, positions, self.size)
+        self._known += known
+        self._write(block)
 
     def _write(self, data: bytes) -> None:
         with storage("write", self._unsealed):
@@ -168,6 +187,41 @@ def verify_shard(path: Path) -> None:
 def unsealed(folder: Path) -> list[Path]:
     """Shards that were never finished, because their writer was killed or is still at work."""
     return sorted(folder.glob(f"{_UNSEALED}*{SUFFIX}"))
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Delete the shards whose writer was killed, and give their paths; one that is being written stays."""
+    dead = []
+    for path in unsealed(folder):
+        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            dead.append(path)
+    return dead
+
+
+def without(path: Path, sample_ids: Collection[str]) -> Path | None:
+    """Write a shard anew without the rows of these samples, and delete the old file. Returns the new one,
+    None where nothing was left to write, and `path` itself, untouched, where none of them is in it.
+
+    Killed in between, both files are there; the same call again deletes the old one. Raises LedgerError for
+    a shard that is damaged.
+    """
+    shard = open_shard(path)
+    stays = [row for row, name in enumerate(shard.sample_ids) if name not in sample_ids]
+    if len(stays) == len(shard.sample_ids):
+        return path
+    fresh = None
+    if stays:
+        verify_shard(path)  # what is copied is sealed anew, and damage must not be sealed with it
+        with ShardWriter(path.parent, shard.binding) as writer:
+            for row in stays:
+                writer.copy(shard, row)
+            fresh = writer.seal()
+    with storage("delete", path):
+        path.unlink()
+        sync_folder(path.parent)
+    return fresh
 
 
 def _read_shard(path: Path, data: NDArray[np.uint8]) -> Shard:

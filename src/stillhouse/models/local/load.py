@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from stillhouse.errors import ModelError, UsageError
-from stillhouse.models import source_folder
+from stillhouse.models import reading, source_folder
+from stillhouse.models.reading import Reader, first_line, load_part, stop_ids
 from stillhouse.models.vocabulary import byte_table, token_bytes
 from stillhouse.records import Message
 
@@ -32,6 +32,10 @@ class LocalModel:
     has_chat_template: bool
     context: int | None
 
+    @property
+    def reader(self) -> Reader:
+        return Reader(self.tokenizer, self.stop_ids)
+
 
 def load_model(source: str, dtype: str = "auto") -> LocalModel:
     """Load a causal language model and its tokenizer, ready to answer.
@@ -43,8 +47,8 @@ def load_model(source: str, dtype: str = "auto") -> LocalModel:
     """
     folder = source_folder(source)
     device = _device()
-    config = _load_part("configuration", source, folder)
-    tokenizer = _load_part("tokenizer", source, folder)
+    config = load_part("configuration", source, folder)
+    tokenizer = load_part("tokenizer", source, folder)
     model = _load_weights(source, folder, config, _dtype(dtype, device)).to(device)
     if device == "cpu" and model.dtype == torch.float32:
         _multiply_by_onednn(model)
@@ -82,30 +86,6 @@ def _dtype(name: str, device: str) -> Any:
     return torch.float16 if device == "mps" else torch.float32
 
 
-def _load_part(part: str, source: str, folder: str) -> Any:
-    from transformers import AutoConfig, AutoTokenizer
-
-    root = Path(folder)
-    looks_local = root.exists() or folder.startswith((".", "/")) or folder.count("/") > 1
-    if looks_local and not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise ModelError(
-            f"no model at {source}", f"{folder} {what}", "name a folder that transformers can load"
-        )
-    if looks_local and not (root / "config.json").is_file():
-        raise ModelError(f"{source} is not a model", "it holds no config.json", "name the model's own folder")
-    loader = AutoConfig if part == "configuration" else AutoTokenizer
-    try:
-        return loader.from_pretrained(folder)
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, json errors and its own
-        mend = (
-            f"check its {part} files, or save the model again with `save_pretrained`"
-            if looks_local
-            else "check the id and the connection, or download the model and name its folder"
-        )
-        raise ModelError(f"could not load the {part} of {source}", _first_line(error), mend) from error
-
-
 def _load_weights(source: str, folder: str, config: Any, dtype: Any) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -120,7 +100,7 @@ def _load_weights(source: str, folder: str, config: Any, dtype: Any) -> Any:
     except Exception as error:  # as above, and SafetensorError
         raise ModelError(
             f"could not load the weights of {source}",
-            _first_line(error),
+            first_line(error),
             "check that the folder holds a whole causal language model; copy or download it again",
         ) from error
     finally:
@@ -165,17 +145,9 @@ def make_differentiable(model: LocalModel) -> None:
             layer.__class__ = torch.nn.Linear
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return (text.splitlines()[0][:300] if text else "") or type(error).__name__
-
-
 def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    found: set[int] = set()
-    for holder in (getattr(model, "generation_config", None), model.config, tokenizer):
-        ids = getattr(holder, "eos_token_id", None)
-        found.update([ids] if isinstance(ids, int) else ids or ())
-    return frozenset(found)
+    holders = (getattr(model, "generation_config", None), model.config, tokenizer)
+    return stop_ids(getattr(holder, "eos_token_id", None) for holder in holders)
 
 
 @contextmanager
@@ -216,33 +188,13 @@ def parameters(model: LocalModel) -> int:
 
 
 def prompt_ids(model: LocalModel, messages: Sequence[Message]) -> list[int]:
-    """Token ids that ask the model for the next assistant message.
-
-    A model without a chat template reads the messages' contents, joined by newlines, as text to continue.
-    Raises UsageError when the model's template refuses these messages.
-    """
-    if not model.has_chat_template:
-        return text_ids(model, "\n".join(m.content for m in messages))
-    turns = [{"role": m.role, "content": m.content} for m in messages]
-    try:
-        ids = model.tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    except Exception as error:  # the template is a program of the model's author and raises what it likes
-        raise UsageError(
-            "the model's chat template refused the messages",
-            _first_line(error),
-            "check the order of the roles (system first, then user and assistant in turn)",
-        ) from error
-    return [int(i) for i in ids]
+    """As `models.reading.prompt_ids`."""
+    return reading.prompt_ids(model.reader, messages)
 
 
 def text_ids(model: LocalModel, text: str) -> list[int]:
-    """Token ids of a text to be continued: with the tokenizer's opening token, without its closing one."""
-    ids = [int(i) for i in model.tokenizer(text)["input_ids"]]
-    while len(ids) > 1 and ids[-1] in model.stop_ids:
-        ids.pop()
-    return ids
+    """As `models.reading.text_ids`."""
+    return reading.text_ids(model.reader, text)
 
 
 def ids_text(model: LocalModel, ids: Sequence[int]) -> str:
