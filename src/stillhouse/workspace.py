@@ -110,6 +110,11 @@ class RunFolder:
         return self.root / "targets.json"
 
     @property
+    def captured(self) -> Path:
+        """Which of the workspace's shards hold what the teacher said when it read the training rows."""
+        return self.root / "captured.json"
+
+    @property
     def batches(self) -> Path:
         """Files of batches that are under way; each goes when its answers are in the ledger."""
         return self.root / "batches"

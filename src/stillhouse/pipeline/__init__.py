@@ -19,7 +19,7 @@ import rfc8785
 from stillhouse import ask as asking
 from stillhouse.collect import Asked, PromptSet, collect, limits_of, load_prompts
 from stillhouse.collect.grow import Grown, grow, keep_record
-from stillhouse.collect.taught import keep_targets
+from stillhouse.collect.taught import keep_targets, read_taught
 from stillhouse.curate import curate
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
@@ -35,6 +35,7 @@ from stillhouse.pipeline.setup import (
     check,
     check_reachable,
     greedy,
+    local_name,
     local_teacher,
     need_extra,
     open_teacher,
@@ -47,6 +48,7 @@ from stillhouse.recipe import Recipe, recipe_digest, run_digest
 from stillhouse.records import Prompt, Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer
 from stillhouse.terms import gate
+from stillhouse.train import Source, train
 from stillhouse.workspace import RunFolder, Workspace, locked, read_marker, write_json
 
 __all__ = [
@@ -237,9 +239,9 @@ def _curate(work: _Work) -> bool:
 
 
 def _train(work: _Work) -> bool:
-    from stillhouse.train import train
 
     recipe, curated, local = work.recipe, _need(work, "curate"), local_teacher(work.recipe)
+    source = _source(work) if recipe.train.objective == "distil" else None
     made_here = recipe.student.init in ("from_teacher", "config")
     start = local if made_here else source_folder(recipe.student.init)
     inputs = _digest(
@@ -248,11 +250,12 @@ def _train(work: _Work) -> bool:
         recipe.train.model_dump(exclude={"checkpoint_seconds"}),
         recipe.run.seed,
         weights_digest(start) if start and Path(start).is_dir() else start,
+        source and [source.revision, [digests for _, digests in source.answers]],
     )
     if _is_done(work, "train", inputs, work.folder.student / "config.json", work.folder.student_before):
         return False
     started = time.monotonic()
-    result = asdict(train(work.folder, recipe, work.watch, local))
+    result = asdict(train(work.folder, recipe, work.watch, local, source=source))
     result["weights"] = weights_digest(str(work.folder.student))
     work.ledger.append(
         "train_run",
@@ -264,10 +267,24 @@ def _train(work: _Work) -> bool:
             "seed": recipe.run.seed,
             "weights": result["weights"],
             "steps": result["steps"],
+            "targets": list(result["shards"]),
         },
     )
     _mark(work, "train", inputs, max(result["seconds"], time.monotonic() - started), result)
     return True
+
+
+def _source(work: _Work) -> Source:
+    """Where the probabilities are that the student learns."""
+
+    settings, local = work.recipe.train.distil, local_teacher(work.recipe)
+    if settings.targets == "teacher":
+        name = work.recipe.teacher.model if local is None else local_name(work.recipe.teacher)
+        revision = "" if local is None else weights_digest(local)
+        return Source(work.ledger.workspace.targets, (), name, revision)
+    found = read_taught(work.folder) or []
+    answers = [(one.binding, tuple(one.tally.shards)) for one in found if one.tally.shards]
+    return Source(work.ledger.workspace.targets, answers)
 
 
 def _evaluate(work: _Work) -> bool:

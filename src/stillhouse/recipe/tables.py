@@ -247,8 +247,62 @@ class Student(_Table):
     lora: Lora | None = None
 
 
+class Distil(_Table):
+    """With `train.objective = "distil"`: which probabilities are learned, and by which measure."""
+
+    targets: Literal["teacher", "answers"] = Field(
+        default="teacher",
+        description="`teacher`: [teacher] reads every row; its weights are here and its tokenizer is the "
+        "student's. `answers`: those that came with the answers, by `collect.top_logprobs`.",
+    )
+    online: bool = Field(
+        default=False,
+        description="The teacher reads each batch as it is trained, and its whole distributions are learned; "
+        "else it reads every row once, and `head` and `draws` of each position are kept.",
+    )
+    head: Annotated[int, Field(ge=0)] = Field(
+        default=6, description="Likeliest tokens that are kept exactly, of each position."
+    )
+    draws: Annotated[int, Field(ge=0)] = Field(
+        default=4, description="Tokens drawn from the rest, so that nothing is left out on average."
+    )
+    divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"] = Field(
+        default="forward_kl", description="Stored targets with `draws` serve `forward_kl` alone."
+    )
+    beta: Fraction = Field(
+        default=0.5, description="For `jensen_shannon`: 0 is the forward KL, 1 the reverse."
+    )
+    skew: float = Field(default=0.1, gt=0, lt=1, description="For `skew_kl` and `skew_reverse_kl`.")
+    temperature: float = Field(
+        default=1.0, gt=0, description="Of both models in the loss; other than 1 needs `online`."
+    )
+    hard: Fraction = Field(
+        default=0.0, description="Share of plain cross-entropy with the answer's own tokens."
+    )
+
+    @model_validator(mode="after")
+    def _what_stored_targets_can_serve(self) -> Distil:
+        if self.online and self.targets == "answers":
+            raise ValueError('`online` needs the teacher itself: set `targets = "teacher"`')
+        if self.online:
+            return self
+        if self.temperature != 1.0:
+            raise ValueError(
+                "stored targets are of temperature 1, and another cannot be had from them: set `online`"
+            )
+        if self.targets == "teacher" and self.draws and self.divergence != "forward_kl":
+            raise ValueError("drawn targets serve `forward_kl` alone: set `draws = 0`, or `online`")
+        if self.targets == "teacher" and not self.head + self.draws:
+            raise ValueError("`head` and `draws` are both 0, so nothing would be kept")
+        return self
+
+
 class Train(_Table):
-    objective: Literal["sequence"] = "sequence"
+    objective: Literal["sequence", "distil"] = Field(
+        default="sequence",
+        description="`sequence` learns the answers' text, `distil` the teacher's probabilities.",
+    )
+    distil: Distil = Field(default=Distil(), description="See [train.distil].")
     epochs: float = Field(default=3.0, gt=0)
     batch_tokens: Positive = Field(default=8192, description="Tokens in a batch, padding included.")
     learning_rate: float = Field(default=1e-3, gt=0)

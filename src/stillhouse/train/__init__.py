@@ -5,20 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stillhouse.errors import UsageError, storage
 from stillhouse.recipe import Recipe
-from stillhouse.records import Watch, unwatched
+from stillhouse.records import Progress, Watch, unwatched
 from stillhouse.workspace import RunFolder
+
+if TYPE_CHECKING:
+    from stillhouse.ledger.targets import Binding
+    from stillhouse.models.local import LocalModel
+    from stillhouse.train.lessons import Lesson
+    from stillhouse.train.rows import Row
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a training was, JSON-able. Losses in nats per token; `train_loss` is the mean over the last epoch,
-    `held_out_loss` the last one measured, None without held-out rows.
+    """What a training was, JSON-able. Losses are the objective's, in nats per token; `train_loss` is the mean
+    over the last epoch, `held_out_loss` the last one measured, None without held-out rows.
 
     `rows` is what was trained on, `rows_held_out` what only measured the loss, and `rows_left_out` counts the
     rest by reason: together they are the samples. `tokens` are the tokens read over all epochs without
@@ -40,6 +47,20 @@ class TrainResult:
     dtype: str
     device: str
     tokenizer: str
+    objective: str
+    shards: list[str]
+    bytes_per_token: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where probabilities come from: the workspace's folder of shards, those that collecting wrote of the
+    run's answers (binding and digests), and what the teacher is called and its weights."""
+
+    folder: Path
+    answers: Sequence[tuple[Binding, tuple[str, ...]]] = ()
+    teacher: str = ""
+    revision: str = ""
 
 
 def train(
@@ -48,15 +69,19 @@ def train(
     watch: Watch = unwatched,
     teacher_folder: str | None = None,
     clock: Callable[[], float] = time.monotonic,
+    source: Source | None = None,
 ) -> TrainResult:
     """Train the recipe's student on `run.samples`; write `run.student`, `run.student_before`, `run.losses`.
+
+    With `train.objective` "distil" it learns probabilities, which `source` says where to find or to keep.
 
     `run.student_before` is a folder for a student that was made here (`config`, `from_teacher`) and else a
     one-line file with the folder or hub id that it came from. `run.student` is float32 whatever the autocast.
     A training that was stopped goes on from its last checkpoint and ends with the same weights.
 
     Raises UsageError (nothing to train on, settings that do not fit), ModelError (not a usable model, memory,
-    a loss that is no number), StorageError, Interrupted.
+    a loss that is no number), LedgerError (shards that are not those of these rows), StorageError,
+    Interrupted.
     """
     from stillhouse.train import checkpoint, loop
     from stillhouse.train import rows as row
@@ -64,6 +89,12 @@ def train(
 
     student = students.initial_student(recipe, teacher_folder)
     rows, left_out = row.read_rows(run.samples, student, recipe.train.max_length)
+    lesson = None
+    if recipe.train.objective == "distil":
+        lesson = _lesson(run, recipe, student, rows, teacher_folder, source, watch)
+        without = [each for each in rows if not lesson.has(each)]
+        rows = [each for each in rows if lesson.has(each)]
+        left_out |= {"no targets": len(without)} if without else {}
     learnt, held_out = row.split_held_out(rows, recipe.train.held_out, recipe.run.seed)
     if not learnt:
         raise UsageError(
@@ -72,7 +103,8 @@ def train(
             "raise `train.max_length`, or see what curate kept",
         )
     tokenizer = students.tokenizer_digest(student.tokenizer)
-    key = _key(run.samples, recipe, tokenizer, students.weights_of(student.model))
+    weights = students.weights_of(student.model)
+    key = _key(run.samples, recipe, tokenizer, weights, lesson.name if lesson else "")
     students.save_before(student, run.student_before)
 
     parameters = sum(p.numel() for p in student.model.parameters())
@@ -88,6 +120,7 @@ def train(
         key,
         watch,
         clock,
+        lesson,
     )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     device = student.model.device.type
@@ -108,18 +141,70 @@ def train(
         dtype=trained.dtype,
         device=device,
         tokenizer=tokenizer,
+        objective=recipe.train.objective,
+        shards=list(lesson.shards) if lesson else [],
+        bytes_per_token=lesson.bytes_per_token if lesson else None,
     )
 
 
-def _key(samples: Path, recipe: Recipe, tokenizer: str, weights: str) -> str:
-    """What a checkpoint must share to be continued: samples, student, settings, seed, and the libraries."""
+def _lesson(
+    run: RunFolder,
+    recipe: Recipe,
+    student: LocalModel,
+    rows: Sequence[Row],
+    teacher_folder: str | None,
+    source: Source | None,
+    watch: Watch,
+) -> Lesson:
+    """What the student learns beside the text. The losses are examined before anything depends on them."""
+    from stillhouse.train import lessons
+    from stillhouse.train.capture import capture
+    from stillhouse.train.losses import sound
+
+    settings = recipe.train.distil
+    sound(student.model.device)
+    if source is None:
+        raise ValueError("to learn probabilities, say where they are kept")
+    if settings.targets == "answers":
+        if not source.answers:
+            raise lessons.without_answers()
+        return lessons.stored(source.folder, source.answers, student.reader, settings)
+    teacher = lessons.open_teacher(recipe, teacher_folder, student.reader)
+    if settings.online:
+        return lessons.online(teacher, source.revision, settings)
+    unique = list({row.id: row for row in rows}.values())
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        watch(Progress("train", done, len(unique), "rows", note="the teacher reads them"))
+
+    binding = lessons.captured(teacher, source.teacher, source.revision, settings)
+    tokens = recipe.train.batch_tokens
+    shards = capture(
+        teacher.model, unique, source.folder, run.captured, binding, recipe.run.seed, tokens, advance
+    )
+    return lessons.stored(source.folder, [(binding, tuple(shards))], student.reader, settings)
+
+
+def _key(samples: Path, recipe: Recipe, tokenizer: str, weights: str, lesson: str) -> str:
+    """What a checkpoint must share to be continued: samples, student, targets, settings, seed, libraries."""
     import torch
     import transformers
 
     with storage("read", samples), samples.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     settings = recipe.train.model_dump(mode="json", exclude={"checkpoint_seconds"})
-    parts = [digest, tokenizer, weights, settings, recipe.student.model_dump(mode="json"), recipe.run.seed]
+    parts = [
+        digest,
+        tokenizer,
+        weights,
+        lesson,
+        settings,
+        recipe.student.model_dump(mode="json"),
+        recipe.run.seed,
+    ]
     return hashlib.sha256(
         json.dumps([*parts, torch.__version__, transformers.__version__], sort_keys=True).encode()
     ).hexdigest()

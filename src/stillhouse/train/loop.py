@@ -21,8 +21,11 @@ from stillhouse import recipe as recipes
 from stillhouse.errors import Interrupted, ModelError, storage
 from stillhouse.records import Progress, Watch
 from stillhouse.train import checkpoint
-from stillhouse.train.loss import attend_in_float32, can_gather, sequence_loss, to_device
-from stillhouse.train.rows import Row, collate, epoch_batches
+from stillhouse.train.lessons import Lesson
+from stillhouse.train.loss import attend_in_float32, can_gather, sequence_loss, taught_loss, to_device
+from stillhouse.train.losses import Head, Targets, head_of
+from stillhouse.train.losses.whole import counted
+from stillhouse.train.rows import Batch, Row, collate, epoch_batches
 
 SCORES = 1 << 28  # most logits (rows times vocabulary) made at once: 1 GiB in float32
 WATCH_SECONDS = 0.3
@@ -45,6 +48,21 @@ class Trained:
     dtype: str
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a batch's loss is made. `head` is the student's, where a lesson can use it apart from the rest, and
+    `gather` says the same of plain cross-entropy."""
+
+    lesson: Lesson | None
+    head: Head | None
+    gather: bool
+
+    @property
+    def narrow(self) -> bool:
+        """Whether logits are made of the places that predict, and of no others."""
+        return self.gather or self.head is not None
+
+
 def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     model: Any,
     rows: Sequence[Row],
@@ -56,8 +74,11 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     key: str,
     watch: Watch,
     clock: Callable[[], float],
+    lesson: Lesson | None = None,
 ) -> Trained:
     """Train `model` in place; continue from the newest checkpoint in `folder` that bears `key`.
+
+    Without a `lesson` the text of the rows is learned; with one, all of them have its targets.
 
     The result depends on rows, settings, seed and the machine, not on where a run was stopped and resumed:
     number format and number of threads, which change the order of sums, are those of the first process.
@@ -75,7 +96,7 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     device = causal.device
     dtype = state["dtype"] if state else resolved_dtype(settings.dtype, device.type)
     precision = autocast(dtype, device.type)
-    gather = can_gather(causal)
+    way = Way(lesson, head_of(causal) if lesson else None, lesson is None and can_gather(causal))
     if device.type == "cpu":
         attend_in_float32(causal)
     trainable = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
@@ -105,7 +126,7 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
         checkpoint.save(folder, key, done, content, 1 if done == steps else checkpoint.KEPT)
 
     model.train()
-    how = precision, gather, vocabulary
+    how = precision, way, vocabulary
     shared = device.type == "cpu" and settings.batch_tokens * vocabulary <= SCORES and not draws(model)
     with (
         storage("write", log),
@@ -134,7 +155,7 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
             recent.append((loss, count))
             row: dict[str, Any] = {"step": done, "loss": loss, "lr": rate, "grad_norm": norm}
             if held_out and (done % per_epoch == 0 or done == steps):
-                held = measure(model, causal, held_out, settings.batch_tokens, precision, gather)
+                held = measure(model, causal, held_out, settings.batch_tokens, precision, way)
                 row["held_out"] = held
             now = clock()
             file.write(json.dumps(row | {"tokens": tokens, "seconds": round(now - began, 3)}) + "\n")
@@ -155,7 +176,7 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
             if now - saved >= settings.checkpoint_seconds or done == steps:
                 save()
                 saved = clock()
-    mean = sum(loss * count for loss, count in recent) / sum(count for _, count in recent)
+    mean = sum(loss * count for loss, count in recent) / max(1, sum(count for _, count in recent))
     return Trained(steps, tokens, targets, clock() - began, mean, held, dtype)
 
 
@@ -166,12 +187,13 @@ def train_step(
     optimisers: Sequence[torch.optim.Optimizer],
     clip: float,
     precision: Callable[[], AbstractContextManager[Any]],
-    gather: bool,
+    way: Way,
     vocabulary: int,
     parts: int | None = None,
     halves: Executor | None = None,
 ) -> tuple[float, float, int]:
-    """One optimiser step over `rows`: loss in nats per token, gradient norm before clipping, target tokens.
+    """One optimiser step over `rows`: loss in nats per token, gradient norm before clipping, tokens with a
+    loss.
 
     The rows are cut into parts where all their logits at once would be too many; each part's loss is
     divided by the tokens of the whole, so the gradient is that of one batch. With `halves`, an executor of
@@ -179,15 +201,17 @@ def train_step(
     is not finite changes nothing.
     """
     count = sum(len(row.ids) - row.start for row in rows)
-    wide = count if gather else len(rows) * max(len(row.ids) for row in rows)
+    wide = count if way.narrow else len(rows) * max(len(row.ids) for row in rows)
     needed = parts or math.ceil(wide * vocabulary / SCORES)
     parts = min(len(rows), max(needed, 2) if halves else needed)
 
+    lessons = [_prepared(rows[part::parts], way, causal.device) for part in range(parts)]
+    count = sum(number for _, _, number in lessons)
+
     def backward(part: int) -> Tensor:
-        batch = to_device(collate(rows[part::parts]), causal.device)
+        batch, targets, _ = lessons[part]
         with precision():
-            summed, _ = sequence_loss(causal, batch, gather)
-        loss = summed / count
+            loss = _loss(causal, batch, targets, way) / max(count, 1)
         loss.backward()
         return loss.detach()
 
@@ -211,18 +235,33 @@ def measure(
     rows: Sequence[Row],
     batch_tokens: int,
     precision: Callable[[], AbstractContextManager[Any]],
-    gather: bool,
+    way: Way,
 ) -> float:
     """Mean loss over the rows' target tokens, in nats per token, without touching the model."""
     model.eval()
     total, count = 0.0, 0
     with torch.no_grad(), precision():
         for chosen in epoch_batches([len(row.ids) for row in rows], batch_tokens, 0, 0):
-            batch = to_device(collate([rows[i] for i in chosen]), causal.device)
-            summed, n = sequence_loss(causal, batch, gather)
-            total, count = total + float(summed), count + n
+            batch, targets, n = _prepared([rows[i] for i in chosen], way, causal.device)
+            total, count = total + float(_loss(causal, batch, targets, way)), count + n
     model.train()
-    return total / count
+    return total / max(count, 1)
+
+
+def _prepared(rows: Sequence[Row], way: Way, device: Any) -> tuple[Batch, Targets | None, int]:
+    """A batch, what the lesson has for it, and how many of its places bear a loss."""
+    batch = to_device(collate(rows), device)
+    if way.lesson is None:
+        return batch, None, len(batch.targets_N)
+    targets = way.lesson.targets(rows, batch)
+    return batch, targets, counted(targets, way.lesson.objective, len(batch.targets_N))
+
+
+def _loss(causal: Any, batch: Batch, targets: Targets | None, way: Way) -> Tensor:
+    """The sum over the batch's places, in nats."""
+    if way.lesson is None or targets is None:
+        return sequence_loss(causal, batch, way.gather)[0]
+    return taught_loss(causal, batch, way.head, targets, way.lesson)
 
 
 def learning_rate(step: int, steps: int, settings: recipes.Train) -> float:

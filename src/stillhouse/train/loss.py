@@ -1,4 +1,4 @@
-"""The sequence objective: cross-entropy on completion tokens, as a sum and the number of tokens.
+"""The objectives on a batch: cross-entropy on completion tokens, or a lesson's loss, as a sum.
 
 Whoever calls divides once by the number of tokens of the whole batch, so the result does not depend on
 how a batch is cut into parts.
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stillhouse.train.lessons import Lesson
+from stillhouse.train.losses import Head, Targets, distil, head_loss
 from stillhouse.train.rows import Batch, Row, collate
 
 ATTENTION = "stillhouse_float32"
@@ -26,6 +28,16 @@ def sequence_loss(model: Any, batch: Batch, gather: bool) -> tuple[Tensor, int]:
     """
     scores_NV = _gathered(model, batch) if gather else _taken(model, batch)
     return F.cross_entropy(scores_NV.float(), batch.targets_N, reduction="sum"), batch.targets_N.numel()
+
+
+def taught_loss(model: Any, batch: Batch, head: Head | None, targets: Targets, lesson: Lesson) -> Tensor:
+    """Sum of the lesson's loss in nats over the places that `targets` are of (float32 scalar); see
+    `losses.head_loss`. Without a `head` that can be taken apart all logits are made."""
+    how = targets, lesson.objective, batch.targets_N, lesson.vocabulary
+    if head is None:
+        return distil(_taken(model, batch), *how)[0]
+    hidden_BTD = model.base_model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
+    return head_loss(hidden_BTD.flatten(0, 1).index_select(0, batch.places_N), head, *how)[0]
 
 
 def can_gather(model: Any) -> bool:

@@ -82,6 +82,9 @@ class TargetReader:
         """Bytes of the files, all that is in them, for each position."""
         return sum(len(shard.data) for shard in self.shards) / max(1, self.positions)
 
+    def __contains__(self, sample_id: str) -> bool:
+        return sample_id in self._numbers
+
     def locate(self, sample_id: str, ids: NDArray[np.int32], positions: int) -> int:
         """The row of a sample with these input ids, of which the last `positions` tokens are trained.
 

@@ -1,0 +1,189 @@
+"""Lessons: whose probabilities a student learns, and how it gets those of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from stillhouse.errors import LedgerError, UsageError
+from stillhouse.ledger.targets import Binding, TargetReader
+from stillhouse.ledger.targets import Targets as PackedTargets
+from stillhouse.models.local import LocalModel, load_model
+from stillhouse.models.reading import Reader
+from stillhouse.recipe import Distil, Recipe
+from stillhouse.train.losses import (
+    Divergence,
+    Objective,
+    Targets,
+    TeacherStates,
+    divergence,
+    head_of,
+    unpacked,
+)
+from stillhouse.train.rows import Batch, Row
+
+Shards = tuple[Binding, tuple[str, ...]]  # digests (hex) of shards that are bound alike
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """`targets` gives those of a batch's N places, in their order, of rows that `has` them. `vocabulary` is
+    the number of real ids; `shards` (digests) is what was read from, empty where nothing was stored, and
+    `name` tells one source of probabilities from another."""
+
+    name: str
+    objective: Objective
+    vocabulary: int
+    has: Callable[[Row], bool]
+    targets: Callable[[Sequence[Row], Batch], Targets]
+    shards: tuple[str, ...] = ()
+    bytes_per_token: float | None = None
+
+
+def objective_of(settings: Distil) -> Objective:
+    chosen: dict[str, Divergence] = {
+        "forward_kl": divergence.forward_kl,
+        "reverse_kl": divergence.reverse_kl,
+        "jensen_shannon": partial(divergence.jensen_shannon, beta=settings.beta),
+        "skew_kl": partial(divergence.skew_kl, skew=settings.skew),
+        "skew_reverse_kl": partial(divergence.skew_reverse_kl, skew=settings.skew),
+    }
+    return Objective(chosen[settings.divergence], settings.temperature, settings.hard)
+
+
+def open_teacher(recipe: Recipe, folder: str | None, student: Reader) -> LocalModel:
+    """The teacher, to read the student's rows itself.
+
+    Raises UsageError unless both read and write the same ids: what is compared is what the ids spell, and not
+    how many there are or what the tokenizer is called.
+    """
+    if folder is None:
+        raise UsageError(
+            "the teacher cannot read the training rows",
+            "its weights are not on this machine",
+            'set train.distil.targets = "answers" with collect.top_logprobs, where its server tells them',
+        )
+    if recipe.teacher.system:
+        raise UsageError(
+            "the teacher cannot read the training rows",
+            "it answered under `teacher.system`, which is no part of the rows that the student learns",
+            'set train.distil.targets = "answers" with collect.top_logprobs',
+        )
+    teacher = load_model(folder)
+    if teacher.reader.vocabulary().digest != student.vocabulary().digest:
+        raise UsageError(
+            "the student cannot learn this teacher's probabilities token by token",
+            "their tokenizers differ, so one's ids mean nothing to the other",
+            'set train.distil.targets = "answers" with collect.top_logprobs, which are mapped by bytes, or '
+            'train.objective = "sequence"',
+        )
+    if teacher.reader.template != student.template:
+        raise UsageError(
+            "the student cannot learn this teacher's probabilities token by token",
+            "their chat templates differ, so the teacher would read a prompt as it was never meant",
+            "give the student the teacher's chat template, or start it from the teacher's family",
+        )
+    return teacher
+
+
+def without_answers() -> UsageError:
+    return UsageError(
+        "there are no probabilities to learn",
+        "the answers of this run came without",
+        "set `collect.top_logprobs` in the recipe and collect: it is part of what is asked, so answers that "
+        "came without are asked anew",
+    )
+
+
+def captured(teacher: LocalModel, name: str, revision: str, settings: Distil) -> Binding:
+    """How shards are bound that hold what this teacher says."""
+    vocabulary = teacher.reader.vocabulary()
+    return Binding(
+        name,
+        revision,
+        vocabulary.digest,
+        teacher.reader.template,
+        min(len(vocabulary.raw), teacher.model.get_output_embeddings().weight.shape[0]),
+        settings.head,
+        settings.draws,
+        f"transformers {transformers.__version__}, torch {torch.__version__}, {teacher.model.dtype}",
+    )
+
+
+def online(teacher: LocalModel, revision: str, settings: Distil) -> Lesson:
+    """The teacher reads every batch: its whole distributions, a chunk at a time, and nothing is stored."""
+    model, head = teacher.model.eval(), head_of(teacher.model)
+    vocabulary = len(teacher.reader.vocabulary().raw)
+
+    def targets(rows: Sequence[Row], batch: Batch) -> Targets:
+        with torch.no_grad(), torch.autocast(batch.ids_BT.device.type, enabled=False):
+            if head is None:
+                scores_BTV: Any = model(input_ids=batch.ids_BT, use_cache=False).logits
+                return scores_BTV.flatten(0, 1).index_select(0, batch.places_N)
+            hidden_BTD = model.base_model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
+            return TeacherStates(hidden_BTD.flatten(0, 1).index_select(0, batch.places_N), head)
+
+    return Lesson(f"online {revision}", objective_of(settings), vocabulary, lambda row: True, targets)
+
+
+def stored(folder: Path, sources: Sequence[Shards], student: Reader, settings: Distil) -> Lesson:
+    """The probabilities in these shards, which must be of the student's tokenizer and chat template.
+
+    A row has targets where a shard holds its answer with just these ids; an answer whose text was changed
+    since has none. Raises LedgerError for shards that are missing, damaged, or of another tokenizer or
+    template, and ValueError for an objective that they cannot serve.
+    """
+    vocabulary = student.vocabulary()
+    readers = [
+        TargetReader(folder, digests, replace(bound, tokenizer=vocabulary.digest, template=student.template))
+        for bound, digests in sources
+    ]
+    sampled = any(bound.draws for bound, _ in sources)
+    found: dict[str, tuple[TargetReader, int]] = {}
+
+    def has(row: Row) -> bool:
+        for reader in readers:
+            if row.id in reader:
+                try:
+                    found[row.id] = reader, reader.locate(row.id, row.ids, len(row.ids) - row.start)
+                except LedgerError:
+                    return False
+        return row.id in found
+
+    def targets(rows: Sequence[Row], batch: Batch) -> Targets:
+        return unpacked(_read([found[row.id] for row in rows]), sampled).to(batch.ids_BT.device)
+
+    size = sum(len(shard.data) for reader in readers for shard in reader.shards)
+    shards = tuple(digest for _, digests in sources for digest in digests)
+    return Lesson(
+        " ".join(shards),
+        objective_of(settings),
+        len(vocabulary.raw),
+        has,
+        targets,
+        shards,
+        size / max(1, sum(reader.positions for reader in readers)),
+    )
+
+
+def _read(places: Sequence[tuple[TargetReader, int]]) -> PackedTargets:
+    """The targets of rows, which stand in shards of several teachers at worst."""
+    if len({id(reader) for reader, _ in places}) == 1:
+        return places[0][0].read([number for _, number in places])
+    parts = [reader.read([number]) for reader, number in places]
+    ends = np.cumsum([part.offsets_N1[-1] for part in parts])
+    starts = [0, *ends[:-1].tolist()]
+    offsets = [part.offsets_N1[:-1] + start for part, start in zip(parts, starts, strict=True)]
+    return PackedTargets(
+        np.concatenate([*offsets, ends[-1:]]),
+        np.concatenate([part.ids_E for part in parts]),
+        np.concatenate([part.logprobs_E for part in parts]),
+        np.concatenate([part.log_tail_N for part in parts]),
+    )
