@@ -190,6 +190,31 @@ def test_killed_between_the_new_shard_and_the_old_it_is_finished_later(tmp_path)
     assert without(fresh, {"2"}) == fresh
 
 
+@pytest.mark.parametrize(
+    ("head", "draws", "weights", "tail"),
+    [(2, 0, [0.5, 0.25], 0.25), (0, 4, [0.75, 0.25], 0.0), (1, 2, [0.5] * 2, 0.0)],
+)
+def test_rows_of_every_estimator_are_copied_as_they_stand(tmp_path, head, draws, weights, tail):
+    bound = Binding("teacher", "r", "t" * 64, "", 1000, head, draws)
+
+    def sealed(names):
+        with ShardWriter(tmp_path, bound) as writer, np.errstate(divide="ignore"):
+            for n in names:
+                tails = np.log([tail, 1.0]).astype(np.float32)
+                ids, logprobs = np.array([n, 999 - n], np.int32), np.log(weights).astype(np.float32)
+                writer.add(
+                    str(n), np.array([n, 7], np.int32), Targets(np.array([0, 2, 2]), ids, logprobs, tails)
+                )
+            return writer.seal()
+
+    path = sealed(range(40))
+    gone = {"0", "17", "18", "39"}
+    fresh = without(path, gone)
+    assert not path.exists()
+    assert open_shard(fresh).known == 36
+    assert sealed([n for n in range(40) if str(n) not in gone]) == fresh
+
+
 HALF = """
 import sys, time
 import numpy as np

@@ -51,7 +51,7 @@ class Taught:
 def keep_targets(
     run: RunFolder,
     teachers: Sequence[Teacher],
-    vocabularies: Mapping[str, Vocabulary],
+    vocabularies: Sequence[Vocabulary | None],
     student: Reader,
     asked: int,
     ledger: Ledger,
@@ -61,7 +61,7 @@ def keep_targets(
 
     Shards of the run that are there already, bound alike and of answers that the run still has, stay as they
     are; only answers that are in none of them are read. `asked` is the number of top_logprobs that was asked
-    for, and `vocabularies` those of the teachers, by model, whose files are here.
+    for, and `vocabularies` those of the teachers, None where a teacher's is not known.
 
     Raises LedgerError for a shard that is damaged, ModelError for a student's tokenizer that has no bytes,
     UsageError for one without an end, and StorageError when the disk is full.
@@ -71,7 +71,8 @@ def keep_targets(
     wanted = np.unique(pq.read_table(run.exchanges, columns=["leaf"])["leaf"].to_numpy())
     before = read_taught(run) or []
     done: list[Taught] = []
-    for who in dict.fromkeys((t.model, t.revision, t.endpoint) for t in teachers):
+    asked_of = [(teacher.model, teacher.revision, teacher.endpoint) for teacher in teachers]
+    for who, teacher in dict(zip(asked_of, vocabularies, strict=True)).items():
         model, revision, endpoint = who
         size, template = len(vocabulary.raw), student.template
         binding = Binding(model, revision, vocabulary.digest, template, size, asked + 1, engine=endpoint)
@@ -79,7 +80,6 @@ def keep_targets(
         skip = {leaf for _, leaves in kept for leaf in leaves}
         left_out: Counter[str] = Counter()
         rows = _rows(run, who, student, end, skip, left_out, ledger)
-        teacher = vocabularies.get(model)
         new = list(write_shards(_watched(rows, watch), folder, binding, vocabulary, asked, teacher))
         done.append(Taught(binding, (*(tally for tally, _ in kept), *new), dict(left_out)))
     if done != before:

@@ -19,7 +19,13 @@ from stillhouse.ledger.targets import SUFFIX, sweep, without
 from stillhouse.workspace import RunFolder, locked, sync_folder
 
 _ROWS = 4096  # rows of a file read at once
-OUT_OF_REACH = ("predictions and weights of runs", "releases", "exports with contents", "backups")
+OUT_OF_REACH = (
+    "predictions, checkpoints and students of runs",
+    "releases",
+    "exports with contents",
+    "backups",
+    "blocks that the file system freed",
+)
 
 
 @dataclass(slots=True)

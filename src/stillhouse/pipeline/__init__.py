@@ -198,7 +198,7 @@ def _collect(work: _Work) -> bool:
     return any(tally.sent or tally.answered for tally in tallies)
 
 
-def _teach(work: _Work, student: Reader, vocabularies: Mapping[str, Vocabulary]) -> list[dict[str, Any]]:
+def _teach(work: _Work, student: Reader, vocabularies: Sequence[Vocabulary | None]) -> list[dict[str, Any]]:
     """Write the targets, and what each teacher's came to."""
     asked = work.recipe.collect.top_logprobs or 0
     taught = keep_targets(work.folder, work.teachers, vocabularies, student, asked, work.ledger, work.watch)

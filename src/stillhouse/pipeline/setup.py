@@ -70,7 +70,8 @@ def open_teacher(settings: Teacher, log: Path | None = None) -> Iterator[asking.
     else:
         from stillhouse.models.serve import MAX_ROWS, background
 
-        folder, name = source_folder(settings.model), local_name(settings)
+        folder = source_folder(settings.model)
+        name = settings.model if settings.model.startswith("embedded:") else Path(folder).name
         with ExitStack() as stack:
             served: list[str] = []
 
@@ -139,9 +140,9 @@ def _check_lengths(teacher: Teacher, prompts: PromptSet, most: int) -> None:
             )
 
 
-def student_reading(recipe: Recipe) -> tuple[Reader, dict[str, Vocabulary]] | None:
-    """How the student will read, and what the tokens of the teachers spell whose files are here, by model;
-    None where no probabilities are asked for.
+def student_reading(recipe: Recipe) -> tuple[Reader, list[Vocabulary | None]] | None:
+    """How the student will read, and what the tokens of each teacher spell (None where its files are not
+    here); None where no probabilities are asked for.
 
     Raises UsageError or ModelError when the student's tokenizer cannot be had.
     """
@@ -149,23 +150,15 @@ def student_reading(recipe: Recipe) -> tuple[Reader, dict[str, Vocabulary]] | No
         return None
     need_extra("train", ("transformers",))
     student = student_reader(recipe.student, local_teacher(recipe))
-    student.vocabulary(), end_id(student)  # to fail before anybody is asked
-    known = {}
-    for teacher in (recipe.teacher, *recipe.teachers):
-        source = local_model(teacher)
-        if source is not None and (vocabulary := teacher_vocabulary(source)) is not None:
-            known[local_name(teacher)] = vocabulary
-    return student, known
+    student.vocabulary()  # these two fail now, and not when all is asked
+    end_id(student)
+    sources = [local_model(teacher) for teacher in (recipe.teacher, *recipe.teachers)]
+    return student, [None if source is None else teacher_vocabulary(source) for source in sources]
 
 
 def local_teacher(recipe: Recipe) -> str | None:
     """The teacher's folder, None for one that is asked elsewhere."""
     return local_model(recipe.teacher)
-
-
-def local_name(teacher: Teacher) -> str:
-    """What a teacher that is served here is called in requests."""
-    return teacher.model if teacher.model.startswith("embedded:") else Path(source_folder(teacher.model)).name
 
 
 def local_model(teacher: Teacher) -> str | None:
