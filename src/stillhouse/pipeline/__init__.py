@@ -35,7 +35,6 @@ from stillhouse.pipeline.setup import (
     check,
     check_reachable,
     greedy,
-    local_name,
     local_teacher,
     need_extra,
     open_teacher,
@@ -277,14 +276,12 @@ def _train(work: _Work) -> bool:
 def _source(work: _Work) -> Source:
     """Where the probabilities are that the student learns."""
 
-    settings, local = work.recipe.train.distil, local_teacher(work.recipe)
-    if settings.targets == "teacher":
-        name = work.recipe.teacher.model if local is None else local_name(work.recipe.teacher)
-        revision = "" if local is None else weights_digest(local)
-        return Source(work.ledger.workspace.targets, (), name, revision)
+    folder, teacher = work.ledger.workspace.targets, work.teachers[0]
+    if work.recipe.train.distil.targets == "teacher":
+        return Source(folder, (), teacher.model, teacher.revision)
     found = read_taught(work.folder) or []
     answers = [(one.binding, tuple(one.tally.shards)) for one in found if one.tally.shards]
-    return Source(work.ledger.workspace.targets, answers)
+    return Source(folder, answers)
 
 
 def _evaluate(work: _Work) -> bool:
