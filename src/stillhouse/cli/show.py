@@ -44,13 +44,14 @@ def plan_object(recipe: Recipe, plan: Plan) -> dict[str, Any]:
         "exchanges": {
             "needed": plan.questions,
             "in_ledger": plan.answered,
-            "to_send": plan.questions - plan.answered,
+            "to_send": plan.to_send,
             "canaries": plan.canaries,
         },
         "price": _price_record(*plan.prices[0]),
         "prices": [{"model": each[0], "price": _price_record(*each)} for each in plan.prices],
         "cost_usd": _estimate(plan.cost),
         "asking_seconds": _estimate(plan.seconds),
+        "slowed_by": plan.slowed_by or None,
         "stages_done": list(plan.done),
     }
 
@@ -59,7 +60,6 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
     where = recipe.teacher.endpoint or (
         "imported answers" if recipe.teacher.imported else "served on loopback"
     )
-    to_send = plan.questions - plan.answered
     cap = recipe.collect.max_cost
     cost = money(plan.cost) + (f"; stops at US$ {cap:.2f}" if cap is not None else "")
     lines = [
@@ -70,7 +70,7 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
         f"prompts    {len(plan.prompts.train):,} to learn from, {len(plan.prompts.test):,} to test on"
         + (f", {plan.prompts.leaked:,} left out because they are tested" if plan.prompts.leaked else ""),
         *_more_prompts(recipe, plan),
-        f"exchanges  {to_send:,} to send, {plan.answered:,} in the ledger already"
+        f"exchanges  {plan.to_send:,} to send, {plan.answered:,} in the ledger already"
         + (f"; {plan.canaries:,} more to see whether the teacher changes" if plan.canaries else ""),
         *(line for each in plan.prices for line in price_lines(*each[1:], recipe.collect.mode == "batch")),
         f"cost       {cost}",
@@ -212,17 +212,20 @@ def money(estimate: Estimate) -> str:
 
 
 def _how_long(recipe: Recipe, plan: Plan) -> str:
-    if recipe.collect.mode == "batch" and plan.questions > plan.answered:
+    if recipe.collect.mode == "batch" and plan.to_send:
         return "in batches, each of which may take up to 24 hours"
-    return duration(plan.seconds)
+    return duration(plan.seconds, plan.slowed_by)
 
 
-def duration(estimate: Estimate) -> str:
-    if estimate.expected is None:
+def duration(estimate: Estimate, slowed_by: str) -> str:
+    by = f", by collect.{slowed_by}"
+    if estimate.expected is None and estimate.low is None:
         return "time unknown before the first answers"
+    if estimate.expected is None:
+        return f"at least {estimate.low:,.0f} s{by} (not known better before the first answers)"
     if estimate.high == 0:
         return "nothing left to ask"
-    return f"about {estimate.expected:,.0f} s ({estimate.low or 0:,.0f} to {estimate.high or 0:,.0f})"
+    return f"about {estimate.expected:,.0f} s ({estimate.low or 0:,.0f} to {estimate.high or 0:,.0f}){by}"
 
 
 def _estimate(estimate: Estimate) -> dict[str, float | None]:
