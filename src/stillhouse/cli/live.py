@@ -114,7 +114,10 @@ def speed(progress: Progress, seconds: float) -> tuple[float | None, float | Non
 
 def _traffic(traffic: Traffic) -> list[str]:
     parts = []
-    if traffic.in_flight:
+    if traffic.batches:
+        batches = "1 batch" if traffic.batches == 1 else f"{traffic.batches} batches"
+        parts.append(f"{traffic.in_flight:,} in flight in {batches}")
+    elif traffic.in_flight:
         parts.append(f"{traffic.in_flight} of {traffic.limit} in flight")
     if traffic.failures:
         kinds = sorted(traffic.failures.items(), key=lambda item: -item[1])
