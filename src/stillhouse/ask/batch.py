@@ -214,6 +214,9 @@ class _Batching:
         """Ask the next round one by one, and see whether the teacher is still the same. What it comes to stop
         for waits until the batches that are paid for were fetched."""
         part = replace(self.part, teacher=self.one_by_one)
+        self._judge(part)  # a change that is known
+        if not self._going_on():
+            return
         asked = next_rounds(part, self.sampling, self.ledger, at_start)
         mine = Tally(len(asked), budget=self.tally.budget)
         try:
@@ -229,7 +232,6 @@ class _Batching:
                     self.stage,
                     trace=trace,
                 ).all()
-            conclude(part, self.sampling, self.ledger, self.tally)
         except BudgetReached:
             self.too_dear = max(worst_cost(question, self.one_by_one, self.sampling) for question in asked)
         except EndpointError as error:
@@ -242,6 +244,14 @@ class _Batching:
             for kind, count in mine.failures.items():
                 self.tally.failures[kind] = self.tally.failures.get(kind, 0) + count
             _add(self.tally, mine)
+        if self._going_on():
+            self._judge(part)
+
+    def _judge(self, part: Part) -> None:
+        try:
+            conclude(part, self.sampling, self.ledger, self.tally)
+        except EndpointError as error:
+            self.results.stop = error
 
     async def finish(self, rows: Sequence[Batch]) -> None:
         """Only finish what was begun."""
