@@ -9,12 +9,12 @@ from provider import Provider, echo
 
 from stillhouse import pipeline
 from stillhouse.ask.pace import MARGIN
-from stillhouse.cli.show import duration
+from stillhouse.cli.show import duration, money, plan_text
 from stillhouse.ledger import Ledger
 from stillhouse.money import UNKNOWN, Estimate
 from stillhouse.pipeline import Plan
 from stillhouse.pipeline.planning import slowest
-from stillhouse.recipe import Recipe, parse_recipe
+from stillhouse.recipe import Price, Recipe, parse_recipe
 from stillhouse.workspace import Workspace
 
 Serve = Callable[..., Provider]
@@ -66,6 +66,32 @@ def test_the_time_is_that_of_the_slowest_bound(provider: Serve, workspace: Works
     assert by_tokens.slowed_by == "tokens_per_minute"
     assert by_tokens.seconds.expected == pytest.approx(200 / MARGIN)
     assert after(requests_per_minute=1e9).slowed_by == "concurrency"
+
+
+def test_a_small_sum_is_not_shown_as_nothing():
+    assert money(Estimate(0.0021, 0.0023, 0.0034)) == "US$ 0.0023 (0.0021 to 0.0034)"
+    assert money(Estimate(None, None, 0.00031)).startswith("at most US$ 0.00031 (")
+    assert money(Estimate(4.1, 12.0, 1234.5)) == "US$ 12.00 (4.10 to 1,234.50)"
+    assert money(Estimate(0.0, 0.0, 0.0)) == "nothing"
+
+
+def test_of_several_teachers_a_plan_names_each_price(workspace: Workspace, tmp_path: Path):
+    one = recipe(tmp_path, "https://a.example/v1", 4, max_cost=0.004)
+    price = Price(input=1.0, output=4.0)
+    others = [
+        one.teacher.model_copy(update={"model": "n", "price": Price(input=2.0, output=3.0)}),
+        one.teacher.model_copy(update={"model": "o", "price": price}),
+    ]
+    settings = one.model_copy(
+        update={"teacher": one.teacher.model_copy(update={"price": price}), "teachers": others}
+    )
+    lines = plan_text(settings, planned(settings, workspace)).splitlines()
+    assert [line for line in lines if line.startswith("price")] == [
+        "price      m: US$ 1 in, 4 out, per million tokens, by the recipe",
+        "price      n: US$ 2 in, 3 out, per million tokens, by the recipe",
+        "price      o: US$ 1 in, 4 out, per million tokens, by the recipe",
+    ]
+    assert any(line.endswith("stops at US$ 0.0040") for line in lines)
 
 
 def test_of_an_unknown_time_only_the_least_is_said():

@@ -347,7 +347,7 @@ class _Batching:
         worked = sum(job.completed + job.failed for job in jobs)
         if jobs:
             states = ", ".join(sorted({job.status.replace("_", " ") for job in jobs}))
-            total, bad = sum(job.total for job in jobs), sum(job.failed for job in jobs)
+            bad, total = sum(job.failed for job in jobs), sum(row.lines for row in self.jobs.running.values())
             notes.insert(0, f"{states}: {worked:,} of {total:,} lines, {bad:,} failed")
         recorded = sum(counts[name] for name in ("failed", "new", "reused"))
         in_flight = max(0, sum(row.lines for row in self.jobs.running.values()) - worked)

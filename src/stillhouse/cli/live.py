@@ -102,9 +102,10 @@ def describe(progress: Progress, seconds: float) -> str:
 
 
 def speed(progress: Progress, seconds: float) -> tuple[float | None, float | None]:
-    """Units a second, and the seconds that are left at that rate; None where they cannot be told yet."""
+    """Units a second, and the seconds that are left at that rate; None where they cannot be told: not yet, or
+    because what is in a batch comes all at once."""
     worked = progress.counts.get("new", progress.done)  # what was reused took no time
-    if seconds <= 1 or not worked:
+    if seconds <= 1 or not worked or (progress.traffic is not None and progress.traffic.batches):
         return None, None
     rate = worked / seconds
     if progress.total is None or progress.done >= progress.total:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
         "imported answers" if recipe.teacher.imported else "served on loopback"
     )
     cap = recipe.collect.max_cost
-    cost = money(plan.cost) + (f"; stops at US$ {cap:.2f}" if cap is not None else "")
+    cost = money(plan.cost) + (f"; stops at US$ {_dollars(cap)}" if cap is not None else "")
     lines = [
         f"run        {plan.run.root.name}  ({'new' if plan.is_new else 'continued'})  in {plan.run.root}",
         f"teacher    {recipe.teacher.model}, {where}",
@@ -72,7 +73,7 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
         *_more_prompts(recipe, plan),
         f"exchanges  {plan.to_send:,} to send, {plan.answered:,} in the ledger already"
         + (f"; {plan.canaries:,} more to see whether the teacher changes" if plan.canaries else ""),
-        *(line for each in plan.prices for line in price_lines(*each[1:], recipe.collect.mode == "batch")),
+        *(line for each in plan.prices for line in _teacher_price(recipe, *each)),
         f"cost       {cost}",
         f"asking     {_how_long(recipe, plan)}",
     ]
@@ -172,6 +173,15 @@ def _price_record(_: str, known: KnownPrice | None, days_old: int | None) -> dic
     return None if known is None else {**known.record(), "days_old": days_old}
 
 
+def _teacher_price(recipe: Recipe, model: str, known: KnownPrice | None, days_old: int | None) -> list[str]:
+    """Of several teachers each is named above its price."""
+    lines = price_lines(known, days_old, recipe.collect.mode == "batch")
+    if not recipe.teachers:
+        return lines
+    lines = lines or ["price      none: nobody sends a bill"]
+    return [lines[0].replace("price      ", f"price      {model}: ", 1), *lines[1:]]
+
+
 def price_lines(known: KnownPrice | None, days_old: int | None, in_batches: bool = False) -> list[str]:
     """The price by which the plan reckons, who told it and when, and a warning where that is long ago."""
     lines = _price_lines(known, days_old)
@@ -205,10 +215,18 @@ def money(estimate: Estimate) -> str:
     if estimate.high is None:
         return "unknown"
     if estimate.expected is None:
-        return f"at most US$ {estimate.high:.2f} (bound from max_tokens; not known better before a first run)"
+        bound = f"at most US$ {_dollars(estimate.high)}"
+        return f"{bound} (bound from max_tokens; not known better before a first run)"
     if estimate.high == 0:
         return "nothing"
-    return f"US$ {estimate.expected:.2f} ({estimate.low or 0:.2f} to {estimate.high:.2f})"
+    low, expected, high = map(_dollars, (estimate.low or 0.0, estimate.expected, estimate.high))
+    return f"US$ {expected} ({low} to {high})"
+
+
+def _dollars(amount: float) -> str:
+    """With cents, and with as many digits more as a small amount needs to be told from nothing."""
+    places = 2 if amount <= 0 else max(2, 1 - math.floor(math.log10(amount)))
+    return f"{amount:,.{min(places, 9)}f}"
 
 
 def _how_long(recipe: Recipe, plan: Plan) -> str:
