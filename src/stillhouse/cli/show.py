@@ -240,10 +240,15 @@ def duration(estimate: Estimate, slowed_by: str) -> str:
     if estimate.expected is None and estimate.low is None:
         return "time unknown before the first answers"
     if estimate.expected is None:
-        return f"at least {estimate.low:,.0f} s{by} (not known better before the first answers)"
+        return f"at least {_seconds(estimate.low)} s{by} (not known better before the first answers)"
     if estimate.high == 0:
         return "nothing left to ask"
-    return f"about {estimate.expected:,.0f} s ({estimate.low or 0:,.0f} to {estimate.high or 0:,.0f}){by}"
+    low, expected, high = map(_seconds, (estimate.low, estimate.expected, estimate.high))
+    return f"about {expected} s ({low} to {high}){by}"
+
+
+def _seconds(seconds: float | None) -> str:
+    return f"{seconds or 0.0:,.{0 if seconds and seconds >= 10 else 1}f}"
 
 
 def _estimate(estimate: Estimate) -> dict[str, float | None]:
