@@ -309,6 +309,7 @@ def test_a_key_that_is_not_set(recipe: Callable[..., Path], tmp_path: Path):
     several = '[[teachers]]\nmodel = "n"\nendpoint = "http://127.0.0.1:9/v1"\nkey_env = "NOR_THIS_ONE"'
     path = recipe("http://127.0.0.1:9/v1", several)
     refused(stillhouse("check", path, cwd=tmp_path), 2, "NOR_THIS_ONE")
+    assert "NOR_THIS_ONE is not set" in stillhouse("doctor", path, cwd=tmp_path).stdout
 
 
 def test_the_key_is_sent_and_never_stored(provider: Serve, recipe: Callable[..., Path], tmp_path: Path):
