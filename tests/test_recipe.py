@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from stillhouse.errors import UsageError
 from stillhouse.recipe import Recipe, load_recipe, parse_recipe, recipe_digest, recipe_schema, run_digest
+from stillhouse.recipe.places import line_of
 
 GOOD = """\
 [run]
@@ -66,6 +67,85 @@ def test_a_typo_in_a_nested_table_is_found():
 def test_a_bad_value_is_named(old, new, named):
     with pytest.raises(UsageError, match=named):
         parse(GOOD.replace(old, new))
+
+
+SEVERAL = """
+[[teachers]]  # [[teachers]]
+model = "one"
+terms = { document = '''a
+[[teachers]]
+weight = 0''', read_on = 2026-01-02, declared_by = "x" }
+endpoint = "http://one/v1"
+
+[[teachers]]
+model = "two"
+families = [
+    "a", # weight = "b"
+    "b",
+]
+endpoint = "http://two/v1"
+
+[teachers.price]
+input = 1
+output = 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named", "line"),
+    [
+        ('"one"', '"one"\nwieght = 2', "teachers.0.wieght", "wieght"),
+        ('"two"', '"two"\nwieght = 2', "teachers.1.wieght", "wieght"),
+        ('"two"', '"two"\nweight = -1', "teachers.1.weight", "weight = -1"),
+        ('[[teachers]]\nmodel = "two"', "[[teachers]]  # here", "teachers.1.model", "# here"),
+        ("output = 2", "output = -2", "teachers.1.price.output", "output = -2"),
+        ("output = 2\n", "", "teachers.1.price.output", "[teachers.price]"),
+        ('"b",', "3,", "teachers.1.families.1", "    3,"),
+        (', declared_by = "x"', "", "teachers.0.terms.declared_by", "terms"),
+        ('"http://two/v1"', '"ftp://two"', "teachers.1.endpoint", "ftp"),
+    ],
+)
+def test_an_error_in_one_of_several_teachers_names_its_own_line(old: str, new: str, named: str, line: str):
+    text = GOOD + SEVERAL.replace(old, new)
+    wanted = next(n for n, there in enumerate(text.splitlines(), 1) if line in there)
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+    assert caught.value.what.startswith(f"a.toml:{wanted}: ")
+    assert f"`{named}`" in caught.value.what
+
+
+def test_the_same_teacher_twice_is_said_and_not_a_crash():
+    with pytest.raises(UsageError, match="the recipe is not usable") as caught:
+        parse(GOOD + '[[teachers]]\nmodel = "embedded:desk"\n')
+    assert "embedded:desk stands there twice" in caught.value.why
+
+
+KEYS = st.sampled_from(["a", "b", "model", "weight"])
+VALUES = st.recursive(
+    st.sampled_from(["1", "-2.5", '"a = [1]"', "'}'", '"""x\n[a]\nb = 1"""', "2026-01-02 10:00:00", "true"]),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda of: "[" + ",\n ".join(of) + "]"),
+        st.dictionaries(KEYS, inner, max_size=2).map(
+            lambda of: "{" + ", ".join(f"{key} = {value}" for key, value in of.items()) + "}"
+        ),
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.dictionaries(KEYS, VALUES, max_size=3)), max_size=4))
+def test_each_key_of_each_table_is_found_on_its_line(tables: list[tuple[bool, dict[str, str]]]):
+    text, wanted, elements = "first = 0\n", {("first",): 1}, 0
+    for number, (in_array, settings) in enumerate(tables):
+        place = ("many", str(elements)) if in_array else ("one", str(number))
+        elements += in_array
+        wanted[place] = text.count("\n") + 1
+        text += "[[many]]\n" if in_array else f'[ one . "{number}" ]  # a = 1\n'
+        for key, value in settings.items():
+            wanted[*place, key] = text.count("\n") + 1
+            text += f"{key} = {value}\n"
+    tomllib.loads(text)
+    assert {place: line_of(text, place) for place in wanted} == wanted
 
 
 def test_a_missing_table_is_named():

@@ -122,7 +122,7 @@ class Score:
 class Traffic:
     """Requests to models: how many are in flight, and may be; the attempts that failed, by kind; US dollars
     that are spent, set aside for requests in flight, and expected in the end, None where they are not
-    known."""
+    known. `batches` are those with a provider, whose lines are then what is in flight."""
 
     in_flight: int
     limit: int
@@ -130,6 +130,7 @@ class Traffic:
     spent: float | None = None
     reserved: float | None = None
     expected: float | None = None
+    batches: int = 0
 
 
 @dataclass(frozen=True, slots=True)

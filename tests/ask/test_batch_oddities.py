@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from batch_collector import HABITS, LIMITS, put, questions, teacher
+from batch_collector import HABITS, HALF, LIMITS, PRICE, SAMPLING, put, questions, teacher
 
-from stillhouse.errors import EndpointError
+from stillhouse.ask import Canary, Part, Question, Tally, ask_in_batches
+from stillhouse.errors import BudgetReached, EndpointError, UsageError
 from stillhouse.ledger import Ledger
+from stillhouse.records import Progress, unwatched
 from stillhouse.workspace import Workspace
 
 Row = dict[str, Any]
@@ -21,7 +23,8 @@ Judge = Callable[[list[Row]], Row]  # requests of a batch -> its fields, and `an
 
 @dataclass
 class Batches:
-    """A server whose batches are over at once, with what `judge` says. `create` may answer in its place."""
+    """A server whose batches are over at once, with what `judge` says. `create` may answer in its place, and
+    `model` names who answers a question that is asked by itself, by its number."""
 
     judge: Judge
     create: Callable[[int], web.Response | None] = lambda number: None
@@ -30,6 +33,8 @@ class Batches:
     files: dict[str, bytes] = field(default_factory=dict)
     batches: dict[str, Row] = field(default_factory=dict)
     creations: int = 0
+    model: Callable[[int], str] = lambda number: "m-1"
+    online: list[str] = field(default_factory=list)
     url: str = ""
 
     @property
@@ -55,6 +60,11 @@ class Batches:
                     made[key] = self._file(b"".join(row + b"\n" for row in map(as_line, rows)))
             self.batches[made["id"]] = made | done
         return instead or web.json_response(self.batches[made["id"]])
+
+    async def chat(self, request: web.Request) -> web.Response:
+        self.online.append((await request.json())["messages"][-1]["content"])
+        said = answered({"custom_id": ""})["response"]["body"]
+        return web.json_response(said | {"model": self.model(len(self.online))})
 
     async def page(self, request: web.Request) -> web.Response:
         rows = [{"id": f"other-{i}", "status": "completed", "metadata": None} for i in range(self.foreign)]
@@ -109,6 +119,7 @@ def serve() -> Iterator[Callable[..., Batches]]:
 
     async def start(made: Batches) -> None:
         app = web.Application()
+        app.router.add_post("/v1/chat/completions", made.chat)
         app.router.add_post("/v1/files", made.upload)
         app.router.add_get("/v1/files/{name}/content", made.content)
         app.router.add_post("/v1/batches", made.make)
@@ -249,3 +260,85 @@ def test_the_response_is_kept_with_its_own_white_space(serve, workspace: Workspa
         response = ledger.contents(leaf.index)["response"]
     assert response is not None
     assert response.startswith(b'{"model" : "m-1" , "choices"')
+
+
+def watched(
+    workspace: Workspace,
+    url: str,
+    asked: list[Question],
+    stop: bool = False,
+    max_cost: float | None = None,
+    watch: Callable[[Progress], None] = unwatched,
+) -> Tally:
+    """Ask in batches, with a round of four canaries before and after."""
+    part = Part(teacher(url), 0, asked, Canary(tuple(questions(4)), 1000, stop, 0.01))
+    limits = replace(LIMITS, max_cost=max_cost)
+    with Ledger.open(workspace) as ledger:
+        return ask_in_batches([part], SAMPLING, limits, ledger, "run", watch, habits=HABITS)
+
+
+def changes(workspace: Workspace) -> list[str]:
+    with Ledger.open(workspace) as ledger:
+        return [leaf.body["sign"] for leaf in ledger.leaves("correction")]
+
+
+def test_canaries_are_asked_before_and_after_and_cost_the_ordinary_price(serve, workspace: Workspace):
+    server, seen = serve(), list[Progress]()
+    tally = watched(workspace, server.url, questions(20), max_cost=1.0, watch=seen.append)
+    assert (server.online, server.sizes) == ([f"question {i}" for i in range(4)] * 3, [15, 5])
+    assert tally.questions == tally.answered == tally.sent == tally.bought == 32
+    assert tally.billed == pytest.approx(20 * HALF.of(10, 5) + 12 * PRICE.of(10, 5))
+    assert tally.budget.spent == pytest.approx(tally.billed)
+    again = watched(workspace, server.url, questions(20), max_cost=1.0)
+    assert (again.sent, again.reused, again.bought) == (0, 20, 32)
+    assert again.billed == pytest.approx(tally.billed)
+    more = watched(workspace, server.url, questions(23), max_cost=1.0)
+    assert more.sent == 3  # fewer than a round has
+    assert watched(workspace, server.url, questions(30), max_cost=1.0).sent == 7 + 2 * 4
+    assert not changes(workspace)
+
+
+def test_the_line_tells_of_batches_and_money(serve, workspace: Workspace):
+    server, seen = serve(), list[Progress]()
+    watched(workspace, server.url, questions(20), watch=seen.append)
+    traffic = [progress.traffic for progress in seen if progress.traffic]
+    assert {each.batches for each in traffic} == {0, 1, 2}
+    assert max(each.in_flight for each in traffic) == 20
+    assert any(each.reserved and not each.expected for each in traffic)
+    (total,) = {round(each.expected, 9) for each in traffic[-1:]}
+    assert total == pytest.approx(traffic[-1].spent)
+    between = next(each for each in traffic if each.expected and each.batches)
+    left = 20 - 15 if between.in_flight == 5 else 20 - 5
+    assert between.expected == pytest.approx(between.spent + left * HALF.of(10, 5))
+
+
+def test_a_change_after_the_batches_stops_and_what_they_brought_is_kept(serve, workspace: Workspace):
+    server = serve(model=lambda number: "m-1" if number <= 8 else "m-2")
+    with pytest.raises(EndpointError, match="changed while it was asked"):
+        watched(workspace, server.url, questions(20), stop=True)
+    assert changes(workspace) == ["model id"]
+    with Ledger.open(workspace) as ledger:
+        assert ledger.attempts("run").answered == 20 + 12
+    with pytest.raises(EndpointError, match="changed while it was asked"):
+        watched(workspace, server.url, questions(40), stop=True)
+    assert (server.creations, len(server.online)) == (2, 12)  # it is known: nothing more is bought
+    assert changes(workspace) == ["model id"]
+    tally = watched(workspace, server.url, questions(40))
+    assert tally.notices == ["the teacher m changed: answers by m-2 instead of m-1"]
+    assert tally.reused + tally.answered == tally.questions
+
+
+def test_canaries_keep_the_cap_and_hold_no_batch_back(serve, workspace: Workspace):
+    server = serve()
+    with pytest.raises(BudgetReached) as caught:
+        watched(workspace, server.url, questions(20), max_cost=0.0001)
+    assert server.online == []
+    assert "28 questions are left" in caught.value.why  # with the canaries that would have come first
+    assert watched(workspace, server.url, questions(20), max_cost=1.0).answered == 32
+
+
+def test_a_server_without_batches_is_asked_no_canary(provider, workspace: Workspace):
+    server = provider()
+    with pytest.raises(UsageError, match="has no batches"):
+        watched(workspace, server.url, questions(20))
+    assert server.bodies == []

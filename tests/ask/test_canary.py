@@ -293,3 +293,15 @@ def test_killed_among_canaries_nothing_is_asked_twice_but_what_was_open(
     assert answered[0] == answered[1]
     assert again <= states["unknown"] == tally.unknown <= 8
     assert states.keys() == {"answered", "unknown"}
+
+
+@pytest.mark.parametrize(("fresh", "every"), [(7, 30), (8, 30), (30, 30), (38, 30), (39, 2), (100, 7)])
+def test_a_plan_knows_how_many_canaries_will_be_asked(
+    provider: Serve, workspace: Workspace, fresh: int, every: int
+):
+    server = provider(echo)
+    watched = part(server.url, replace(CANARY, every=every), MAIN[:fresh])
+    with Ledger.open(workspace) as ledger:
+        planned = to_ask(watched, fresh, GREEDY, ledger)
+    put(workspace, watched, replace(LIMITS, concurrency=1))
+    assert len(server.bodies) == fresh + planned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -14,15 +15,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pyarrow.parquet as pq
 import pytest
 from collecting import HOST, Attempt, read_attempts, said, write_prompts, write_workspace
 from mock_provider import Entry, Served, Settings, entries, read_journal, serving
 
+from stillhouse.ask.cluster import Cluster, Elsewhere
+from stillhouse.ask.lane import Here
+from stillhouse.ask.settling import Begun
 from stillhouse.ask.shard import read_shard
+from stillhouse.ask.worker import Errand
 from stillhouse.cli import main
+from stillhouse.models.endpoint import Endpoint, Failure, Reply
 
 PROMPTS = 1000
 PRICE = (1.0, 4.0)  # US dollars per million tokens
@@ -333,15 +339,37 @@ def test_one_rate_holds_for_all_workers_and_ctrl_c_stops_them_in_order(tmp_path:
 
 @needs_ray
 @pytest.mark.slow
-def test_over_a_cluster_there_are_no_canaries_and_another_terminal_sees_the_end(tmp_path: Path):
+def test_over_a_cluster_a_plan_and_the_run_agree_and_another_terminal_sees_the_end(tmp_path: Path):
     with serving(tmp_path / "provider", SETTINGS) as provider:
         folder = workplace(tmp_path / "work", provider)
         recipe = folder / "recipe.toml"
-        recipe.write_text(recipe.read_text() + "\n[collect.canary]\nprompts = 5\n")
+        recipe.write_text(recipe.read_text() + "\n[collect.canary]\nprompts = 5\nevery = 400\n")
+        canaries = said(folder, "plan", "recipe.toml")["exchanges"]["canaries"]
+        assert canaries == (2 + 2 + 1) * 5
         assert collect(folder, "--on", "ray", "--workers", "2") == 0
-        assert len(journal(provider)) == PROMPTS
-        assert [who["canary"] for who in marker(folder)["answered_by"]] == [None]
+        assert len(journal(provider)) == PROMPTS + canaries
+        (who,) = marker(folder)["answered_by"]
+        assert (who["canary"]["rounds"], who["canary"]["questions"], who["canary"]["change"]) == (5, 5, None)
+        assert said(folder, "plan", "recipe.toml")["exchanges"]["canaries"] == 0
         assert said(folder, "collect", "--watch", "bench")["state"] == "done"
+
+
+def test_canaries_leave_from_the_process_that_directs(provider: Served):
+    """From one place, so that it makes no difference to a round which machine was free."""
+
+    class Workers:
+        async def send(self, errand: Errand) -> tuple[Failure, float]:
+            return Failure("lost", "sent by a worker"), 0.0
+
+    async def sent(leaf: dict) -> bool:
+        async with Endpoint(provider.url, None) as endpoint:
+            sender = Elsewhere(cast(Cluster, Workers()), provider.url, None, Here(endpoint))
+            body = {"model": "m", "messages": [{"role": "user", "content": "yes?"}], "max_tokens": 9}
+            ended = await sender.send(Begun(1, "key", leaf, None, 0.0), body, 5.0)
+        return isinstance(ended.outcome, Reply)
+
+    assert asyncio.run(sent({"epoch": 7}))
+    assert not asyncio.run(sent({}))
 
 
 def test_without_ray_it_says_what_to_install(

@@ -306,6 +306,10 @@ def test_a_student_that_is_no_model_is_said_before_anything_is_paid(
 def test_a_key_that_is_not_set(recipe: Callable[..., Path], tmp_path: Path):
     path = recipe("http://127.0.0.1:9/v1", teacher='key_env = "NO_SUCH_KEY"')
     refused(stillhouse("check", path, cwd=tmp_path), 2, "NO_SUCH_KEY")
+    several = '[[teachers]]\nmodel = "n"\nendpoint = "http://127.0.0.1:9/v1"\nkey_env = "NOR_THIS_ONE"'
+    path = recipe("http://127.0.0.1:9/v1", several)
+    refused(stillhouse("check", path, cwd=tmp_path), 2, "NOR_THIS_ONE")
+    assert "NOR_THIS_ONE is not set" in stillhouse("doctor", path, cwd=tmp_path).stdout
 
 
 def test_the_key_is_sent_and_never_stored(provider: Serve, recipe: Callable[..., Path], tmp_path: Path):

@@ -1,6 +1,7 @@
 """Batches as a person meets them: the recipe, the command, Ctrl-C, and going on."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -106,6 +107,36 @@ def test_a_batch_is_left_with_ctrl_c_and_fetched_by_the_same_command(
     marker = json.loads((exchanges.parent / "collect.done.json").read_bytes())["result"]
     assert marker["attempts"] == {"answered": PROMPTS, "failed": 0, "unknown": 0}
     assert 0 < marker["cost"]["low"] == pytest.approx(marker["cost"]["high"], abs=1e-4)
+
+
+def test_with_canaries_ctrl_c_leaves_the_batch_and_another_terminal_sees_its_money(
+    recipe: Callable[..., Path], tmp_path: Path
+):
+    with serving(tmp_path / "provider", SLOW) as provider:
+        path = recipe(at(provider), "batch")
+        path.write_text(path.read_text() + "[collect.canary]\nprompts = 5\n")
+        planned = json.loads(stillhouse("plan", path, "--json", cwd=tmp_path).stdout)
+        assert planned["exchanges"]["canaries"] == 3 * 5
+        command = [sys.executable, "-m", "stillhouse.cli", "collect", str(path)]
+        with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+            progress = tmp_path / ".stillhouse" / "runs"
+            wait_for(
+                lambda: '"batches":1' in "".join(p.read_text() for p in progress.glob("*/progress.json"))
+            )
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=30)[1]
+        assert process.returncode == 130, said
+        assert "1 batch goes on" in said
+        seen = stillhouse("collect", "--watch", "t", cwd=tmp_path)
+        assert re.search(r"30 in flight in 1 batch  US\$ 0\.\d+ \+ 0\.\d+ reserved", seen.stderr), seen.stderr
+        assert "answers/s" not in seen.stderr
+        wait_for(lambda: status(provider) == "completed")
+        done = stillhouse("collect", path, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)["collected"]
+    assert (told["exchanges"], told["failed"], told["unknown"]) == (PROMPTS, 0, 0)
+    assert 0 < told["cost"]["low"] == pytest.approx(told["cost"]["high"])
+    assert told["answered_by"][0]["canary"]["rounds"] == 2 + 1 + 1  # each call begins with one
 
 
 def test_cancelling_keeps_what_is_ready(recipe: Callable[..., Path], tmp_path: Path):

@@ -231,6 +231,15 @@ def test_the_line_shows_rate_traffic_failures_and_money():
     )
 
 
+def test_the_line_of_batches_shows_money_and_no_rate():
+    traffic = Traffic(1200, 1200, {}, 0.5, 0.25, 1.5, batches=2)
+    progress = Progress("collect", 400, 1600, "answers", {"failed": 0, "new": 400}, "in progress", traffic)
+    assert describe(progress, 10.0) == (
+        "0 failed  400 new  1,200 in flight in 2 batches  US$ 0.5000 + 0.2500 reserved, 1.5000 expected  "
+        "in progress"
+    )
+
+
 def test_a_full_disk_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = RunFolder(tmp_path)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
+from mock_provider import Settings, entries, read_journal, serving
 from provider import Provider, answer, echo
 
 from stillhouse import pipeline
@@ -68,7 +69,7 @@ def test_somebody_elses_server_is_watched_from_a_thousand_answers_on(tmp_path: P
     here = there.teacher.model_copy(update={"endpoint": None})
     assert watched(there.model_copy(update={"teacher": here}), 1000) == [0]
     in_batches = there.collect.model_copy(update={"mode": "batch"})
-    assert watched(there.model_copy(update={"collect": in_batches}), 1000) == [0]
+    assert watched(there.model_copy(update={"collect": in_batches}), 1000) == [8]
 
 
 def test_several_teachers_share_the_chance_of_a_false_alarm(tmp_path: Path):
@@ -133,6 +134,29 @@ def test_a_run_counts_its_canaries_and_learns_from_none(
     assert collect(settings, workspace) == run
     assert len(server.bodies) == 90
     assert result(run)["answered_by"] == [who]
+
+
+def test_in_batches_a_plan_the_run_and_its_page_agree_on_the_canaries(workspace: Workspace, tmp_path: Path):
+    with serving(tmp_path / "provider", Settings(latency=0.001, answer_bytes=40, batch_seconds=0.1)) as there:
+        settings = recipe(tmp_path, there.url, prompts=6)
+        settings = settings.model_copy(
+            update={"collect": settings.collect.model_copy(update={"mode": "batch"})}
+        )
+        with Ledger.open(workspace) as ledger:
+            planned = pipeline.plan(settings, workspace, ledger)
+        assert (planned.to_send, planned.canaries) == (60, 3 * 6)
+        run = collect(settings, workspace)
+        asked = entries(read_journal(there.journal)[0])
+        assert len(asked) == 60 + planned.canaries
+        found = result(run)
+        assert (found["exchanges"], found["sent"], found["attempts"]["answered"]) == (60, 78, 78)
+        (who,) = found["answered_by"]
+        assert (who["canary"]["rounds"], who["canary"]["change"], who["canary"]["older"]) == (3, None, 0)
+        assert "no change seen in 3 rounds of 6 canary questions" in write_report(run).read_text()
+        with Ledger.open(workspace) as ledger:
+            assert pipeline.plan(settings, workspace, ledger).canaries == 0
+        collect(settings, workspace)
+        assert entries(read_journal(there.journal)[0]) == asked
 
 
 def test_a_change_is_told_after_the_run_and_on_its_page(

@@ -295,6 +295,28 @@ def test_a_paid_teacher_beside_a_local_one_sends_a_bill(run):
         assert served_here(facts) == here
 
 
+def test_each_teacher_has_its_price_with_who_told_it_and_when(run):
+    told = json.loads(run.recipe.read_text())
+    told["teacher"] |= {"model": "a", "endpoint": "https://a.example/v1", "price": None}
+    others = [
+        {"model": "b", "endpoint": "https://b.example/v1", "price": {"input": 3.0, "output": 5.0}},
+        {"model": "c", "endpoint": "https://c.example/v1", "price": None},
+        {"model": "d", "endpoint": None, "price": None},
+    ]
+    run.recipe.write_text(json.dumps(told | {"teachers": others}))
+    page = {"input": 0.4, "output": 1.6, "source": "https://a.example/prices", "read_on": "2026-09-13"}
+    prices = (page, page | {"input": 9.0}, None, {"input": 0.0, "output": 0.0, "source": "nobody"})
+    known = [{"model": model, "price": price} for model, price in zip("abcd", prices, strict=True)]
+    change(run.marker("collect"), "result", teachers=known, price=page)
+    text = read(run)[1].text
+    assert (
+        "a: US$ 0.4 in, 1.6 out, per million tokens, read on 2026-09-13 at https://a.example/prices" in text
+    )
+    assert "b: US$ 3.0 in, 5.0 out, per million tokens, by the recipe" in text
+    assert "c: none known" in text
+    assert "d: none applies: the run serves it itself" in text
+
+
 def test_an_imported_teacher_is_not_served_here_and_its_bill_is_unknown(run):
     change(run.recipe, "teacher", model="them", imported=True)
     change(run.marker("collect"), "result", teacher="them", endpoint="import")

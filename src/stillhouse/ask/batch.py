@@ -4,6 +4,8 @@ For the questions that the ledger cannot answer: cut a shard, set its worst cost
 write the batch with an open attempt for each line, upload, ask for the batch, look now and then until it is
 over, and write every answer down. What failed and may pass goes into another round. A process that dies
 leaves the batch with the provider; the next one finds it by the shard's digest in the batch's metadata.
+
+Canaries are asked one by one, before the batches of a call and after them.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from stillhouse.ask.canary import asked_rounds, conclude, next_rounds
 from stillhouse.ask.jobs import Habits, Jobs
 from stillhouse.ask.questions import (
     LEFT_OUT,
@@ -19,21 +22,24 @@ from stillhouse.ask.questions import (
     Part,
     Sampling,
     Tally,
+    Teacher,
     Unanswered,
     as_exchange,
     at_batch_price,
     before_the_price,
     check_cap,
     looked_up,
+    worst_cost,
 )
 from stillhouse.ask.results import Results
-from stillhouse.ask.sending import REFUSALS, budget_reached, too_many_failed
+from stillhouse.ask.sending import REFUSALS, Asking, budget_reached, too_many_failed
 from stillhouse.ask.shards import Shard, cut, shard_path
-from stillhouse.errors import EndpointError, UsageError
+from stillhouse.ask.tracing import tracing
+from stillhouse.errors import BudgetReached, EndpointError, UsageError
 from stillhouse.ledger import Ledger, batches
 from stillhouse.ledger.batches import Batch
 from stillhouse.money import Budget
-from stillhouse.records import Progress, Watch, unwatched
+from stillhouse.records import Progress, Traffic, Watch, unwatched
 from stillhouse.workspace import RunFolder
 
 HABITS = Habits()
@@ -101,8 +107,8 @@ def new_tally(parts: Sequence[Part], limits: Limits, ledger: Ledger, run: str) -
 
 
 def _with_open_batches(parts: Sequence[Part], ledger: Ledger, run: str) -> list[tuple[Part, list[Batch]]]:
-    """Each part, its teacher at the price of batches, with what an earlier process left open; files that
-    belong to no open batch are removed. Raises UsageError for a batch of a teacher who is not here."""
+    """Each part with what an earlier process left open; files that belong to no open batch are removed.
+    Raises UsageError for a batch of a teacher who is not here."""
     rows = batches.open_batches(ledger, run)
     folder = RunFolder(ledger.workspace.runs / run).batches
     kept = {shard_path(folder, row.shard) for row in rows}
@@ -114,7 +120,7 @@ def _with_open_batches(parts: Sequence[Part], ledger: Ledger, run: str) -> list[
         teacher = part.teacher
         own = [row for row in rows if row.teacher == (teacher.endpoint, teacher.model, teacher.revision)]
         rows = [row for row in rows if row not in own]
-        found.append((replace(part, teacher=at_batch_price(teacher)), own))
+        found.append((part, own))
     if rows:
         raise UsageError(
             f"the run {run} has a batch with {rows[0].teacher[0]}",
@@ -126,8 +132,9 @@ def _with_open_batches(parts: Sequence[Part], ledger: Ledger, run: str) -> list[
 
 @dataclass(slots=True)
 class _Batching:
-    """One teacher's side of one call. `known` questions were answered before; `too_dear` is the worst cost of
-    the question for which the cap had no room."""
+    """One teacher's side of one call; in `part` it is at the price of batches, `one_by_one` at its ordinary
+    one. `known` questions were answered before; `too_dear` is the worst cost of the question for which the
+    cap had no room."""
 
     part: Part
     sampling: Sampling
@@ -141,11 +148,14 @@ class _Batching:
     cancelling: bool = False
     known: int = 0
     too_dear: float | None = None
+    one_by_one: Teacher = field(init=False)
     results: Results = field(init=False)
     jobs: Jobs = field(init=False)
 
     def __post_init__(self) -> None:
         folder = RunFolder(self.ledger.workspace.runs / self.run).batches
+        self.one_by_one = self.part.teacher
+        self.part = replace(self.part, teacher=at_batch_price(self.part.teacher))
         self.results = Results(self.part, self.limits.retries, self.ledger, self.run, self.tally)
         self.jobs = Jobs(
             self.ledger,
@@ -161,12 +171,18 @@ class _Batching:
     async def all(self, rows: Sequence[Batch], first: int) -> None:
         """Finish what was begun, ask what is missing, and count; `first` is the first leaf of this call."""
         async with self.jobs.working():
+            watched = self._watched(first)
+            if watched:
+                await self.jobs.open()  # without batches there, nothing is asked
+                await self._canaries(at_start=True)
             await self._bring_to_end(rows)
             counted = self._counted(first)
             self.known = counted.reused + counted.answered - self.results.new
-            if self.known + self.results.new < len(self.part.questions):
+            if self._going_on() and self.known + self.results.new < len(self.part.questions):
                 await self._rounds()
                 counted = self._counted(first)
+            if self._going_on() and watched:
+                await self._canaries(at_start=False)
         _add(self.tally, counted)
         stop = self.results.stop
         if stop is None and self.too_dear is not None:
@@ -175,6 +191,67 @@ class _Batching:
         stop = stop or too_many_failed(self.tally, given_up, self.limits.max_failures)
         if stop is not None:
             raise stop
+
+    def _going_on(self) -> bool:
+        return self.results.stop is None and self.too_dear is None
+
+    def _watched(self, first: int) -> bool:
+        """Whether canaries go with what is missing: never more of them in a round than there are answers to
+        come. Counts what the run bought of them before."""
+        canary = self.part.canary
+        if canary is None:
+            return False
+        for each in asked_rounds(self.part, self.sampling, self.ledger):
+            for exchange in each:
+                if exchange is not None and exchange.run == self.run:
+                    self.tally.count(exchange.completion, exchange.cost)
+        counted = self._counted(first)
+        self.known = counted.reused + counted.answered
+        left_out = sum(question.reason in LEFT_OUT - {"in a batch"} for question in counted.failed)
+        return len(self.part.questions) - self.known - left_out >= len(canary.questions)
+
+    async def _canaries(self, at_start: bool) -> None:
+        """Ask the next round one by one, and see whether the teacher is still the same. What it comes to stop
+        for waits until the batches that are paid for were fetched."""
+        part = replace(self.part, teacher=self.one_by_one)
+        self._judge(part)  # a change that is known
+        if not self._going_on():
+            return
+        asked = next_rounds(part, self.sampling, self.ledger, at_start)
+        mine = Tally(len(asked), budget=self.tally.budget)
+        try:
+            with self.jobs.aside(), tracing(self.run, self.stage) as trace:
+                await Asking(
+                    [replace(part, questions=asked, canary=None)],
+                    self.sampling,
+                    self.limits,
+                    self.ledger,
+                    self.run,
+                    mine,
+                    lambda _: self._show(),
+                    self.stage,
+                    trace=trace,
+                ).all()
+        except BudgetReached:
+            self.too_dear = max(worst_cost(question, self.one_by_one, self.sampling) for question in asked)
+        except EndpointError as error:
+            self.results.stop = error
+        finally:
+            self.tally.questions += mine.questions
+            self.tally.sent += mine.sent
+            self.tally.unknown += mine.unknown
+            self.tally.budget = mine.budget
+            for kind, count in mine.failures.items():
+                self.tally.failures[kind] = self.tally.failures.get(kind, 0) + count
+            _add(self.tally, mine)
+        if self._going_on():
+            self._judge(part)
+
+    def _judge(self, part: Part) -> None:
+        try:
+            conclude(part, self.sampling, self.ledger, self.tally)
+        except EndpointError as error:
+            self.results.stop = error
 
     async def finish(self, rows: Sequence[Batch]) -> None:
         """Only finish what was begun."""
@@ -266,17 +343,24 @@ class _Batching:
         counts = {"failed": failed, "new": tally.answered + new, "reused": tally.reused + self.known}
         if tally.unknown:
             counts["sent, unknown"] = tally.unknown
-        notes = []
+        notes = list(tally.notices)
         worked = sum(job.completed + job.failed for job in jobs)
         if jobs:
             states = ", ".join(sorted({job.status.replace("_", " ") for job in jobs}))
-            many = f"{len(jobs)} batches" if len(jobs) > 1 else "1 batch"
-            total, bad = sum(job.total for job in jobs), sum(job.failed for job in jobs)
-            notes.append(f"{many} ({states}): {worked:,} of {total:,} lines, {bad:,} failed")
-        if tally.budget.spent or tally.budget.reserved:
-            notes.append(f"US$ {tally.budget.spent:.4f} + {tally.budget.reserved:.4f} reserved")
-        done = min(tally.questions, sum(counts[name] for name in ("failed", "new", "reused")) + worked)
-        self.watch(Progress(self.stage, done, tally.questions, "answers", counts, "  ".join(notes)))
+            bad, total = sum(job.failed for job in jobs), sum(row.lines for row in self.jobs.running.values())
+            notes.insert(0, f"{states}: {worked:,} of {total:,} lines, {bad:,} failed")
+        recorded = sum(counts[name] for name in ("failed", "new", "reused"))
+        in_flight = max(0, sum(row.lines for row in self.jobs.running.values()) - worked)
+        spent = reserved = expected = None
+        if self.part.teacher.price is not None:
+            spent, reserved = tally.budget.spent, tally.budget.reserved
+            if new:
+                expected = spent + (tally.questions - recorded) * self.results.billed / new
+        traffic = Traffic(
+            in_flight, in_flight, dict(tally.failures), spent, reserved, expected, len(self.jobs.running)
+        )
+        done = min(tally.questions, recorded + worked)
+        self.watch(Progress(self.stage, done, tally.questions, "answers", counts, "; ".join(notes), traffic))
 
     def _counted(self, first: int) -> Tally:
         """What became of the part's questions; an answer of this run from leaf `first` on is a new one."""

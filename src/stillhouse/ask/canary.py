@@ -105,13 +105,27 @@ def among(
         yield from ask(asked)
 
 
-def to_ask(part: Part, fresh: int, sampling: Sampling, ledger: Ledger) -> int:
-    """How many canaries go with so many fresh questions, as `among` asks them: for plans."""
+def next_rounds(part: Part, sampling: Sampling, ledger: Ledger, first: bool) -> list[Question]:
+    """The questions of the round that comes next; where it is the `first` of a call and none was ever asked,
+    of two."""
+    assert part.canary is not None
+    asked = len(asked_rounds(part, sampling, ledger))
+    numbers = range(asked, max(2, asked + 1) if first else asked + 1)
+    return [question for number in numbers for question in _round(part.canary, number)]
+
+
+def to_ask(part: Part, fresh: int, sampling: Sampling, ledger: Ledger, in_batches: bool = False) -> int:
+    """How many canaries go with so many fresh questions, as `among` asks them, or before and after batches:
+    for plans."""
     if part.canary is None or fresh < (size := len(part.canary.questions)):
         return 0
-    between = (fresh - 1) // part.canary.every
     first = 1 if asked_rounds(part, sampling, ledger) else 2
-    return size * (first + between + (fresh - between * part.canary.every >= size))
+    if in_batches:
+        return size * (first + 1)
+    until_second = max(size, part.canary.every)
+    between = max(0, -(-(fresh - until_second) // part.canary.every))
+    since = fresh if between == 0 else fresh - until_second - (between - 1) * part.canary.every
+    return size * (first + between + (since >= size))
 
 
 def conclude(part: Part, sampling: Sampling, ledger: Ledger, tally: Tally) -> Watched | None:

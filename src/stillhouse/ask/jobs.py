@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -50,8 +50,8 @@ class Habits:
 
 @dataclass(slots=True)
 class Jobs:
-    """The batches of one teacher in one call, for use within `working`. `told` is what the provider last said
-    of each that runs, `full` what it said of those for which it had no room."""
+    """The batches of one teacher in one call, for use within `working`. `running` are those that are with the
+    provider, `told` is what it last said of them, `full` what it said of those for which it had no room."""
 
     ledger: Ledger
     run: str
@@ -61,20 +61,34 @@ class Jobs:
     habits: Habits
     show: Callable[[], None]
     cancelling: bool = False
+    running: dict[int, Batch] = field(default_factory=dict)
     told: dict[int, Job] = field(default_factory=dict)
     full: list[str] = field(default_factory=list)
     endpoint: Endpoint | None = None
     sessions: AsyncExitStack = field(default_factory=AsyncExitStack)
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    restore: Callable[[], None] = lambda: None
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
-        restore = on_interrupt(asyncio.get_running_loop(), self.stopped.set)
+        self._listen()
         try:
             async with self.sessions:
                 yield
         finally:
-            restore()
+            self.restore()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Ctrl-C is for what is done in the block."""
+        self.restore()
+        try:
+            yield
+        finally:
+            self._listen()
+
+    def _listen(self) -> None:
+        self.restore = on_interrupt(asyncio.get_running_loop(), self.stopped.set)
 
     async def open(self) -> Endpoint:
         """A session with the provider. Raises UsageError where it has no batches."""
@@ -91,6 +105,12 @@ class Jobs:
 
     async def create(self, row: Batch) -> Batch | None:
         """Bring a batch to where it exists at the provider; None when it never will."""
+        created = await self._created(row)
+        if created is not None:
+            self.running[row.id] = created
+        return created
+
+    async def _created(self, row: Batch) -> Batch | None:
         endpoint, waits = await self.open(), self.habits.waits()
         until = time.monotonic() + self.habits.patience
         while row.state != "running":
@@ -190,7 +210,7 @@ class Jobs:
         no_room = await self.results.record(row, job, shard, files, endpoint.base_url)
         if no_room is not None:
             self.full.append(no_room)
-        del self.told[row.id]
+        del self.told[row.id], self.running[row.id]
         for path in (*files, shard):
             path.unlink(missing_ok=True)
 

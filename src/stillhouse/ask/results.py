@@ -26,7 +26,8 @@ AT_ONCE = 256  # lines handed to the ledger before waiting for it
 @dataclass(slots=True)
 class Results:
     """`failures` counts those of a question by its key, `given_up` holds the last reason of what is not asked
-    again in this call, `new` counts answers, `stop` is why to go no further."""
+    again in this call, `new` counts answers and `billed` adds up their costs (US dollars) as far as they are
+    known, `stop` is why to go no further."""
 
     part: Part
     retries: int
@@ -34,6 +35,7 @@ class Results:
     run: str
     tally: Tally
     new: int = 0
+    billed: float = 0.0
     failures: dict[str, int] = field(default_factory=dict)
     given_up: dict[str, str] = field(default_factory=dict)
     stop: StillhouseError | None = None
@@ -105,6 +107,7 @@ class Results:
             self.stop = self.stop or disputed(known, worst)
         self._settle(line, worst if known is None else known)
         self.new += 1
+        self.billed += known or 0.0
         asked = {} if request is None else {"request": request}
         return self.ledger.answer(line.attempt, leaf, {**asked, "response": reply.raw}, known)
 

@@ -108,9 +108,11 @@ def check(
     loaded = load_recipe(recipe)
     prompts = load_prompts(loaded)
     pipeline.check(loaded, prompts)
-    key = loaded.teacher.key_env
-    if key and not os.environ.get(key):
-        raise UsageError(f"the variable {key} is not set", "`teacher.key_env` names it", f"export {key}=...")
+    for key in (teacher.key_env for teacher in (loaded.teacher, *loaded.teachers)):
+        if key and not os.environ.get(key):
+            raise UsageError(
+                f"the variable {key} is not set", "a teacher's `key_env` names it", f"export {key}=..."
+            )
     found = {
         "digest": recipe_digest(loaded),
         "train": len(prompts.train) + len(prompts.further),

@@ -107,12 +107,11 @@ def _recipe(path: Path) -> Iterator[Finding]:
         yield Finding("fail", "recipe", f"{error.what}: {error.why}", error.mend)
         return
     yield Finding("ok", "recipe", str(path))
-    teacher = recipe.teacher
-    if teacher.key_env and not os.environ.get(teacher.key_env):
-        yield Finding("fail", "key", f"{teacher.key_env} is not set", f"export {teacher.key_env}=...")
-    if teacher.endpoint is None:
-        return
-    yield _reach(teacher.endpoint, teacher.key_env, teacher.model)
+    for teacher in (recipe.teacher, *recipe.teachers):
+        if teacher.key_env and not os.environ.get(teacher.key_env):
+            yield Finding("fail", "key", f"{teacher.key_env} is not set", f"export {teacher.key_env}=...")
+        if teacher.endpoint is not None:
+            yield _reach(teacher.endpoint, teacher.key_env, teacher.model)
 
 
 def _reach(url: str, key_env: str | None, model: str) -> Finding:

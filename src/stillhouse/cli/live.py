@@ -102,9 +102,10 @@ def describe(progress: Progress, seconds: float) -> str:
 
 
 def speed(progress: Progress, seconds: float) -> tuple[float | None, float | None]:
-    """Units a second, and the seconds that are left at that rate; None where they cannot be told yet."""
+    """Units a second, and the seconds that are left at that rate; None where they cannot be told: not yet, or
+    because what is in a batch comes all at once."""
     worked = progress.counts.get("new", progress.done)  # what was reused took no time
-    if seconds <= 1 or not worked:
+    if seconds <= 1 or not worked or (progress.traffic is not None and progress.traffic.batches):
         return None, None
     rate = worked / seconds
     if progress.total is None or progress.done >= progress.total:
@@ -114,7 +115,10 @@ def speed(progress: Progress, seconds: float) -> tuple[float | None, float | Non
 
 def _traffic(traffic: Traffic) -> list[str]:
     parts = []
-    if traffic.in_flight:
+    if traffic.batches:
+        batches = "1 batch" if traffic.batches == 1 else f"{traffic.batches} batches"
+        parts.append(f"{traffic.in_flight:,} in flight in {batches}")
+    elif traffic.in_flight:
         parts.append(f"{traffic.in_flight} of {traffic.limit} in flight")
     if traffic.failures:
         kinds = sorted(traffic.failures.items(), key=lambda item: -item[1])

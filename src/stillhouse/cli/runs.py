@@ -11,6 +11,20 @@ if TYPE_CHECKING:
     from stillhouse.workspace import Workspace
 
 
+# What --json tells of collect's marker
+COLLECTED = (
+    "exchanges",
+    "sent",
+    "answered",
+    "reused",
+    "failed",
+    "failures",
+    "unknown",
+    "cost",
+    "answered_by",
+)
+
+
 def load(path: Path) -> tuple[Recipe, Workspace]:
     """The recipe and its workspace, which a first run makes."""
     from stillhouse.cli import show
@@ -99,6 +113,7 @@ def run(
         "unchanged": list(finished.skipped),
         "notices": list(finished.notices),
         "broken_rows": name_broken(planned.prompts.broken),
+        "collected": {name: collected.get(name) for name in COLLECTED} if collected else None,
         "grow": collected.get("grow"),
         "focus": collected.get("focus"),
         "targets": collected.get("targets"),

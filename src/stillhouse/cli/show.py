@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +45,14 @@ def plan_object(recipe: Recipe, plan: Plan) -> dict[str, Any]:
         "exchanges": {
             "needed": plan.questions,
             "in_ledger": plan.answered,
-            "to_send": plan.questions - plan.answered,
+            "to_send": plan.to_send,
             "canaries": plan.canaries,
         },
         "price": _price_record(*plan.prices[0]),
         "prices": [{"model": each[0], "price": _price_record(*each)} for each in plan.prices],
         "cost_usd": _estimate(plan.cost),
         "asking_seconds": _estimate(plan.seconds),
+        "slowed_by": plan.slowed_by or None,
         "stages_done": list(plan.done),
     }
 
@@ -59,9 +61,8 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
     where = recipe.teacher.endpoint or (
         "imported answers" if recipe.teacher.imported else "served on loopback"
     )
-    to_send = plan.questions - plan.answered
     cap = recipe.collect.max_cost
-    cost = money(plan.cost) + (f"; stops at US$ {cap:.2f}" if cap is not None else "")
+    cost = money(plan.cost) + (f"; stops at US$ {_dollars(cap)}" if cap is not None else "")
     lines = [
         f"run        {plan.run.root.name}  ({'new' if plan.is_new else 'continued'})  in {plan.run.root}",
         f"teacher    {recipe.teacher.model}, {where}",
@@ -70,9 +71,9 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
         f"prompts    {len(plan.prompts.train):,} to learn from, {len(plan.prompts.test):,} to test on"
         + (f", {plan.prompts.leaked:,} left out because they are tested" if plan.prompts.leaked else ""),
         *_more_prompts(recipe, plan),
-        f"exchanges  {to_send:,} to send, {plan.answered:,} in the ledger already"
+        f"exchanges  {plan.to_send:,} to send, {plan.answered:,} in the ledger already"
         + (f"; {plan.canaries:,} more to see whether the teacher changes" if plan.canaries else ""),
-        *(line for each in plan.prices for line in price_lines(*each[1:], recipe.collect.mode == "batch")),
+        *(line for each in plan.prices for line in _teacher_price(recipe, *each)),
         f"cost       {cost}",
         f"asking     {_how_long(recipe, plan)}",
     ]
@@ -172,6 +173,15 @@ def _price_record(_: str, known: KnownPrice | None, days_old: int | None) -> dic
     return None if known is None else {**known.record(), "days_old": days_old}
 
 
+def _teacher_price(recipe: Recipe, model: str, known: KnownPrice | None, days_old: int | None) -> list[str]:
+    """Of several teachers each is named above its price."""
+    lines = price_lines(known, days_old, recipe.collect.mode == "batch")
+    if not recipe.teachers:
+        return lines
+    lines = lines or ["price      none: nobody sends a bill"]
+    return [lines[0].replace("price      ", f"price      {model}: ", 1), *lines[1:]]
+
+
 def price_lines(known: KnownPrice | None, days_old: int | None, in_batches: bool = False) -> list[str]:
     """The price by which the plan reckons, who told it and when, and a warning where that is long ago."""
     lines = _price_lines(known, days_old)
@@ -205,24 +215,40 @@ def money(estimate: Estimate) -> str:
     if estimate.high is None:
         return "unknown"
     if estimate.expected is None:
-        return f"at most US$ {estimate.high:.2f} (bound from max_tokens; not known better before a first run)"
+        bound = f"at most US$ {_dollars(estimate.high)}"
+        return f"{bound} (bound from max_tokens; not known better before a first run)"
     if estimate.high == 0:
         return "nothing"
-    return f"US$ {estimate.expected:.2f} ({estimate.low or 0:.2f} to {estimate.high:.2f})"
+    low, expected, high = map(_dollars, (estimate.low or 0.0, estimate.expected, estimate.high))
+    return f"US$ {expected} ({low} to {high})"
+
+
+def _dollars(amount: float) -> str:
+    """With cents, and with as many digits more as a small amount needs to be told from nothing."""
+    places = 2 if amount <= 0 else max(2, 1 - math.floor(math.log10(amount)))
+    return f"{amount:,.{min(places, 9)}f}"
 
 
 def _how_long(recipe: Recipe, plan: Plan) -> str:
-    if recipe.collect.mode == "batch" and plan.questions > plan.answered:
+    if recipe.collect.mode == "batch" and plan.to_send:
         return "in batches, each of which may take up to 24 hours"
-    return duration(plan.seconds)
+    return duration(plan.seconds, plan.slowed_by)
 
 
-def duration(estimate: Estimate) -> str:
-    if estimate.expected is None:
+def duration(estimate: Estimate, slowed_by: str) -> str:
+    by = f", by collect.{slowed_by}"
+    if estimate.expected is None and estimate.low is None:
         return "time unknown before the first answers"
+    if estimate.expected is None:
+        return f"at least {_seconds(estimate.low)} s{by} (not known better before the first answers)"
     if estimate.high == 0:
         return "nothing left to ask"
-    return f"about {estimate.expected:,.0f} s ({estimate.low or 0:,.0f} to {estimate.high or 0:,.0f})"
+    low, expected, high = map(_seconds, (estimate.low, estimate.expected, estimate.high))
+    return f"about {expected} s ({low} to {high}){by}"
+
+
+def _seconds(seconds: float | None) -> str:
+    return f"{seconds or 0.0:,.{0 if seconds and seconds >= 10 else 1}f}"
 
 
 def _estimate(estimate: Estimate) -> dict[str, float | None]:

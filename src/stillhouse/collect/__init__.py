@@ -174,7 +174,7 @@ def collect(
     asked = asked_of(recipe, prompts.train)
     write_prompts(run.prompts, prompts.train, prompts.test)
     online = recipe.collect.mode == "online"
-    canaries = canaries_of(recipe, asked) if cluster is None else [None] * len(asked)
+    canaries = canaries_of(recipe, asked)
     parts = [
         Part(who, leaf, what, canary)
         for (who, leaf), what, canary in zip(teachers, asked, canaries, strict=True)

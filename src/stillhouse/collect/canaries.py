@@ -21,10 +21,8 @@ NAMED = 20  # model ids and fingerprints that are counted one by one
 
 
 def canaries_of(recipe: Recipe, asked: Sequence[Questions]) -> list[Canary | None]:
-    """The canaries of each teacher, None for one that is not watched; none is in batches, which are not
-    answered one after the other. The chance of an alarm without a change is shared among them."""
-    if recipe.collect.mode == "batch":
-        return [None] * len(asked)
+    """The canaries of each teacher, None for one that is not watched. The chance of an alarm without a change
+    is shared among them."""
     settings = recipe.collect.canary
     teachers = (recipe.teacher, *recipe.teachers)
     counts = [_count(settings.prompts, *each) for each in zip(teachers, asked, strict=True)]

@@ -166,7 +166,8 @@ def _collect(work: _Work) -> bool:
         done = collect(work.folder, work.recipe, prompts, teachers, work.ledger, work.watch, cluster)
     tallies.append(done.tally)
     taught = None if reading is None else _teach(work, *reading)
-    price = price_of(work.recipe.teacher, today())
+    known = [price_of(each, today()) for each in (work.recipe.teacher, *work.recipe.teachers)]
+    prices = [None if price is None else price.record() for price in known]
     before = _result(work.folder, "collect")
     seconds = 0.0 if before is None else before["seconds"]  # of the calls that bought something
     if before is None or any(tally.answered for tally in tallies):
@@ -178,10 +179,16 @@ def _collect(work: _Work) -> bool:
         "revision": work.teachers[0].revision,
         "decision": decisions[0],
         "teachers": [
-            {"model": who.model, "endpoint": who.endpoint, "revision": who.revision, "decision": leaf}
-            for who, leaf in teachers
+            {
+                "model": who.model,
+                "endpoint": who.endpoint,
+                "revision": who.revision,
+                "decision": leaf,
+                "price": price,
+            }
+            for (who, leaf), price in zip(teachers, prices, strict=True)
         ],
-        "price": None if price is None else price.record(),
+        "price": prices[0],
         "prompts": len(prompts.train),
         "broken_lines": len(work.prompts.broken),
         "leaked": work.prompts.leaked,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from array import array
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stillhouse import ask as asking
+from stillhouse.ask.pace import MARGIN
+from stillhouse.ask.questions import as_exchange, looked_up
 from stillhouse.collect import (
     Asked,
     PromptSet,
@@ -24,9 +27,11 @@ from stillhouse.ledger import Ledger
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
 from stillhouse.pipeline.setup import STAGES, admit_all, check, greedy, open_teachers, today
 from stillhouse.prices import KnownPrice, price_of
-from stillhouse.recipe import Recipe, Teacher, run_digest
+from stillhouse.recipe import Collect, Recipe, Teacher, run_digest
 from stillhouse.records import Watch, unwatched
 from stillhouse.workspace import RunFolder, Workspace, locked, read_marker
+
+ENOUGH = 10  # answers from which on those to come are reckoned by them
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +45,12 @@ class Plan:
     to_grow: int  # and those that are still to be grown; what they cost is not known
     questions: int  # to the teacher, over training and test prompts and those that are grown
     answered: int  # of these, already in the ledger
+    to_send: int  # requests for the others: the same question goes once, one whose answer was erased never
     canaries: int  # requests beside them, to see whether a teacher changes
     prices: tuple[tuple[str, KnownPrice | None, int | None], ...]  # of each teacher: model, price, days old
     cost: Estimate  # US dollars for what is left
-    seconds: Estimate  # for asking what is left
+    seconds: Estimate  # for asking what is left, retries aside
+    slowed_by: str  # the setting of [collect] that `seconds` follows from; empty where none does
     done: tuple[str, ...]  # stages that finished before
 
 
@@ -80,31 +87,32 @@ def plan(
             parts = [asking.Part(*each) for each in zip(teachers, decisions, drawn, strict=True)]
             asking.ask_all(parts, sampling, limits_of(recipe), ledger, run.root.name, watch, "pilot")
     with open_teachers(recipe) as teachers:
-        in_batches = recipe.collect.mode == "batch"
-        payees = [asking.at_batch_price(teacher) if in_batches else teacher for teacher in teachers]
-        watched = zip(payees, decisions, asked, canaries_of(recipe, asked), strict=True)
-        asked_of_each = [[(asking.Part(*each), sampling)] for each in watched]
+        stocks = [_Stock(teacher, recipe.collect) for teacher in teachers]
+        watched = zip(teachers, decisions, asked, canaries_of(recipe, asked), strict=True)
+        for stock, each in zip(stocks, watched, strict=True):
+            stock.add(asking.Part(*each), sampling, ledger, recipe.collect.mode == "batch")
         tested = asking.Part(teachers[0], decisions[0], Asked(prompts.test))
-        asked_of_each[0].append((tested, greedy(recipe)))
-        stocks = [_stock(each, ledger) for each in asked_of_each]
-        left = sum(stock.left for stock in stocks)
-        canaries = sum(stock.canaries for stock in stocks)
+        stocks[0].add(tested, greedy(recipe), ledger)
         answered = sum(stock.answered for stock in stocks)
-        recent = [leaf for stock in stocks for leaf in stock.leaves]
+        seconds, slowed_by = UNKNOWN, ""
+        if not to_grow and (recipe.collect.mode == "online" or not any(stock.sending for stock in stocks)):
+            seconds, slowed_by = slowest([_seconds(stock, recipe.collect, ledger) for stock in stocks])
         return Plan(
             run=run,
             is_new=not run.recipe.exists(),
             prompts=prompts,
             grown=sum(len(one.prompts) for one in grown),
             to_grow=to_grow,
-            questions=answered + left,
+            questions=answered + sum(stock.left for stock in stocks),
             answered=answered,
-            canaries=canaries,
+            to_send=sum(stock.sending - stock.canaries for stock in stocks),
+            canaries=sum(stock.canaries for stock in stocks),
             prices=tuple(_price(teacher) for teacher in (recipe.teacher, *recipe.teachers)),
-            cost=_total([_cost(stock, to_grow > 0) for stock in stocks]),
-            seconds=UNKNOWN
-            if to_grow or (in_batches and left)
-            else _seconds(ledger, recent[-200:], left + canaries, recipe.collect.concurrency),
+            cost=_total(
+                [UNKNOWN if to_grow and stock.teacher.price != FREE else _cost(stock) for stock in stocks]
+            ),
+            seconds=seconds,
+            slowed_by=slowed_by,
             done=tuple(stage for stage in STAGES if read_marker(run, stage) is not None),
         )
 
@@ -114,43 +122,60 @@ def _price(teacher: Teacher) -> tuple[str, KnownPrice | None, int | None]:
     return teacher.model, known, None if known is None else known.days_old(today())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Stock:
-    """Of what one teacher is asked: answered and left, canaries to come, the worst cost of all that is left
-    (US dollars), the costs of answers that say them, and the leaves of the last answers."""
+    """What one teacher has answered and is still to be asked: `left` are the questions without an answer,
+    `due` the requests that they and the canaries make, with the worst cost of all of them (US dollars), by
+    the price at which they are asked. Tokens are of answers that say them, `leaves` of the last ones."""
 
-    price: Price | None
-    answered: int
-    left: int
-    canaries: int
-    worst: float
-    costs: Sequence[float]
-    leaves: Sequence[int]
+    teacher: asking.Teacher
+    settings: Collect
+    answered: int = 0
+    left: int = 0
+    canaries: int = 0
+    due: dict[Price | None, tuple[int, float]] = field(default_factory=dict)
+    prompt_tokens: array[int] = field(default_factory=lambda: array("q"))
+    completion_tokens: array[int] = field(default_factory=lambda: array("q"))
+    leaves: deque[int] = field(default_factory=lambda: deque(maxlen=200))
 
+    @property
+    def sending(self) -> int:
+        return sum(count for count, _ in self.due.values())
 
-def _stock(parts: Sequence[tuple[asking.Part, asking.Sampling]], ledger: Ledger) -> _Stock:
-    """The same teacher stands in each part, at the price at which it is asked these questions."""
-    answered, left, canaries, worst = 0, 0, 0, 0.0
-    costs, leaves = array("d"), deque[int](maxlen=200)
-    for part, sampling in parts:
-        teacher, fresh = part.teacher, 0
-        for question, exchange in asking.answers(part.questions, teacher, sampling, ledger):
-            if exchange is None:
-                fresh += 1
-                worst += asking.worst_cost(question, teacher, sampling)
-                continue
-            answered += 1
-            leaves.append(exchange.leaf)
-            usage = exchange.completion.usage
-            if teacher.price and usage.prompt_tokens is not None and usage.completion_tokens is not None:
-                costs.append(teacher.price.of(usage.prompt_tokens, usage.completion_tokens))
-        left += fresh
-        if coming := asking.to_ask(part, fresh, sampling, ledger):
-            assert part.canary is not None
-            each = [asking.worst_cost(question, teacher, sampling) for question in part.canary.questions]
-            canaries += coming
-            worst += sum(each) * coming / len(each)
-    return _Stock(parts[0][0].teacher.price, answered, left, canaries, worst, costs, list(leaves))
+    def add(
+        self, part: asking.Part, sampling: asking.Sampling, ledger: Ledger, in_batches: bool = False
+    ) -> None:
+        payee = asking.at_batch_price(self.teacher) if in_batches else self.teacher
+        worst, sent = 0.0, set[int]()  # of the keys the first 64 bits
+        for group in looked_up(part.questions, payee, sampling, ledger):
+            missing = [key for _, key, stored in group if stored is None]
+            unknown = ledger.unknown(missing) if self.settings.unknown == "leave" else set()
+            for question, key, stored in group:
+                exchange = None if stored is None else as_exchange(question, payee, stored)
+                if exchange is not None:
+                    self.answered += 1
+                    self.leaves.append(exchange.leaf)
+                    usage = exchange.completion.usage
+                    if usage.prompt_tokens is not None and usage.completion_tokens is not None:
+                        self.prompt_tokens.append(usage.prompt_tokens)
+                        self.completion_tokens.append(usage.completion_tokens)
+                    continue
+                self.left += 1
+                erased = stored is not None and stored.erased
+                if payee.url is None or erased or key in unknown or int(key[:16], 16) in sent:
+                    continue
+                sent.add(int(key[:16], 16))
+                worst += asking.worst_cost(question, payee, sampling)
+        self._owe(payee.price, len(sent), worst)
+        if part.canary is not None:
+            coming = asking.to_ask(part, len(sent), sampling, ledger, in_batches)
+            each = [asking.worst_cost(question, self.teacher, sampling) for question in part.canary.questions]
+            self.canaries += coming
+            self._owe(self.teacher.price, coming, coming * statistics.mean(each))
+
+    def _owe(self, price: Price | None, count: int, worst: float) -> None:
+        before = self.due.get(price, (0, 0.0))
+        self.due[price] = before[0] + count, before[1] + worst
 
 
 def _total(parts: Sequence[Estimate]) -> Estimate:
@@ -163,16 +188,21 @@ def _total(parts: Sequence[Estimate]) -> Estimate:
     return Estimate(*(add([getattr(part, name) for part in parts]) for name in ("low", "expected", "high")))
 
 
-def _cost(stock: _Stock, more: bool) -> Estimate:
+def _cost(stock: _Stock) -> Estimate:
     """US dollars for what is left to ask, retries aside: from earlier answers where there are enough, else
-    a bound. Unknown where `more` prompts are still to be grown."""
-    if stock.price == FREE or (stock.left == 0 and not more):
+    a bound."""
+    return _total([_bill(stock, price, *due) for price, due in stock.due.items()])
+
+
+def _bill(stock: _Stock, price: Price | None, count: int, worst: float) -> Estimate:
+    if price == FREE or count == 0:
         return Estimate(0.0, 0.0, 0.0)
-    if stock.price is None or more:
+    if price is None:
         return UNKNOWN
-    if len(stock.costs) < 10:
-        return Estimate(None, None, stock.worst)
-    return prediction(stock.costs, stock.left + stock.canaries, stock.worst)
+    if len(stock.prompt_tokens) < ENOUGH:
+        return Estimate(None, None, worst)
+    costs = list(map(price.of, stock.prompt_tokens, stock.completion_tokens))
+    return prediction(costs, count, worst)
 
 
 def prediction(costs: Sequence[float], left: int, worst: float) -> Estimate:
@@ -211,12 +241,49 @@ def _unanswered(
     return [[question for index, question in drawn if index == wanted] for wanted in range(len(teachers))]
 
 
-def _seconds(ledger: Ledger, leaves: Sequence[int], left: int, concurrency: int) -> Estimate:
-    if left == 0:
-        return Estimate(0.0, 0.0, 0.0)
-    took = (ledger.leaf(index).body.get("milliseconds") for index in leaves)
+def _seconds(stock: _Stock, settings: Collect, ledger: Ledger) -> tuple[Estimate, str]:
+    """How long what is left takes by each of the bounds on asking, and which of them is the slowest."""
+    count = stock.sending
+    if count == 0:
+        return Estimate(0.0, 0.0, 0.0), ""
+    took = (ledger.leaf(index).body.get("milliseconds") for index in stock.leaves)
     each = sorted(milliseconds / 1000 for milliseconds in took if milliseconds is not None)
-    if len(each) < 10:
+    times = [(_by_latency(each, count, settings.concurrency), "concurrency")]
+    if settings.requests_per_minute is not None:
+        known = 60 * count / (MARGIN * settings.requests_per_minute)
+        times.append((Estimate(known, known, known), "requests_per_minute"))
+    if settings.tokens_per_minute is not None:
+        by_tokens = UNKNOWN
+        if len(stock.prompt_tokens) >= ENOUGH:
+            used = list(map(int.__add__, stock.prompt_tokens, stock.completion_tokens))
+            by_tokens = _scaled(prediction(used, count, math.inf), 60 / (MARGIN * settings.tokens_per_minute))
+        times.append((by_tokens, "tokens_per_minute"))
+    return slowest(times)
+
+
+def _by_latency(each: Sequence[float], count: int, concurrency: int) -> Estimate:
+    """From the seconds that earlier requests took, shortest first."""
+    if len(each) < ENOUGH:
         return UNKNOWN
-    tenth, mean, rate = len(each) // 10, statistics.mean(each), left / concurrency
-    return Estimate(rate * min(each[tenth], mean), rate * mean, rate * max(each[-1 - tenth], mean))
+    tenth, mean, rounds = len(each) // 10, statistics.mean(each), count / concurrency
+    return Estimate(rounds * min(each[tenth], mean), rounds * mean, rounds * max(each[-1 - tenth], mean))
+
+
+def _scaled(estimate: Estimate, factor: float) -> Estimate:
+    figures = (estimate.low, estimate.expected, estimate.high)
+    return Estimate(*(None if figure is None else factor * figure for figure in figures))
+
+
+def slowest(times: Sequence[tuple[Estimate, str]]) -> tuple[Estimate, str]:
+    """The time of what happens side by side, and the name of what takes longest. Where one time is unknown,
+    the others say only how long it takes at least."""
+
+    def longest(name: str) -> tuple[float | None, str]:
+        known = [(value, who) for each, who in times if (value := getattr(each, name)) is not None]
+        return max(known, default=(None, ""))
+
+    if any(each.expected is None for each, _ in times):
+        low, who = longest("low")
+        return Estimate(low, None, None), who
+    (expected, who), (low, _), (high, _) = map(longest, ("expected", "low", "high"))
+    return Estimate(low, expected, high), who

@@ -20,6 +20,7 @@ import rfc8785
 from pydantic import BaseModel, ValidationError
 
 from stillhouse.errors import UsageError
+from stillhouse.recipe.places import line_of
 from stillhouse.recipe.tables import (
     Canary,
     Collect,
@@ -99,7 +100,7 @@ def parse_recipe(tree: dict[str, Any], text: str = "", where: str = "recipe") ->
     except ValidationError as error:
         first = error.errors()[0]
         place = [str(part) for part in first["loc"]]
-        line = _line_of(text, place)
+        line = line_of(text, place)
         at = f"{where}:{line}" if line else where
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         name = ".".join(place)
@@ -118,7 +119,7 @@ def parse_recipe(tree: dict[str, Any], text: str = "", where: str = "recipe") ->
         hidden = re.fullmatch(SECRET, name) is not None
         shown = isinstance(first["input"], str | int | float) and not hidden
         raise UsageError(
-            f"{at}: `{name}` is not usable{more}",
+            f"{at}: {f'`{name}`' if name else 'the recipe'} is not usable{more}",
             f"{why} (got {first['input']!r})" if shown else why,
             "see docs/recipe.md",
         ) from None
@@ -212,21 +213,3 @@ def _keys_at(place: list[str]) -> list[str]:
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
         table = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
     return sorted(table.model_fields) if isinstance(table, type) and issubclass(table, BaseModel) else []
-
-
-def _line_of(text: str, place: list[str]) -> int | None:
-    """The line on which the key at `place` (or failing that its table) stands; tomllib keeps no positions."""
-    wanted, table, fallback = place[-1], "", None
-    for number, line in enumerate(text.splitlines(), 1):
-        header = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line)
-        if header:
-            table = header.group(1).replace('"', "")
-            if table == ".".join(place):
-                return number
-            if table == ".".join(place[:-1]):
-                fallback = number
-        key = re.match(r"""\s*(["']?)([A-Za-z0-9_.-]+)\1\s*=""", line)
-        full = f"{table}.{key.group(2)}".strip(".") if key else ""
-        if key and (full == ".".join(place) or (key.group(2) == wanted and table == ".".join(place[:-1]))):
-            return number
-    return fallback

@@ -174,9 +174,12 @@ class Canary(_Table):
     prompts: Annotated[int, Field(ge=0)] | None = Field(
         default=None,
         description="How many questions; 0 for none. Left out: 8 for 1,000 answers or more of a server that "
-        "is somebody else's, else none. There are none in batches and over a cluster.",
+        "is somebody else's, else none.",
     )
-    every: Positive = Field(default=1000, description="Answers between two rounds of them.")
+    every: Positive = Field(
+        default=1000,
+        description="Answers between two rounds of them; batches have one before and one after.",
+    )
     action: Literal["warn", "stop"] = Field(
         default="warn", description="What a change does: it is told and recorded, or also stops the run."
     )

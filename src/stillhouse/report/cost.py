@@ -19,7 +19,7 @@ from stillhouse.report.figures import (
     scaled,
 )
 from stillhouse.report.layout import IMPORTED, absent, pairs, section, table
-from stillhouse.report.markup import Html, short, tag
+from stillhouse.report.markup import Html, join, short, tag
 from stillhouse.report.read import STAGES, Facts, dropped
 
 
@@ -143,19 +143,37 @@ def requests(facts: Facts, key: str) -> float | None:
     return number(facts.result("collect", key)) if known is None else known
 
 
-def _rate(facts: Facts) -> str:
-    """The price that answers were reckoned by: the recipe's, else the one that collect found recorded."""
-    given, found = at(facts.recipe, "teacher", "price"), facts.result("collect", "price")
-    price = given if isinstance(given, dict) else found
-    if imported(facts):
-        return IMPORTED
+def _rates(facts: Facts) -> object:
+    """What each teacher's answers were reckoned by, who told it and when."""
+    teachers = _teachers(facts)
     if served_here(facts):
-        return "none applies: the run serves the teacher itself"
+        return f"none applies: the run serves the {'teachers' if len(teachers) > 1 else 'teacher'} itself"
+    if not teachers:
+        return UNKNOWN
+    asked = facts.result("collect", "teachers")
+    found = [at(who, "price") for who in asked] if isinstance(asked, list) else []
+    if len(found) != len(teachers):  # of a run from before each teacher's was kept
+        found = [facts.result("collect", "price"), *([None] * (len(teachers) - 1))]
+    rates = [_rate(*each) for each in zip(teachers, found, strict=True)]
+    if len(teachers) == 1:
+        return rates[0]
+    named = (f"{short(str(who.get('model')), 60)}: {rate}" for who, rate in zip(teachers, rates, strict=True))
+    return join(*(tag("div", line) for line in named))
+
+
+def _rate(teacher: dict[str, Any], found: object) -> str:
+    """The price of one teacher: the recipe's, else the one that collect found recorded."""
+    given = teacher.get("price")
+    price = given if isinstance(given, dict) else found
+    if teacher.get("imported") is True:
+        return IMPORTED
+    if price is not given and not teacher.get("endpoint"):
+        return "none applies: the run serves it itself"
     if not isinstance(price, dict):
-        return "none known" if facts.recipe else UNKNOWN
+        return "none known"
     rate = f"US$ {number(price, 'input')} in, {number(price, 'output')} out, per million tokens"
     if price is given:
-        return rate
+        return f"{rate}, by the recipe"
     note = price.get("note")
     return f"{rate}{f' ({note})' if note else ''}, read on {price.get('read_on')} at {price.get('source')}"
 
@@ -166,7 +184,7 @@ def _money(facts: Facts) -> list[tuple[str, object]]:
     unknown = requests(facts, "unknown")
     words = f"{count(unknown)}, counted as possibly billed" if unknown else count(unknown)
     return [
-        ("price", _rate(facts)),
+        ("price", _rates(facts)),
         ("billed", owed),
         ("cap", money(cap) if cap is not None else "none set" if facts.recipe else UNKNOWN),
         (
