@@ -91,7 +91,7 @@ def test_a_training_that_stopped_goes_on_with_the_targets_that_were_written(
 
     def stops(progress):
         seen.append(progress)
-        if progress.unit == "steps" and progress.done >= 4:
+        if "reads" not in progress.note and progress.done == 4:
             raise KeyboardInterrupt
 
     recipe = make_recipe(str(folder), {"objective": "distil"})

@@ -200,8 +200,8 @@ def train_step(
     two threads, a batch that need not be cut is worked in two parts at once. A step whose loss or gradient
     is not finite changes nothing.
     """
-    count = sum(len(row.ids) - row.start for row in rows)
-    wide = count if way.narrow else len(rows) * max(len(row.ids) for row in rows)
+    predicting = sum(len(row.ids) - row.start for row in rows)
+    wide = predicting if way.narrow else len(rows) * max(len(row.ids) for row in rows)
     needed = parts or math.ceil(wide * vocabulary / SCORES)
     parts = min(len(rows), max(needed, 2) if halves else needed)
 
