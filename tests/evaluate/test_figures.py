@@ -183,10 +183,10 @@ def test_a_teacher_that_scores_nothing_leaves_the_share_kept_undefined():
     assert any("teacher scored nothing" in note for note in found["notes"])
 
 
-def test_an_interval_without_width_is_not_sold_as_certainty():
+def test_agreement_throughout_is_not_sold_as_certainty():
     found = summarise(sheet(teacher="1111", student="1111"), 1, 100)
-    assert (found["retention"]["low"], found["retention"]["high"]) == (1.0, 1.0)
-    assert any("score alike throughout" in note for note in found["notes"])
+    assert found["retention"]["low"] < 0.6, "four prompts on which they agree prove little"
+    assert found["retention"]["high"] > 1.6
     assert found["student"]["low"] == pytest.approx(stats.wilson(4, 4).low)
 
 
@@ -207,7 +207,37 @@ def test_fractions_and_cut_off_answers_are_noted():
 def test_the_same_seed_gives_the_same_figures():
     rows = sheet(teacher="1101101110" * 5, student="1001101010" * 5, student_before="0000100000" * 5)
     assert summarise(rows, 3, 400) == summarise(rows, 3, 400)
-    assert summarise(rows, 3, 400)["retention"] != summarise(rows, 4, 400)["retention"]
+    assert summarise(rows, 3, 400)["gap_closed"] != summarise(rows, 4, 400)["gap_closed"]
+
+
+def test_a_difference_is_tested_over_groups_and_adjusted_over_families():
+    """In `lost` the student fails 12 groups; the other families hold nothing, so Holm multiplies by four."""
+    rows = []
+    for family, fails in (("lost", 12), ("even", 0), ("small", 0), ("tiny", 0)):
+        for i in range(48 if family != "tiny" else 1):
+            name, group = f"{family}{i}", f"{family}{i // 4}" if family != "small" else "one"
+            rows.append(row(name, "teacher", 1.0, family=family, group=group))
+            rows.append(row(name, "student", float(i // 4 >= fails), family=family, group=group))
+    found = summarise(rows, 1, 100)
+    lost, even = (found["families"][name]["difference"] for name in ("lost", "even"))
+    assert lost["p"] == pytest.approx(2 / 2**12), "twelve groups, not 48 prompts"
+    assert lost["p_adjusted"] == pytest.approx(2 * 2 / 2**12), "of two families that could be tested"
+    assert (lost["value"], even["p"], even["p_adjusted"]) == (-1.0, 1.0, 1.0)
+    for alone in ("small", "tiny"):
+        untested = found["families"][alone]["difference"]
+        assert (untested["p"], untested["p_adjusted"], untested["low"]) == (None, None, None)
+    assert found["worst_family"]["name"] == "lost"
+    assert found["worst_family"]["p_adjusted"] == lost["p_adjusted"]
+    assert any("families of one prompt (tiny) were not tested" in note for note in found["notes"])
+    assert found["difference"]["p"] == pytest.approx(2 / 2**12)
+
+
+def test_without_any_share_there_is_no_worst_family():
+    found = summarise(sheet(teacher="0u0", student="1u0"), 1, 100)
+    assert found["worst_family"] is None
+    assert found["difference"]["value"] == 0.5
+    nothing = summarise(sheet(teacher="uu", student="uu"), 1, 100)
+    assert nothing["difference"] == {"value": None, "low": None, "high": None, "p": None, "n": 0}
 
 
 marks = st.lists(st.sampled_from("01ux"), min_size=4, max_size=4)

@@ -296,6 +296,7 @@ def _evaluate(work: _Work) -> bool:
                 "weights": trained["weights"],
                 "predictions": predictions,
                 "retention": scores["retention"],
+                "verdict": {name: scores["verdict"][name] for name in ("margin", "ruling", "more")},
                 "decision": decision,
             },
         )

@@ -20,6 +20,7 @@ from stillhouse.collect import (
     sampling_of,
 )
 from stillhouse.collect.grow import Grown, grow, orders
+from stillhouse.evaluate.verdict import Foresight, foresee
 from stillhouse.ledger import Ledger
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
 from stillhouse.pipeline.setup import STAGES, admit_all, check, greedy, open_teachers, today
@@ -45,6 +46,7 @@ class Plan:
     cost: Estimate  # US dollars for what is left
     seconds: Estimate  # for asking what is left
     done: tuple[str, ...]  # stages that finished before
+    foresight: Foresight  # what margin the test prompts can decide
 
 
 def plan(
@@ -106,6 +108,7 @@ def plan(
             if to_grow or (in_batches and left)
             else _seconds(ledger, recent[-200:], left + canaries, recipe.collect.concurrency),
             done=tuple(stage for stage in STAGES if read_marker(run, stage) is not None),
+            foresight=foresee(prompts.test, recipe.evaluate.margin),
         )
 
 
