@@ -25,7 +25,8 @@ from stillhouse.evaluate.students import Measured, local_answers, measured, mode
 from stillhouse.evaluate.verdict import margins_before, notes_on_verdict, verdict
 from stillhouse.recipe import Recipe
 from stillhouse.records import Progress, Prompt, Watch, unwatched
-from stillhouse.scoring import BUILTIN, Scorer, check
+from stillhouse.scoring import Scorer, check
+from stillhouse.scoring import scorers as installed_scorers
 from stillhouse.workspace import RunFolder, write_json
 
 __all__ = ["Prediction", "TeacherAnswers", "evaluate", "read_predictions"]
@@ -37,7 +38,7 @@ def evaluate(
     prompts: Sequence[Prompt],
     teacher: TeacherAnswers,
     watch: Watch = unwatched,
-    scorers: Mapping[str, Scorer] = BUILTIN,
+    scorers: Mapping[str, Scorer] | None = None,
 ) -> dict[str, Any]:
     """Answer, score and compare; write `predictions.parquet` first, then `evaluation.json` from it.
 
@@ -65,6 +66,7 @@ def evaluate(
     Raises UsageError for an unknown scorer or repeated prompt ids, ModelError when the student cannot be
     loaded.
     """
+    scorers = installed_scorers() if scorers is None else scorers
     _check(prompts, scorers)
     limit = recipe.evaluate.max_tokens or recipe.collect.max_tokens
     notes: list[str] = []
