@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from intervals import BEFORE, Truth, draw
 from scipy import optimize
 from scipy import stats as scipy_stats
 
@@ -126,6 +127,28 @@ def test_copied_rows_add_no_certainty_to_a_ratio():
     assert copied.high - copied.low > 2.5 * (naive.high - naive.low)
 
 
+def test_fiellers_interval_worked_by_hand_and_at_its_edges():
+    """200 rows alone and half a row each way: the roots of the quadratic in the moments of 201 rows."""
+    rng = np.random.default_rng(6)
+    top, bottom = rng.choice([-1.0, 0.0, 1.0], 200), rng.choice([0.0, 1.0, 1.0], 200)
+    found = stats.fieller_ratio(top, bottom, np.arange(200))
+    weights = np.array([1.0] * 200 + [0.5, 0.5])
+    rows = np.array([np.append(top, [1, 0]), np.append(bottom, [0, 1])])
+    means, moments = np.average(rows, axis=1, weights=weights), np.cov(rows, aweights=weights, ddof=0)
+    scaled = scipy_stats.norm.ppf(0.975) ** 2 / 201
+    (c, b), (_, a) = np.outer(means, means) - scaled * moments
+    roots = np.sort(np.roots([a, -2 * b, c]))
+    assert (found.low, found.high) == (pytest.approx(roots[0]), pytest.approx(roots[1]))
+    none = np.zeros(0, dtype=np.intp)
+    assert stats.fieller_ratio([], [], none) == stats.UNDEFINED
+    assert stats.fieller_ratio([1, 1], [-1, 0], np.arange(2)) == stats.UNDEFINED
+    assert stats.fieller_ratio([1, 1], [1, 1], np.zeros(2, dtype=np.intp)) == stats.Interval(1.0, None, None)
+    unbounded = stats.fieller_ratio([1, -1, 1, 0], [1, -1, 1, 0], np.arange(4))
+    assert unbounded == stats.Interval(1.0, None, None), "the denominator may as well be nothing"
+    alike = stats.fieller_ratio(np.ones(50), np.ones(50), np.arange(50))
+    assert alike.low < 1 < alike.high
+
+
 def test_a_ratio_at_the_edges():
     none = np.zeros(0, dtype=np.intp)
     assert stats.paired_ratio([], [], none) == stats.UNDEFINED
@@ -138,46 +161,35 @@ def test_a_ratio_at_the_edges():
     assert 0.03 < lost.high < 0.1
 
 
-def draw(rng, accuracy, agreement, ratio, groups, size, likeness):
-    """Right and wrong of student and teacher. With `likeness` a group's chances are Dirichlet around those
-    of all: the lower, the more alike are the rows of a group."""
-    lost = accuracy * (1 - ratio)
-    student_only = (1 - agreement - lost) / 2
-    cells = np.array(
-        [accuracy - student_only - lost, student_only + lost, student_only, 1 - accuracy - student_only]
-    )
-    sizes = np.maximum(1, rng.poisson(size, groups)) if size > 1 else np.ones(groups, dtype=int)
-    chances = np.tile(cells, (groups, 1)) if likeness is None else rng.dirichlet(likeness * cells, groups)
-    codes = np.repeat(np.arange(groups), sizes)
-    kind = (rng.random(len(codes))[:, None] > chances.cumsum(axis=1)[codes][:, :3]).sum(axis=1)
-    return np.isin(kind, (0, 2)).astype(float), np.isin(kind, (0, 1)).astype(float), codes
-
-
 @pytest.mark.parametrize(
-    ("accuracy", "agreement", "ratio", "groups", "size", "likeness"),
+    "truth",
     [
-        (0.95, 0.94, 0.98, 150, 1, None),
-        (0.95, 0.93, 0.97, 600, 1, None),
-        (0.9, 0.9, 0.95, 30, 10, 4),
-        (0.95, 0.93, 0.98, 100, 5, 2),
+        Truth(0.95, 0.94, 0.98, 150),
+        Truth(0.95, 0.93, 0.97, 600),
+        Truth(0.9, 0.9, 0.95, 30, 10, 4.0),
+        Truth(0.95, 0.93, 0.98, 100, 5, 2.0),
     ],
+    ids=str,
 )
-def test_intervals_cover_the_truth_and_the_verdict_errs_within_its_level(
-    accuracy, agreement, ratio, groups, size, likeness
-):
-    """A smaller version of benchmarks/intervals.py: 500 runs, so 93 to 97 % within four standard errors."""
+def test_intervals_cover_the_truth_and_the_verdict_errs_within_its_level(truth):
+    """A smaller version of benchmarks/intervals.py: 500 runs, so 93 to 97 % within a standard error."""
     rng = np.random.default_rng(4)
-    covered = apart = wrong = 0
+    covered = apart = gained = wrong = 0
+    gap_truth = (truth.accuracy * truth.kept - BEFORE) / (truth.accuracy - BEFORE)
     for _ in range(500):
-        student, teacher, codes = draw(rng, accuracy, agreement, ratio, groups, size, likeness)
+        student, teacher, codes = draw(rng, truth)
         span = stats.paired_ratio(student, teacher, codes)
         gap = stats.paired_difference(student, teacher, codes)
-        covered += span.low <= ratio <= span.high
-        apart += gap.low <= accuracy * (ratio - 1) <= gap.high
-        wrong += stats.decide(student, teacher, codes, 1 - ratio + 1e-9).ruling == "non-inferior"
-    assert 0.925 <= covered / 500 <= 0.98
-    assert 0.925 <= apart / 500 <= 0.98
-    assert wrong / 500 <= 0.045
+        before = (rng.random(len(codes)) < BEFORE).astype(float)
+        closed = stats.fieller_ratio(student - before, teacher - before, codes)
+        gained += closed.low <= gap_truth <= closed.high
+        covered += span.low <= truth.kept <= span.high
+        apart += gap.low <= truth.accuracy * (truth.kept - 1) <= gap.high
+        wrong += stats.decide(student, teacher, codes, 1 - truth.kept + 1e-9).ruling == "non-inferior"
+    assert 0.92 <= covered / 500 <= 0.98
+    assert 0.92 <= apart / 500 <= 0.98
+    assert 0.92 <= gained / 500 <= 0.98
+    assert wrong / 500 <= 0.04
 
 
 def test_fractions_are_as_certain_as_they_are():
@@ -215,7 +227,7 @@ def test_the_planned_number_of_prompts_decides_four_times_of_five(accuracy, agre
     rng = np.random.default_rng(2)
     wanted = "non-inferior" if ratio > 1 - margin else "inferior"
     decided = sum(
-        stats.decide(*draw(rng, accuracy, agreement, ratio, n, 1, None), margin).ruling == wanted
+        stats.decide(*draw(rng, Truth(accuracy, agreement, ratio, n)), margin).ruling == wanted
         for _ in range(400)
     )
     assert 0.74 <= decided / 400 <= 0.86

@@ -61,7 +61,8 @@ GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "math"
         ("１２ and ٣٤", "34"),
         ("so \\boxed{42}, which took 3 steps", "42"),
         ("\\boxed{1} no: \\boxed{\\frac{7}{2}}", "7/2"),
-        ("4 + 5 = 9\n#### 9 (in 2 steps of 1)", "1"),
+        ("4 + 5 = 9\n#### 9 (in 2 steps of 1)", "9"),
+        ("#### Step 1\nIt is 7.\n#### Checking\nYes, 8.", "8"),
         ("#### 9\nThat took 2 steps", "9"),
         ("order D12345 has 3", "3"),
     ],
@@ -72,7 +73,7 @@ def test_forms_that_can_be_read(text, number):
 
 @pytest.mark.parametrize(
     "text",
-    "1,5|12,34|v1.2.3|3/0|2^10|2**10|3:30|D12345|x5|CO2|1.2345,6|#### none|".split("|"),
+    [*"1,5|12,34|v1.2.3|3/0|2^10|2**10|3:30|D12345|x5|CO2|1.2345,6|#### none|".split("|"), "9" * 5000],
 )
 def test_what_could_mean_two_numbers_or_none_is_unreadable(text):
     assert stated_number(text) is None
@@ -102,7 +103,6 @@ FORMS = {
 
 @given(sizes, st.sampled_from(["", "-", "\u2212"]), st.sampled_from(sorted(FORMS)), around, around)
 def test_a_number_is_right_in_every_form_and_every_other_number_is_wrong(size, sign, form, before, after):
-    assume(form != "marker" or "\n" not in after[:1])
     written = FORMS[form].format(sign=sign, size=size, thousandths=int(size * 1000))
     reference = f"{'-' if sign else ''}{size}"
     assert score("numeric", f"{before}{written}{after}", reference) == Score(1.0), written
@@ -158,12 +158,13 @@ def test_every_reference_solution_of_gsm8k_is_right_and_every_wrong_copy_of_it_w
         wrong.append(Decimal("".join(digits)).copy_sign(value))
         for answer in right:
             assert score("numeric", answer, solution) == Score(1.0), answer
-        for other in wrong:
+        for index, other in enumerate(wrong):
             if other == value:
                 continue
-            for answer in (
+            forms = (
                 f"{work}#### {other}",
                 f"{work}The answer is ${other:,}.",
-                f"The correct answer would be {value} if 2 were 1, but it is {other} apples",
-            ):
-                assert score("numeric", answer, reference) == Score(0.0), (answer, reference)
+                f"It would be {value} if 2 were 1, but it is {other} apples",
+            )
+            answer = forms[index % 3]
+            assert score("numeric", answer, reference) == Score(0.0), (answer, reference)

@@ -93,7 +93,7 @@ def evaluate(
     if (found := _teacher_size(teacher, prompts, limit, notes)) is not None:
         sizes["teacher"] = found
     recorded = read_predictions(run.predictions)
-    figures = summarise(recorded, recipe.run.seed, recipe.evaluate.resamples)
+    figures = summarise(recorded)
     costs = cost_figures(recorded, sizes)
     before_now = json.loads(run.evaluation.read_bytes()) if run.evaluation.exists() else None
     ruling = verdict(lay_out(recorded), recipe.evaluate.margin, margins_before(before_now))

@@ -1,4 +1,4 @@
-"""Scores, intervals and comparisons from prediction rows. Pure: rows and a seed in, plain values out.
+"""Scores, intervals and comparisons from prediction rows. Pure: rows in, plain values out.
 
 A system's score is the mean over its scored prompts. A comparison of two systems takes only the prompts
 that both were scored on, paired. Intervals are clustered by prompt group; a family whose prompts are all of
@@ -75,17 +75,14 @@ def lay_out(rows: Sequence[Prediction]) -> Sheet:
     )
 
 
-def summarise(rows: Sequence[Prediction], seed: int, resamples: int) -> Figures:
-    """All figures that follow from the rows alone. Where nothing could be scored they are None, with a note.
-
-    Every bootstrap starts from the same seed, so that no figure depends on which others are computed.
-    """
+def summarise(rows: Sequence[Prediction]) -> Figures:
+    """All figures that follow from the rows; where nothing could be scored they are None, with a note."""
     sheet = lay_out(rows)
     everywhere = np.ones(len(sheet.families), dtype=bool)
     figures: Figures = {system: standing(sheet, system, everywhere) for system in SYSTEMS}
     figures["retention"] = retention(sheet, everywhere)
     figures["difference"] = difference(sheet, everywhere)
-    figures["gap_closed"] = gap_closed(sheet, seed, resamples)
+    figures["gap_closed"] = gap_closed(sheet)
     figures["mcnemar"] = mcnemar(sheet)
     figures["agreement"] = agreement(sheet)
     figures["prompts"] = {
@@ -148,16 +145,14 @@ def both_scored(sheet: Sheet, among: Mask) -> tuple[stats.Floats, stats.Floats, 
     return sheet.scores["student"][both], sheet.scores["teacher"][both], sheet.codes[both]
 
 
-def gap_closed(sheet: Sheet, seed: int, resamples: int) -> Figures:
+def gap_closed(sheet: Sheet) -> Figures:
     """(student - before) / (teacher - before); None unless the teacher was ahead of the untrained student."""
     all_three = sheet.scored("teacher", "student", "student_before")
     before = sheet.scores["student_before"][all_three]
-    ratio = stats.bootstrap_ratio(
+    ratio = stats.fieller_ratio(
         sheet.scores["student"][all_three] - before,
         sheet.scores["teacher"][all_three] - before,
         sheet.codes[all_three],
-        np.random.default_rng(seed),
-        resamples,
     )
     return {**_plain(ratio), "n": int(all_three.sum())}
 

@@ -13,13 +13,17 @@ _MINUS = "-\u2212\u2013\uff0d"
 _CURRENCY = "$€£¥₹"
 _LETTER = r"[^\W\d_]"
 _PLAIN = r"(?>(?:(?<![\w.,])\.)?[0-9](?:[0-9.,]*[0-9])?(?:[eE][-+\u2212]?[0-9]{1,3}(?!\w))?)"
+_LONGEST = 4000  # characters; Python refuses to read much longer ones
 _TIMES = r"(?:[x×*·]|\\times|\\cdot)"
 
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+# Not a heading of Markdown, which begins with a word.
+_MARKED = re.compile(rf"####[ \t]*([{_MINUS}{_CURRENCY}\\]*\.?\d[^\n]*)")
 _TOKEN = re.compile(
     rf"""
     # Not within a word (m2, D1234) or a number that was passed over, and no exponent of a unit (m^2).
-    (?<!{_LETTER}) (?<!{_LETTER}_) (?<![0-9]) (?<![0-9][.,]) (?<!\^) (?<!\^[{{{_MINUS}]) (?<!\^\{{[{_MINUS}]) (?<![\w)]\*\*)
+    (?<!{_LETTER}) (?<!{_LETTER}_) (?<![0-9]) (?<![0-9][.,])
+    (?<!\^) (?<!\^[{{{_MINUS}]) (?<!\^\{{[{_MINUS}]) (?<![\w)]\*\*)
     (?:
         \\[dt]?frac\s*\{{(?P<over>{_PLAIN})\}}\s*\{{(?P<under>{_PLAIN})\}}
       | (?:(?P<whole>(?>[0-9]+))[ ])? (?<![0-9]/) (?P<top>{_PLAIN}) [/\u2044] (?P<bottom>{_PLAIN}) (?!/[0-9])
@@ -42,19 +46,14 @@ _GAP = re.compile(r"(?<=[0-9])(?:['’\u00a0\u2009\u202f]|\\,|\\!|\{,\})(?=[0-9]
 
 
 def stated_number(text: str) -> Fraction | None:
-    """The number that a text comes down to: the last one in it, or of what it marks as its answer (the last
-    \\boxed{...}, else what follows the last #### on its line). None where that cannot be read."""
-    boxed = _BOXED.findall(text)
-    if boxed:
-        text = boxed[-1]
-    elif "####" in text:
-        text = text.rsplit("####", 1)[1].strip().split("\n", 1)[0]
-    text = _plain(text)
-    found = None
-    for found in _TOKEN.finditer(text):  # noqa: B007
-        pass
-    if found is None:
+    """The number that a text comes down to: the last one of the last \\boxed{...}, else the one that follows
+    the last ####, else the last one of all. None where that cannot be read."""
+    boxed, marked = _BOXED.findall(text), _MARKED.findall(text)
+    text = _plain(boxed[-1] if boxed else marked[-1] if marked else text)
+    numbers = list(_TOKEN.finditer(text))
+    if not numbers:
         return None
+    found = numbers[0 if marked and not boxed else -1]
     size = _value(found)
     before = text[max(0, found.start() - 3) : found.start()]
     return -size if size is not None and _NEGATIVE.search(before) else size
@@ -96,6 +95,8 @@ def _value(found: re.Match[str]) -> Fraction | None:
 
 
 def _read(digits: str) -> Fraction | None:
+    if len(digits) > _LONGEST:
+        return None
     size, _, power = digits.replace("\u2212", "-").replace("E", "e").partition("e")
     if _EUROPEAN.fullmatch(size):
         size = size.replace(".", "").replace(",", ".")

@@ -26,7 +26,7 @@ from stillhouse.stats.margin import (
     power,
     prompts_needed,
 )
-from stillhouse.stats.paired import Table, paired_difference, paired_ratio, ratio_table
+from stillhouse.stats.paired import Table, fieller_ratio, paired_difference, paired_ratio, ratio_table
 from stillhouse.stats.significance import Marks, energy_test, holm, mcnemar, sign_flip
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "energy_test",
     "expected_calibration_error",
     "expected_table",
+    "fieller_ratio",
     "group_codes",
     "holm",
     "mcnemar",

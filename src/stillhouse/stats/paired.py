@@ -86,6 +86,43 @@ def paired_difference(
     return Interval(value, min(value, _fall(at, z, -1.0, value)), max(value, _fall(at, -z, value, 1.0)))
 
 
+def fieller_ratio(
+    numerator: Sequence[float] | Floats,
+    denominator: Sequence[float] | Floats,
+    groups: Codes,
+    level: float = 0.95,
+) -> Interval:
+    """Ratio of two sums of values in [-1, 1] over the same rows, with Fieller's interval (Fieller 1954, J. of
+    the Royal Statistical Society B 16:175) at the effective number of rows.
+
+    Half a row (1, 0) and half a row (0, 1) are added, as Agresti and Min 2005 (Statistics in Medicine 24:729)
+    add to paired counts, so that rows which all lie on one line do not look certain. UNDEFINED where the
+    denominators sum to nothing or less; an interval that is unbounded, and fewer than two groups, give None
+    for both ends.
+    """
+    top, codes = dense(numerator, groups)
+    bottom, _ = dense(denominator, groups)
+    if bottom.sum() <= 0:
+        return UNDEFINED
+    value = float(top.sum() / bottom.sum())
+    residuals = top - value * bottom
+    rows = _effective(residuals, codes, float(residuals.var()), level)
+    if rows is None:
+        return Interval(value, None, None)
+    n, added = rows + 1, 0.5
+    first, second = (rows * float(each.mean()) + added for each in (top, bottom))
+    (a, b, c) = (rows * float((x * y).mean()) for x, y in ((bottom, bottom), (top, bottom), (top, top)))
+    scaled = z_value(level) ** 2 / n
+    # Of ratio^2 * a - 2 * ratio * b + c <= 0, with the moments about the mean of the n rows.
+    a = second**2 / n**2 - scaled * ((a + added) / n - second**2 / n**2)
+    b = first * second / n**2 - scaled * (b / n - first * second / n**2)
+    c = first**2 / n**2 - scaled * ((c + added) / n - first**2 / n**2)
+    if a <= 0:
+        return Interval(value, None, None)
+    half = math.sqrt(max(0.0, b * b - a * c)) / a
+    return Interval(value, min(value, b / a - half), max(value, b / a + half))
+
+
 def ratio_table(first: Floats, second: Floats, groups: Codes, level: float = 0.95) -> Table | None:
     """The effective table for the ratio of two systems' scores in [0, 1]; None with fewer than two groups.
 
