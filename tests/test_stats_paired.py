@@ -70,7 +70,11 @@ def test_the_ratio_score_has_the_variance_of_the_likeliest_table_with_that_ratio
     assume(first_only + second_only > 1e-6)
     distance = table.both + table.first_only - ratio * (table.both + table.second_only)
     variance = table.n * ratio * (first_only + second_only)
-    assert ratio_score(table, ratio) == pytest.approx(distance / math.sqrt(variance), rel=1e-3, abs=1e-3)
+    score, skewness = ratio_score(table, ratio)
+    assert score == pytest.approx(distance / math.sqrt(variance), rel=1e-3, abs=1e-3)
+    both = seen - first_only - second_only
+    third = table.n * (both * (1 - ratio) ** 3 + first_only - second_only * ratio**3)
+    assert skewness == pytest.approx(np.clip(third / variance**1.5, -1, 1), rel=1e-2, abs=1e-2)
 
 
 @settings(deadline=None, max_examples=30)

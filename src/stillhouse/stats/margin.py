@@ -69,7 +69,7 @@ def power(table: Table, bound: float) -> float:
     """
     a, b, c = table.both, table.second_only, table.first_only
     distance = a + c - bound * (a + b)
-    score = ratio_score(table, bound)
+    score, _ = ratio_score(table, bound)
     if distance == 0 or score == 0:
         return 0.0
     under_bound = distance / score
