@@ -102,19 +102,21 @@ def _what_can_be_decided(foresight: Foresight) -> list[str]:
     if foresight.alone is None or foresight.alike is None:
         few = f"{foresight.n:,} test prompts can be scored, in {foresight.groups:,} groups"
         return [f"verdict    none: {few}; {foresight.unscored:,} have no scorer or no reference"]
-    span = f"{100 * foresight.alone:.1f} %"
-    if foresight.alike > foresight.alone:
-        span += f" (up to {100 * foresight.alike:.1f} % where prompts of a group are alike)"
     lines = [
-        f"verdict    {foresight.n:,} test prompts in {foresight.groups:,} groups decide a margin of {span}",
+        f"verdict    {foresight.n:,} test prompts in {foresight.groups:,} groups decide a margin of "
+        f"{100 * foresight.alone:.1f} %",
         "           with a chance of 80 %, for a teacher right on 90 % and a student that agrees on 90 %",
     ]
+    if foresight.alike > foresight.alone:
+        lines.append(f"           ({100 * foresight.alike:.1f} % where prompts of a group are all alike)")
     if foresight.margin is None:
         return [*lines, "           no margin is declared: set `evaluate.margin` before anything is scored"]
     wanted = f"           declared: {100 * foresight.margin:g} %"
     if foresight.alone > foresight.margin:
         return [*lines, f"{wanted}, for which {foresight.needed:,} prompts are needed, more if alike"]
-    return [*lines, wanted]
+    if foresight.alike > foresight.margin:
+        return [*lines, f"{wanted}, decided only if prompts of a group are not too alike"]
+    return [*lines, f"{wanted}, which they decide"]
 
 
 def _more_prompts(recipe: Recipe, plan: Plan) -> list[str]:
