@@ -199,6 +199,22 @@ def test_a_plan_names_the_price_its_page_and_its_day(recipe: Callable[..., Path]
     )
 
 
+def test_a_plan_says_what_margin_its_test_prompts_can_decide(recipe: Callable[..., Path], tmp_path: Path):
+    path = recipe("http://127.0.0.1:1/v1")
+    text = stillhouse("plan", path, cwd=tmp_path).stdout
+    assert "test prompts in " in text
+    assert "no margin is declared: set `evaluate.margin`" in text
+    path.write_text(path.read_text().replace("[evaluate]", "[evaluate]\nmargin = 0.05"))
+    text = stillhouse("plan", path, cwd=tmp_path).stdout
+    assert "declared: 5 %, for which 412 prompts are needed" in text
+    planned = json.loads(stillhouse("plan", path, "--json", cwd=tmp_path).stdout)["verdict"]
+    assert (planned["margin"], planned["prompts_needed"]) == (0.05, 412)
+    assert planned["decidable_margin"] > 0.05
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"say {i}"}) for i in range(30)))
+    text = stillhouse("plan", path, cwd=tmp_path).stdout
+    assert "verdict    none: 0 test prompts can be scored" in text
+
+
 def test_a_cap_needs_a_price_that_is_known(recipe: Callable[..., Path], tmp_path: Path):
     path = recipe("https://api.openai.com/v1", "[collect]\nmax_cost = 1.0")
     refused(stillhouse("plan", path, cwd=tmp_path), 2, "max_cost", "[teacher.price]")

@@ -106,6 +106,47 @@ def test_the_untrained_student_is_read_through_its_pointer_and_answers_alike(run
         assert after.finish_reason in ("stop", "length")
 
 
+def test_the_verdict_is_on_the_declared_margin_and_remembers_another_one(run):
+    """A random student against a teacher that is always right: lost, whatever may be lost but nearly all."""
+    alone = [replace(prompt, group="") for prompt in PROMPTS]
+    undeclared = evaluate(run, recipe(baseline=False), alone, teacher_of(alone))["verdict"]
+    assert (undeclared["ruling"], undeclared["margin"]) == (None, None)
+    first = evaluate(run, recipe(baseline=False, margin=0.05), alone, teacher_of(alone))
+    assert (first["verdict"]["ruling"], first["verdict"]["more"]) == ("inferior", 0)
+    assert first["verdict"]["earlier"] == []
+    again = evaluate(run, recipe(baseline=False, margin=0.9), alone, teacher_of(alone))
+    assert again["verdict"]["earlier"] == [0.05]
+    assert any("under another margin (0.05)" in note for note in again["notes"])
+
+
+def test_scorers_that_fail_or_answer_nonsense_leave_their_rows_unscored_and_counted(run):
+    def colour_blind(answer, reference):
+        raise ValueError("no colour today")
+
+    own = {
+        "raises": colour_blind,
+        "nan": lambda answer, reference: float("nan"),
+        "words": lambda answer, reference: "right",
+        "one": lambda answer, reference: 1.0,
+    }
+    prompts = [replace(p, scorer=name) for p, name in zip(PROMPTS, [*own] * 2, strict=True)]
+    found = evaluate(run, recipe(baseline=False, margin=0.05), prompts, teacher_of(prompts), scorers=own)
+    for system in ("teacher", "student", "student_before"):
+        assert (found[system]["n"], found[system]["unscored"], found[system]["score"]) == (2, 6, 1.0)
+    notes = "\n".join(found["notes"])
+    for reason in (
+        "2 x scorer 'raises' raised ValueError: no colour today",
+        "returned nan",
+        "returned a str",
+    ):
+        assert reason in notes
+    broken = [replace(p, scorer="raises") for p in PROMPTS]
+    nothing = evaluate(run, recipe(baseline=False, margin=0.05), broken, teacher_of(broken), scorers=own)
+    assert nothing["student"]["score"] is None
+    assert nothing["verdict"]["reason"] == "no prompt was scored for both teacher and student"
+    assert nothing["worst_family"] is None
+
+
 def test_what_is_not_known_is_none_with_a_note(run):
     run.student_before.unlink()
     found = evaluate(run, recipe(baseline=False), PROMPTS, teacher_of(PROMPTS))

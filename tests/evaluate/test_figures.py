@@ -44,9 +44,7 @@ def sheet(**scores):
 
 def test_scores_retention_and_gap_worked_by_hand():
     found = summarise(
-        sheet(teacher="1111111100", student_before="1000000000", student="1111110010", baseline="1100000000"),
-        seed=1,
-        resamples=1000,
+        sheet(teacher="1111111100", student_before="1000000000", student="1111110010", baseline="1100000000")
     )
     assert [found[system]["score"] for system in SYSTEMS] == pytest.approx([0.8, 0.1, 0.7, 0.2])
     assert found["retention"]["value"] == pytest.approx(7 / 8)
@@ -68,7 +66,7 @@ def test_scores_retention_and_gap_worked_by_hand():
 
 
 def test_what_the_teacher_did_not_answer_is_counted_and_left_out_of_the_comparison():
-    found = summarise(sheet(teacher="11x0u", student="10110", student_before="00000"), 1, 200)
+    found = summarise(sheet(teacher="11x0u", student="10110", student_before="00000"))
     assert (found["teacher"]["n"], found["teacher"]["failed"], found["teacher"]["unscored"]) == (3, 1, 1)
     assert found["teacher"]["score"] == pytest.approx(2 / 3)
     assert found["student"]["score"] == pytest.approx(3 / 5), "the student's own score keeps every prompt"
@@ -82,7 +80,7 @@ def test_what_the_teacher_did_not_answer_is_counted_and_left_out_of_the_comparis
 
 
 def test_nothing_to_score_is_unknown_and_not_zero():
-    found = summarise(sheet(teacher="uuu", student="uuu", student_before="uuu"), 1, 100)
+    found = summarise(sheet(teacher="uuu", student="uuu", student_before="uuu"))
     for system in ("teacher", "student", "student_before", "baseline"):
         assert found[system]["score"] is None
     assert found["retention"] == {"value": None, "low": None, "high": None, "n": 0, "groups": 0}
@@ -94,7 +92,7 @@ def test_nothing_to_score_is_unknown_and_not_zero():
 
 
 def test_no_prompts_at_all():
-    found = summarise([], 1, 100)
+    found = summarise([])
     assert found["student"]["score"] is None
     assert found["families"] == {}
     assert found["notes"] == ["there were no test prompts, so nothing was measured"]
@@ -105,7 +103,7 @@ def test_agreement_is_split_by_whether_the_teacher_was_right():
         *(row(f"p{i}", "teacher", s, a) for i, (s, a) in enumerate([(1.0, "A"), (1.0, "B"), (0.0, "C")])),
         *(row(f"p{i}", "student", s, a) for i, (s, a) in enumerate([(1.0, " a "), (0.0, "X"), (0.0, "c")])),
     ]
-    found = summarise(rows, 1, 100)["agreement"]
+    found = summarise(rows)["agreement"]
     assert found["value"] == pytest.approx(2 / 3)
     assert (found["teacher_right"]["value"], found["teacher_right"]["n"]) == (0.5, 2)
     assert (found["teacher_wrong"]["value"], found["teacher_wrong"]["n"]) == (1.0, 1)
@@ -119,14 +117,14 @@ def test_intervals_are_clustered_by_group_and_one_group_gives_none():
             for system in ("teacher", "student")
         ]
 
-    wide = summarise(grouped(12), 1, 500)["student"]
-    narrow = summarise([row(f"p{i}", "student", float(i % 12 != 0)) for i in range(120)], 1, 500)["student"]
+    wide = summarise(grouped(12))["student"]
+    narrow = summarise([row(f"p{i}", "student", float(i % 12 != 0)) for i in range(120)])["student"]
     assert wide["score"] == narrow["score"]
     assert wide["high"] - wide["low"] > 2 * (narrow["high"] - narrow["low"])
-    one = summarise(grouped(1), 1, 500)
+    one = summarise(grouped(1))
     assert (one["student"]["low"], one["retention"]["low"]) == (None, None)
     assert any("one group" in note for note in one["notes"])
-    three = summarise(grouped(3), 1, 100)
+    three = summarise(grouped(3))
     assert any("only 3 groups" in note for note in three["notes"])
     assert any("McNemar's p takes prompts as independent" in note for note in three["notes"])
     assert three["retention"]["groups"] == 3
@@ -136,7 +134,7 @@ def test_intervals_of_a_family_are_clustered_and_of_one_group_noted():
     """Prompts of a template stand and fall together: 20 of each of 8 templates are not 160 prompts."""
     rows = [row(f"p{i}", "student", float(i % 8 != 0), family="f", group=f"g{i % 8}") for i in range(160)]
     rows += [row(f"q{i}", "student", float(i != 0), family="one", group="h") for i in range(20)]
-    found = summarise(rows, 1, 100)
+    found = summarise(rows)
     family, plain = found["families"]["f"]["student"], stats.wilson(140, 160)
     assert family["high"] - family["low"] > 3 * (plain.high - plain.low)
     one, plain = found["families"]["one"]["student"], stats.wilson(19, 20)
@@ -153,7 +151,7 @@ def test_family_intervals_cover_the_truth_where_templates_differ():
         chances = rng.beta(1.6, 0.4, 12)
         marks = rng.random((12, 10)) < chances[:, None]
         rows = [row(f"{g} {i}", "student", float(marks[g, i]), group=f"g{g}") for g, i in np.ndindex(12, 10)]
-        span, plain = summarise(rows, 1, 2)["families"]["f"]["student"], stats.wilson(marks.sum(), 120)
+        span, plain = summarise(rows)["families"]["f"]["student"], stats.wilson(marks.sum(), 120)
         hits += span["low"] <= 0.8 <= span["high"]
         naive += plain.low <= 0.8 <= plain.high
     assert hits / 150 > 0.88
@@ -163,7 +161,7 @@ def test_family_intervals_cover_the_truth_where_templates_differ():
 def test_a_family_of_one_prompt_stands_beside_the_others():
     rows = [*sheet(teacher="1110", student="1100"), row("q", "teacher", 1.0, family="g")]
     rows.append(row("q", "student", 0.0, family="g"))
-    found = summarise(rows, 1, 200)["families"]
+    found = summarise(rows)["families"]
     assert list(found) == ["f", "g"]
     assert (found["g"]["n"], found["g"]["groups"], found["g"]["retention"]["value"]) == (1, 1, 0.0)
     assert found["g"]["retention"]["low"] is None
@@ -172,21 +170,21 @@ def test_a_family_of_one_prompt_stands_beside_the_others():
 
 
 def test_the_gap_is_undefined_when_the_teacher_is_not_ahead_and_the_note_says_so():
-    found = summarise(sheet(teacher="1100", student="1110", student_before="1110"), 1, 100)
+    found = summarise(sheet(teacher="1100", student="1110", student_before="1110"))
     assert found["gap_closed"] == {"value": None, "low": None, "high": None, "n": 4}
     assert any("no better than the untrained student" in note for note in found["notes"])
 
 
 def test_a_teacher_that_scores_nothing_leaves_the_share_kept_undefined():
-    found = summarise(sheet(teacher="000", student="100", student_before="000"), 1, 100)
+    found = summarise(sheet(teacher="000", student="100", student_before="000"))
     assert (found["teacher"]["score"], found["retention"]["value"]) == (0.0, None)
     assert any("teacher scored nothing" in note for note in found["notes"])
 
 
-def test_an_interval_without_width_is_not_sold_as_certainty():
-    found = summarise(sheet(teacher="1111", student="1111"), 1, 100)
-    assert (found["retention"]["low"], found["retention"]["high"]) == (1.0, 1.0)
-    assert any("score alike throughout" in note for note in found["notes"])
+def test_agreement_throughout_is_not_sold_as_certainty():
+    found = summarise(sheet(teacher="1111", student="1111"))
+    assert found["retention"]["low"] < 0.6, "four prompts on which they agree prove little"
+    assert found["retention"]["high"] > 1.6
     assert found["student"]["low"] == pytest.approx(stats.wilson(4, 4).low)
 
 
@@ -197,17 +195,41 @@ def test_fractions_and_cut_off_answers_are_noted():
         row("q", "teacher", 1.0),
         row("q", "student", 1.0),
     ]
-    found = summarise(rows, 1, 100)
+    found = summarise(rows)
     assert found["retention"]["value"] == pytest.approx(1.3 / 1.9)
     assert found["mcnemar"]["teacher_only"] == 1
     assert any("fractions" in note for note in found["notes"])
     assert any("student: 1 of 2 answers were cut off" in note for note in found["notes"])
 
 
-def test_the_same_seed_gives_the_same_figures():
-    rows = sheet(teacher="1101101110" * 5, student="1001101010" * 5, student_before="0000100000" * 5)
-    assert summarise(rows, 3, 400) == summarise(rows, 3, 400)
-    assert summarise(rows, 3, 400)["retention"] != summarise(rows, 4, 400)["retention"]
+def test_a_difference_is_tested_over_groups_and_adjusted_over_families():
+    """In `lost` the student fails 12 groups; the other families hold nothing, so Holm multiplies by four."""
+    rows = []
+    for family, fails in (("lost", 12), ("even", 0), ("small", 0), ("tiny", 0)):
+        for i in range(48 if family != "tiny" else 1):
+            name, group = f"{family}{i}", f"{family}{i // 4}" if family != "small" else "one"
+            rows.append(row(name, "teacher", 1.0, family=family, group=group))
+            rows.append(row(name, "student", float(i // 4 >= fails), family=family, group=group))
+    found = summarise(rows)
+    lost, even = (found["families"][name]["difference"] for name in ("lost", "even"))
+    assert lost["p"] == pytest.approx(2 / 2**12), "twelve groups, not 48 prompts"
+    assert lost["p_adjusted"] == pytest.approx(2 * 2 / 2**12), "of two families that could be tested"
+    assert (lost["value"], even["p"], even["p_adjusted"]) == (-1.0, 1.0, 1.0)
+    for alone in ("small", "tiny"):
+        untested = found["families"][alone]["difference"]
+        assert (untested["p"], untested["p_adjusted"], untested["low"]) == (None, None, None)
+    assert found["worst_family"]["name"] == "lost"
+    assert found["worst_family"]["p_adjusted"] == lost["p_adjusted"]
+    assert any("families of one prompt (tiny) were not tested" in note for note in found["notes"])
+    assert found["difference"]["p"] == pytest.approx(2 / 2**12)
+
+
+def test_without_any_share_there_is_no_worst_family():
+    found = summarise(sheet(teacher="0u0", student="1u0"))
+    assert found["worst_family"] is None
+    assert found["difference"]["value"] == 0.5
+    nothing = summarise(sheet(teacher="uu", student="uu"))
+    assert nothing["difference"] == {"value": None, "low": None, "high": None, "p": None, "n": 0}
 
 
 marks = st.lists(st.sampled_from("01ux"), min_size=4, max_size=4)
@@ -222,7 +244,7 @@ def test_any_mixture_of_failures_gives_plain_values_that_balance(columns, groups
             answer = None if mark == "x" else mark
             score = float(mark) if mark in "01" else None
             rows.append(row(f"p{i}", system, score, answer, family=f"f{i % 2}", group=groups[i]))
-    found = summarise(rows, 0, 50)
+    found = summarise(rows)
     json.dumps(found, allow_nan=False)
     for system in SYSTEMS:
         block = found[system]
@@ -260,7 +282,7 @@ def test_what_a_student_could_not_read_counts_as_wrong_and_what_the_teacher_fail
         rows += judged(system, prompts, [long] * 4, BUILTIN)
     assert [r.score for r in rows[4:8]] == [0.0, 0.0, None, None], "only where an answer could be scored"
     assert {(r.answer, r.reason) for r in rows[4:]} == {(None, long.reason)}
-    found = summarise(rows, 1, 100)
+    found = summarise(rows)
     assert (found["student"]["score"], found["student"]["n"], found["student"]["failed"]) == (0.0, 2, 4)
     assert found["student"]["unscored"] == 0
     assert (found["teacher"]["score"], found["teacher"]["n"]) == (1.0, 1)
@@ -275,7 +297,7 @@ def test_how_the_teachers_answers_ended_reaches_the_rows_and_the_notes():
     teacher = TeacherAnswers({"a": "yes", "b": "ye"}, {}, {}, None, {"b": "length"})
     rows = judged("teacher", prompts, given_by_teacher(prompts, teacher), BUILTIN)
     assert [r.finish_reason for r in rows] == ["unknown", "length"]
-    assert any("teacher: 1 of 2 answers were cut off" in note for note in summarise(rows, 1, 100)["notes"])
+    assert any("teacher: 1 of 2 answers were cut off" in note for note in summarise(rows)["notes"])
 
 
 def test_predictions_come_back_as_they_were_written(tmp_path):

@@ -211,7 +211,7 @@ def _wrong(rng: Random, system: str, question: dict[str, Any]) -> str:
 def _evaluation(rows: list[Prediction]) -> dict[str, Any]:
     """The figures by the stage's own code; computing, as it would measure it, and what the run adds."""
     return {
-        **summarise(rows, 17, 300),
+        **summarise(rows),
         "flops": {"teacher": 4.21e8, "student_before": 4.07e7, "student": 4.07e7},
         "flops_ratio": 4.07e7 / 4.21e8,
         "flops_per_token": {"teacher": 4.7e6, "student_before": 4.5e5, "student": 4.5e5},

@@ -125,6 +125,41 @@ def test_whole_run_says_what_the_files_say(run):
         assert note.casefold() in page.text.casefold()
 
 
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ({"ruling": "non-inferior", "more": 0}, "Verdict: non-inferior, at a one-sided level of 2.5%."),
+        (
+            {"ruling": "not decided", "more": 1200},
+            "Verdict: not decided, about 1,200 more prompts needed, at a",
+        ),
+        ({"ruling": "not decided", "more": None}, "Verdict: not decided, at a one-sided level of 2.5%."),
+        ({"ruling": None, "reason": "the teacher scored nothing"}, "No verdict: the teacher scored nothing."),
+        ({"ruling": "<b>fine</b>"}, "No verdict: unknown."),
+    ],
+)
+def test_the_verdict_on_a_declared_margin(run, verdict, said):
+    evaluation = json.loads(run.evaluation.read_text())
+    assert "Declared margin" not in read(run)[1].text, "none was declared"
+    evaluation["verdict"] = {"margin": 0.05, "earlier": [0.1], **verdict}
+    run.evaluation.write_text(json.dumps(evaluation))
+    text, page = read(run)
+    check_safe(text, page)
+    shown = " ".join(page.text.split())
+    assert f"Declared margin: 5.0% of the teacher’s score. {said}" in shown
+    assert "another when this run was scored before" in shown
+
+
+def test_the_worst_family_is_named_with_its_adjusted_p(run):
+    evaluation = json.loads(run.evaluation.read_text())
+    worst = evaluation["worst_family"]
+    kept = min(of["retention"]["value"] for of in evaluation["families"].values())
+    assert worst["value"] == kept
+    shown = " ".join(read(run)[1].text.split())
+    assert f"The worst family is {worst['name']}: it keeps {100 * kept:.1f}%" in shown
+    assert "after Holm" in shown
+
+
 def test_same_run_gives_the_same_bytes(run):
     first = write_report(run).read_bytes()
     assert write_report(run).read_bytes() == first

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stillhouse.evaluate.verdict import Foresight
     from stillhouse.money import Estimate
     from stillhouse.pipeline import Finished, Plan
     from stillhouse.prices import KnownPrice
@@ -53,6 +54,15 @@ def plan_object(recipe: Recipe, plan: Plan) -> dict[str, Any]:
         "cost_usd": _estimate(plan.cost),
         "asking_seconds": _estimate(plan.seconds),
         "slowed_by": plan.slowed_by or None,
+        "verdict": {
+            "margin": plan.foresight.margin,
+            "test_prompts": plan.foresight.n,
+            "groups": plan.foresight.groups,
+            "unscored": plan.foresight.unscored,
+            "decidable_margin": plan.foresight.alone,
+            "decidable_margin_if_groups_are_alike": plan.foresight.alike,
+            "prompts_needed": plan.foresight.needed,
+        },
         "stages_done": list(plan.done),
     }
 
@@ -76,6 +86,7 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
         *(line for each in plan.prices for line in _teacher_price(recipe, *each)),
         f"cost       {cost}",
         f"asking     {_how_long(recipe, plan)}",
+        *_what_can_be_decided(plan.foresight),
     ]
     if plan.prompts.broken:
         from stillhouse.collect.prompts import name_broken
@@ -85,6 +96,28 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
     if plan.done:
         lines.append(f"done       {', '.join(plan.done)}")
     return "\n".join(lines)
+
+
+def _what_can_be_decided(foresight: Foresight) -> list[str]:
+    """Which share of the teacher's score the test prompts can show to be kept, and what the recipe wants."""
+    if foresight.alone is None or foresight.alike is None:
+        few = f"{foresight.n:,} test prompts can be scored, in {foresight.groups:,} groups"
+        return [f"verdict    none: {few}; {foresight.unscored:,} have no scorer or no reference"]
+    lines = [
+        f"verdict    {foresight.n:,} test prompts in {foresight.groups:,} groups decide a margin of "
+        f"{100 * foresight.alone:.1f} %",
+        "           with a chance of 80 %, for a teacher right on 90 % and a student that agrees on 90 %",
+    ]
+    if foresight.alike > foresight.alone:
+        lines.append(f"           ({100 * foresight.alike:.1f} % where prompts of a group are all alike)")
+    if foresight.margin is None:
+        return [*lines, "           no margin is declared: set `evaluate.margin` before anything is scored"]
+    wanted = f"           declared: {100 * foresight.margin:g} %"
+    if foresight.alone > foresight.margin:
+        return [*lines, f"{wanted}, for which {foresight.needed:,} prompts are needed, more if alike"]
+    if foresight.alike > foresight.margin:
+        return [*lines, f"{wanted}, decided only if prompts of a group are not too alike"]
+    return [*lines, f"{wanted}, which they decide"]
 
 
 def _more_prompts(recipe: Recipe, plan: Plan) -> list[str]:
@@ -149,6 +182,7 @@ def scores_text(finished: Finished, report: str | None) -> str:
         share = _range(kept.get("value"), kept.get("low"), kept.get("high"))
         lines.append(f"student keeps {share} of the teacher's score")
         lines.append(f"at {_percent(scores.get('flops_ratio'))} of the teacher's FLOPs per answer")
+        lines += _ruling_lines(scores.get("verdict") or {})
         lines.append("")
         for system in ("teacher", "student", "student_before", "baseline"):
             entry = scores.get(system) or {}
@@ -167,6 +201,20 @@ def scores_text(finished: Finished, report: str | None) -> str:
         lines.append(f"report     {report}")
     lines.append(f"next       stillhouse chat {name}")
     return "\n".join(lines)
+
+
+def _ruling_lines(verdict: dict[str, Any]) -> list[str]:
+    """The verdict on the declared margin; nothing where none was declared."""
+    if verdict.get("margin") is None:
+        return []
+    margin = f"with a margin of {100 * verdict['margin']:g} %"
+    if verdict["ruling"] is None:
+        return [f"no verdict {margin}: {verdict['reason']}"]
+    if verdict["ruling"] != "not decided":
+        return [f"{verdict['ruling']} {margin}"]
+    if verdict["more"] is None:
+        return [f"not decided {margin}: the share kept stands at the margin itself"]
+    return [f"not decided {margin}: about {verdict['more']:,} more prompts needed"]
 
 
 def _price_record(_: str, known: KnownPrice | None, days_old: int | None) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from stillhouse.errors import ModelError, UsageError
 from stillhouse.evaluate.baseline import baseline_answers
 from stillhouse.evaluate.costs import cost_figures
-from stillhouse.evaluate.figures import summarise
+from stillhouse.evaluate.figures import lay_out, summarise
 from stillhouse.evaluate.predictions import (
     Given,
     Prediction,
@@ -21,9 +22,11 @@ from stillhouse.evaluate.predictions import (
     write_predictions,
 )
 from stillhouse.evaluate.students import Measured, local_answers, measured, model_source, size_on_disk
+from stillhouse.evaluate.verdict import margins_before, notes_on_verdict, verdict
 from stillhouse.recipe import Recipe
 from stillhouse.records import Progress, Prompt, Watch, unwatched
-from stillhouse.scoring import BUILTIN, Scorer, check
+from stillhouse.scoring import Scorer, check
+from stillhouse.scoring import scorers as installed_scorers
 from stillhouse.workspace import RunFolder, write_json
 
 __all__ = ["Prediction", "TeacherAnswers", "evaluate", "read_predictions"]
@@ -35,7 +38,7 @@ def evaluate(
     prompts: Sequence[Prompt],
     teacher: TeacherAnswers,
     watch: Watch = unwatched,
-    scorers: Mapping[str, Scorer] = BUILTIN,
+    scorers: Mapping[str, Scorer] | None = None,
 ) -> dict[str, Any]:
     """Answer, score and compare; write `predictions.parquet` first, then `evaluation.json` from it.
 
@@ -46,10 +49,13 @@ def evaluate(
                       score (the mean over scored prompts), low, high, n, unscored, failed (no answer; a
                       student that could not read a prompt failed and has the score 0 there, within n)
         retention     value, low, high, n, groups: student / teacher over prompts that both were scored on
+        difference    value, low, high, p, n: student - teacher, with a test over groups
+        verdict       ruling, margin, more, and the rest of what `verdict.verdict` says
         gap_closed    value, low, high, n: (student - before) / (teacher - before), of all three
         agreement     value, low, high, n, and the same for teacher_right and teacher_wrong
         mcnemar       p, teacher_only, student_only, n
-        families      by name: n, groups, the four systems, retention
+        families      by name: n, groups, the four systems, retention, difference (p adjusted over families)
+        worst_family  name, value, low, high, n, groups, p_adjusted
         flops_ratio   mean FLOPs of an answer, student to teacher, over flops_prompts prompts
         flops, flops_per_token, parameters, tokens_per_second
                       by model
@@ -60,6 +66,7 @@ def evaluate(
     Raises UsageError for an unknown scorer or repeated prompt ids, ModelError when the student cannot be
     loaded.
     """
+    scorers = installed_scorers() if scorers is None else scorers
     _check(prompts, scorers)
     limit = recipe.evaluate.max_tokens or recipe.collect.max_tokens
     notes: list[str] = []
@@ -86,11 +93,13 @@ def evaluate(
     if (found := _teacher_size(teacher, prompts, limit, notes)) is not None:
         sizes["teacher"] = found
     recorded = read_predictions(run.predictions)
-    figures = summarise(recorded, recipe.run.seed, recipe.evaluate.resamples)
+    figures = summarise(recorded)
     costs = cost_figures(recorded, sizes)
+    before_now = json.loads(run.evaluation.read_bytes()) if run.evaluation.exists() else None
+    ruling = verdict(lay_out(recorded), recipe.evaluate.margin, margins_before(before_now))
     names = sorted({prompt.scorer for prompt in prompts if prompt.scorer})
-    result = {**figures, **costs, "scored_by": names}
-    result["notes"] = [*figures["notes"], *notes, *costs["notes"]]
+    result = {**figures, **costs, "verdict": ruling, "scored_by": names}
+    result["notes"] = [*notes_on_verdict(ruling), *figures["notes"], *notes, *costs["notes"]]
     write_json(run.evaluation, result)
     return result
 

@@ -1,8 +1,9 @@
-"""Scores, intervals and comparisons from prediction rows. Pure: rows and a seed in, plain values out.
+"""Scores, intervals and comparisons from prediction rows. Pure: rows in, plain values out.
 
 A system's score is the mean over its scored prompts. A comparison of two systems takes only the prompts
 that both were scored on, paired. Intervals are clustered by prompt group; a family whose prompts are all of
-one group gets Wilson's interval over its prompts, with a note.
+one group gets Wilson's interval over its prompts, with a note. Families are many chances to find a
+difference, so their p-values are adjusted together.
 """
 
 from __future__ import annotations
@@ -74,16 +75,14 @@ def lay_out(rows: Sequence[Prediction]) -> Sheet:
     )
 
 
-def summarise(rows: Sequence[Prediction], seed: int, resamples: int) -> Figures:
-    """All figures that follow from the rows alone. Where nothing could be scored they are None, with a note.
-
-    Every bootstrap starts from the same seed, so that no figure depends on which others are computed.
-    """
+def summarise(rows: Sequence[Prediction]) -> Figures:
+    """All figures that follow from the rows; where nothing could be scored they are None, with a note."""
     sheet = lay_out(rows)
     everywhere = np.ones(len(sheet.families), dtype=bool)
     figures: Figures = {system: standing(sheet, system, everywhere) for system in SYSTEMS}
-    figures["retention"] = retention(sheet, everywhere, seed, resamples)
-    figures["gap_closed"] = gap_closed(sheet, seed, resamples)
+    figures["retention"] = retention(sheet, everywhere)
+    figures["difference"] = difference(sheet, everywhere)
+    figures["gap_closed"] = gap_closed(sheet)
     figures["mcnemar"] = mcnemar(sheet)
     figures["agreement"] = agreement(sheet)
     figures["prompts"] = {
@@ -92,9 +91,11 @@ def summarise(rows: Sequence[Prediction], seed: int, resamples: int) -> Figures:
         "families": len(set(sheet.families)),
     }
     figures["families"] = {
-        name: family(sheet, np.array([of == name for of in sheet.families]), seed, resamples)
+        name: family(sheet, np.array([of == name for of in sheet.families]))
         for name in sorted(set(sheet.families))
     }
+    adjust(figures["families"])
+    figures["worst_family"] = worst_family(figures["families"])
     figures["notes"] = [*notes_on_rows(rows), *notes_on_figures(sheet, figures)]
     return figures
 
@@ -122,29 +123,36 @@ def standing(sheet: Sheet, system: str, among: Mask, one_group: bool = False) ->
     }
 
 
-def retention(sheet: Sheet, among: Mask, seed: int, resamples: int) -> Figures:
+def retention(sheet: Sheet, among: Mask) -> Figures:
     """Share of the teacher's score that the student keeps, over the prompts that both were scored on."""
+    student, teacher, codes = both_scored(sheet, among)
+    ratio = stats.paired_ratio(student, teacher, codes)
+    return {**_plain(ratio), "n": len(codes), "groups": len(set(codes.tolist()))}
+
+
+def difference(sheet: Sheet, among: Mask) -> Figures:
+    """Student less teacher over the prompts that both were scored on; p of a sign-flip test over groups, None
+    where there are not two groups to tell by."""
+    student, teacher, codes = both_scored(sheet, among)
+    span = stats.paired_difference(student, teacher, codes)
+    p = stats.sign_flip(student - teacher, codes) if len(set(codes.tolist())) > 1 else None
+    return {**_plain(span), "p": p, "n": len(codes)}
+
+
+def both_scored(sheet: Sheet, among: Mask) -> tuple[stats.Floats, stats.Floats, stats.Codes]:
+    """Scores of student and teacher, and group codes, where both have a score."""
     both = sheet.scored("teacher", "student") & among
-    ratio = stats.bootstrap_ratio(
-        sheet.scores["student"][both],
-        sheet.scores["teacher"][both],
-        sheet.codes[both],
-        np.random.default_rng(seed),
-        resamples,
-    )
-    return {**_plain(ratio), "n": int(both.sum()), "groups": len(set(sheet.codes[both].tolist()))}
+    return sheet.scores["student"][both], sheet.scores["teacher"][both], sheet.codes[both]
 
 
-def gap_closed(sheet: Sheet, seed: int, resamples: int) -> Figures:
+def gap_closed(sheet: Sheet) -> Figures:
     """(student - before) / (teacher - before); None unless the teacher was ahead of the untrained student."""
     all_three = sheet.scored("teacher", "student", "student_before")
     before = sheet.scores["student_before"][all_three]
-    ratio = stats.bootstrap_ratio(
+    ratio = stats.fieller_ratio(
         sheet.scores["student"][all_three] - before,
         sheet.scores["teacher"][all_three] - before,
         sheet.codes[all_three],
-        np.random.default_rng(seed),
-        resamples,
     )
     return {**_plain(ratio), "n": int(all_three.sum())}
 
@@ -185,13 +193,33 @@ def agreement(sheet: Sheet) -> Figures:
     }
 
 
-def family(sheet: Sheet, among: Mask, seed: int, resamples: int) -> Figures:
+def family(sheet: Sheet, among: Mask) -> Figures:
     return {
         "n": int(among.sum()),
         "groups": len(set(sheet.codes[among].tolist())),
         **{system: standing(sheet, system, among, one_group=True) for system in SYSTEMS},
-        "retention": retention(sheet, among, seed, resamples),
+        "retention": retention(sheet, among),
+        "difference": difference(sheet, among),
     }
+
+
+def adjust(families: Figures) -> None:
+    """Give every family's difference its p adjusted over all families that could be tested."""
+    adjusted = stats.holm([of["difference"]["p"] for of in families.values()])
+    for of, p in zip(families.values(), adjusted, strict=True):
+        of["difference"]["p_adjusted"] = p
+
+
+def worst_family(families: Figures) -> Figures | None:
+    """The family that kept the smallest share, the larger one of two; None where no share is known.
+
+    Of many small families one is always far down: whether it lies below the teacher is said by its p.
+    """
+    known = [(name, of) for name, of in families.items() if of["retention"]["value"] is not None]
+    if not known:
+        return None
+    name, of = min(known, key=lambda each: (each[1]["retention"]["value"], -each[1]["retention"]["n"]))
+    return {"name": name, **of["retention"], "p_adjusted": of["difference"]["p_adjusted"]}
 
 
 def notes_on_rows(rows: Sequence[Prediction]) -> list[str]:
@@ -237,20 +265,23 @@ def notes_on_figures(sheet: Sheet, figures: Figures) -> list[str]:
         notes.append(
             f"the test prompts are of only {groups} groups: overall intervals are somewhat too narrow"
         )
+    single = [name for name, of in figures["families"].items() if of["n"] == 1]
+    if single and len(figures["families"]) > 1:
+        notes.append(f"families of one prompt ({_named(single)}) were not tested and have no interval")
     alone = [name for name, of in figures["families"].items() if of["groups"] == 1 < of["n"]]
     if alone:
-        named = ", ".join(alone[:REASONS]) + (f" and {len(alone) - REASONS} more" if alone[REASONS:] else "")
         notes.append(
-            f"families whose prompts are all of one group ({named}): the intervals of their scores take the "
-            "prompts as independent and are too narrow"
+            f"families whose prompts are all of one group ({_named(alone)}): the intervals of their scores "
+            "take the prompts as independent and are too narrow"
         )
     if figures["mcnemar"]["p"] is not None and groups < prompts:
-        notes.append("McNemar's p takes prompts as independent; as they share groups it is too small")
+        notes.append(
+            "McNemar's p takes prompts as independent; as they share groups it is too small: use the p of "
+            "the difference, which takes groups"
+        )
     kept = figures["retention"]
     if kept["n"] and kept["value"] is None:
         notes.append("the teacher scored nothing: the share of its score that is kept is undefined")
-    if kept["n"] > 1 and kept["low"] is not None and kept["low"] == kept["high"]:
-        notes.append("student and teacher score alike throughout: resampling cannot show how sure that is")
     compared = sheet.scored("teacher", "student", "student_before").any()
     if compared and figures["gap_closed"]["value"] is None:
         notes.append("the teacher did no better than the untrained student: the share closed is undefined")
@@ -263,6 +294,10 @@ def _reasons(counts: Counter[str]) -> str:
     named = [f"{count} x {reason}" for reason, count in counts.most_common(REASONS)]
     more = counts.total() - sum(count for _, count in counts.most_common(REASONS))
     return "; ".join([*named, f"{more} for other reasons"] if more else named)
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:REASONS]) + (f" and {len(names) - REASONS} more" if names[REASONS:] else "")
 
 
 def _plain(span: stats.Interval) -> Figures:

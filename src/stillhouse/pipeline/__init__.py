@@ -46,6 +46,7 @@ from stillhouse.prices import price_of
 from stillhouse.recipe import Recipe, recipe_digest, run_digest
 from stillhouse.records import Prompt, Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer
+from stillhouse.scoring import scorers as installed_scorers
 from stillhouse.terms import gate
 from stillhouse.train import Source, train
 from stillhouse.workspace import RunFolder, Workspace, locked, read_marker, write_json
@@ -78,16 +79,17 @@ def run(
     watch: Watch = unwatched,
     stages: Sequence[str] = STAGES,
     prompts: PromptSet | None = None,
-    scorers: Mapping[str, Scorer] = BUILTIN,
+    scorers: Mapping[str, Scorer] | None = None,
     ray_workers: int | None = None,
 ) -> Finished:
     """Run the stages of a recipe, skipping what is done, and return where the results are.
 
-    `prompts` replaces the recipe's prompt files and `scorers` the shipped scorers, for callers with rows
+    `prompts` replaces the recipe's prompt files and `scorers` those that are installed, for callers with rows
     and judgements of their own. With `ray_workers` the prompts to learn from are asked by so many workers
     of a Ray cluster (0: see `ask.on_ray`). Raises what the stages raise; what they finished stays finished.
     """
     prompts = prompts or load_prompts(recipe)
+    scorers = installed_scorers() if scorers is None else scorers
     check(recipe, prompts, scorers)
     if ray_workers is not None:
         check_reachable(recipe)
@@ -325,7 +327,8 @@ def _evaluate(work: _Work) -> bool:
         recipe.run.seed,
     )
     outputs = (work.folder.evaluation, work.folder.predictions)
-    own = any(BUILTIN.get(name) is not scorer for name, scorer in work.scorers.items())  # may have changed
+    # A scorer that is not shipped may have changed.
+    own = any(BUILTIN.get(name) is not work.scorers[name] for name in work.prompts.scorers())
     fresh = not _is_done(work, "evaluate", inputs, *outputs) or own
     if fresh:
         failed = {question.prompt_id: question.reason for question in tally.failed}
@@ -339,6 +342,7 @@ def _evaluate(work: _Work) -> bool:
                 "weights": trained["weights"],
                 "predictions": predictions,
                 "retention": scores["retention"],
+                "verdict": {name: scores["verdict"][name] for name in ("margin", "ruling", "more")},
                 "decision": decision,
             },
         )

@@ -23,6 +23,7 @@ from stillhouse.collect import (
     sampling_of,
 )
 from stillhouse.collect.grow import Grown, grow, orders
+from stillhouse.evaluate.verdict import Foresight, foresee
 from stillhouse.ledger import Ledger
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
 from stillhouse.pipeline.setup import STAGES, admit_all, check, greedy, open_teachers, today
@@ -52,6 +53,7 @@ class Plan:
     seconds: Estimate  # for asking what is left, retries aside
     slowed_by: str  # the setting of [collect] that `seconds` follows from; empty where none does
     done: tuple[str, ...]  # stages that finished before
+    foresight: Foresight  # what margin the test prompts can decide
 
 
 def plan(
@@ -114,6 +116,7 @@ def plan(
             seconds=seconds,
             slowed_by=slowed_by,
             done=tuple(stage for stage in STAGES if read_marker(run, stage) is not None),
+            foresight=foresee(prompts.test, recipe.evaluate.margin),
         )
 
 

@@ -20,7 +20,7 @@ from stillhouse.models.reading import Reader, end_id, student_reader, teacher_vo
 from stillhouse.models.vocabulary import Vocabulary
 from stillhouse.prices import price_of
 from stillhouse.recipe import Recipe, Teacher
-from stillhouse.scoring import BUILTIN, Scorer
+from stillhouse.scoring import Scorer
 from stillhouse.scoring import check as check_scorers
 from stillhouse.terms import gate
 
@@ -87,7 +87,7 @@ def today() -> date:
     return datetime.now(UTC).date()
 
 
-def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BUILTIN) -> None:
+def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] | None = None) -> None:
     """What can be known to fail before anybody is asked, and so paid. Raises UsageError or ModelError."""
     check_scorers(prompts.scorers(), scorers)
     check_growth(recipe, prompts)

@@ -341,6 +341,12 @@ class Evaluate(_Table):
     )
     baseline: bool = Field(default=True, description="Fit TF-IDF with a linear model on the same samples.")
     resamples: Positive = Field(default=2000, description="Bootstrap draws.")
+    margin: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Share of the teacher's score that the student may lose; the verdict is on this.",
+    )
 
 
 class Release(_Table):

@@ -20,12 +20,12 @@ SCORE_METHOD = (
 )
 FAMILY_METHOD = (
     "95% intervals of scores by Wilson’s method at the effective number of independent prompts, clustered by"
-    " group (in a family of a single group its prompts are taken as independent); of the share kept by paired"
-    " bootstrap over groups"
+    " group (in a family of a single group its prompts are taken as independent); of the share kept by"
+    " paired score intervals at that number"
 )
 IMPORTED = "imported; collected elsewhere"
 UNANCHORED = "unanchored: internally consistent only"
-SHARE_METHOD = "95% interval by paired bootstrap over prompt groups"
+SHARE_METHOD = "95% paired score interval, clustered by prompt group"
 
 
 def section(name: str, title: str, lead: object, *content: object) -> Html:

@@ -93,9 +93,29 @@ def verdict(facts: Facts) -> Html:
         tag("p", [tag("span", part) for part in facts_line], class_="run"),
         tag("h1", title),
         tag("p", " · ".join(basis) + ".", class_="basis") if kept.value is not None else None,
+        tag("p", ruling, class_="basis") if (ruling := _ruling(evaluation)) else None,
         _tiles(facts),
         class_="verdict",
     )
+
+
+def _ruling(evaluation: dict[str, Any]) -> str | None:
+    """The verdict on the declared margin as a sentence; None where no margin was declared."""
+    margin = number(evaluation, "verdict", "margin")
+    if margin is None:
+        return None
+    declared = f"Declared margin: {percent(margin)} of the teacher’s score"
+    ruling = at(evaluation, "verdict", "ruling")
+    changed = (
+        " The margin was another when this run was scored before."
+        if at(evaluation, "verdict", "earlier")
+        else ""
+    )
+    if ruling not in ("non-inferior", "inferior", "not decided"):
+        return f"{declared}. No verdict: {at(evaluation, 'verdict', 'reason') or UNKNOWN}.{changed}"
+    more = number(evaluation, "verdict", "more")
+    needed = f", about {plural(more, 'more prompt')} needed" if more else ""
+    return f"{declared}. Verdict: {ruling}{needed}, at a one-sided level of 2.5%.{changed}"
 
 
 def _tiles(facts: Facts) -> Html:
@@ -196,15 +216,23 @@ def _comparison(evaluation: dict[str, Any]) -> Html | None:
         )
     test, p = at(evaluation, "mcnemar"), number(evaluation, "mcnemar", "p")
     if p is not None:
-        value = "p\u00a0<\u00a00.0001" if p < 0.0001 else f"p\u00a0=\u00a0{p:.2g}"
         only = [number(test, key) for key in ("teacher_only", "student_only")]
         sides = (
             f" (only the teacher right {count(only[0])}, only the student {count(only[1])})"
             if None not in only
             else ""
         )
-        parts.append(f"McNemar’s exact test of the two, prompts taken as independent: {value}{sides}.")
+        parts.append(f"McNemar’s exact test of the two, prompts taken as independent: {_p(p)}{sides}.")
+    worst, adjusted = at(evaluation, "worst_family"), number(evaluation, "worst_family", "p_adjusted")
+    name, share = at(worst, "name"), number(worst, "value")
+    if isinstance(name, str) and share is not None:
+        tested = "could not be tested alone" if adjusted is None else f"{_p(adjusted)} after Holm"
+        parts.append(f"The worst family is {short(name, 40)}: it keeps {percent(share)} ({tested}).")
     return tag("p", " ".join(parts), class_="said") if parts else None
+
+
+def _p(value: float) -> str:
+    return "p\u00a0<\u00a00.0001" if value < 0.0001 else f"p\u00a0=\u00a0{value:.2g}"
 
 
 def families(facts: Facts, shown: int) -> Html:

@@ -1,4 +1,5 @@
-"""The scorers that stillhouse ships. Each compares one answer with one reference and gives 0.0 or 1.0.
+"""The scorers that stillhouse ships. Each compares one answer with one reference and gives 0.0 or 1.0, and
+`json_fields_share` what lies between.
 
 A reference that a scorer cannot read raises BadReference: that row is then unscored, for a wrong reference
 says nothing about the answer. An answer that cannot be read is wrong and scores 0.
@@ -8,13 +9,18 @@ from __future__ import annotations
 
 import json
 import re
-from decimal import Decimal
+from types import UnionType
 from typing import Any
 
+from stillhouse.scoring.numbers import stated_number
 from stillhouse.text import normalise
 
 
-class BadReference(ValueError):
+class Unscored(Exception):
+    """A scorer cannot give a score; its text says why."""
+
+
+class BadReference(Unscored):
     """The reference is not of the form that the scorer compares with."""
 
 
@@ -29,26 +35,42 @@ def json_value(answer: str, reference: str) -> float:
     Text around it and code fences are passed over. Key order is free, 1 equals 1.0, true does not equal 1,
     strings are compared as they stand.
     """
-    try:
-        wanted = _DECODER.decode(reference)
-    except (ValueError, RecursionError):
-        wanted = None
+    wanted = _decoded(reference)
     if not isinstance(wanted, dict | list):
         raise BadReference("the reference is not a JSON object or array")
-    found = _first_json(answer)
+    found = _first_json(answer, dict | list)
     return float(found is not None and _same(found, wanted))
 
 
-def numeric(answer: str, reference: str) -> float:
-    """The last number in the answer equals the last number in the reference, exactly (1.50 equals 1.5).
+def json_fields(answer: str, reference: str) -> float:
+    """Every field of the reference, a JSON object, stands with the same value in the first JSON object of the
+    answer. Fields that the reference does not name are free; values are compared as by `json_value`."""
+    return float(json_fields_share(answer, reference) == 1.0)
 
-    Reads 1,234.5 and $-5 and -$5 and 12% (as 12) and 1e3. A comma that does not stand before groups of
-    three digits (1,5) is not guessed to be a decimal comma: such a number is unreadable, and so wrong.
+
+def json_fields_share(answer: str, reference: str) -> float:
+    """The share of the reference's fields that the first JSON object of the answer has right; see
+    `json_fields`. 0 without an object."""
+    wanted = _decoded(reference)
+    if not isinstance(wanted, dict) or not wanted:
+        raise BadReference("the reference is not a JSON object with fields")
+    found = _first_json(answer, dict)
+    if found is None:
+        return 0.0
+    return sum(name in found and _same(found[name], wanted[name]) for name in wanted) / len(wanted)
+
+
+def numeric(answer: str, reference: str) -> float:
+    """The number that the answer comes down to equals the reference's, exactly (1.50 equals 1.5 and 3/2).
+
+    It is the last number, or the last one in \\boxed{...} or after ####. Units, signs of currency and words
+    around it do not count, and 12% is read as 12. See docs/evaluation.md for all the ways to write it. What
+    could mean two numbers (1,5) is not guessed: it is unreadable, and so wrong.
     """
-    wanted = _last_number(reference)
+    wanted = stated_number(reference)
     if wanted is None:
         raise BadReference("the reference holds no number that can be read")
-    return float(_last_number(answer) == wanted)
+    return float(stated_number(answer) == wanted)
 
 
 def choice(answer: str, reference: str) -> float:
@@ -101,11 +123,6 @@ _MARKER = re.compile(r"\banswer\s*:", re.IGNORECASE)
 _EMPHASIS = "*_`"
 # Letters and digits of scripts with spaces between words; from Thai on few have them (Vietnamese has).
 _LETTER = r"[^\W\u0e00-\u1dff\u2000-\U0010ffff]"
-_MINUS = "-\u2212"
-_NUMBER_LIKE = re.compile(r"(?:(?<![\w.,])\.)?[0-9](?:[0-9.,]*[0-9])?(?:[eE][-+]?[0-9]{1,3}(?!\w))?")
-_READABLE = re.compile(r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
-# A minus between two words or digits (2024-05-01, A-4) is a hyphen.
-_NEGATIVE = re.compile(rf"(?:(?:^|[^\w)\]%.])[{_MINUS}][$€£¥]?|[$€£¥][{_MINUS}])$")
 
 
 def _refuse_constant(name: str) -> Any:
@@ -115,13 +132,27 @@ def _refuse_constant(name: str) -> Any:
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def _first_json(text: str) -> Any:
-    """The first object or array that parses, or None; a bracket that opens nothing is passed over."""
-    for start in _JSON_START.finditer(text):
+def _decoded(text: str) -> Any:
+    """The value of a whole JSON text, None for anything else."""
+    try:
+        return _DECODER.decode(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _first_json(text: str, kind: type | UnionType) -> Any:
+    """The first value of this kind that parses, or None; a bracket that opens nothing is passed over, and of
+    what parses as another kind nothing inside is looked at."""
+    start, end = _JSON_START.search(text), 0
+    while start is not None:
         try:
-            return _DECODER.raw_decode(text, start.start())[0]
+            value, end = _DECODER.raw_decode(text, start.start())
         except (ValueError, RecursionError):
-            continue
+            end = start.end()
+        else:
+            if isinstance(value, kind):
+                return value
+        start = _JSON_START.search(text, end)
     return None
 
 
@@ -133,17 +164,6 @@ def _same(left: Any, right: Any) -> bool:
     if isinstance(left, list) and isinstance(right, list):
         return len(left) == len(right) and all(map(_same, left, right))
     return bool(left == right)
-
-
-def _last_number(text: str) -> Decimal | None:
-    numbers = list(_NUMBER_LIKE.finditer(text))
-    if not numbers or not _READABLE.fullmatch(numbers[-1].group()):
-        return None
-    found = numbers[-1]
-    size = Decimal(found.group().replace(",", ""))
-    before = text[max(0, found.start() - 3) : found.start()]
-    # copy_negate, for the minus operator would round to the context's 28 digits.
-    return size.copy_negate() if _NEGATIVE.search(before) else size
 
 
 def _after_marker(answer: str) -> str | None:

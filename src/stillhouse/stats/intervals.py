@@ -1,16 +1,10 @@
-"""Intervals and tests for paired, clustered scores: pure functions over numpy arrays, randomness passed in.
-
-Rows come from groups (a template, a source document) and rows of one group are alike, so everything that
-claims to speak of new prompts takes group codes and treats the group, not the row, as the unit drawn.
-"""
+"""Intervals for scores of one system, and the bootstrap."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import combinations
 from statistics import NormalDist
 
 import numpy as np
@@ -18,7 +12,6 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
-Marks = NDArray[np.bool_]
 
 # Group sums drawn at once by the bootstrap: bounds its memory to about 16 MB an array, however many groups.
 _BLOCK = 2_000_000
@@ -53,7 +46,7 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
         return UNDEFINED
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}")
-    z = _z(level)
+    z = z_value(level)
     share = successes / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -67,7 +60,7 @@ def clustered_error(values: Sequence[float] | Floats, groups: Codes) -> float | 
     sqrt(G / (G - 1) * sum_g (sum_i (x_gi - mean))^2) / n, which with groups of one row is the usual
     s / sqrt(n) (Miller 2024, arXiv:2411.00640, with the finite-sample factor of Liang and Zeger 1986).
     """
-    rows, codes = _dense(values, groups)
+    rows, codes = dense(values, groups)
     count = int(codes.max()) + 1 if len(codes) else 0
     if count < 2:
         return None
@@ -84,7 +77,7 @@ def clustered_share(scores: Sequence[float] | Floats, groups: Codes, level: floa
     equal nothing can be learned about likeness within a group, and it is the number of groups. With one
     group of several rows the ends are None; with no row all is None.
     """
-    rows, codes = _dense(scores, groups)
+    rows, codes = dense(scores, groups)
     if len(rows) == 0:
         return UNDEFINED
     # Clipped because a mean of ones and zeros may leave [0, 1] by rounding.
@@ -112,6 +105,8 @@ def bootstrap_ratio(
 ) -> Interval:
     """Ratio of two sums over the same rows, with an expanded percentile interval from resampled groups.
 
+    With a denominator of ones it is the paired bootstrap of a mean difference.
+
     Plain percentiles of few groups lie too near to each other: the tail drawn is Phi(-sqrt(G / (G - 1)) *
     t_{G-1}) in place of Phi(-z) (Hesterberg 2015, The American Statistician 69:371, section 4.3).
     Retention is the ratio of student to teacher scores, the share of the gap closed that of
@@ -120,8 +115,8 @@ def bootstrap_ratio(
     infinity for the low end and plus infinity for the high end; an infinite end is None. Fewer than two
     groups give no interval.
     """
-    top, codes = _dense(numerator, groups)
-    bottom, _ = _dense(denominator, groups)
+    top, codes = dense(numerator, groups)
+    bottom, _ = dense(denominator, groups)
     if bottom.sum() <= 0:
         return UNDEFINED
     value = float(top.sum() / bottom.sum())
@@ -149,7 +144,7 @@ def t_quantile(level: float, freedom: int) -> float:
 
     Exact for 1 and 2 degrees, else the expansion of Abramowitz and Stegun 26.7.5: within 0.5 % at 95 %.
     """
-    z = _z(level)
+    z = z_value(level)
     if freedom == 1:
         return math.tan(math.pi * level / 2)
     if freedom == 2:
@@ -164,76 +159,14 @@ def t_quantile(level: float, freedom: int) -> float:
     return sum(term / float(freedom) ** power for power, term in enumerate(terms))
 
 
-def mcnemar(first_only: int, second_only: int) -> float:
-    """Two-sided exact McNemar p-value: of the rows that one of two systems got right, is half each one's?
-
-    Exact binomial with probability 1/2, in whole numbers (McNemar 1947; no mid-p). 1.0 without such rows.
-    Treats rows as independent: with rows alike within groups it is too small.
-    """
-    if first_only < 0 or second_only < 0:
-        raise ValueError("counts are not negative")
-    n = first_only + second_only
-    term, total = 1, 1
-    for k in range(min(first_only, second_only)):
-        term = term * (n - k) // (k + 1)
-        total += term
-    return min(1.0, 2 * total / (1 << n))
-
-
-def energy_test(strata: Sequence[tuple[NDArray[np.int64], Marks]]) -> float:
-    """Exact p-value of a two-sample permutation test within strata: were the marked items drawn like the
-    rest?
-
-    A stratum is an n x n matrix of whole, symmetric distances and n marks, of which m are set; n is small,
-    for all n-choose-m ways of marking are gone through. The statistic is the sum over strata of the energy
-    distance between marked and unmarked, 2 E d(x, y) - E d(x, x') - E d(y, y') (Szekely and Rizzo 2004), of
-    which each is rounded to a twentieth of the distances' unit, and to 0 from below, so that its null
-    distribution can be convolved exactly. Every way of marking a stratum is equally likely when its items are
-    exchangeable; strata are independent. A stratum without marks, or with nothing else, says nothing; without
-    any that speaks the p-value is 1.
-    """
-    chances, observed = np.ones(1), 0
-    for distances, marks in strata:
-        n, m = len(marks), int(marks.sum())
-        if 0 < m < n and distances.any():
-            values = _energies(distances, _markings(n, m))
-            observed += int(_energies(distances, marks[None, :].astype(np.int64))[0])
-            found, counts = np.unique(values, return_counts=True)
-            wider = np.zeros(len(chances) + int(found[-1]))
-            for value, count in zip(found, counts, strict=True):
-                wider[value : value + len(chances)] += chances * (count / len(values))
-            chances = wider
-    return min(1.0, float(chances[observed:].sum()))
-
-
-def _energies(distances: NDArray[np.int64], markings: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each row of zeros and ones the energy distance times 20, rounded. Sums are of whole numbers, so the
-    same marking gives the same value whatever other rows there are."""
-    n, m = markings.shape[1], int(markings[0].sum())
-    inside = ((markings @ distances) * markings).sum(axis=1)
-    between = markings @ distances.sum(axis=1) - inside
-    outside = distances.sum() - inside - 2 * between
-    energy = 2 * between / (m * (n - m)) - inside / m**2 - outside / (n - m) ** 2
-    rounded: NDArray[np.int64] = np.rint(20 * np.maximum(energy, 0.0)).astype(np.int64)
-    return rounded
-
-
-@cache
-def _markings(n: int, m: int) -> NDArray[np.int64]:
-    """Every way to mark m of n items: n-choose-m rows of zeros and ones."""
-    rows = np.zeros((math.comb(n, m), n), dtype=np.int64)
-    for row, marked in zip(rows, combinations(range(n), m), strict=True):
-        row[list(marked)] = 1
-    return rows
-
-
-def _z(level: float) -> float:
+def z_value(level: float) -> float:
+    """The z for which a normal variable lies in [-z, z] with chance `level`."""
     if not 0 < level < 1:
         raise ValueError(f"a level lies between 0 and 1, not {level}")
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
-def _dense(values: Sequence[float] | Floats, groups: Codes) -> tuple[Floats, Codes]:
+def dense(values: Sequence[float] | Floats, groups: Codes) -> tuple[Floats, Codes]:
     """Rows as floats with groups renumbered without gaps, so that a subset of rows can be passed as it is."""
     rows = np.asarray(values, dtype=np.float64)
     if rows.shape != groups.shape:
