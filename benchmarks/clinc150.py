@@ -91,34 +91,30 @@ def run(data: Path, folder: Path, changes: Mapping[str, str] = MappingProxyType(
         return Ended(json.loads(done.stdout), told, time.monotonic() - started)
 
 
-def beside(system: str, family: str, peer: str, standing: dict[str, Any], target: bool) -> Row:
-    """A system's score on a family beside a published one; with `target` it must be no lower."""
-    value, published = standing["score"], PUBLISHED[peer][family]
-    return Row(
-        f"{system}, {FAMILIES[family]}",
-        value,
-        "",
-        standing["low"],
-        standing["high"],
-        peer=f"{peer}, published",
-        peer_value=published,
-        ratio=value / published,
-        target=f">= {published:g}" if target else None,
-        holds=value >= published if target else None,
-    )
+def scored(system: str, family: str, found: dict[str, Any]) -> Row:
+    standing = found["families"][family][system]
+    return Row(f"{system}, {FAMILIES[family]}", standing["score"], "", standing["low"], standing["high"])
+
+
+def beside(row: Row, peer: str, published: float, target: bool) -> Row:
+    """The row with a published figure beside it; with `target` it must be no lower."""
+    assert row.value is not None
+    ratio = row.value / published
+    row = replace(row, peer=f"{peer}, published", peer_value=published, ratio=ratio)
+    return replace(row, target=f">= {published:g}", holds=ratio >= 1) if target else row
 
 
 def figures(ended: Ended, full: bool) -> list[Row]:
+    """With `full` beside the published figures, which are of all 150 intents."""
     found = ended.found["evaluation"]
     families, seconds, told = found["families"], found["seconds"], ended.teacher
-    rows = [
-        *(beside("teacher", name, "SVM", families[name]["teacher"], full) for name in FAMILIES),
-        *(
-            beside("student", name, peer, families[name]["student"], False)
-            for name in FAMILIES
-            for peer in PUBLISHED
-        ),
-    ]
+    rows = []
+    for name in FAMILIES:
+        row = scored("teacher", name, found)
+        rows.append(beside(row, "SVM", PUBLISHED["SVM"][name], True) if full else row)
+    for name in FAMILIES:
+        row = scored("student", name, found)
+        rows += [beside(row, peer, PUBLISHED[peer][name], False) for peer in PUBLISHED] if full else [row]
     for name, what in FAMILIES.items():
         kept, target = families[name]["retention"], full and name == "in_scope"
         row = Row(f"share of the teacher's {what} kept", kept["value"], "", kept["low"], kept["high"])

@@ -57,7 +57,7 @@ def application(classifier: Classifier, name: str, fingerprint: str | None = Non
             Route("/v1/chat/completions", chat, methods=["POST"]),
         ],
         exception_handlers={
-            wire.WireError: lambda _, error: JSONResponse(error.body(), error.status),  # type: ignore[attr-defined]
+            wire.WireError: lambda _, error: JSONResponse(error.body(), error.status),
         },
     )
 
