@@ -59,19 +59,14 @@ def smaller(data: dict[str, Any], intents: int, queries: dict[str, int], seed: i
 
 @contextmanager
 def teacher(data: Path) -> Iterator[dict[str, Any]]:
-    """What the teacher says when it is trained and answers; its process ends with the block."""
-    command = [sys.executable, str(EXAMPLE / "teacher.py"), str(data), "--port", "0"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    try:
+    """What the teacher says once it answers; its process ends with the block, or with this process."""
+    command = [sys.executable, str(EXAMPLE / "teacher.py"), str(data), "--port", "0", "--until-stdin-ends"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
         said = child.stdout.readline()
         if not said:
             raise RuntimeError(f"the teacher did not start (exit {child.wait()})")
         yield json.loads(said)
-    finally:
-        child.terminate()
-        child.wait()
-        child.stdout.close()
 
 
 def run(data: Path, folder: Path, changes: Mapping[str, str] = MappingProxyType({})) -> Ended:

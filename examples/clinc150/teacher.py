@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from classifier_server import application, serve
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.svm import LinearSVC
+
+from stillhouse.models.serve import stop_with_stdin
 
 NAME = "clinc150-linear-svm"
 SEED = 17
@@ -46,7 +49,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the teacher and serve it.")
     parser.add_argument("data", type=Path, help="CLINC150's data_full.json")
     parser.add_argument("--port", type=int, default=8150, help="0 takes a free one")
+    parser.add_argument("--until-stdin-ends", action="store_true", help="for a program that starts this one")
     options = parser.parse_args()
+    if options.until_stdin_ends:
+        threading.Thread(target=stop_with_stdin, daemon=True).start()
     data = json.loads(options.data.read_text())
     rows = [(text, label) for text, label in (*data["train"], *data["oos_train"])]
     started = time.monotonic()
