@@ -16,14 +16,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 from rows import DATA, Row, arguments, header, need, show
+
+from stillhouse import stats
+from stillhouse.evaluate import Prediction, read_predictions
+from stillhouse.workspace import RunFolder
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "clinc150"
 FAMILIES = {"in_scope": "in-scope accuracy", "oos": "out-of-scope recall"}
@@ -35,10 +40,11 @@ QUICK_CHANGES = {"epochs = 5": "epochs = 12"}  # there are fewer steps in each
 
 
 class Ended(NamedTuple):
-    """What `stillhouse run --json` and the teacher said of themselves, and the wall seconds of the run."""
+    """What `stillhouse run --json` and the teacher said, the rows and the wall seconds of the run."""
 
     found: dict[str, Any]
     teacher: dict[str, Any]
+    predictions: list[Prediction]
     seconds: float
 
 
@@ -83,7 +89,18 @@ def run(data: Path, folder: Path, changes: Mapping[str, str] = MappingProxyType(
         started = time.monotonic()
         command = [sys.executable, "-m", "stillhouse.cli", "run", recipe.name, "--json"]
         done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
-        return Ended(json.loads(done.stdout), told, time.monotonic() - started)
+        seconds = time.monotonic() - started
+    found = json.loads(done.stdout)
+    return Ended(found, told, read_predictions(RunFolder(Path(found["folder"])).predictions), seconds)
+
+
+def turned_away(system: str, predictions: Sequence[Prediction]) -> Row:
+    """What a recall out of scope is bought with: queries in scope that are answered `oos`."""
+    inside = [row for row in predictions if row.system == system and row.family == "in_scope"]
+    away = np.array([row.answer == "oos" for row in inside], dtype=np.float64)
+    codes = stats.group_codes([row.group for row in inside], [row.prompt_id for row in inside])
+    span = stats.clustered_share(away, codes)
+    return Row(f"{system}, in scope but answered oos", span.value, "", span.low, span.high)
 
 
 def scored(system: str, family: str, found: dict[str, Any]) -> Row:
@@ -114,6 +131,7 @@ def figures(ended: Ended, full: bool) -> list[Row]:
         kept, target = families[name]["retention"], full and name == "in_scope"
         row = Row(f"share of the teacher's {what} kept", kept["value"], "", kept["low"], kept["high"])
         rows.append(replace(row, target=">= 0.97", holds=kept["value"] >= 0.97) if target else row)
+    rows += [turned_away(system, ended.predictions) for system in ("teacher", "student")]
     right, wrong = found["agreement"]["teacher_right"], found["agreement"]["teacher_wrong"]
     return [
         *rows,

@@ -134,5 +134,6 @@ def test_the_example_runs_from_an_empty_folder_over_http(tmp_path):
     assert found["student_before"]["score"] < 0.5
     assert found["student"]["unscored"] == found["student"]["failed"] == 0
     rows = clinc150.figures(ended, full=True)
+    assert next(row.value for row in rows if row.what.endswith("answered oos")) == 0.0
     assert {row.peer for row in rows if row.peer} == {"SVM, published", "MLP, published"}
     assert next(row for row in rows if row.what == "teacher, in-scope accuracy").holds
