@@ -25,7 +25,7 @@ from stillhouse.train.losses.whole import (
     counted,
     exact,
     real_ids,
-    teacher_logprobs,
+    teacher_scores,
 )
 
 CHUNK_LOGITS = 1 << 24  # logits of a chunk: 64 MiB in float32
@@ -61,7 +61,7 @@ def head_loss(
     """
     positions, own = len(hidden_ND), head.cut(vocabulary)
     if targets is not None:
-        check(targets, objective, ids_N, positions)
+        check(targets, objective, ids_N, vocabulary, positions, len(own.weight_VD))
     elif objective.soft_scale or ids_N is None:
         raise ValueError("without targets there is only cross-entropy: `hard` must be 1, with the tokens")
     rows = min(max(CHUNK_LOGITS // len(own.weight_VD), CHUNK_ROWS[0]), CHUNK_ROWS[1])
@@ -112,7 +112,7 @@ def _walk(
         logits_CV = head.finish(exact(raw_CV))
         slope_CV = None if head.softcap is None else 1 - (logits_CV / head.softcap) ** 2
         del raw_CV
-        loss_N[part], d_CV = _chunk(logits_CV, part, asked, learns)
+        loss_N[part], d_CV = _chunk(logits_CV, part, asked)
         if not learns:
             continue
         if head.scale != 1.0:
@@ -135,7 +135,7 @@ def _walk(
     ]
 
 
-def _chunk(logits_CV: Tensor, part: slice, asked: _Asked, learns: bool) -> tuple[Tensor, Tensor]:
+def _chunk(logits_CV: Tensor, part: slice, asked: _Asked) -> tuple[Tensor, Tensor]:
     """Loss of a chunk's positions, and its derivative by their logits. May overwrite the logits."""
     objective, ids_C1 = asked.objective, None
     if objective.hard:
@@ -148,8 +148,9 @@ def _chunk(logits_CV: Tensor, part: slice, asked: _Asked, learns: bool) -> tuple
     if isinstance(asked.targets, SparseTargets):
         loss_C, d_CV = _sparse(soft_CV, asked.targets[part], objective, None if warm else ids_C1)
     else:
-        logt_CV = teacher_logprobs(asked.targets, part, objective.temperature, asked.vocabulary)
-        loss_C, d_CV = _dense(soft_CV, logt_CV, objective, None if warm else ids_C1, learns)
+        scores_CV = teacher_scores(asked.targets, part, objective.temperature, asked.vocabulary)
+        dense = _forward_kl if objective.divergence is forward_kl else _dense
+        loss_C, d_CV = dense(soft_CV, scores_CV.to(soft_CV.dtype), objective, None if warm else ids_C1)
     if not warm:
         return loss_C, d_CV
     d_CV = d_CV / objective.temperature
@@ -223,24 +224,37 @@ def _softmax(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _dense(
-    logits_CV: Tensor, logt_CV: Tensor, objective: Objective, ids_C1: Tensor | None, learns: bool
+    logits_CV: Tensor, teacher_CV: Tensor, objective: Objective, ids_C1: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     logp_CV = torch.log_softmax(logits_CV, -1)
     hard_C1 = None if ids_C1 is None else logp_CV.gather(-1, ids_C1)
-    logt_CV = logt_CV.to(logp_CV.dtype)
-    if objective.divergence is forward_kl:
-        loss_C = objective.soft_scale * forward_kl(logp_CV, logt_CV)
-        d_CV = logp_CV.exp_().sub_(logt_CV.exp()).mul_(objective.soft_scale)  # p - t
-    elif learns:
-        loss_C, d_CV = _by_logprobs(objective, logp_CV, logt_CV)
-        d_CV -= d_CV.sum(-1, keepdim=True) * logp_CV.exp()
-    else:
-        loss_C, d_CV = objective.soft_scale * objective.divergence(logp_CV, logt_CV), logp_CV
+    loss_C, d_CV = _by_logprobs(objective, logp_CV, torch.log_softmax(teacher_CV, -1))
+    at_all_C1 = -d_CV.sum(-1, keepdim=True)
     if ids_C1 is not None and hard_C1 is not None:
         loss_C = loss_C - objective.hard * hard_C1[:, 0]
-        d_CV += objective.hard * torch.softmax(logits_CV, -1)
+        at_all_C1 += objective.hard
         d_CV.scatter_add_(-1, ids_C1, torch.full_like(hard_C1, -objective.hard))
-    return loss_C, d_CV
+    return loss_C, d_CV.addcmul_(logp_CV.exp_(), at_all_C1)
+
+
+def _forward_kl(
+    logits_CV: Tensor, teacher_CV: Tensor, objective: Objective, ids_C1: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """sum t (z_t - z_p) - lse_t + lse_p with the derivative p - t, and the cross-entropy's share."""
+    p_CV, lse_p_C1 = _softmax(logits_CV)
+    t_CV, lse_t_C1 = _softmax(teacher_CV)
+    hard_C1 = None if ids_C1 is None else logits_CV.gather(-1, ids_C1)
+    gap_CV = torch.sub(teacher_CV.clamp(min=LEAST), logits_CV.clamp_(min=LEAST), out=logits_CV)
+    gap_C = (t_CV[:, None, :] @ gap_CV[:, :, None])[:, 0, 0]
+    loss_C = objective.soft_scale * (gap_C - (lse_t_C1 - lse_p_C1)[:, 0])
+    if objective.soft_scale != 1.0:
+        t_CV *= objective.soft_scale
+    if ids_C1 is None or hard_C1 is None:
+        d_CV = p_CV if objective.soft_scale == 1.0 else p_CV.mul_(objective.soft_scale)
+        return loss_C, d_CV.sub_(t_CV)
+    d_CV = p_CV.mul_(objective.soft_scale + objective.hard).sub_(t_CV)
+    d_CV.scatter_add_(-1, ids_C1, torch.full_like(hard_C1, -objective.hard))
+    return loss_C + objective.hard * (lse_p_C1 - hard_C1)[:, 0], d_CV
 
 
 def _by_logprobs(objective: Objective, logp_CB: Tensor, logt_CB: Tensor) -> tuple[Tensor, Tensor]:
