@@ -2,7 +2,8 @@
 
 Gradients are made in the forward pass, while a chunk's logits are there. Nothing is computed twice, and what
 is kept for backward is a gradient for the hidden states and, unless it is frozen, one for the head. A sparse
-target needs of the logits what cross-entropy needs: one softmax, and its own ids.
+target needs of the logits what cross-entropy needs: one softmax, and its own ids. All of it is plain torch;
+there is no Triton kernel, as none could be proven equal where this was written.
 
 Shapes: N positions, C of them in a chunk, V the vocabulary, D the hidden width, K entries of a sparse target.
 """
@@ -167,7 +168,8 @@ def _sparse(
     is added there. With `ids_C1`, the cross-entropy's share is part of it."""
     hard_C1 = None if ids_C1 is None else logits_CV.gather(-1, ids_C1)
     if targets is None:
-        d_CV, lse_C1 = _softmax(logits_CV)
+        d_CV, top_C1, log_C1 = _softmax(logits_CV)
+        lse_C1 = top_C1 - log_C1
         loss_C = torch.zeros_like(lse_C1[:, 0])
         if objective.hard != 1.0:
             d_CV *= objective.hard
@@ -187,7 +189,8 @@ def _weighted(
     """With g_k the derivative by log p at entry k and G their sum: sum of g_k at an id, less G p at all."""
     ids_CK = targets.ids_NK
     near_CK = logits_CV.gather(-1, ids_CK)
-    p_CV, lse_C1 = _softmax(logits_CV)
+    p_CV, top_C1, log_C1 = _softmax(logits_CV)
+    lse_C1 = top_C1 - log_C1
     logp_CK = (near_CK - lse_C1).masked_fill(targets.log_weights_NK == -torch.inf, -torch.inf)
     loss_C, g_CK = _by_logprobs(objective, logp_CK, targets.log_weights_NK.to(logp_CK.dtype))
     p_CV *= share - g_CK.sum(-1, keepdim=True)
@@ -203,7 +206,8 @@ def _with_tail(
     ids_CK, known_C1 = real_ids(targets), targets.known_N[:, None]
     near_CK = logits_CV.gather(-1, ids_CK)
     logits_CV.scatter_(-1, ids_CK, torch.where(known_C1, LEAST, near_CK))
-    s_CV, lse_rest_C1 = _softmax(logits_CV)
+    s_CV, top_C1, log_C1 = _softmax(logits_CV)
+    lse_rest_C1 = top_C1 - log_C1
     named_CK = near_CK.masked_fill(targets.log_weights_NK == -torch.inf, -torch.inf)
     lse_C1 = torch.logaddexp(lse_rest_C1, named_CK.logsumexp(-1, keepdim=True))
     log_q_C1 = lse_rest_C1 - lse_C1
@@ -217,10 +221,11 @@ def _with_tail(
     return loss_C, s_CV, lse_C1
 
 
-def _softmax(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
-    """p, and the logsumexp by the largest logit and its p: one exp of all, where two kernels take two."""
+def _softmax(logits_CV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p, the largest logit and its log p, which give the logsumexp as their difference: one exp of all,
+    where two kernels would take two."""
     p_CV = torch.softmax(logits_CV, -1)
-    return p_CV, logits_CV.amax(-1, keepdim=True) - p_CV.amax(-1, keepdim=True).log()
+    return p_CV, logits_CV.amax(-1, keepdim=True), p_CV.amax(-1, keepdim=True).log()
 
 
 def _dense(
@@ -241,12 +246,13 @@ def _forward_kl(
     logits_CV: Tensor, teacher_CV: Tensor, objective: Objective, ids_C1: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """sum t (z_t - z_p) - lse_t + lse_p with the derivative p - t, and the cross-entropy's share."""
-    p_CV, lse_p_C1 = _softmax(logits_CV)
-    t_CV, lse_t_C1 = _softmax(teacher_CV)
+    p_CV, top_p_C1, log_p_C1 = _softmax(logits_CV)
+    t_CV, top_t_C1, log_t_C1 = _softmax(teacher_CV)
     hard_C1 = None if ids_C1 is None else logits_CV.gather(-1, ids_C1)
     gap_CV = torch.sub(teacher_CV.clamp(min=LEAST), logits_CV.clamp_(min=LEAST), out=logits_CV)
     gap_C = (t_CV[:, None, :] @ gap_CV[:, :, None])[:, 0, 0]
-    loss_C = objective.soft_scale * (gap_C - (lse_t_C1 - lse_p_C1)[:, 0])
+    lse_gap_C1 = (top_t_C1 - top_p_C1) - (log_t_C1 - log_p_C1)  # small for like models, and exact then
+    loss_C = objective.soft_scale * (gap_C - lse_gap_C1[:, 0])
     if objective.soft_scale != 1.0:
         t_CV *= objective.soft_scale
     if ids_C1 is None or hard_C1 is None:
@@ -254,7 +260,7 @@ def _forward_kl(
         return loss_C, d_CV.sub_(t_CV)
     d_CV = p_CV.mul_(objective.soft_scale + objective.hard).sub_(t_CV)
     d_CV.scatter_add_(-1, ids_C1, torch.full_like(hard_C1, -objective.hard))
-    return loss_C + objective.hard * (lse_p_C1 - hard_C1)[:, 0], d_CV
+    return loss_C + objective.hard * (top_p_C1 - log_p_C1 - hard_C1)[:, 0], d_CV
 
 
 def _by_logprobs(objective: Objective, logp_CB: Tensor, logt_CB: Tensor) -> tuple[Tensor, Tensor]:
