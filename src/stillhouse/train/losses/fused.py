@@ -5,7 +5,8 @@ is kept for backward is a gradient for the hidden states and, unless it is froze
 target needs of the logits what cross-entropy needs: one softmax, and its own ids. All of it is plain torch;
 there is no Triton kernel, as none could be proven equal where this was written.
 
-Shapes: N positions, C of them in a chunk, V the vocabulary, D the hidden width, K entries of a sparse target.
+Shapes: N positions, C of them in a chunk, S of those in a slice, V the vocabulary, D the hidden width, K
+entries of a sparse target.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from stillhouse.train.losses.divergence import Objective, forward_kl
 from stillhouse.train.losses.heads import Head
-from stillhouse.train.losses.targets import SparseTargets, Targets
+from stillhouse.train.losses.targets import SparseTargets, Targets, TeacherStates
 from stillhouse.train.losses.whole import (
     LEAST,
     bucket_targets,
@@ -26,11 +27,13 @@ from stillhouse.train.losses.whole import (
     counted,
     exact,
     real_ids,
+    teacher_products,
     teacher_scores,
 )
 
 CHUNK_LOGITS = 1 << 24  # logits of a chunk: 64 MiB in float32
 CHUNK_ROWS = 64, 1024  # but no fewer rows and no more: each chunk goes through the head's weights once
+SLICE_LOGITS = 1 << 20  # of a chunk worked on at once, on a CPU: they stay in its cache
 
 
 class _Asked(NamedTuple):
@@ -95,7 +98,11 @@ class _HeadLoss(torch.autograd.Function):  # type: ignore[misc]
 def _walk(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, asked: _Asked, needed: tuple[bool, ...]
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss of each position, and the gradients for hidden states, weight and bias of their sum."""
+    """The loss of each position, and the gradients for hidden states, weight and bias of their sum.
+
+    The products with the head are made for a chunk, all else for a slice of it: a slice stays in a CPU's cache
+    through its dozen passes, and only the products pay for large memory.
+    """
     head, exactly = asked.head, torch.promote_types(asked.dtype, torch.float32)
     weight = weight_VD.to(asked.dtype)
     loss_N = torch.zeros(len(hidden_ND), dtype=exactly, device=hidden_ND.device)
@@ -103,32 +110,41 @@ def _walk(
     d_hidden = torch.zeros_like(hidden_ND) if for_hidden else None
     d_weight = torch.zeros_like(weight_VD, dtype=exactly) if for_weight else None
     d_bias = torch.zeros_like(bias_V, dtype=exactly) if for_bias and bias_V is not None else None
-    learns = for_hidden or for_weight or for_bias
+    learns, vocabulary = for_hidden or for_weight or for_bias, len(weight_VD)
+    rows = max(1, SLICE_LOGITS // vocabulary) if hidden_ND.device.type == "cpu" else asked.chunk
+    room_CV = weight.new_empty(
+        min(asked.chunk, len(hidden_ND)), vocabulary
+    )  # the logits, then their gradient
     for start in range(0, len(hidden_ND), asked.chunk):
-        part = slice(start, start + asked.chunk)
+        part = slice(start, min(start + asked.chunk, len(hidden_ND)))
         hidden_CD = hidden_ND[part].to(asked.dtype)
-        raw_CV = hidden_CD @ weight.T
-        if bias_V is not None:
-            raw_CV += bias_V.to(raw_CV.dtype)
-        logits_CV = head.finish(exact(raw_CV))
-        slope_CV = None if head.softcap is None else 1 - (logits_CV / head.softcap) ** 2
-        del raw_CV
-        loss_N[part], d_CV = _chunk(logits_CV, part, asked)
-        if not learns:
-            continue
-        if head.scale != 1.0:
-            d_CV *= head.scale
-        if slope_CV is not None:
-            d_CV *= slope_CV
-        if d_bias is not None:
-            d_bias += d_CV.sum(0)
-        d_CV = d_CV.to(asked.dtype)
+        chunk_CV = torch.mm(hidden_CD, weight.T, out=room_CV[: len(hidden_CD)])
+        taught_CV = None
+        if isinstance(asked.targets, Tensor | TeacherStates) and asked.objective.soft_scale:
+            taught_CV = teacher_products(asked.targets, part, asked.vocabulary)
+        for at in range(0, len(hidden_CD), rows):
+            own = slice(at, min(at + rows, len(hidden_CD)))
+            raw_SV = chunk_CV[own] if bias_V is None else chunk_CV[own] + bias_V.to(asked.dtype)
+            logits_SV = head.finish(exact(raw_SV))
+            slope_SV = None if head.softcap is None else 1 - (logits_SV / head.softcap) ** 2
+            place, taught_SV = slice(start + own.start, start + own.stop), None
+            if taught_CV is not None:
+                taught_SV = taught_CV[own]
+            loss_N[place], d_SV = _losses(logits_SV, taught_SV, place, asked)
+            if head.scale != 1.0:
+                d_SV *= head.scale
+            if slope_SV is not None:
+                d_SV *= slope_SV
+            if d_bias is not None:
+                d_bias += d_SV.sum(0)
+            if learns:
+                chunk_CV[own] = d_SV
         if d_hidden is not None:
-            d_hidden[part] = d_CV @ weight
+            d_hidden[part] = chunk_CV @ weight
         if d_weight is not None and d_weight.dtype == asked.dtype:
-            d_weight.addmm_(d_CV.T, hidden_CD)
+            d_weight.addmm_(chunk_CV.T, hidden_CD)
         elif d_weight is not None:
-            d_weight += d_CV.T @ hidden_CD
+            d_weight += chunk_CV.T @ hidden_CD
     made = [d_hidden, d_weight, d_bias]
     return loss_N, [
         None if d is None or of is None else d.to(of.dtype)
@@ -136,22 +152,25 @@ def _walk(
     ]
 
 
-def _chunk(logits_CV: Tensor, part: slice, asked: _Asked) -> tuple[Tensor, Tensor]:
-    """Loss of a chunk's positions, and its derivative by their logits. May overwrite the logits."""
-    objective, ids_C1 = asked.objective, None
+def _losses(
+    logits_CV: Tensor, taught_CV: Tensor | None, place: slice, asked: _Asked
+) -> tuple[Tensor, Tensor]:
+    """Losses of the positions at `place`, and their derivative by the logits, which may be overwritten."""
+    objective, targets, ids_C1 = asked.objective, asked.targets, None
     if objective.hard:
         assert asked.ids_N is not None
-        ids_C1 = asked.ids_N[part, None]
-    if asked.targets is None or not objective.soft_scale:
+        ids_C1 = asked.ids_N[place, None]
+    if targets is None or not objective.soft_scale:
         return _sparse(logits_CV, None, objective, ids_C1)
     warm = objective.temperature != 1.0
     soft_CV = logits_CV / objective.temperature if warm else logits_CV
-    if isinstance(asked.targets, SparseTargets):
-        loss_C, d_CV = _sparse(soft_CV, asked.targets[part], objective, None if warm else ids_C1)
+    if isinstance(targets, SparseTargets):
+        loss_C, d_CV = _sparse(soft_CV, targets[place], objective, None if warm else ids_C1)
     else:
-        scores_CV = teacher_scores(asked.targets, part, objective.temperature, asked.vocabulary)
+        assert taught_CV is not None
+        scores_CV = teacher_scores(targets, taught_CV, objective.temperature).to(soft_CV.dtype)
         dense = _forward_kl if objective.divergence is forward_kl else _dense
-        loss_C, d_CV = dense(soft_CV, scores_CV.to(soft_CV.dtype), objective, None if warm else ids_C1)
+        loss_C, d_CV = dense(soft_CV, scores_CV, objective, None if warm else ids_C1)
     if not warm:
         return loss_C, d_CV
     d_CV = d_CV / objective.temperature

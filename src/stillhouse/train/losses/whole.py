@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.functional import linear
 
 from stillhouse.train.losses.divergence import Objective, forward_kl
 from stillhouse.train.losses.targets import SparseTargets, Targets, TeacherStates
@@ -53,7 +54,9 @@ def position_losses(
         if isinstance(targets, SparseTargets):
             loss_N = objective.divergence(*_buckets(logp_NV, targets))
         else:
-            teacher_NV = teacher_scores(targets, slice(None), objective.temperature, vocabulary)
+            with torch.no_grad():
+                products_NV = teacher_products(targets, slice(None), vocabulary)
+                teacher_NV = teacher_scores(targets, products_NV, objective.temperature)
             loss_N = objective.divergence(logp_NV, torch.log_softmax(teacher_NV.to(logp_NV.dtype), -1))
         loss_N = objective.soft_scale * loss_N
     if objective.hard:
@@ -110,17 +113,19 @@ def check(
         raise ValueError("sampled targets serve the forward KL only: any other gradient would be biased")
 
 
-def teacher_scores(
-    targets: Tensor | TeacherStates, part: slice, temperature: float, vocabulary: int | None
-) -> Tensor:
-    """The teacher's logits (C, V) of some positions at a temperature, without a gradient."""
-    with torch.no_grad():
-        if isinstance(targets, TeacherStates):
-            head = targets.head.cut(vocabulary)
-            logits_CV = head.logits(targets.hidden_ND[part].to(head.weight_VD.dtype))
-        else:
-            logits_CV = targets[part, :vocabulary]
-        return exact(logits_CV) if temperature == 1.0 else exact(logits_CV) / temperature
+def teacher_products(targets: Tensor | TeacherStates, part: slice, vocabulary: int | None) -> Tensor:
+    """What the teacher's head makes (C, V) of some positions, not yet scaled and capped; or its logits."""
+    if isinstance(targets, Tensor):
+        return targets[part, :vocabulary]
+    head = targets.head.cut(vocabulary)
+    return linear(targets.hidden_ND[part].to(head.weight_VD.dtype), head.weight_VD, head.bias_V)
+
+
+def teacher_scores(targets: Tensor | TeacherStates, products_CV: Tensor, temperature: float) -> Tensor:
+    """Its logits at a temperature, in float32 at least."""
+    scores_CV = exact(products_CV)
+    scores_CV = scores_CV if isinstance(targets, Tensor) else targets.head.finish(scores_CV)
+    return scores_CV if temperature == 1.0 else scores_CV / temperature
 
 
 def exact(values: Tensor) -> Tensor:
