@@ -100,8 +100,8 @@ def _walk(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The loss of each position, and the gradients for hidden states, weight and bias of their sum.
 
-    The products with the head are made for a chunk, all else for a slice of it: a slice stays in a CPU's cache
-    through its dozen passes, and only the products pay for large memory.
+    The products with the head are made for a chunk, all else for a slice of it, which stays in a CPU's
+    cache through its dozen passes, so that only the products pay for large memory.
     """
     head, exactly = asked.head, torch.promote_types(asked.dtype, torch.float32)
     weight = weight_VD.to(asked.dtype)
