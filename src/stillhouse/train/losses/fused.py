@@ -284,6 +284,8 @@ def _forward_kl(
 
 def _by_logprobs(objective: Objective, logp_CB: Tensor, logt_CB: Tensor) -> tuple[Tensor, Tensor]:
     """Scaled loss (C,) and its derivative by the log-probabilities, taken each for itself."""
+    if objective.divergence is forward_kl:
+        return objective.soft_scale * forward_kl(logp_CB, logt_CB), -objective.soft_scale * logt_CB.exp()
     with torch.enable_grad():
         free_CB = logp_CB.detach().requires_grad_()
         loss_C = objective.soft_scale * objective.divergence(free_CB, logt_CB)
