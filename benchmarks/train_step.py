@@ -164,7 +164,7 @@ def header_device() -> str:
 def main() -> None:
     options = arguments(__doc__ or "")
     gpu = header_device() == "cuda"
-    tokens, width, rounds = (128, 64, 3) if options.quick else (8192, 1024, 9) if gpu else (512, 256, 7)
+    tokens, width, rounds = (128, 64, 5) if options.quick else (8192, 1024, 9) if gpu else (512, 256, 7)
     python, rows = peer_python(), []
     for vocabulary in (32_000, 150_000):
         for dtype in dtypes()[:1] if options.quick else dtypes():
