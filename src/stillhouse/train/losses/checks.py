@@ -208,7 +208,7 @@ def shard_order(path: LossPath, case: Case) -> float:
     return worst
 
 
-def layouts(path: LossPath, predicting: Callable[[Tensor], Tensor], case: Case) -> float:
+def layouts(path: LossPath, case: Case, predicting: Callable[[Tensor], Tensor]) -> float:
     """Three answers, one of a single token and one that begins with its row's second token, in three layouts
     (rows padded on the right, on the left, packed into one), against each token from its own prefix alone."""
     ids = torch.randint(1, V, (15,), generator=torch.Generator().manual_seed(SEED)).to(case.ids_N)

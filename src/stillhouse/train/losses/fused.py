@@ -2,9 +2,11 @@
 
 Gradients are made in the forward pass, while a chunk's logits are there. Nothing is computed twice, and what
 is kept for backward is a gradient for the hidden states and, unless it is frozen, one for the head. A sparse
-target needs of the logits what cross-entropy needs: one softmax, and its own ids.
+target needs of the logits what cross-entropy needs: one softmax, and its own ids. All of it is plain torch;
+there is no Triton kernel, as none could be proven equal where this was written.
 
-Shapes: N positions, C of them in a chunk, V the vocabulary, D the hidden width, K entries of a sparse target.
+Shapes: N positions, C of them in a chunk, S of those in a slice, V the vocabulary, D the hidden width, K
+entries of a sparse target.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from stillhouse.train.losses.divergence import Objective, forward_kl
 from stillhouse.train.losses.heads import Head
-from stillhouse.train.losses.targets import SparseTargets, Targets
+from stillhouse.train.losses.targets import SparseTargets, Targets, TeacherStates
 from stillhouse.train.losses.whole import (
     LEAST,
     bucket_targets,
@@ -25,11 +27,13 @@ from stillhouse.train.losses.whole import (
     counted,
     exact,
     real_ids,
-    teacher_logprobs,
+    teacher_products,
+    teacher_scores,
 )
 
 CHUNK_LOGITS = 1 << 24  # logits of a chunk: 64 MiB in float32
 CHUNK_ROWS = 64, 1024  # but no fewer rows and no more: each chunk goes through the head's weights once
+SLICE_LOGITS = 1 << 20  # of a chunk worked on at once, on a CPU: they stay in its cache
 
 
 class _Asked(NamedTuple):
@@ -61,7 +65,7 @@ def head_loss(
     """
     positions, own = len(hidden_ND), head.cut(vocabulary)
     if targets is not None:
-        check(targets, objective, ids_N, positions)
+        check(targets, objective, ids_N, vocabulary, positions, len(own.weight_VD))
     elif objective.soft_scale or ids_N is None:
         raise ValueError("without targets there is only cross-entropy: `hard` must be 1, with the tokens")
     rows = min(max(CHUNK_LOGITS // len(own.weight_VD), CHUNK_ROWS[0]), CHUNK_ROWS[1])
@@ -94,7 +98,11 @@ class _HeadLoss(torch.autograd.Function):  # type: ignore[misc]
 def _walk(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, asked: _Asked, needed: tuple[bool, ...]
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss of each position, and the gradients for hidden states, weight and bias of their sum."""
+    """The loss of each position, and the gradients for hidden states, weight and bias of their sum.
+
+    The products with the head are made for a chunk, all else for a slice of it, which stays in a CPU's
+    cache through its dozen passes, so that only the products pay for large memory.
+    """
     head, exactly = asked.head, torch.promote_types(asked.dtype, torch.float32)
     weight = weight_VD.to(asked.dtype)
     loss_N = torch.zeros(len(hidden_ND), dtype=exactly, device=hidden_ND.device)
@@ -102,32 +110,41 @@ def _walk(
     d_hidden = torch.zeros_like(hidden_ND) if for_hidden else None
     d_weight = torch.zeros_like(weight_VD, dtype=exactly) if for_weight else None
     d_bias = torch.zeros_like(bias_V, dtype=exactly) if for_bias and bias_V is not None else None
-    learns = for_hidden or for_weight or for_bias
+    learns, vocabulary = for_hidden or for_weight or for_bias, len(weight_VD)
+    rows = max(1, SLICE_LOGITS // vocabulary) if hidden_ND.device.type == "cpu" else asked.chunk
+    room_CV = weight.new_empty(
+        min(asked.chunk, len(hidden_ND)), vocabulary
+    )  # the logits, then their gradient
     for start in range(0, len(hidden_ND), asked.chunk):
-        part = slice(start, start + asked.chunk)
+        part = slice(start, min(start + asked.chunk, len(hidden_ND)))
         hidden_CD = hidden_ND[part].to(asked.dtype)
-        raw_CV = hidden_CD @ weight.T
-        if bias_V is not None:
-            raw_CV += bias_V.to(raw_CV.dtype)
-        logits_CV = head.finish(exact(raw_CV))
-        slope_CV = None if head.softcap is None else 1 - (logits_CV / head.softcap) ** 2
-        del raw_CV
-        loss_N[part], d_CV = _chunk(logits_CV, part, asked, learns)
-        if not learns:
-            continue
-        if head.scale != 1.0:
-            d_CV *= head.scale
-        if slope_CV is not None:
-            d_CV *= slope_CV
-        if d_bias is not None:
-            d_bias += d_CV.sum(0)
-        d_CV = d_CV.to(asked.dtype)
+        chunk_CV = torch.mm(hidden_CD, weight.T, out=room_CV[: len(hidden_CD)])
+        taught_CV = None
+        if isinstance(asked.targets, Tensor | TeacherStates) and asked.objective.soft_scale:
+            taught_CV = teacher_products(asked.targets, part, asked.vocabulary)
+        for at in range(0, len(hidden_CD), rows):
+            own = slice(at, min(at + rows, len(hidden_CD)))
+            raw_SV = chunk_CV[own] if bias_V is None else chunk_CV[own] + bias_V.to(asked.dtype)
+            logits_SV = head.finish(exact(raw_SV))
+            slope_SV = None if head.softcap is None else 1 - (logits_SV / head.softcap) ** 2
+            place, taught_SV = slice(start + own.start, start + own.stop), None
+            if taught_CV is not None:
+                taught_SV = taught_CV[own]
+            loss_N[place], d_SV = _losses(logits_SV, taught_SV, place, asked)
+            if head.scale != 1.0:
+                d_SV *= head.scale
+            if slope_SV is not None:
+                d_SV *= slope_SV
+            if d_bias is not None:
+                d_bias += d_SV.sum(0)
+            if learns:
+                chunk_CV[own] = d_SV
         if d_hidden is not None:
-            d_hidden[part] = d_CV @ weight
+            d_hidden[part] = chunk_CV @ weight
         if d_weight is not None and d_weight.dtype == asked.dtype:
-            d_weight.addmm_(d_CV.T, hidden_CD)
+            d_weight.addmm_(chunk_CV.T, hidden_CD)
         elif d_weight is not None:
-            d_weight += d_CV.T @ hidden_CD
+            d_weight += chunk_CV.T @ hidden_CD
     made = [d_hidden, d_weight, d_bias]
     return loss_N, [
         None if d is None or of is None else d.to(of.dtype)
@@ -135,21 +152,25 @@ def _walk(
     ]
 
 
-def _chunk(logits_CV: Tensor, part: slice, asked: _Asked, learns: bool) -> tuple[Tensor, Tensor]:
-    """Loss of a chunk's positions, and its derivative by their logits. May overwrite the logits."""
-    objective, ids_C1 = asked.objective, None
+def _losses(
+    logits_CV: Tensor, taught_CV: Tensor | None, place: slice, asked: _Asked
+) -> tuple[Tensor, Tensor]:
+    """Losses of the positions at `place`, and their derivative by the logits, which may be overwritten."""
+    objective, targets, ids_C1 = asked.objective, asked.targets, None
     if objective.hard:
         assert asked.ids_N is not None
-        ids_C1 = asked.ids_N[part, None]
-    if asked.targets is None or not objective.soft_scale:
+        ids_C1 = asked.ids_N[place, None]
+    if targets is None or not objective.soft_scale:
         return _sparse(logits_CV, None, objective, ids_C1)
     warm = objective.temperature != 1.0
     soft_CV = logits_CV / objective.temperature if warm else logits_CV
-    if isinstance(asked.targets, SparseTargets):
-        loss_C, d_CV = _sparse(soft_CV, asked.targets[part], objective, None if warm else ids_C1)
+    if isinstance(targets, SparseTargets):
+        loss_C, d_CV = _sparse(soft_CV, targets[place], objective, None if warm else ids_C1)
     else:
-        logt_CV = teacher_logprobs(asked.targets, part, objective.temperature, asked.vocabulary)
-        loss_C, d_CV = _dense(soft_CV, logt_CV, objective, None if warm else ids_C1, learns)
+        assert taught_CV is not None
+        scores_CV = teacher_scores(targets, taught_CV, objective.temperature).to(soft_CV.dtype)
+        dense = _forward_kl if objective.divergence is forward_kl else _dense
+        loss_C, d_CV = dense(soft_CV, scores_CV, objective, None if warm else ids_C1)
     if not warm:
         return loss_C, d_CV
     d_CV = d_CV / objective.temperature
@@ -166,7 +187,8 @@ def _sparse(
     is added there. With `ids_C1`, the cross-entropy's share is part of it."""
     hard_C1 = None if ids_C1 is None else logits_CV.gather(-1, ids_C1)
     if targets is None:
-        d_CV, lse_C1 = _softmax(logits_CV)
+        d_CV, top_C1, log_C1 = _softmax(logits_CV)
+        lse_C1 = top_C1 - log_C1
         loss_C = torch.zeros_like(lse_C1[:, 0])
         if objective.hard != 1.0:
             d_CV *= objective.hard
@@ -186,7 +208,8 @@ def _weighted(
     """With g_k the derivative by log p at entry k and G their sum: sum of g_k at an id, less G p at all."""
     ids_CK = targets.ids_NK
     near_CK = logits_CV.gather(-1, ids_CK)
-    p_CV, lse_C1 = _softmax(logits_CV)
+    p_CV, top_C1, log_C1 = _softmax(logits_CV)
+    lse_C1 = top_C1 - log_C1
     logp_CK = (near_CK - lse_C1).masked_fill(targets.log_weights_NK == -torch.inf, -torch.inf)
     loss_C, g_CK = _by_logprobs(objective, logp_CK, targets.log_weights_NK.to(logp_CK.dtype))
     p_CV *= share - g_CK.sum(-1, keepdim=True)
@@ -202,7 +225,8 @@ def _with_tail(
     ids_CK, known_C1 = real_ids(targets), targets.known_N[:, None]
     near_CK = logits_CV.gather(-1, ids_CK)
     logits_CV.scatter_(-1, ids_CK, torch.where(known_C1, LEAST, near_CK))
-    s_CV, lse_rest_C1 = _softmax(logits_CV)
+    s_CV, top_C1, log_C1 = _softmax(logits_CV)
+    lse_rest_C1 = top_C1 - log_C1
     named_CK = near_CK.masked_fill(targets.log_weights_NK == -torch.inf, -torch.inf)
     lse_C1 = torch.logaddexp(lse_rest_C1, named_CK.logsumexp(-1, keepdim=True))
     log_q_C1 = lse_rest_C1 - lse_C1
@@ -216,35 +240,52 @@ def _with_tail(
     return loss_C, s_CV, lse_C1
 
 
-def _softmax(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
-    """p, and the logsumexp by the largest logit and its p: one exp of all, where two kernels take two."""
+def _softmax(logits_CV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p, the largest logit and its log p, which give the logsumexp as their difference: one exp of all,
+    where two kernels would take two."""
     p_CV = torch.softmax(logits_CV, -1)
-    return p_CV, logits_CV.amax(-1, keepdim=True) - p_CV.amax(-1, keepdim=True).log()
+    return p_CV, logits_CV.amax(-1, keepdim=True), p_CV.amax(-1, keepdim=True).log()
 
 
 def _dense(
-    logits_CV: Tensor, logt_CV: Tensor, objective: Objective, ids_C1: Tensor | None, learns: bool
+    logits_CV: Tensor, teacher_CV: Tensor, objective: Objective, ids_C1: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     logp_CV = torch.log_softmax(logits_CV, -1)
     hard_C1 = None if ids_C1 is None else logp_CV.gather(-1, ids_C1)
-    logt_CV = logt_CV.to(logp_CV.dtype)
-    if objective.divergence is forward_kl:
-        loss_C = objective.soft_scale * forward_kl(logp_CV, logt_CV)
-        d_CV = logp_CV.exp_().sub_(logt_CV.exp()).mul_(objective.soft_scale)  # p - t
-    elif learns:
-        loss_C, d_CV = _by_logprobs(objective, logp_CV, logt_CV)
-        d_CV -= d_CV.sum(-1, keepdim=True) * logp_CV.exp()
-    else:
-        loss_C, d_CV = objective.soft_scale * objective.divergence(logp_CV, logt_CV), logp_CV
+    loss_C, d_CV = _by_logprobs(objective, logp_CV, torch.log_softmax(teacher_CV, -1))
+    at_all_C1 = -d_CV.sum(-1, keepdim=True)
     if ids_C1 is not None and hard_C1 is not None:
         loss_C = loss_C - objective.hard * hard_C1[:, 0]
-        d_CV += objective.hard * torch.softmax(logits_CV, -1)
+        at_all_C1 += objective.hard
         d_CV.scatter_add_(-1, ids_C1, torch.full_like(hard_C1, -objective.hard))
-    return loss_C, d_CV
+    return loss_C, d_CV.addcmul_(logp_CV.exp_(), at_all_C1)
+
+
+def _forward_kl(
+    logits_CV: Tensor, teacher_CV: Tensor, objective: Objective, ids_C1: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """sum t (z_t - z_p) - lse_t + lse_p with the derivative p - t, and the cross-entropy's share."""
+    p_CV, top_p_C1, log_p_C1 = _softmax(logits_CV)
+    t_CV, top_t_C1, log_t_C1 = _softmax(teacher_CV)
+    hard_C1 = None if ids_C1 is None else logits_CV.gather(-1, ids_C1)
+    gap_CV = torch.sub(teacher_CV.clamp(min=LEAST), logits_CV.clamp_(min=LEAST), out=logits_CV)
+    gap_C = (t_CV[:, None, :] @ gap_CV[:, :, None])[:, 0, 0]
+    lse_gap_C1 = (top_t_C1 - top_p_C1) - (log_t_C1 - log_p_C1)  # small for like models, and exact then
+    loss_C = objective.soft_scale * (gap_C - lse_gap_C1[:, 0])
+    if objective.soft_scale != 1.0:
+        t_CV *= objective.soft_scale
+    if ids_C1 is None or hard_C1 is None:
+        d_CV = p_CV if objective.soft_scale == 1.0 else p_CV.mul_(objective.soft_scale)
+        return loss_C, d_CV.sub_(t_CV)
+    d_CV = p_CV.mul_(objective.soft_scale + objective.hard).sub_(t_CV)
+    d_CV.scatter_add_(-1, ids_C1, torch.full_like(hard_C1, -objective.hard))
+    return loss_C + objective.hard * (top_p_C1 - log_p_C1 - hard_C1)[:, 0], d_CV
 
 
 def _by_logprobs(objective: Objective, logp_CB: Tensor, logt_CB: Tensor) -> tuple[Tensor, Tensor]:
     """Scaled loss (C,) and its derivative by the log-probabilities, taken each for itself."""
+    if objective.divergence is forward_kl:
+        return objective.soft_scale * forward_kl(logp_CB, logt_CB), -objective.soft_scale * logt_CB.exp()
     with torch.enable_grad():
         free_CB = logp_CB.detach().requires_grad_()
         loss_C = objective.soft_scale * objective.divergence(free_CB, logt_CB)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -45,48 +44,35 @@ def self_test(
     """
     here = torch.device(device)
     case = checks.make_case(here, torch.float32)
-    fine = checks.make_case(here, torch.float64) if here.type != "mps" else None
-    cases: list[tuple[str, float, Callable[[], float]]] = [
-        *(
-            (
-                f"student = teacher, {kind}: loss and gradient",
-                1e-5,
-                partial(checks.equal_models, path, case, kind),
-            )
-            for kind in ("dense", "states", "tail bucket")
-        ),
-        *(
-            (f"{name} by its definition", 1e-5, partial(checks.by_definition, path, case, name))
-            for name in checks.FORMULAS
-        ),
-        ("drawn ids: mean gradient, in standard errors", 4.0, partial(checks.drawn, path, case, 0, 12)),
-        (
-            "head and drawn ids: mean gradient, in standard errors",
-            4.0,
-            partial(checks.drawn, path, case, 4, 4),
-        ),
-        ("all ids as sparse targets are dense targets", 1e-5, partial(checks.all_named, path, case)),
-        ("Jensen-Shannon runs into the KLs at its ends", 0.05, partial(checks.ends, path, case)),
-        ("chunks of 1, 5 and all positions", 1e-5, partial(checks.chunks, path, case)),
-        ("micro-batches of unequal size", 1e-5, partial(checks.micro_batches, path, case, 1)),
-        ("two processes that average their gradients", 1e-5, partial(checks.micro_batches, path, case, 2)),
-        ("whole logits, as of a classifier", 1e-5, partial(checks.whole, path, case)),
-        ("rows of a shard in another order", 1e-5, partial(checks.shard_order, path, case)),
-        (
-            "padded left, right, packed; one-token answers",
-            1e-5,
-            partial(checks.layouts, path, predicting, case),
-        ),
-        ("no position that counts: loss and gradient", 0.0, partial(checks.nothing, path, case)),
-        ("unknown positions", 1e-5, partial(checks.unknown, path, case)),
-        ("padded vocabulary", 1e-5, partial(checks.padded_vocabulary, path, case)),
-        ("tokens that have no share in the loss", 0.0, partial(checks.no_share, path, case)),
-        ("final softcap and logit scale", 1e-5, partial(checks.capped, path, case)),
-        ("bfloat16 products, all else in float32", 1e-4, partial(checks.bfloat16, path, case)),
-        ("logits of tens of thousands", 1e-5, partial(checks.extreme, path, case)),
+
+    def on(measure: Callable[..., float], *more: object) -> Callable[[], float]:
+        return lambda: measure(path, case, *more)
+
+    equal = ("dense", "states", "tail bucket")
+    cases = [
+        *((f"student = teacher, {k}: loss and gradient", 1e-5, on(checks.equal_models, k)) for k in equal),
+        *((f"{n} by its definition", 1e-5, on(checks.by_definition, n)) for n in checks.FORMULAS),
+        ("drawn ids: mean gradient, in standard errors", 4.0, on(checks.drawn, 0, 12)),
+        ("head and drawn ids: mean gradient, in standard errors", 4.0, on(checks.drawn, 4, 4)),
+        ("all ids as sparse targets are dense targets", 1e-5, on(checks.all_named)),
+        ("Jensen-Shannon runs into the KLs at its ends", 0.05, on(checks.ends)),
+        ("chunks of 1, 5 and all positions", 1e-5, on(checks.chunks)),
+        ("micro-batches of unequal size", 1e-5, on(checks.micro_batches, 1)),
+        ("two processes that average their gradients", 1e-5, on(checks.micro_batches, 2)),
+        ("whole logits, as of a classifier", 1e-4, on(checks.whole)),
+        ("rows of a shard in another order", 1e-5, on(checks.shard_order)),
+        ("padded left, right, packed; one-token answers", 1e-5, on(checks.layouts, predicting)),
+        ("no position that counts: loss and gradient", 0.0, on(checks.nothing)),
+        ("unknown positions", 1e-5, on(checks.unknown)),
+        ("padded vocabulary", 1e-5, on(checks.padded_vocabulary)),
+        ("tokens that have no share in the loss", 0.0, on(checks.no_share)),
+        ("final softcap and logit scale", 1e-5, on(checks.capped)),
+        ("bfloat16 products, all else in float32", 1e-4, on(checks.bfloat16)),
+        ("logits of tens of thousands", 1e-5, on(checks.extreme)),
     ]
-    if fine is not None:  # MPS has no float64, and float32 has too few digits for differences
-        cases.append(("reported loss is applied gradient", 1e-5, partial(checks.differences, path, fine)))
+    if here.type != "mps":  # it has no float64, and float32 has too few digits for differences
+        fine = checks.make_case(here, torch.float64)
+        cases.append(("reported loss is applied gradient", 1e-5, lambda: checks.differences(path, fine)))
     return tuple(_checked(*each) for each in cases)
 
 

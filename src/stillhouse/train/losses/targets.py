@@ -94,14 +94,16 @@ def stratified(
 
 def unpacked(packed: PackedTargets, sampled: bool) -> SparseTargets:
     """What a shard's reader gives, as rectangles; `sampled` where its binding has draws. A position with no
-    entries stays unknown."""
+    entries stays unknown. Each mass is made 1 again, which rounding to fp16 moved by some 1e-4."""
     sizes_N = np.diff(packed.offsets_N1)
-    places = np.arange(int(sizes_N.max(initial=1)))[None, :] < sizes_N[:, None]
-    ids_NK = np.zeros(places.shape, dtype=np.int64)
-    weights_NK = np.full(places.shape, -np.inf, dtype=np.float32)
-    ids_NK[places], weights_NK[places] = packed.ids_E, packed.logprobs_E
-    tail_N = None if sampled else torch.from_numpy(packed.log_tail_N)
-    return SparseTargets(torch.from_numpy(ids_NK), torch.from_numpy(weights_NK), tail_N)
+    filled = np.arange(int(sizes_N.max(initial=1)))[None, :] < sizes_N[:, None]
+    ids_NK = np.zeros(filled.shape, dtype=np.int64)
+    weights_NK = np.full(filled.shape, -np.inf, dtype=np.float32)
+    ids_NK[filled], weights_NK[filled] = packed.ids_E, packed.logprobs_E
+    log_weights_NK, log_tail_N = torch.from_numpy(weights_NK), torch.from_numpy(packed.log_tail_N)
+    mass_N = torch.cat([log_weights_NK, log_tail_N[:, None]], -1).logsumexp(-1)  # unknown: all is tail, 0
+    log_weights_NK -= mass_N[:, None]
+    return SparseTargets(torch.from_numpy(ids_NK), log_weights_NK, None if sampled else log_tail_N - mass_N)
 
 
 def places(trained_BT: Tensor) -> Tensor:

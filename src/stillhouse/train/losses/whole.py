@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.functional import linear
 
 from stillhouse.train.losses.divergence import Objective, forward_kl
 from stillhouse.train.losses.targets import SparseTargets, Targets, TeacherStates
@@ -45,16 +46,18 @@ def position_losses(
     from `vocabulary` on only pad a model's output and are left out on both sides. Raises ValueError for
     targets that cannot serve the objective.
     """
-    check(targets, objective, ids_N, len(logits_NV))
     scores_NV = exact(logits_NV[:, :vocabulary])
+    check(targets, objective, ids_N, vocabulary, *scores_NV.shape)
     loss_N = torch.zeros_like(scores_NV[:, 0])
     if objective.soft_scale:
         logp_NV = torch.log_softmax(scores_NV / objective.temperature, -1)
         if isinstance(targets, SparseTargets):
             loss_N = objective.divergence(*_buckets(logp_NV, targets))
         else:
-            logt_NV = teacher_logprobs(targets, slice(None), objective.temperature, vocabulary)
-            loss_N = objective.divergence(logp_NV, logt_NV.to(logp_NV.dtype))
+            with torch.no_grad():
+                products_NV = teacher_products(targets, slice(None), vocabulary)
+                teacher_NV = teacher_scores(targets, products_NV, objective.temperature)
+            loss_N = objective.divergence(logp_NV, torch.log_softmax(teacher_NV.to(logp_NV.dtype), -1))
         loss_N = objective.soft_scale * loss_N
     if objective.hard:
         assert ids_N is not None
@@ -78,13 +81,28 @@ def normalised(total: Tensor, count: int, processes: int = 1) -> Tensor:
     return total * (processes / max(count, 1))
 
 
-def check(targets: Targets, objective: Objective, ids_N: Tensor | None, positions: int) -> None:
-    """Raises ValueError for targets that cannot serve the objective."""
+def check(
+    targets: Targets,
+    objective: Objective,
+    ids_N: Tensor | None,
+    vocabulary: int | None,
+    positions: int,
+    outcomes: int,
+) -> None:
+    """Raises ValueError for targets that do not fit the student's outputs or cannot serve the objective."""
     if len(targets) != positions:
         raise ValueError(f"there are targets for {len(targets)} positions, and {positions} predict")
     if objective.hard and ids_N is None:
         raise ValueError("a share of cross-entropy needs the tokens")
-    if not isinstance(targets, SparseTargets) or not objective.soft_scale:
+    if not isinstance(targets, SparseTargets):
+        rows = targets.shape[1] if isinstance(targets, Tensor) else len(targets.head.weight_VD)
+        if (rows if vocabulary is None else min(rows, vocabulary)) != outcomes:
+            raise ValueError(
+                f"the teacher has {rows} outputs and the student {outcomes}: "
+                "where both only pad one vocabulary, say how many ids it has"
+            )
+        return
+    if not objective.soft_scale:
         return
     if targets.temperature != objective.temperature:
         raise ValueError(
@@ -95,17 +113,19 @@ def check(targets: Targets, objective: Objective, ids_N: Tensor | None, position
         raise ValueError("sampled targets serve the forward KL only: any other gradient would be biased")
 
 
-def teacher_logprobs(
-    targets: Tensor | TeacherStates, part: slice, temperature: float, vocabulary: int | None
-) -> Tensor:
-    """log t_T (C, V) of some positions, without a gradient."""
-    with torch.no_grad():
-        if isinstance(targets, TeacherStates):
-            head = targets.head.cut(vocabulary)
-            logits_CV = head.logits(targets.hidden_ND[part].to(head.weight_VD.dtype))
-        else:
-            logits_CV = targets[part, :vocabulary]
-        return torch.log_softmax(exact(logits_CV) / temperature, -1)
+def teacher_products(targets: Tensor | TeacherStates, part: slice, vocabulary: int | None) -> Tensor:
+    """What the teacher's head makes (C, V) of some positions, not yet scaled and capped; or its logits."""
+    if isinstance(targets, Tensor):
+        return targets[part, :vocabulary]
+    head = targets.head.cut(vocabulary)
+    return linear(targets.hidden_ND[part].to(head.weight_VD.dtype), head.weight_VD, head.bias_V)
+
+
+def teacher_scores(targets: Tensor | TeacherStates, products_CV: Tensor, temperature: float) -> Tensor:
+    """Its logits at a temperature, in float32 at least."""
+    scores_CV = exact(products_CV)
+    scores_CV = scores_CV if isinstance(targets, Tensor) else targets.head.finish(scores_CV)
+    return scores_CV if temperature == 1.0 else scores_CV / temperature
 
 
 def exact(values: Tensor) -> Tensor:
