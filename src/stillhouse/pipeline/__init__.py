@@ -19,7 +19,8 @@ import rfc8785
 from stillhouse import ask as asking
 from stillhouse.collect import Asked, PromptSet, collect, limits_of, load_prompts
 from stillhouse.collect.grow import Grown, grow, keep_record
-from stillhouse.curate import curate
+from stillhouse.curate import curate, read_by
+from stillhouse.curate.difficulty import losses_of
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
@@ -199,15 +200,23 @@ def _account(work: _Work, grown: Sequence[Grown]) -> dict[str, Any] | None:
 
 def _curate(work: _Work) -> bool:
     collected = _need(work, "collect")
-    inputs = _digest(collected["digest"], work.recipe.curate.model_dump())
+    settings = work.recipe.curate
+    prompts = hashlib.sha256(work.folder.prompts.read_bytes()).hexdigest()
+    seed = work.recipe.run.seed if settings.mix else None
+    inputs = _digest(collected["digest"], settings.model_dump(), prompts, read_by(settings), seed)
     if _is_done(work, "curate", inputs, work.folder.samples, work.folder.dropped):
         return False
     started = time.monotonic()
-    result = asdict(curate(work.folder, work.recipe, work.ledger, work.watch))
+    losses = None
+    if settings.mix is not None and settings.mix.checkpoint is not None:
+        need_extra("train", ("torch", "transformers"))
+        losses = losses_of(settings.mix.checkpoint)
+    done = curate(work.folder, work.recipe, work.ledger, work.watch, work.scorers, losses)
+    result = asdict(done)
     if result["kept"] == 0:
         raise UsageError(
             "no row was kept",
-            f"all {result['rows']} were dropped: {result['reasons']}",
+            f"of {done.rows} rows were dropped {done.reasons} and set aside unscored {done.unscored}",
             f"see {work.folder.dropped}",
         )
     _mark(work, "curate", inputs, time.monotonic() - started, result)
