@@ -127,12 +127,11 @@ def repetitive(answer: str) -> bool:
     found = words(answer)
     if len(found) < _LOOP:
         return False
+    grams = len(found) - 3
+    if len(set(zip(found, found[1:], found[2:], found[3:], strict=False))) > (1 - _SUSPECT) * grams:
+        return False
     known: dict[str, int] = {}
     codes = np.array([known.setdefault(word, len(known)) for word in found])
-    if len(known) > (1 - _SUSPECT) * len(found):
-        grams = {tuple(found[i : i + 4]) for i in range(len(found) - 3)}
-        if len(grams) > (1 - _SUSPECT) * (len(found) - 3):
-            return False
     windows = np.lib.stride_tricks.sliding_window_view(codes, 8)
     if len(windows) >= 2 * _LOOP and len(np.unique(windows, axis=0)) < (1 - _SAID) * len(windows):
         return True

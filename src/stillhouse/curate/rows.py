@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from stillhouse.curate.funnel import Judged, Row, Tally
 from stillhouse.curate.leaks import Exam
 from stillhouse.errors import storage
 from stillhouse.ledger import Ledger, canonical
-from stillhouse.records import Message, Progress, Sample, Watch
+from stillhouse.records import Progress, Watch
 from stillhouse.workspace import RunFolder
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())]))
@@ -135,17 +134,18 @@ def _lost(batch: Iterable[Judged]) -> Iterator[Row]:
 
 
 def _sample(row: Row) -> Row:
-    """The columns of `Sample`, plain."""
-    sample = Sample(
-        id=f"{row['prompt_id']}#{row['sample_index']}",
-        messages=tuple(Message(m["role"], m["content"], m["extra"] or "") for m in row["messages"]),
-        completion=row["answer"],
-        family=row["family"],
-        group=row["group"],
-        teacher=row["teacher"],
-        leaves=(row["leaf"],),
-    )
-    return asdict(sample)
+    """The columns of a `records.Sample`, plain."""
+    return {
+        "id": f"{row['prompt_id']}#{row['sample_index']}",
+        "messages": [
+            {"role": m["role"], "content": m["content"], "extra": m.get("extra") or ""} for m in row["messages"]
+        ],
+        "completion": row["answer"],
+        "family": row["family"],
+        "group": row["group"],
+        "teacher": row["teacher"],
+        "leaves": [row["leaf"]],
+    }
 
 
 def _row_leaf(
