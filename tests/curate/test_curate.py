@@ -82,7 +82,7 @@ def test_a_polite_answer_is_no_refusal(answer: str):
     [
         "I am sorry, but I cannot assist with that request.",
         "I cannot provide medical advice.",
-        "As an AI language model, I do not have feelings.",
+        "As an AI language model, I cannot predict the future.",
         "I’m unable to".replace("’", "'").replace("I'm", "I am") + " help with this.",
         "I won't write that.",
     ],

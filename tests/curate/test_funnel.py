@@ -95,7 +95,9 @@ TEXTS = st.text("ab .\n{}\u0301\U0001f600", max_size=60)
 def test_the_whole_stage_balances_for_any_rows(tmp_path_factory, told, verify, draws):
     workspace = init_workspace(tmp_path_factory.mktemp("w"))
     rows = [
-        row(i, answer, prompt, finish_reason=finish, family=family, prompt_id=f"p{i // 2}", sample_index=i % 2)
+        row(
+            i, answer, prompt, finish_reason=finish, family=family, prompt_id=f"p{i // 2}", sample_index=i % 2
+        )
         for i, (prompt, answer, finish, family) in enumerate(told)
     ]
     prompts = [
@@ -127,7 +129,12 @@ def test_a_family_of_one_row_and_a_run_of_none(workspace: Workspace):
 
 
 def test_the_files_say_which_filter_took_a_row_and_why(workspace: Workspace):
-    rows = [row(0, ""), row(1, "I cannot help with that."), row(2, "good"), row(3, "cut", finish_reason="length")]
+    rows = [
+        row(0, ""),
+        row(1, "I cannot help with that."),
+        row(2, "good"),
+        row(3, "cut", finish_reason="length"),
+    ]
     _, kept, dropped = through(rows, workspace)
     assert [r["id"] for r in kept] == ["p2#0"]
     assert [(r["id"], r["filter"], r["reason"], r["ruling"]) for r in dropped] == [

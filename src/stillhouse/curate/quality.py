@@ -19,27 +19,45 @@ from stillhouse.errors import UsageError
 from stillhouse.records import Verdict
 from stillhouse.text import words
 
-_I = r"(?:i|as an? (?:ai|artificial intelligence|large language model|language model)\b[^.!?]{0,80}?,? i)"
+_SORRY = (
+    r"(?:(?:i'm|i am) (?:really |very |truly |so )?(?:sorry|afraid)|sorry|(?:my )?apologies|i apologi[sz]e"
+    r"|unfortunately)"
+)
 _CANNOT = (
-    r"(?:can(?:'t|not| not)|could(?:n't| not)|am (?:unable|not able)|'m (?:unable|not able)|was unable"
-    r"|wo(?:n't|uld not|uldn't)|will not|do(?:n't| not) (?:have|know|think|feel|fully|quite)"
-    r"|am not (?:able|capable|sure|programmed|comfortable|going)|'m not (?:able|sure|comfortable|going))"
+    r"(?:can(?:'t|not| not)|could(?:n't| not)(?! help but)|(?:am|'m|was) (?:unable|not able) to"
+    r"|wo(?:n't|uld not be able to)|will not)"
 )
-# Only an answer that opens with one of these declines; "I am sorry that your lamp broke" does not.
-_DECLINES = re.compile(
-    r"^\W*(?:"
-    rf"(?:i(?:'m| am)|we(?:'re| are)) (?:very |really |truly |so )?(?:sorry|afraid),? (?:but |that )?{_I}\b"
-    rf".{{0,40}}?\b{_CANNOT}"
-    rf"|(?:sorry|i apologi[sz]e|my apologies|apologies|unfortunately)\b[^.!?]{{0,80}}?\bi ?{_CANNOT}"
-    r"|i (?:can(?:'t|not)|am (?:unable|not able) to|'m (?:unable|not able) to|won't|will not)"
-    r" (?:\w+ ){0,2}?"
+_DOES = (
     r"(?:help|assist|provide|comply|answer|fulfil|fulfill|discuss|generate|create|write|do that|give|offer"
-    r"|recommend|support|suggest|engage|access|predict|respond|complete|process|browse)"
-    r"|as an? (?:ai|artificial intelligence|large language|language)(?:[- ]based)?(?: language)?"
-    r"(?: model| assistant| chatbot| system)?[^.!?\n]{0,60}?, (?:i|my)\b"
-    r")",
-    re.IGNORECASE | re.DOTALL,
+    r"|engage|access|predict|respond|complete|process|browse|execute|reproduce|pretend|advise|perform|definitively"
+    r"|encourage|condone|promote|support)"
 )
+_LACKS = (
+    r"(?:(?:do|did)(?: not|n't) (?:feel comfortable|fully understand|quite understand|understand)\b"
+    r"|(?:do|did)(?: not|n't) (?:actually |currently )?have (?:direct |any |enough |sufficient |specific "
+    r"|current |detailed |real-time |the )*(?:access|information|context|knowledge|details|data)\b"
+    r"|(?:am|'m) not (?:familiar with|sure (?:what|if|i understand|which)|comfortable|capable of"
+    r"|aware of any)|should not (?:mock|help|provide|write|make))"
+)
+# That an answer declines stands at its beginning, as a sentence of the assistant about itself: "I am sorry
+# that your lamp broke" and what somebody says in a story are none.
+_DECLINES = re.compile(
+    rf"\A\W*{_SORRY}[^.!?\n]{{0,80}}?\bi ?{_CANNOT}\b(?! \w+ enough)"
+    rf"|\A\W*(?:{_SORRY}[^.!?\n]{{0,60}}?\b|as an? [^.!?\n]{{0,60}}?, |the answer is: )?i ?{_LACKS}"
+    rf"|(?:\A\W*|[.!?:,]\W+|\b(?:but|so|and|that) )i ?{_CANNOT} (?:\w+ ){{0,3}}?{_DOES}\b",
+    re.IGNORECASE,
+)
+_OPENING = 250  # characters in which it stands
+_GIVES = re.compile(
+    r"\b(?:however|nevertheless|that said|here(?:'s| is| are)|for example"
+    r"|i can (?:still )?(?:offer|provide|suggest|explain|give|share|describe|try|tell))\b"
+    r"|\n\s*(?:1[.)]|[-*] )",
+    re.IGNORECASE,
+)
+_BRIEF = 350  # characters; a longer answer may still give something, and one beyond _LONG does
+_LONG = 1500
+
+
 # An assistant's talk about itself inside an answer.
 _BOILERPLATE = re.compile(
     r"\b(?:as|i(?:'m| am)(?: just| only)?) an? (?:ai|artificial intelligence|large language|language)"
@@ -90,8 +108,13 @@ def not_refused(row: Row) -> Verdict:
 
 
 def declines(answer: str) -> bool:
-    """Whether the answer opens by declining what was asked."""
-    return _DECLINES.match(_straight(answer[:400])) is not None
+    """Whether the answer says at its beginning that it gives none, and then gives none."""
+    text = _straight(answer[: _LONG + 1])
+    found = _DECLINES.search(text[:_OPENING])
+    if found is None or len(text) > _LONG:
+        return False
+    rest = text[found.end() :]
+    return len(rest) < _BRIEF or _GIVES.search(rest) is None
 
 
 def without_boilerplate(row: Row) -> Verdict:

@@ -138,7 +138,8 @@ def _sample(row: Row) -> Row:
     return {
         "id": f"{row['prompt_id']}#{row['sample_index']}",
         "messages": [
-            {"role": m["role"], "content": m["content"], "extra": m.get("extra") or ""} for m in row["messages"]
+            {"role": m["role"], "content": m["content"], "extra": m.get("extra") or ""}
+            for m in row["messages"]
         ],
         "completion": row["answer"],
         "family": row["family"],
