@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stillhouse.collect import EXCHANGES
-from stillhouse.curate.rows import MESSAGES
 from stillhouse.curate import Curated, curate
+from stillhouse.curate.rows import MESSAGES
 from stillhouse.ledger import Ledger
 from stillhouse.recipe import Recipe, parse_recipe
 from stillhouse.workspace import RunFolder, Workspace
@@ -56,7 +57,7 @@ def row(number: int, answer: str, prompt: str | None = None, **more: Any) -> dic
 
 
 def through(
-    rows: list[dict[str, Any]], workspace: Workspace, prompts: list[dict[str, Any]] = [], **curating: Any
+    rows: list[dict[str, Any]], workspace: Workspace, prompts: Sequence[dict[str, Any]] = (), **curating: Any
 ) -> tuple[Curated, list[dict[str, Any]], list[dict[str, Any]]]:
     """The stage's account, the rows that it kept, and those that it did not. `losses`, `scorers` and `alone`
     go to `curate`, the rest into the recipe."""
@@ -64,7 +65,7 @@ def through(
     run = RunFolder(workspace.runs / "r")
     run.root.mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=EXCHANGES), run.exchanges)
-    pq.write_table(pa.Table.from_pylist(prompts, schema=PROMPTS), run.prompts)
+    pq.write_table(pa.Table.from_pylist(list(prompts), schema=PROMPTS), run.prompts)
     with Ledger.open(workspace) as ledger:
         done = curate(run, recipe(**curating), ledger, **given)
     return done, pq.read_table(run.samples).to_pylist(), pq.read_table(run.dropped).to_pylist()

@@ -17,6 +17,7 @@ from stillhouse.text import conversation
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts to vectors, [texts, dimensions]; their cosine is how much two texts say the same."""
 
+_BETWEEN = "¶ ¶"  # prompt and answer, so that no 3 tokens in a row are of both
 _COMPARED = 4096  # vectors of a block that a batch is compared with at once
 
 
@@ -47,8 +48,9 @@ def unlike_the_kept(threshold: float, sample: Iterable[Row]) -> Judge:
     index = NearIndex(threshold, wording=wording)
 
     def judge(rows: Sequence[Row]) -> list[Verdict]:
-        texts = [f"{prompt_of(row)}\n{row['answer']}" for row in rows]
-        repeats = index.add_batch(texts, [row["answer"] for row in rows])
+        answers = [f"{_BETWEEN} {row['answer']}" for row in rows]
+        texts = [f"{prompt_of(row)} {answer}" for row, answer in zip(rows, answers, strict=True)]
+        repeats = index.add_batch(texts, answers)
         return [KEEP if repeat is None else Verdict("drop", "near duplicate") for repeat in repeats]
 
     return judge

@@ -102,7 +102,7 @@ _KINDS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
 _ANY = re.compile("|".join(f"(?P<k{i}>{pattern})" for i, (_, pattern, _) in enumerate(_KINDS)), re.DOTALL)
 # Without one of these there is nothing to look for; most texts are done with that.
 _WORTH = re.compile(
-    r"@|\d[\d().\s-]{6,}\d|-----BEGIN|[A-Z]{2}\d{2} ?[A-Z0-9]{4}|sk[-_]|_[A-Za-z0-9]{16}|A[KS]IA|glpat-|xox"
+    r"@|\d[\d().\s-]{6,}\d|\d\.\d+\.\d|-----BEGIN|[A-Z]{2}\d{2} ?[A-Z0-9]{4}|sk[-_]|_[A-Za-z0-9]{16}|A[KS]IA|glpat-|xox"
     r"|AIza|hf_|eyJ|pypi-"
 )
 
@@ -116,9 +116,7 @@ def find(text: str) -> Iterator[Found]:
         kind, _, right = _KINDS[int((match.lastgroup or "k0")[1:])]
         if right(match.group()):
             yield Found(kind, match.start(), match.end())
-            at = match.end()
-        else:
-            at = match.start() + 1 if kind in ("card", "iban") else match.end()
+        at = match.end()
 
 
 def without_personal(finders: tuple[Finder, ...] = (find,)) -> Filter:

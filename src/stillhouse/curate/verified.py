@@ -89,7 +89,12 @@ class Draws:
         return votes
 
     def _agree(self, row: Row, other: Row) -> bool:
-        return score(row["scorer"] or "last_line", row["answer"], other["answer"], self.scorers).value == 1.0
+        scorer, theirs = row["scorer"] or "last_line", other["answer"]
+        final = theirs.rsplit("Answer:", 1)[-1].strip() or theirs  # a reference says nothing but the answer
+        return any(
+            score(scorer, row["answer"], text, self.scorers).value == 1.0
+            for text in (theirs, final.splitlines()[-1] if final else "")
+        )
 
 
 def _question(row: Row) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from stillhouse import ask as asking
 from stillhouse.collect import Asked, PromptSet, collect, limits_of, load_prompts
 from stillhouse.collect.grow import Grown, grow, keep_record
 from stillhouse.curate import curate, read_by
+from stillhouse.curate.cluster import on_ray
 from stillhouse.curate.difficulty import losses_of
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
@@ -81,11 +82,12 @@ def run(
 
     `prompts` replaces the recipe's prompt files and `scorers` the shipped scorers, for callers with rows
     and judgements of their own. With `ray_workers` the prompts to learn from are asked by so many workers
-    of a Ray cluster (0: see `ask.on_ray`). Raises what the stages raise; what they finished stays finished.
+    of a Ray cluster (0: see `ask.on_ray`), and rows are judged there (see `curate.cluster`). Raises what the
+    stages raise; what they finished stays finished.
     """
     prompts = prompts or load_prompts(recipe)
     check(recipe, prompts, scorers)
-    if ray_workers is not None:
+    if ray_workers is not None and "collect" in stages:
         check_reachable(recipe)
     if {"train", "evaluate"} & set(stages):
         need_extra("train", ("torch", "transformers"))
@@ -211,7 +213,8 @@ def _curate(work: _Work) -> bool:
     if settings.mix is not None and settings.mix.checkpoint is not None:
         need_extra("train", ("torch", "transformers"))
         losses = losses_of(settings.mix.checkpoint)
-    done = curate(work.folder, work.recipe, work.ledger, work.watch, work.scorers, losses)
+    alone = None if work.ray_workers is None else on_ray(work.scorers)
+    done = curate(work.folder, work.recipe, work.ledger, work.watch, work.scorers, losses, alone)
     result = asdict(done)
     if result["kept"] == 0:
         raise UsageError(

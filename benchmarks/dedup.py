@@ -1,6 +1,6 @@
 """Near duplicates and leaks among real answers: speed, memory, recall and precision beside datasketch.
 
-    .venv/bin/python benchmarks/duplicates.py [--quick] [--json FILE]
+    .venv/bin/python benchmarks/dedup.py [--quick] [--json FILE]
 
 The rows are stretches of 50 to 100 words of real answers of 58 models, none used twice, and copies of them
 with words replaced, so that each copy lies at a known Jaccard similarity from its original. Truth is the
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from duplicates_run import shingles
+from dedup_run import shingles
 from rows import DATA, Row, arguments, header, need, show
 from scipy import sparse
 
@@ -41,7 +41,7 @@ from stillhouse.text import tokens
 SEED = 11
 THRESHOLD = 0.7
 COPIES = 0.3  # share of the rows that are copies
-RUNNER = Path(__file__).with_name("duplicates_run.py")
+RUNNER = Path(__file__).with_name("dedup_run.py")
 ROOT = Path(__file__).resolve().parents[1]
 PEER = ROOT / ".bench" / "datasketch"
 PACKAGES = ("datasketch==2.0.0", "pyarrow==26.0.1")

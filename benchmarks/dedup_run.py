@@ -1,4 +1,4 @@
-"""One near-duplicate pass over Parquet: python duplicates_run.py stillhouse|datasketch IN OUT THRESHOLD
+"""One near-duplicate pass over Parquet: python dedup_run.py stillhouse|datasketch IN OUT THRESHOLD
 
 Reads IN (column `text`), writes the kept rows to OUT/kept.parquet and (row, of, jaccard) of the others to
 OUT/dropped.parquet, and prints seconds, CPU seconds and peak memory as JSON. Both read, write and decide
