@@ -28,6 +28,7 @@ def scripted(column: str):
     return judge
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(*[st.sampled_from(RULINGS)] * 3, st.sampled_from("abc"), st.sampled_from(("t", "u"))),

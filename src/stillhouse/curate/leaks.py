@@ -25,7 +25,7 @@ from stillhouse.similar import Coverage, NgramIndex
 from stillhouse.text import conversation
 
 _COMMON = 0.01  # an 8-gram in more than this share of a test's questions is its wording, and no leak
-_SHOWN = 0.5  # share of a test question's 8-grams from which it counts as held by the rows
+_SHOWN = 0.5  # share of 8-grams from which a row is counted where none is dropped, and a question as held
 
 
 @dataclass(slots=True)
@@ -61,8 +61,8 @@ def exams(prompts: Path, sets: Sequence[LeakSet]) -> list[Exam]:
 
 
 def outside(exam: Exam, least: float) -> Any:
-    """A judge that drops a row whose prompt is a question of the exam, or has at least this share of its
-    8-grams there; 0 drops none and only counts."""
+    """A judge that drops a row whose prompt is a question of the exam, has at least this share of its 8-grams
+    there or holds this share of those of one question; 0 drops none and only counts."""
 
     def judge(rows: Sequence[Row]) -> list[Verdict]:
         prompts = [prompt_of(row) for row in rows]

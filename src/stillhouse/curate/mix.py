@@ -45,10 +45,9 @@ def quotas(counts: Mapping[str, int], weights: Mapping[str, float], cap: int | N
     most = {name: n if cap is None else min(n, cap) for name, n in counts.items()}
     named = {name: weights[name] for name in most if name in weights}
     unit = min((most[name] / weight for name, weight in named.items() if weight > 0), default=0.0)
-    wanted = {
-        name: int(min(most[name], unit * weight + 1e-9)) if weight else 0 for name, weight in named.items()
-    }
-    return most | wanted
+    for name, weight in named.items():
+        most[name] = int(min(most[name], unit * weight + 1e-9)) if weight else 0
+    return most
 
 
 @dataclass(slots=True)

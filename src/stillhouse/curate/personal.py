@@ -102,8 +102,8 @@ _KINDS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
 _ANY = re.compile("|".join(f"(?P<k{i}>{pattern})" for i, (_, pattern, _) in enumerate(_KINDS)), re.DOTALL)
 # Without one of these there is nothing to look for; most texts are done with that.
 _WORTH = re.compile(
-    r"@|\d[\d().\s-]{6,}\d|\d\.\d+\.\d|-----BEGIN|[A-Z]{2}\d{2} ?[A-Z0-9]{4}|sk[-_]|_[A-Za-z0-9]{16}|A[KS]IA|glpat-|xox"
-    r"|AIza|hf_|eyJ|pypi-"
+    r"@|\d[\d().\s-]{6,}\d|\d\.\d+\.\d|-----BEGIN|[A-Z]{2}\d{2} ?[A-Z0-9]{4}|sk[-_]|_[A-Za-z0-9]{16}|A[KS]IA"
+    r"|glpat-|xox|AIza|hf_|eyJ|pypi-"
 )
 
 

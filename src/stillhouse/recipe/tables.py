@@ -302,9 +302,9 @@ class Curate(_Table):
         default=False, description="`personal` is about names and places as well. Needs the extra `presidio`."
     )
     leaks: Fraction = Field(
-        default=0.8,
-        description="Drop a row whose prompt has this share of its 8-grams in an evaluation set, or is a "
-        "question of it; 0 only counts them.",
+        default=0.5,
+        description="Drop a row whose prompt has this share of its 8-grams in an evaluation set, holds this "
+        "share of those of one of its questions, or is one; 0 only counts them.",
     )
     leak_sets: list[LeakSet] = Field(
         default=[], description="Evaluation sets beside the run's own test prompts."

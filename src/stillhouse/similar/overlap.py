@@ -70,9 +70,10 @@ class NgramIndex:
         self._short = _Ngrams(self._words, self._offsets, SHORT)
         self.too_short = tuple(np.flatnonzero(np.diff(self._offsets) < SHORT).tolist())
         self._wording = np.empty(0, dtype=np.uint64)
+        grams, starts = ngrams(self._words, self._offsets, SHORT)
         if common is not None:
-            grams, starts = ngrams(self._words, self._offsets, SHORT)
             self._wording = _common(grams, starts, max(2.0, common * len(self._texts)))
+        self._totals = _sums(np.isin(grams, self._wording, invert=True), starts)
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -93,10 +94,25 @@ class NgramIndex:
                 row += 1
 
     def ratios(self, rows: Texts) -> list[float | None]:
-        """`Overlap.ratio` of each row, without the spans, which cost most."""
+        """For each row the greater of two shares: of its 8-grams those that the set holds, and of the 8-grams
+        of one text of the set those that it holds. So a text is seen in a longer row, and a part of it too.
+
+        None where the row has fewer than 8 words, or none but common ones.
+        """
         grams, starts = ngrams(*hashed(rows, self._stretches), SHORT)
-        known = self._short.find(grams) >= 0
-        return [ratio for ratio, _ in self._shares(known, grams, starts)]
+        places = self._short.find(grams)
+        own = [ratio for ratio, _ in self._shares(places >= 0, grams, starts)]
+        hit = (places >= 0) & np.isin(grams, self._wording, invert=True)
+        row_of = np.repeat(np.arange(len(own)), np.diff(starts))[hit]
+        pairs = np.unique(np.stack((row_of, places[hit])), axis=1)  # a row may say one 8-gram twice
+        texts = np.searchsorted(self._offsets, pairs[1], side="right") - 1
+        found, counts = np.unique(np.stack((pairs[0], texts)), axis=1, return_counts=True)
+        best = np.zeros(len(own))
+        np.maximum.at(best, found[0], counts / np.array(self._totals)[found[1]])
+        return [
+            None if ratio is None else max(ratio, theirs)
+            for ratio, theirs in zip(own, best.tolist(), strict=True)
+        ]
 
     def _shares(
         self, known: NDArray[np.bool_], grams: Hashes, starts: Offsets
