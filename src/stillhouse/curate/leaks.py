@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Exam:
     name: str
     index: NgramIndex
     coverage: Coverage
-    questions: frozenset[str]  # normalised
+    asked: frozenset[str]  # its questions, normalised
     found: Counter[str] = field(default_factory=Counter)
 
 
@@ -52,7 +52,7 @@ def exams(prompts: Path, sets: Sequence[LeakSet]) -> list[Exam]:
         else []
     )
     named = [("test", own)] if own else []
-    named += [(Path(one.file).name, list(_texts(one))) for one in sets]
+    named += [(Path(one.file).name, questions(one)) for one in sets]
     made = []
     for name, texts in named:
         index = NgramIndex(texts, _COMMON)
@@ -68,7 +68,7 @@ def outside(exam: Exam, least: float) -> Any:
         prompts = [prompt_of(row) for row in rows]
         verdicts = []
         for prompt, ratio in zip(prompts, exam.index.ratios(prompts), strict=True):
-            same = _plain(prompt) in exam.questions
+            same = _plain(prompt) in exam.asked
             leaks = same or (ratio is not None and ratio >= (least or _SHOWN))
             exam.found["same"] += same
             exam.found["leaks"] += leaks
@@ -104,17 +104,15 @@ def _plain(text: str) -> str:
     return conversation([("", text)])
 
 
-def _texts(one: LeakSet) -> Iterator[str]:
+def questions(one: LeakSet) -> list[str]:
     """The column of a JSON Lines or Parquet file. Raises UsageError where it is not there."""
     path = Path(one.file)
     try:
         if path.suffix == ".parquet":
-            for batch in pq.ParquetFile(path).iter_batches(columns=[one.column]):
-                yield from (str(value) for value in batch.column(0).to_pylist() if value is not None)
-            return
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.strip():
-                yield str(json.loads(line)[one.column])
+            column = pq.read_table(path, columns=[one.column])[one.column].to_pylist()
+            return [str(value) for value in column if value is not None]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [str(json.loads(line)[one.column]) for line in lines if line.strip()]
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
         raise UsageError(
             f"cannot read the evaluation set {path}",

@@ -58,6 +58,16 @@ def chosen(
     return Plan(tuple(alone_of(settings, scorers)), tuple(ordered), draws)
 
 
+def check(settings: Curate, scorers: Mapping[str, Scorer]) -> None:
+    """Raises UsageError where a filter, a file or a package that the recipe names is missing, before answers
+    are paid for."""
+    alone_of(settings, scorers)
+    for one in settings.leak_sets:
+        leaks.questions(one)
+    if settings.semantic_duplicates and settings.embedding:
+        duplicates.embedder(settings.embedding)
+
+
 def alone_of(settings: Curate, scorers: Mapping[str, Scorer]) -> list[Step]:
     """The steps that look at one row alone, and may so be taken on any machine."""
     steps = [filtering("tools", quality.without_tools), filtering("empty", quality.not_empty)]

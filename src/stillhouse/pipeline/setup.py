@@ -13,6 +13,7 @@ from typing import Any
 from stillhouse import ask as asking
 from stillhouse.collect import PromptSet
 from stillhouse.collect.grow import check_growth
+from stillhouse.curate.steps import check as check_filters
 from stillhouse.errors import ModelError, UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
@@ -88,6 +89,7 @@ def today() -> date:
 def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BUILTIN) -> None:
     """What can be known to fail before anybody is asked, and so paid. Raises UsageError or ModelError."""
     check_scorers(prompts.scorers(), scorers)
+    check_filters(recipe.curate, scorers)
     check_growth(recipe, prompts)
     for teacher in (recipe.teacher, *recipe.teachers):
         if recipe.collect.mode == "batch" and teacher.endpoint is None:

@@ -19,6 +19,7 @@ THRESHOLD = 0.7
 SHINGLE = 3  # tokens
 
 _TELLING = 8  # texts of a kind from which its wording is known
+_BLOCK = 1 << 22  # bytes of shingles that are kept together
 _BUCKET = 64  # texts that one band key finds at most: the first that had it
 _MEASURED = 64  # texts whose similarity to a new one is measured at most: those which share the most bands
 
@@ -84,8 +85,7 @@ class NearIndex:
         self._band_length = band_length(threshold)
         self._stretches = Remembered(tokens)
         self._buckets = Buckets()
-        self._shingles: list[bytes] = []  # of each kept text
-        self._answers = array("i")  # of each kept text, bytes of the shingles of its answer, at the end
+        self._kept = _Kept()
         self._rows = array("q")  # the number of each kept text; ~number for a text of the reference set
         self._given = 0
         read = 0
@@ -139,10 +139,9 @@ class NearIndex:
             repeat = self._nearest(row, own, sizes[place], sharing, least)
             results.append(repeat)
             if repeat is None:
-                number = len(self._shingles)
+                number = len(self._kept)
                 kept[place] = number
-                self._shingles.append(own)
-                self._answers.append(sizes[place])
+                self._kept.append(own, sizes[place])
                 self._rows.append(row)
                 for band, bucket in meetings:
                     if len(bucket) < _BUCKET:
@@ -163,12 +162,11 @@ class NearIndex:
         own = _as_set(shingles)
         best, nearest = 0.0, -1
         for text in _most_named(sharing):
-            other = _as_set(self._shingles[text])
+            other = _as_set(self._kept.whole(text))
             common = len(own & other)
             jaccard = common / (len(own) + len(other) - common)
             if jaccard >= least and (-jaccard, text) < (-best, nearest):
-                theirs = self._answers[text]
-                if answer and not _alike(shingles[-answer:], self._shingles[text][-theirs:], least):
+                if answer and not _alike(shingles[-answer:], self._kept.answer(text), least):
                     continue
                 best, nearest = jaccard, text
         if nearest < 0:
@@ -195,6 +193,37 @@ def shared_wording(texts: Iterable[tuple[str, str]]) -> Hashes:
         distinct, counts = np.unique(np.concatenate(each), return_counts=True)
         found.append(distinct[counts > len(own) / 2])
     return np.unique(np.concatenate(found))
+
+
+class _Kept:
+    """The shingles of the kept texts, in blocks: as a million objects of their own they would lie scattered
+    among all that comes and goes, and that memory could not be used again."""
+
+    def __init__(self) -> None:
+        self._blocks: list[bytearray | bytes] = [bytearray()]
+        self._block, self._start, self._end, self._answer = (array("i") for _ in range(4))
+
+    def __len__(self) -> int:
+        return len(self._block)
+
+    def append(self, shingles: bytes, answer: int) -> None:
+        """The last `answer` bytes are those of the text's answer."""
+        block = self._blocks[-1]
+        if len(block) >= _BLOCK or isinstance(block, bytes):
+            self._blocks[-1] = bytes(block)
+            block = bytearray()
+            self._blocks.append(block)
+        self._block.append(len(self._blocks) - 1)
+        self._start.append(len(block))
+        block += shingles
+        self._end.append(len(block))
+        self._answer.append(len(block) - answer)
+
+    def whole(self, text: int) -> bytes:
+        return bytes(self._blocks[self._block[text]][self._start[text] : self._end[text]])
+
+    def answer(self, text: int) -> bytes:
+        return bytes(self._blocks[self._block[text]][self._answer[text] : self._end[text]])
 
 
 def _alike(one: bytes, other: bytes, least: float) -> bool:
