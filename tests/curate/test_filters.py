@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,6 +178,32 @@ def test_personal_data_is_counted_redacted_or_dropped(workspace: Workspace):
 
 
 # ---------------------------------------------------------------- duplicates
+
+
+def test_a_local_embedding_model_tells_rows_that_mean_the_same(tmp_path):
+    model2vec = pytest.importorskip("model2vec", reason="model2vec is not installed")
+    from small_models import make_tokenizer
+
+    tokenizer = make_tokenizer()._tokenizer
+    vectors = np.random.default_rng(0).normal(size=(tokenizer.get_vocab_size(), 16)).astype(np.float32)
+    model2vec.StaticModel(vectors, tokenizer).save_pretrained(tmp_path)
+    new = duplicates.saying_something_new(0.95, duplicates.embedder(str(tmp_path)))
+    rows = [row(i, answer, "q") for i, answer in enumerate(("the cat sat", "the cat sat.", "zz 88 ## !!"))]
+    assert [verdict.reason for verdict in new(rows)] == ["", "semantic duplicate", ""]
+
+
+def test_an_extra_that_is_missing_is_told(monkeypatch):
+    for package in ("model2vec", "presidio_analyzer", "lingua", "jsonschema_rs"):
+        monkeypatch.setitem(sys.modules, package, None)
+    for needs in (
+        lambda: duplicates.embedder("x"),
+        personal.named,
+        lambda: quality.in_languages(["en"]),
+        lambda: quality.of_schema(Path("x")),
+    ):
+        with pytest.raises(UsageError, match="is not installed") as told:
+            needs()
+        assert told.value.mend.startswith("pip install 'stillhouse[")
 
 
 VECTORS = {"a": (1.0, 0.0), "b": (3.0, 0.3), "c": (0.0, 1.0), "d": (0.1, 2.0)}

@@ -163,25 +163,30 @@ def _redacted(text: str, finders: tuple[Finder, ...]) -> str:
     return text
 
 
+_LANGUAGE_MODEL = "en_core_web_lg"
+
+
 def named(entities: tuple[str, ...] = ("PERSON", "LOCATION")) -> Finder:
-    """Names and places by Presidio's analyser for English, with the language model that it is set up with.
+    """Names and places by Presidio's analyser for English, with its usual language model.
 
     Some milliseconds a text. Raises UsageError where presidio-analyzer or its language model is not there.
     """
     try:
         from presidio_analyzer import AnalyzerEngine
+        from spacy.util import is_package
     except ImportError:
         raise UsageError(
             "presidio-analyzer is not installed",
             "`curate.names` needs it",
             "pip install 'stillhouse[presidio]'",
         ) from None
-    try:
-        engine: Any = AnalyzerEngine()
-    except (OSError, SystemExit) as error:
+    if not is_package(_LANGUAGE_MODEL):  # Presidio would fetch it unasked
         raise UsageError(
-            "Presidio has no language model", str(error), "python -m spacy download en_core_web_lg"
-        ) from None
+            "Presidio has no language model",
+            f"{_LANGUAGE_MODEL} is not installed",
+            f"python -m spacy download {_LANGUAGE_MODEL}",
+        )
+    engine: Any = AnalyzerEngine()
 
     def finder(text: str) -> Iterator[Found]:
         for result in engine.analyze(text=text, language="en", entities=list(entities)):
