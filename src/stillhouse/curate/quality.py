@@ -1,6 +1,6 @@
 """Whether an answer is one: there, whole, in the wanted form and language, and about the question.
 
-The patterns are for English. What they find and miss among real answers of 58 models is measured by
+The patterns are for English. What they find and miss among real answers of 59 models is measured by
 `benchmarks/refusals.py`.
 """
 

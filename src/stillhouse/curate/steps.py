@@ -13,6 +13,7 @@ from stillhouse.curate import duplicates, leaks, personal, quality
 from stillhouse.curate.funnel import Row, Step, filtering
 from stillhouse.curate.verified import Draws, verified
 from stillhouse.errors import UsageError
+from stillhouse.models import weights_digest
 from stillhouse.recipe import Curate
 from stillhouse.scoring import BUILTIN, Scorer
 
@@ -129,6 +130,8 @@ def read_by(settings: Curate) -> list[str]:
     files = [one.file for one in settings.leak_sets]
     files += [settings.json_schema] if settings.json_schema else []
     read = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if Path(file).is_file()]
+    if settings.mix is not None and settings.mix.checkpoint is not None:
+        read.append(weights_digest(settings.mix.checkpoint))
     for name in settings.filters:
         point = _own(name)
         read.append(f"{name}={point.value} {point.dist.version if point.dist else ''}")
