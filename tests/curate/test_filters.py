@@ -393,6 +393,8 @@ def test_the_hardest_and_easiest_by_the_students_loss_are_left_out(workspace: Wo
     assert done.unscored == {"no loss of the student": 1}
     broken, kept, _ = through(rows, workspace, losses=lambda batch: 1 / 0, mix=mix, near_duplicates=0)
     assert broken.unscored == {"no loss of the student": 10}
+    unmeasured, _, _ = through(rows, workspace, mix=mix, near_duplicates=0)
+    assert unmeasured.unscored == {"no loss of the student": 10}
     assert balances(done)
     assert balances(broken)
 

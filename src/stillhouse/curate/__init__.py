@@ -90,15 +90,15 @@ def curate(
         judged, names = mixed(judged, settings.mix, recipe.run.seed, losses, run), (*names, "mix")
     tally, digest = write(judged, run, ledger, transform, exams, total, watch)
     return Curated(
-        total,
-        sum(tally.reasons("keep").values()),
-        tally.reasons("drop"),
-        tally.families("keep"),
-        digest,
-        transform,
-        tally.reasons("unscored"),
-        tally.funnel(names),
-        {"families": tally.balance(3), "teachers": tally.balance(4)},
-        [leaks.report(exam, settings.leaks) for exam in exams],
-        None if plan.draws is None else {"prompts": plan.draws.prompts, "answers": plan.draws.answers},
+        rows=total,
+        kept=sum(tally.reasons("keep").values()),
+        reasons=tally.reasons("drop"),
+        families=tally.families("keep"),
+        digest=digest,
+        transform=transform,
+        unscored=tally.reasons("unscored"),
+        funnel=tally.funnel(names),
+        balance={"families": tally.balance(3), "teachers": tally.balance(4)},
+        leaks=[leaks.report(exam, settings.leaks) for exam in exams],
+        draws=None if plan.draws is None else {"prompts": plan.draws.prompts, "answers": plan.draws.answers},
     )

@@ -116,6 +116,11 @@ def _by_quota(
     codes[order[rank >= np.repeat([most[name] for name in listed], counts)]] = code
 
 
+def _unmeasured(rows: Sequence[Row]) -> Sequence[float]:
+    """Where a loss is asked for and nobody can tell it, no row is taken for easy or hard."""
+    return ()
+
+
 def _safe(losses: Losses, rows: Sequence[Row]) -> list[float]:
     try:
         found = [float(loss) for loss in losses(rows)]
@@ -134,6 +139,8 @@ def mixed(
 ) -> Iterator[list[Judged]]:
     """The same rows, those that the mix leaves out dropped. They come in two passes: rows that other steps
     took out in the first, and the others, from a file in the run's folder, in the second."""
+    if settings.checkpoint is not None and losses is None:
+        losses = _unmeasured
     lots = Lots(seed, losses)
     marks: dict[int, tuple[tuple[str, str], ...]] = {}
     scratch = unmixed(run)
