@@ -73,6 +73,18 @@ def show(head: dict[str, Any], rows: Sequence[Row], file: Path | None) -> None:
         file.write_text(json.dumps({"header": head, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
 
 
+def peak_memory() -> int:
+    """Bytes that this process has held at most. On Linux not by `getrusage`, which counts what the process
+    held that started this one."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

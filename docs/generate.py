@@ -70,6 +70,8 @@ def recipe_page() -> str:
         ("Canary", "[collect.canary]"),
         ("Grow", "[prompts.grow]"),
         ("Focus", "[prompts.focus]"),
+        ("LeakSet", "[[curate.leak_sets]]"),
+        ("Mix", "[curate.mix]"),
         ("Lora", "[student.lora]"),
     ):
         parts += _table(place, {"$ref": f"#/$defs/{name}"}, schema)

@@ -45,7 +45,8 @@ def test_every_default_on_the_recipe_page_is_the_programs(generate):
             )
             if isinstance(default, bool):
                 words = {True: "true", False: "false"}
-            wanted = "required" if one.is_required() else f"`{words.get(default, default)}`"
+            plain = default if isinstance(default, list) else words.get(default, default)
+            wanted = "required" if one.is_required() else f"`{plain}`"
             if isinstance(default, BaseModel):  # it has a table of its own
                 wanted = "its defaults"
             assert shown[key] == (wanted if wanted != "``" else '`""`'), f"{table}.{key}"

@@ -6,7 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from stillhouse.collect import EXCHANGES
-from stillhouse.curate import chosen_filters, curate, judge, not_refused
+from stillhouse.curate import curate
+from stillhouse.curate.funnel import Judged, put_through
+from stillhouse.curate.quality import not_refused
+from stillhouse.curate.steps import chosen
 from stillhouse.ledger import Ledger
 from stillhouse.recipe import Curate, parse_recipe
 from stillhouse.workspace import RunFolder, Workspace
@@ -40,6 +43,11 @@ def row(
     }
 
 
+def judged(rows: list[dict], settings: Curate) -> list[Judged]:
+    plan = chosen(settings)
+    return put_through(map(Judged, rows), (*plan.alone, *plan.ordered))
+
+
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
@@ -52,8 +60,7 @@ def row(
     ],
 )
 def test_the_last_row_is_dropped_for_its_reason(rows: list[dict], reason: str):
-    filters = chosen_filters(Curate())
-    assert [judge(r, filters).reason for r in rows] == [*[""] * (len(rows) - 1), reason]
+    assert [one.verdict.reason for one in judged(rows, Curate())] == [*[""] * (len(rows) - 1), reason]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +82,7 @@ def test_a_polite_answer_is_no_refusal(answer: str):
     [
         "I am sorry, but I cannot assist with that request.",
         "I cannot provide medical advice.",
-        "As an AI language model, I do not have feelings.",
+        "As an AI language model, I cannot predict the future.",
         "I’m unable to".replace("’", "'").replace("I'm", "I am") + " help with this.",
         "I won't write that.",
     ],
@@ -107,6 +114,6 @@ def test_rows_balance_and_every_kept_row_is_a_leaf_that_names_its_exchange(works
 
 
 def test_filters_can_be_switched_off(tmp_path: Path):
-    filters = chosen_filters(Curate(duplicates=False, truncated=False, refusals=False))
+    settings = Curate(duplicates=False, near_duplicates=0, truncated=False, refusals=False)
     rows = [row("same"), row("same"), row("x", finish="length"), row("I cannot help with that.")]
-    assert {judge(r, filters).ruling for r in rows} == {"keep"}
+    assert {one.verdict.ruling for one in judged(rows, settings)} == {"keep"}

@@ -232,9 +232,16 @@ def collect(
 
 
 @app.command()
-def curate(recipe: RecipeFile, as_json: Json = False) -> None:
+def curate(
+    recipe: RecipeFile,
+    on: Annotated[
+        Literal["ray"] | None,
+        typer.Option(help="Judge rows over a Ray cluster: RAY_ADDRESS, or one started on this machine."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Turn the collected answers into training samples; every dropped row keeps its reason."""
-    runs.run(recipe, ["curate"], as_json)
+    runs.run(recipe, ["curate"], as_json, ray_workers=None if on is None else 0)
 
 
 @app.command()

@@ -1,58 +1,40 @@
-"""curate: from exchanges to samples. Every row is kept, or dropped with a reason; in = kept + dropped."""
+"""curate: from exchanges to samples. Every row is kept, dropped or set aside as unscored, with a reason."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stillhouse.errors import storage
-from stillhouse.ledger import Ledger, canonical
-from stillhouse.recipe import Curate, Recipe
-from stillhouse.records import Message, Progress, Sample, Verdict, Watch, unwatched
-from stillhouse.text import conversation
+from stillhouse.curate import leaks
+from stillhouse.curate.funnel import Filter, Judged, Row, put_through
+from stillhouse.curate.mix import Losses, mixed, unmixed
+from stillhouse.curate.rows import DROPPED, SAMPLES, exchanges, references, sample_of_each, write
+from stillhouse.curate.steps import GROUP, chosen, knows_references, read_by
+from stillhouse.curate.verified import whole_prompts
+from stillhouse.ledger import Ledger
+from stillhouse.recipe import Recipe
+from stillhouse.records import Watch, unwatched
+from stillhouse.scoring import BUILTIN, Scorer
 from stillhouse.workspace import RunFolder
 
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())]))
-SAMPLES = pa.schema(
-    [
-        ("id", pa.string()),
-        ("messages", MESSAGES),
-        ("completion", pa.string()),
-        ("family", pa.string()),
-        ("group", pa.string()),
-        ("teacher", pa.string()),
-        ("leaves", pa.list_(pa.int64())),
-    ]
-)
-DROPPED = SAMPLES.append(pa.field("reason", pa.string()))
-ROWS = 4096  # rows read, written and logged at once
+__all__ = ["DROPPED", "GROUP", "SAMPLES", "Curated", "Filter", "Row", "curate", "read_by"]
 
-KEEP = Verdict("keep")
-
-# Only an answer that opens with one of these declines; "I am sorry that your lamp broke" does not.
-_DECLINES = re.compile(
-    r"^\W*(?:i(?:'m| am) (?:very |really |truly )?sorry,? (?:but )?(?:i|as an ai)\b.{0,40}?\b"
-    r"(?:can(?:'t|not|\snot)|unable|won't|not able)"
-    r"|i (?:can(?:'t|not)|am (?:unable|not able) to|won't) (?:\w+ ){0,2}?"
-    r"(?:help|assist|provide|comply|answer|fulfil|discuss|generate|create|write|do that)"
-    r"|as an ai(?: language)? (?:model|assistant),? i)",
-    re.IGNORECASE | re.DOTALL,
-)
-
-Row = dict[str, Any]
-Filter = Callable[[Row], Verdict]
+Alone = Callable[[RunFolder, Recipe], Iterator[list[Judged]]]
+"""Yields the exchanges in order, each after the steps that look at it alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curated:
-    """Counts that balance: `rows` = `kept` + the sum of `reasons`. `digest` is over the kept rows."""
+    """Counts that balance: `rows` = `kept` + the sum of `reasons` + the sum of `unscored`.
+
+    `reasons` are those of dropped rows, `families` count the kept ones, `digest` is over the kept rows.
+    `funnel` has an entry for each filter in order (see `Tally.funnel`), `balance` the same sum for each
+    family and teacher, `leaks` what `leaks.report` says of each evaluation set, and `draws` the yield where
+    several answers to a prompt were chosen from.
+    """
 
     rows: int
     kept: int
@@ -60,119 +42,63 @@ class Curated:
     families: dict[str, int]
     digest: str
     transform: int
+    unscored: dict[str, int] = field(default_factory=dict)
+    funnel: list[dict[str, Any]] = field(default_factory=list)
+    balance: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    leaks: list[dict[str, Any]] = field(default_factory=list)
+    draws: dict[str, int] | None = None
 
 
-def curate(run: RunFolder, recipe: Recipe, ledger: Ledger, watch: Watch = unwatched) -> Curated:
+def curate(
+    run: RunFolder,
+    recipe: Recipe,
+    ledger: Ledger,
+    watch: Watch = unwatched,
+    scorers: Mapping[str, Scorer] = BUILTIN,
+    losses: Losses | None = None,
+    alone: Alone | None = None,
+) -> Curated:
     """Judge every exchange of the run, write `samples.parquet` and `dropped.parquet`, log each kept row.
 
     The ledger gets one `transform` leaf (what was done, by which settings) and one `row` leaf a sample,
-    which names the exchange leaves that the sample was made from.
+    which names the exchange leaves that the sample was made from. `losses` measures how hard a row is for a
+    student, where the recipe's mix asks for it, and `alone` takes the steps that look at one row alone
+    somewhere else. Memory follows the number of rows only where rows are compared: see docs/curating.md.
+    Raises UsageError where a filter, a file or a package that the recipe names is missing.
     """
-    filters = chosen_filters(recipe.curate)
+    settings = recipe.curate
+    unmixed(run).unlink(missing_ok=True)
+    exams = leaks.exams(run.prompts, settings.leak_sets)
+    sample = sample_of_each(run.exchanges) if settings.near_duplicates else ()
+    plan = chosen(settings, scorers, exams, sample)
     total = pq.read_metadata(run.exchanges).num_rows
-    reasons: Counter[str] = Counter()
-    families: Counter[str] = Counter()
-    kept, seen, digest = 0, 0, hashlib.sha256()
     transform = ledger.append(
         "transform",
-        {"run": run.root.name, "stage": "curate", "settings": recipe.curate.model_dump(), "rows": total},
+        {"run": run.root.name, "stage": "curate", "settings": settings.model_dump(), "rows": total},
     )
-    with (
-        storage("write", run.samples),
-        pq.ParquetWriter(run.samples, SAMPLES) as samples,
-        pq.ParquetWriter(run.dropped, DROPPED) as dropped,
-    ):
-        for batch in _exchanges(run):
-            good, bad = [], []
-            for row in batch:
-                verdict = judge(row, filters)
-                sample = _sample(row)
-                if verdict.ruling == "keep":
-                    good.append(sample)
-                    families[row["family"]] += 1
-                    digest.update(canonical(sample))
-                else:
-                    bad.append({**sample, "reason": verdict.reason})
-                    reasons[verdict.reason] += 1
-            samples.write_batch(pa.RecordBatch.from_pylist(good, schema=SAMPLES))
-            dropped.write_batch(pa.RecordBatch.from_pylist(bad, schema=DROPPED))
-            ledger.append_many([_row_leaf(sample, run, transform) for sample in good])
-            kept, seen = kept + len(good), seen + len(batch)
-            watch(Progress("curate", seen, total, "rows", {"kept": kept, **reasons}))
-    return Curated(total, kept, dict(reasons), dict(families), digest.hexdigest(), transform)
-
-
-def chosen_filters(settings: Curate) -> list[Filter]:
-    """In the order in which they are asked; the first that drops a row gives its reason."""
-    filters: list[Filter] = [without_tools, not_empty]
-    if settings.truncated:
-        filters.append(not_truncated)
-    if settings.refusals:
-        filters.append(not_refused)
-    if settings.duplicates:
-        filters.append(first_of_its_kind())
-    return filters
-
-
-def judge(row: Row, filters: list[Filter]) -> Verdict:
-    return next((verdict for f in filters if (verdict := f(row)).ruling != "keep"), KEEP)
-
-
-def without_tools(row: Row) -> Verdict:
-    """Training shows a student neither the tools of a prompt nor the calls of an answer yet: a row that has
-    them is dropped, for half of it would teach something else."""
-    return Verdict("drop", "tools") if row.get("tools") or row.get("tool_calls") else KEEP
-
-
-def not_empty(row: Row) -> Verdict:
-    """An empty answer is dropped whatever the settings; where the teacher said that it declined, as such."""
-    return KEEP if row["answer"].strip() else Verdict("drop", "refusal" if row["refusal"] else "empty")
-
-
-def not_truncated(row: Row) -> Verdict:
-    return Verdict("drop", "truncated") if row["finish_reason"] == "length" else KEEP
-
-
-def not_refused(row: Row) -> Verdict:
-    declined = row["refusal"] or row["finish_reason"] == "content_filter" or _DECLINES.match(row["answer"])
-    return Verdict("drop", "refusal") if declined else KEEP
-
-
-def first_of_its_kind() -> Filter:
-    """Drops a row whose normalised prompt and answer were seen before; 16 bytes are kept of each."""
-    seen: set[bytes] = set()
-
-    def unseen(row: Row) -> Verdict:
-        turns = [(m["role"], m["content"]) for m in row["messages"]]
-        text = conversation([*turns, ("assistant", row["answer"])])
-        mark = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        if mark in seen:
-            return Verdict("drop", "duplicate")
-        seen.add(mark)
-        return KEEP
-
-    return unseen
-
-
-def _exchanges(run: RunFolder) -> Iterator[list[Row]]:
-    for batch in pq.ParquetFile(run.exchanges).iter_batches(batch_size=ROWS):
-        yield batch.to_pylist()
-
-
-def _sample(row: Row) -> Row:
-    """The columns of `Sample`, plain."""
-    sample = Sample(
-        id=f"{row['prompt_id']}#{row['sample_index']}",
-        messages=tuple(Message(m["role"], m["content"], m["extra"] or "") for m in row["messages"]),
-        completion=row["answer"],
-        family=row["family"],
-        group=row["group"],
-        teacher=row["teacher"],
-        leaves=(row["leaf"],),
+    batches: Iterator[list[Judged]]
+    if alone is None:
+        known = references(run.prompts) if knows_references(settings) else {}
+        batches = (put_through(batch, plan.alone) for batch in exchanges(run.exchanges, known))
+    else:
+        batches = alone(run, recipe)
+    if plan.draws is not None:
+        batches = whole_prompts(batches)
+    judged: Iterator[list[Judged]] = (put_through(batch, plan.ordered) for batch in batches)
+    names = plan.names
+    if settings.mix is not None:
+        judged, names = mixed(judged, settings.mix, recipe.run.seed, losses, run), (*names, "mix")
+    tally, digest = write(judged, run, ledger, transform, exams, total, watch)
+    return Curated(
+        rows=total,
+        kept=sum(tally.reasons("keep").values()),
+        reasons=tally.reasons("drop"),
+        families=tally.families("keep"),
+        digest=digest,
+        transform=transform,
+        unscored=tally.reasons("unscored"),
+        funnel=tally.funnel(names),
+        balance={"families": tally.balance(3), "teachers": tally.balance(4)},
+        leaks=[leaks.report(exam, settings.leaks) for exam in exams],
+        draws=None if plan.draws is None else {"prompts": plan.draws.prompts, "answers": plan.draws.answers},
     )
-    return asdict(sample)
-
-
-def _row_leaf(sample: Row, run: RunFolder, transform: int) -> tuple[Any, dict[str, Any], dict[str, bytes]]:
-    body = {"run": run.root.name, "transform": transform, "exchanges": sample["leaves"]}
-    return "row", body, {"row": canonical(sample)}

@@ -20,7 +20,9 @@ from stillhouse import ask as asking
 from stillhouse.collect import Asked, PromptSet, collect, limits_of, load_prompts
 from stillhouse.collect.grow import Grown, grow, keep_record
 from stillhouse.collect.taught import keep_targets, read_taught
-from stillhouse.curate import curate
+from stillhouse.curate import curate, read_by
+from stillhouse.curate.cluster import on_ray
+from stillhouse.curate.difficulty import losses_of
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
@@ -86,12 +88,13 @@ def run(
 
     `prompts` replaces the recipe's prompt files and `scorers` those that are installed, for callers with rows
     and judgements of their own. With `ray_workers` the prompts to learn from are asked by so many workers
-    of a Ray cluster (0: see `ask.on_ray`). Raises what the stages raise; what they finished stays finished.
+    of a Ray cluster (0: see `ask.on_ray`), and rows are judged there (see `curate.cluster`). Raises what the
+    stages raise; what they finished stays finished.
     """
     prompts = prompts or load_prompts(recipe)
     scorers = installed_scorers() if scorers is None else scorers
     check(recipe, prompts, scorers)
-    if ray_workers is not None:
+    if ray_workers is not None and "collect" in stages:
         check_reachable(recipe)
     if {"train", "evaluate"} & set(stages):
         need_extra("train", ("torch", "transformers"))
@@ -231,15 +234,24 @@ def _account(work: _Work, grown: Sequence[Grown]) -> dict[str, Any] | None:
 
 def _curate(work: _Work) -> bool:
     collected = _need(work, "collect")
-    inputs = _digest(collected["digest"], work.recipe.curate.model_dump())
+    settings = work.recipe.curate
+    prompts = hashlib.sha256(work.folder.prompts.read_bytes()).hexdigest()
+    seed = work.recipe.run.seed if settings.mix else None
+    inputs = _digest(collected["digest"], settings.model_dump(), prompts, read_by(settings), seed)
     if _is_done(work, "curate", inputs, work.folder.samples, work.folder.dropped):
         return False
     started = time.monotonic()
-    result = asdict(curate(work.folder, work.recipe, work.ledger, work.watch))
+    losses = None
+    if settings.mix is not None and settings.mix.checkpoint is not None:
+        need_extra("train", ("torch", "transformers"))
+        losses = losses_of(settings.mix.checkpoint)
+    alone = None if work.ray_workers is None else on_ray(work.scorers)
+    done = curate(work.folder, work.recipe, work.ledger, work.watch, work.scorers, losses, alone)
+    result = asdict(done)
     if result["kept"] == 0:
         raise UsageError(
             "no row was kept",
-            f"all {result['rows']} were dropped: {result['reasons']}",
+            f"of {done.rows} rows were dropped {done.reasons} and set aside unscored {done.unscored}",
             f"see {work.folder.dropped}",
         )
     _mark(work, "curate", inputs, time.monotonic() - started, result)

@@ -13,6 +13,7 @@ from typing import Any
 from stillhouse import ask as asking
 from stillhouse.collect import PromptSet
 from stillhouse.collect.grow import check_growth
+from stillhouse.curate.steps import check as check_filters
 from stillhouse.errors import ModelError, UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
@@ -22,6 +23,7 @@ from stillhouse.prices import price_of
 from stillhouse.recipe import Recipe, Teacher
 from stillhouse.scoring import Scorer
 from stillhouse.scoring import check as check_scorers
+from stillhouse.scoring import scorers as installed_scorers
 from stillhouse.terms import gate
 
 STAGES = ("collect", "curate", "train", "evaluate", "release")
@@ -89,7 +91,9 @@ def today() -> date:
 
 def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] | None = None) -> None:
     """What can be known to fail before anybody is asked, and so paid. Raises UsageError or ModelError."""
+    scorers = installed_scorers() if scorers is None else scorers
     check_scorers(prompts.scorers(), scorers)
+    check_filters(recipe.curate, scorers)
     check_growth(recipe, prompts)
     for teacher in (recipe.teacher, *recipe.teachers):
         if recipe.collect.mode == "batch" and teacher.endpoint is None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,7 +31,9 @@ from stillhouse.recipe.tables import (
     Evaluate,
     Focus,
     Grow,
+    LeakSet,
     Lora,
+    Mix,
     Price,
     Prompts,
     Recipe,
@@ -50,7 +53,9 @@ __all__ = [
     "Evaluate",
     "Focus",
     "Grow",
+    "LeakSet",
     "Lora",
+    "Mix",
     "Price",
     "Prompts",
     "Recipe",
@@ -196,8 +201,16 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
                 }
             ),
             "evaluate": recipe.evaluate.model_copy(update={"source": path(recipe.evaluate.source)}),
+            "curate": _curate(recipe.curate, path),
         }
     )
+
+
+def _curate(settings: Curate, path: Callable[[str | None], str | None]) -> Curate:
+    sets = [one.model_copy(update={"file": path(one.file)}) for one in settings.leak_sets]
+    mix = settings.mix and settings.mix.model_copy(update={"checkpoint": path(settings.mix.checkpoint)})
+    files = {name: path(getattr(settings, name)) for name in ("json_schema", "embedding")}
+    return settings.model_copy(update={"leak_sets": sets, "mix": mix, **files})
 
 
 def _keys_at(place: list[str]) -> list[str]:

@@ -121,7 +121,8 @@ def read_facts(run: RunFolder) -> Facts:
     problems: list[str] = []
     recipe = _json(run.recipe, problems)
     markers = {stage: read_marker(run, stage) or {} for stage in STAGES}
-    reasons = at(markers["curate"], "result", "reasons")
+    told = [at(markers["curate"], "result", name) for name in ("reasons", "unscored")]
+    reasons = {reason: n for one in told if isinstance(one, dict) for reason, n in one.items()}
     pairs, tally = _pairs(run, problems)
     return Facts(
         run=run,
@@ -131,7 +132,7 @@ def read_facts(run: RunFolder) -> Facts:
         markers=markers,
         evaluation=_json(run.evaluation, problems),
         steps=tuple(_steps(run.losses, problems)),
-        drops=_drops(run.dropped, reasons if isinstance(reasons, dict) else {}, problems),
+        drops=_drops(run.dropped, reasons, problems),
         pairs=pairs,
         tally=tally,
         questions=_questions(run.prompts, problems),
@@ -146,6 +147,13 @@ def dropped(facts: Facts) -> float | None:
     if not isinstance(reasons, dict):
         return None
     counts = [number(reasons, reason) for reason in reasons]
+    return None if None in counts else sum(c for c in counts if c is not None)
+
+
+def unscored(facts: Facts) -> float | None:
+    """Rows that curation set aside because it could not judge them; none in a run from before it did."""
+    aside = facts.result("curate", "unscored")
+    counts = [number(aside, reason) for reason in aside] if isinstance(aside, dict) else []
     return None if None in counts else sum(c for c in counts if c is not None)
 
 

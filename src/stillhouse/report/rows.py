@@ -7,9 +7,10 @@ import re
 from typing import Any
 
 from stillhouse.report.figures import UNKNOWN, count, number, percent, plural, score
+from stillhouse.report.filters import filters
 from stillhouse.report.layout import absent, rows_link, section, table
 from stillhouse.report.markup import Html, clip, join, short, shown, tag
-from stillhouse.report.read import Answer, Facts, Pair, dropped
+from stillhouse.report.read import Answer, Facts, Pair, dropped, unscored
 
 _LONGEST = 2_000  # characters shown of one text
 _REASONS = 24  # reasons listed one by one
@@ -51,16 +52,18 @@ def funnel(facts: Facts) -> Html:
         title,
         "Nothing is dropped silently: what came in is what was kept and what was dropped.",
         table("Rows at each stage", ("", "", "rows", "of prompts", ""), rows, words=(0, 4), class_="funnel"),
-        tag("p", _balance(came, kept, dropped(facts)), class_="said"),
+        tag("p", _balance(came, kept, dropped(facts), unscored(facts)), class_="said"),
+        filters(facts),
         _reasons(facts, came),
     )
 
 
-def _balance(came: float | None, kept: float | None, gone: float | None) -> Html:
-    if came is None or kept is None or gone is None:
+def _balance(came: float | None, kept: float | None, gone: float | None, aside: float | None) -> Html:
+    if came is None or kept is None or gone is None or aside is None:
         return join("Curation has no full account of its rows, so the balance is unknown.")
     sums = f"{count(came)} in; {count(kept)} kept + {count(gone)} dropped"
-    out = kept + gone
+    sums += f" + {count(aside)} unscored" if aside else ""
+    out = kept + gone + aside
     if came == out:
         return join(tag("b", "✓ Balances: "), sums, ".")
     return join(tag("b", "▲ Does not balance: "), sums, f" = {count(out)}.")
@@ -72,6 +75,7 @@ def _reasons(facts: Facts, came: float | None) -> Html | None:
     for stage, tree, words in (
         ("collect", facts.result("collect", "failures"), "request failed"),
         ("curate", facts.result("curate", "reasons"), "dropped"),
+        ("curate", facts.result("curate", "unscored"), "unscored"),
         (
             "train",
             facts.result("train", "rows_left_out"),
@@ -81,7 +85,7 @@ def _reasons(facts: Facts, came: float | None) -> Html | None:
         if isinstance(tree, dict):
             found = [(words, str(reason), number(tree, reason)) for reason in tree]
             listed += sorted(found, key=lambda entry: (-(entry[2] or 0), entry[1]))
-        elif stage == "curate":
+        elif stage == "curate" and words == "dropped":
             listed += [(words, reason, None) for reason in sorted(facts.drops)]
     broken = number(facts.result("collect"), "broken_lines")
     if broken:
@@ -91,7 +95,7 @@ def _reasons(facts: Facts, came: float | None) -> Html | None:
     items = []
     for words, reason, n in listed[:_REASONS]:
         of = f"{percent(n / came)} of answers" if n is not None and came and words == "dropped" else ""
-        examples = facts.drops.get(reason, ()) if words == "dropped" else ()
+        examples = facts.drops.get(reason, ()) if words in ("dropped", "unscored") else ()
         line = join(
             tag("span", count(n), class_="count"),
             tag("span", tag("b", short(reason)), " ", tag("small", words), class_="what"),

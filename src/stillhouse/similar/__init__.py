@@ -1,6 +1,16 @@
 """Whether a text says again what another said: exact and near duplicates, and n-grams in common."""
 
-from stillhouse.similar.near import NearIndex, Repeat, exact_repeats, near_repeats
-from stillhouse.similar.overlap import NgramIndex, Overlap, Span
+from stillhouse.similar.near import NearIndex, Repeat, exact_repeats, near_repeats, shared_wording
+from stillhouse.similar.overlap import Coverage, NgramIndex, Overlap, Span
 
-__all__ = ["NearIndex", "NgramIndex", "Overlap", "Repeat", "Span", "exact_repeats", "near_repeats"]
+__all__ = [
+    "Coverage",
+    "NearIndex",
+    "NgramIndex",
+    "Overlap",
+    "Repeat",
+    "Span",
+    "exact_repeats",
+    "near_repeats",
+    "shared_wording",
+]

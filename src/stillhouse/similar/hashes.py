@@ -122,3 +122,30 @@ def ngrams(pieces: Hashes, offsets: Offsets, n: int) -> tuple[Hashes, Offsets]:
     grams ^= grams >> np.uint64(32)
     inside = np.arange(windows) + n <= np.repeat(offsets[1:], np.diff(offsets))[:windows]
     return grams[inside], starts
+
+
+def without(
+    unwanted: Hashes, pieces: Hashes, offsets: Offsets, ends: Offsets
+) -> tuple[Hashes, Offsets, Offsets]:
+    """The texts without the unwanted pieces (sorted), their offsets, and how many of the last ends[i] pieces
+    of each are left. A text, or an end, of which nothing would be left stays as it is."""
+    if not len(unwanted) or not len(pieces):
+        return pieces, offsets, ends
+    at = np.minimum(np.searchsorted(unwanted, pieces), len(unwanted) - 1)
+    wanted = unwanted[at] != pieces
+    counts = np.diff(offsets)
+    place = np.arange(len(pieces))
+    in_end = place >= np.repeat(offsets[1:] - ends, counts)
+    for part in (np.ones(len(pieces), dtype=np.bool_), in_end):
+        left = _sums(wanted & part, offsets)
+        wanted |= part & np.repeat(left == 0, counts)
+    return (
+        pieces[wanted],
+        np.concatenate(([0], np.cumsum(_sums(wanted, offsets)))),
+        _sums(wanted & in_end, offsets),
+    )
+
+
+def _sums(flags: NDArray[np.bool_], offsets: Offsets) -> Offsets:
+    """How many flags of each text are set."""
+    return np.diff(np.concatenate(([0], np.cumsum(flags)))[offsets])

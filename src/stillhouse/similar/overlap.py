@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.similar.hashes import Hashes, Offsets, Remembered, batches, hashed, ngrams
+from stillhouse.similar.hashes import Hashes, Offsets, Remembered, Texts, batches, hashed, ngrams
 from stillhouse.text import placed_words, words
 
 LONG = 13  # words in a row that are held to be copied
@@ -57,41 +57,78 @@ class Overlap:
 class NgramIndex:
     """The 8-grams and 13-grams of a set of texts. It keeps the texts and about 40 bytes for each word.
 
-    `too_short` names the texts with fewer than 8 words, which no n-gram finds (a duplicate check does).
+    `too_short` names the texts with fewer than 8 words, which no n-gram finds (a duplicate check does). With
+    `common`, 8-grams that stand in more than this share of the texts (and in more than 2) do not count in any
+    ratio: what a template says in all of them shows nothing about one.
     """
 
-    def __init__(self, texts: Iterable[str]) -> None:
+    def __init__(self, texts: Iterable[str], common: float | None = None) -> None:
         self._texts = list(texts)
-        self._words, self._offsets = hashed(self._texts, Remembered(words))
+        self._stretches = Remembered(words)
+        self._words, self._offsets = hashed(self._texts, self._stretches)
         self._long = _Ngrams(self._words, self._offsets, LONG)
         self._short = _Ngrams(self._words, self._offsets, SHORT)
         self.too_short = tuple(np.flatnonzero(np.diff(self._offsets) < SHORT).tolist())
+        self._wording = np.empty(0, dtype=np.uint64)
+        grams, starts = ngrams(self._words, self._offsets, SHORT)
+        if common is not None:
+            self._wording = _common(grams, starts, max(2.0, common * len(self._texts)))
+        self._totals = _sums(np.isin(grams, self._wording, invert=True), starts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
 
     def overlaps(self, rows: Iterable[str]) -> Iterator[Overlap]:
         """One for each row, in order. Where several texts of the set hold a stretch the first is named."""
-        stretches = Remembered(words)
         row = 0
         for batch in batches(rows):
-            own, offsets = hashed(batch, stretches)
+            own, offsets = hashed(batch, self._stretches)
             grams, starts = ngrams(own, offsets, SHORT)
             bounds = offsets.tolist()
-            for place, (hits, total) in enumerate(_counts(self._short.find(grams) >= 0, starts)):
+            known = self._short.find(grams) >= 0
+            for place, (ratio, hits) in enumerate(self._shares(known, grams, starts)):
                 spans: tuple[Span, ...] = ()
                 if hits:
                     spans = self._spans(batch[place], own[bounds[place] : bounds[place + 1]])
-                yield Overlap(row, hits / total if total else None, spans)
+                yield Overlap(row, ratio, spans)
                 row += 1
+
+    def ratios(self, rows: Texts) -> list[float | None]:
+        """For each row the greater of two shares: of its 8-grams those that the set holds, and of the 8-grams
+        of one text of the set those that it holds. So a text is seen in a longer row, and a part of it too.
+
+        None where the row has fewer than 8 words, or none but common ones.
+        """
+        grams, starts = ngrams(*hashed(rows, self._stretches), SHORT)
+        places = self._short.find(grams)
+        own = [ratio for ratio, _ in self._shares(places >= 0, grams, starts)]
+        hit = (places >= 0) & np.isin(grams, self._wording, invert=True)
+        row_of = np.repeat(np.arange(len(own)), np.diff(starts))[hit]
+        pairs = np.unique(np.stack((row_of, places[hit])), axis=1)  # a row may say one 8-gram twice
+        texts = np.searchsorted(self._offsets, pairs[1], side="right") - 1
+        found, counts = np.unique(np.stack((pairs[0], texts)), axis=1, return_counts=True)
+        best = np.zeros(len(own))
+        np.maximum.at(best, found[0], counts / np.array(self._totals)[found[1]])
+        return [
+            None if ratio is None else max(ratio, theirs)
+            for ratio, theirs in zip(own, best.tolist(), strict=True)
+        ]
+
+    def _shares(
+        self, known: NDArray[np.bool_], grams: Hashes, starts: Offsets
+    ) -> Iterator[tuple[float | None, int]]:
+        """Of each text the share of its 8-grams that are known, common ones aside, and how many are known."""
+        counted = np.isin(grams, self._wording, invert=True)
+        hits, all_hits, totals = (_sums(flags, starts) for flags in (known & counted, known, counted))
+        for hit, every, total in zip(hits, all_hits, totals, strict=True):
+            yield (hit / total if total else None), every
 
     def covered(self, rows: Iterable[str]) -> list[float | None]:
         """For each text of the set the share of its 8-grams that the rows hold; None if it is too short."""
-        stretches = Remembered(words)
-        seen = np.zeros(len(self._words), dtype=np.bool_)  # by the first place of an 8-gram in the set
+        coverage = Coverage(self)
         for batch in batches(rows):
-            places = self._short.find(ngrams(*hashed(batch, stretches), SHORT)[0])
-            seen[places[places >= 0]] = True
-        grams, starts = ngrams(self._words, self._offsets, SHORT)
-        counts = _counts(seen[self._short.find(grams)], starts)
-        return [hits / total if total else None for hits, total in counts]
+            coverage.add(batch)
+        return coverage.shares()
 
     def _spans(self, text: str, own: Hashes) -> tuple[Span, ...]:
         long = self._runs(own, self._long, [])
@@ -146,6 +183,47 @@ class NgramIndex:
         return length
 
 
+class Coverage:
+    """The other direction: how much of a set rows hold that come little by little."""
+
+    def __init__(self, index: NgramIndex) -> None:
+        self._index = index
+        self._seen = np.zeros(len(index._words), dtype=np.bool_)  # by the first place of an 8-gram in the set
+
+    def add(self, rows: Texts) -> None:
+        places = self._index._short.find(ngrams(*hashed(rows, self._index._stretches), SHORT)[0])
+        self._seen[places[places >= 0]] = True
+
+    def shares(self) -> list[float | None]:
+        """For each text of the set the share of its 8-grams that the rows hold; None if it is too short."""
+        index = self._index
+        grams, starts = ngrams(index._words, index._offsets, SHORT)
+        seen = self._seen[index._short.find(grams)]
+        return [ratio for ratio, _ in index._shares(seen, grams, starts)]
+
+    def words(self) -> tuple[int, int]:
+        """How many words of the set stand in an 8-gram that the rows hold, and how many it has."""
+        index = self._index
+        grams, starts = ngrams(index._words, index._offsets, SHORT)
+        hit = self._seen[index._short.find(grams)] & np.isin(grams, index._wording, invert=True)
+        firsts = (np.arange(len(grams)) + np.repeat(index._offsets[:-1] - starts[:-1], np.diff(starts)))[hit]
+        covered = np.zeros(len(index._words), dtype=np.bool_)
+        for place in range(SHORT):
+            covered[firsts + place] = True
+        return int(covered.sum()), len(covered)
+
+
+def _common(grams: Hashes, starts: Offsets, most: float) -> Hashes:
+    """The n-grams that stand in more than so many texts, sorted."""
+    texts = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    order = np.lexsort((texts, grams))
+    grams, texts = grams[order], texts[order]
+    fresh = np.ones(len(grams), dtype=np.bool_)
+    fresh[1:] = (grams[1:] != grams[:-1]) | (texts[1:] != texts[:-1])
+    distinct, counts = np.unique(grams[fresh], return_counts=True)
+    return distinct[counts > most]
+
+
 class _Ngrams:
     """Where each n-gram stands first."""
 
@@ -164,7 +242,7 @@ class _Ngrams:
         return np.where(self._grams[at] == grams, self._places[at], -1)
 
 
-def _counts(flags: NDArray[np.bool_], starts: Offsets) -> Iterator[tuple[int, int]]:
-    """For each text how many of its flags are set, and how many it has."""
-    set_until = np.concatenate(([0], np.cumsum(flags)))[starts]
-    return zip(np.diff(set_until).tolist(), np.diff(starts).tolist(), strict=True)
+def _sums(flags: NDArray[np.bool_], starts: Offsets) -> list[int]:
+    """For each text how many of its flags are set."""
+    found: list[int] = np.diff(np.concatenate(([0], np.cumsum(flags)))[starts]).tolist()
+    return found

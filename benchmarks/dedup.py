@@ -1,12 +1,14 @@
-"""Near duplicates and leaks among real answers: speed, memory, recall and precision beside datasketch.
+"""Near duplicates among real answers: speed, memory, recall and precision beside datasketch and text-dedup.
 
-    .venv/bin/python benchmarks/duplicates.py [--quick] [--json FILE]
+    .venv/bin/python benchmarks/dedup.py [--quick] [--json FILE]
 
-The rows are stretches of 50 to 100 words of real answers of 58 models, none used twice, and copies of them
+The rows are stretches of 50 to 100 words of real answers of 59 models, none used twice, and copies of them
 with words replaced, so that each copy lies at a known Jaccard similarity from its original. Truth is the
 exact Jaccard similarity of all pairs of a subset that holds each of its originals with all its copies, by a
-sparse matrix product. Both programs read Parquet, decide by the same rule (datasketch's candidates are
-verified too) and write Parquet, the better of two passes counts; datasketch has its own environment.
+sparse matrix product. All read Parquet and write their result. stillhouse and datasketch decide by the same
+rule (datasketch's candidates are verified too), and the better of two passes counts. text-dedup joins whole
+clusters by unverified signatures over words alone, as its command does: a row is wrongly dropped by it if no
+other row is as similar as the threshold. It runs once, on 2 processes. Peers have environments of their own.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ import gzip
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import venv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from duplicates_run import shingles
+from dedup_run import shingles
 from rows import DATA, Row, arguments, header, need, show
 from scipy import sparse
 
@@ -39,12 +43,17 @@ from stillhouse.stats import wilson
 from stillhouse.text import tokens
 
 SEED = 11
-THRESHOLD = 0.7
+THRESHOLD = 0.8  # curate's
 COPIES = 0.3  # share of the rows that are copies
-RUNNER = Path(__file__).with_name("duplicates_run.py")
+RUNNER = Path(__file__).with_name("dedup_run.py")
 ROOT = Path(__file__).resolve().parents[1]
-PEER = ROOT / ".bench" / "datasketch"
-PACKAGES = ("datasketch==2.0.0", "pyarrow==26.0.1")
+PEERS = ROOT / ".bench"
+DATASKETCH = ("datasketch==2.0.0", "pyarrow==26.0.1")
+# Not all that it declares: pyspark and unisim are for commands other than `minhash`.
+TEXT_DEDUP = (
+    "click<9 click-option-group<0.6 datasets==5.2.0 ftfy==6.3.1 numpy psutil regex rich<14 scipy tqdm xxhash "
+    "zstandard bitarray setuptools"
+).split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +132,63 @@ def exact_pairs(texts: list[str], least: float) -> dict[tuple[int, int], float]:
     return found
 
 
-def peer_python() -> str | None:
-    """The Python of datasketch's environment, which the first call makes; None if pip fails."""
-    python, ready = PEER / "bin" / "python", PEER / "ready"
+def peer_python(name: str, packages: Sequence[str], bare: str = "") -> str | None:
+    """The Python of a peer's environment, which the first call makes; None if pip fails. `bare` is installed
+    without what it declares."""
+    folder = PEERS / name
+    python, ready = folder / "bin" / "python", folder / "ready"
     if not ready.exists():
-        print(f"installing {' '.join(PACKAGES)} into {PEER}", file=sys.stderr)
-        venv.create(PEER, with_pip=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES]
-        if subprocess.run(command, check=False).returncode != 0:
-            return None
-        ready.write_text("\n".join(PACKAGES))
+        print(f"installing {name} into {folder}", file=sys.stderr)
+        venv.create(folder, with_pip=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        for more in (["--no-deps", bare] if bare else [], packages):
+            if more and subprocess.run([*pip, *more], check=False).returncode != 0:
+                return None
+        ready.touch()
     return str(python)
+
+
+def with_text_dedup(python: str, texts: list[str], folder: Path) -> Pass | None:
+    """The same threshold, shingles and about the same number of hashes, by its command; None if it fails."""
+    source, out = folder / "rows.parquet", folder / "text-dedup"
+    pq.write_table(pa.table({"row": range(len(texts)), "text": texts}), source, row_group_size=1 << 16)
+    command = [python, "-m", "text_dedup.minhash", "--path", "parquet", "--data_files", str(source)]
+    command += [
+        "--split",
+        "train",
+        "--column",
+        "text",
+        "--output",
+        str(out),
+        "--cache_dir",
+        str(folder / "c"),
+    ]
+    command += ["--ngram", "3", "--min_length", "1", "--num_perm", "96", "--threshold", str(THRESHOLD)]
+    command += ["--hash_func", "xxh3", "--num_proc", "2"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "c")}
+    measured = [sys.executable, "-c", _MEASURED, *command]
+    done = subprocess.run(measured, check=False, capture_output=True, text=True, env=environment)
+    if done.returncode != 0:
+        print(f"text-dedup failed: {done.stderr.strip()[-600:]}", file=sys.stderr)
+        return None
+    kept: set[int] = set()
+    for file in sorted(out.glob("*.arrow")):
+        with pa.ipc.open_stream(file) as stream:
+            kept.update(stream.read_all()["row"].to_pylist())
+    dropped = {row: (-1, 0.0) for row in range(len(texts)) if row not in kept}
+    shutil.rmtree(out)
+    return Pass(**{"rows": len(texts), **json.loads(done.stdout.splitlines()[-1])}, dropped=dropped)
+
+
+_MEASURED = """
+import json, resource, subprocess, sys, time
+started = time.perf_counter()
+code = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+seconds = time.perf_counter() - started
+print(json.dumps({"seconds": seconds, "cpu": used.ru_utime + used.ru_stime, "peak": used.ru_maxrss * 1024}))
+sys.exit(code)
+"""
 
 
 def passed(name: str, python: str, texts: list[str], folder: Path) -> Pass:
@@ -185,7 +240,7 @@ def quality(
         )
     ]
     keys = band_keys(*ngrams(*hashed(texts, Remembered(tokens), SHINGLE), SHINGLE), band_length(THRESHOLD))
-    for least in (THRESHOLD, 0.8):
+    for least in (THRESHOLD, 0.9):
         chosen = [pair for pair, jaccard in pairs.items() if jaccard >= least]
         compared = sum(bool((keys[one] == keys[two]).any()) for one, two in chosen)
         rows.append(
@@ -244,6 +299,39 @@ def speed(ours: Pass, peer: Pass | None) -> list[Row]:
         row("  CPU", "us/row", ours.cpu / ours.rows * 1e6, peer and peer.cpu / peer.rows * 1e6),
         row("  peak memory of the process", "MB", ours.peak / 1e6, peer and peer.peak / 1e6),
         Row("  dropped", len(ours.dropped) / ours.rows, ""),
+    ]
+
+
+def beside_text_dedup(
+    ours: Pass,
+    python: str,
+    large: list[str],
+    subset: list[str],
+    pairs: dict[tuple[int, int], float],
+    folder: Path,
+) -> list[Row]:
+    """Its own figures. It keeps one row of a cluster, so a pair is found if not both of it are kept."""
+    judged, timed = (with_text_dedup(python, texts, folder) for texts in (subset, large))
+    if judged is None or timed is None:
+        return [Row("text-dedup did not run", None, "")]
+    chosen = [pair for pair, jaccard in pairs.items() if jaccard >= THRESHOLD]
+    parted = sum(one in judged.dropped or two in judged.dropped for one, two in chosen)
+    alike = {row for pair in chosen for row in pair}
+    wrong = sum(row not in alike for row in judged.dropped)
+    rate = timed.rows / timed.seconds
+    return [
+        Row(
+            "text-dedup: the same rows",
+            rate,
+            "rows/s",
+            peer="stillhouse",
+            peer_value=ours.rows / ours.seconds,
+            ratio=rate * ours.seconds / ours.rows,
+        ),
+        Row("  CPU", timed.cpu / timed.rows * 1e6, "us/row"),
+        Row("  peak memory of one of its processes", timed.peak / 1e6, "MB"),
+        share(f"  all exact pairs >= {THRESHOLD}: not both kept", parted, len(chosen)),
+        share("  dropped without a row as similar", wrong, len(judged.dropped)),
     ]
 
 
@@ -317,18 +405,21 @@ def main() -> None:
     real = stretches(rng)
     subset, copies = with_copies(real[: 4_000 if options.quick else 14_000], rng)
     pairs = exact_pairs(subset, THRESHOLD)
-    python = peer_python()
+    python = peer_python("datasketch", DATASKETCH)
     programs = [("stillhouse", sys.executable)] + ([] if python is None else [("datasketch", python)])
+    other = peer_python("text-dedup", TEXT_DEDUP, bare="text-dedup==0.4.0")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         judged = {who: passed(who, which, subset, folder) for who, which in programs}
-        large = with_copies(real[: 14_000 if options.quick else 120_000], rng)[0]
+        large = with_copies(real[: 14_000 if options.quick else 140_000], rng)[0]
         timed = {
             who: min((passed(who, which, large, folder) for _ in range(2)), key=lambda done: done.seconds)
             for who, which in programs
         }
         rows = speed(timed["stillhouse"], timed.get("datasketch"))
         rows += quality(judged["stillhouse"], judged.get("datasketch"), subset, copies, pairs)
+        if other is not None:
+            rows += beside_text_dedup(timed["stillhouse"], other, large, subset, pairs, folder)
         if not options.quick:
             million = passed("stillhouse", sys.executable, recombined(real, 1_000_000, rng), folder)
             rows.append(

@@ -1,4 +1,4 @@
-"""One near-duplicate pass over Parquet: python duplicates_run.py stillhouse|datasketch IN OUT THRESHOLD
+"""One near-duplicate pass over Parquet: python dedup_run.py stillhouse|datasketch IN OUT THRESHOLD
 
 Reads IN (column `text`), writes the kept rows to OUT/kept.parquet and (row, of, jaccard) of the others to
 OUT/dropped.parquet, and prints seconds, CPU seconds and peak memory as JSON. Both read, write and decide
@@ -8,7 +8,6 @@ alike: a row is dropped if its exact Jaccard similarity with an earlier kept row
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rows import peak_memory
 
 from stillhouse.text import tokens
 
@@ -95,8 +95,7 @@ def main() -> None:
     started, busy = time.perf_counter(), time.process_time()
     rows = run(judge, Path(source), Path(folder))
     seconds, cpu = time.perf_counter() - started, time.process_time() - busy
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps({"rows": rows, "seconds": seconds, "cpu": cpu, "peak": peak}))
+    print(json.dumps({"rows": rows, "seconds": seconds, "cpu": cpu, "peak": peak_memory()}))
 
 
 if __name__ == "__main__":
