@@ -69,6 +69,7 @@ def recipe_page() -> str:
         ("Grow", "[prompts.grow]"),
         ("Focus", "[prompts.focus]"),
         ("Lora", "[student.lora]"),
+        ("Judge", "[evaluate.judge]"),
     ):
         parts += _table(place, {"$ref": f"#/$defs/{name}"}, schema)
     return "\n".join(parts)

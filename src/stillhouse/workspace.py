@@ -143,6 +143,10 @@ class RunFolder:
         return self.root / "predictions.parquet"
 
     @property
+    def judgements(self) -> Path:
+        return self.root / "judgements.parquet"
+
+    @property
     def evaluation(self) -> Path:
         return self.root / "evaluation.json"
 

@@ -20,6 +20,7 @@ from stillhouse.evaluate.predictions import (
     read_predictions,
     write_predictions,
 )
+from stillhouse.evaluate.preference import AskJudge, judge_pairs, preference_figures, write_judgements
 from stillhouse.evaluate.students import Measured, local_answers, measured, model_source, size_on_disk
 from stillhouse.recipe import Recipe
 from stillhouse.records import Progress, Prompt, Watch, unwatched
@@ -36,6 +37,7 @@ def evaluate(
     teacher: TeacherAnswers,
     watch: Watch = unwatched,
     scorers: Mapping[str, Scorer] = BUILTIN,
+    ask_judge: AskJudge | None = None,
 ) -> dict[str, Any]:
     """Answer, score and compare; write `predictions.parquet` first, then `evaluation.json` from it.
 
@@ -53,6 +55,7 @@ def evaluate(
         flops_ratio   mean FLOPs of an answer, student to teacher, over flops_prompts prompts
         flops, flops_per_token, parameters, tokens_per_second
                       by model
+        judge         what a judge prefers (see `preference_figures`), None without one
         prompts       n, groups, families
         scored_by     names of the scorers used
         notes         sentences about what was not scored or is not known
@@ -90,9 +93,30 @@ def evaluate(
     costs = cost_figures(recorded, sizes)
     names = sorted({prompt.scorer for prompt in prompts if prompt.scorer})
     result = {**figures, **costs, "scored_by": names}
+    result["judge"] = None if ask_judge is None else _judged(run, recipe, prompts, recorded, ask_judge, notes)
     result["notes"] = [*figures["notes"], *notes, *costs["notes"]]
     write_json(run.evaluation, result)
     return result
+
+
+def _judged(
+    run: RunFolder,
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    rows: Sequence[Prediction],
+    ask_judge: AskJudge,
+    notes: list[str],
+) -> dict[str, Any]:
+    """Write `judgements.parquet`, then add up. `ask_judge` raises what asking raises."""
+    settings = recipe.evaluate.judge
+    judged = judge_pairs(rows, prompts, ask_judge, None if settings is None else settings.count)
+    write_judgements(run.judgements, judged)
+    figures = preference_figures(judged, recipe.run.seed, recipe.evaluate.resamples)
+    if figures["usable"] is not True:
+        notes.append(f"judge: {figures['why']}; its verdicts are not to be relied on")
+    if settings is not None and settings.model == recipe.teacher.model:
+        notes.append("judge: it is the teacher itself, whose own manner of answering it may prefer")
+    return {"model": None if settings is None else settings.model, **figures}
 
 
 def _check(prompts: Sequence[Prompt], scorers: Mapping[str, Scorer]) -> None:

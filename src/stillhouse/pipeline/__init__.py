@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from stillhouse.curate import curate
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
+from stillhouse.pipeline.judging import Bench, open_judge
 from stillhouse.pipeline.planning import Plan, plan
 from stillhouse.pipeline.recording import recorded
 from stillhouse.pipeline.rounds import account, focus_note, focused
@@ -278,16 +279,21 @@ def _evaluate(work: _Work) -> bool:
         trained["weights"],
         leaves,
         [_facts(p) for p in work.prompts.test],
-        recipe.evaluate.model_dump(),
+        recipe.evaluate.model_dump(mode="json"),
         recipe.run.seed,
     )
     outputs = (work.folder.evaluation, work.folder.predictions)
     own = any(BUILTIN.get(name) is not scorer for name, scorer in work.scorers.items())  # may have changed
     fresh = not _is_done(work, "evaluate", inputs, *outputs) or own
+    tallies = [tally]
     if fresh:
         failed = {question.prompt_id: question.reason for question in tally.failed}
         answers = TeacherAnswers(texts, tokens, failed, local_teacher(recipe), finish)
-        scores = evaluate(work.folder, recipe, tuple(work.prompts.test), answers, work.watch, work.scorers)
+        with _judge(work) as judge:
+            scores = evaluate(
+                work.folder, recipe, tuple(work.prompts.test), answers, work.watch, work.scorers, judge
+            )
+        tallies += judge.tallies if judge else []
         predictions = hashlib.sha256(work.folder.predictions.read_bytes()).hexdigest()
         work.ledger.append(
             "evaluation",
@@ -304,16 +310,21 @@ def _evaluate(work: _Work) -> bool:
             "evaluate",
             inputs,
             time.monotonic() - started,
-            {"predictions": predictions, **_counts(work, tally)},
+            {"predictions": predictions, **_counts(work, *tallies)},
         )
-    _complete_evaluation(work, tally)
+    _complete_evaluation(work, *tallies)
     return fresh
 
 
-def _complete_evaluation(work: _Work, tested: asking.Tally) -> None:
+def _judge(work: _Work) -> AbstractContextManager[Bench | None]:
+    run, log = work.folder.root.name, work.folder.logs / "judge.log"
+    return open_judge(work.recipe, work.ledger, run, log, work.watch)
+
+
+def _complete_evaluation(work: _Work, *tested: asking.Tally) -> None:
     """Add what only the run knows: seconds of each stage when it was worked, and what was asked now."""
     evaluation = json.loads(work.folder.evaluation.read_bytes())
-    asked, testing = _need(work, "collect"), _counts(work, tested)
+    asked, testing = _need(work, "collect"), _counts(work, *tested)
     markers = {stage: read_marker(work.folder, stage) or {} for stage in STAGES[:4]}
     seconds = {stage: round(marker.get("seconds", 0.0), 2) for stage, marker in markers.items()}
     evaluation["seconds"] = {**seconds, "total": round(sum(seconds.values()), 2)}
@@ -398,6 +409,8 @@ def _counts(work: _Work, *tallies: asking.Tally) -> dict[str, Any]:
     the run has spent so far at most, requests counted that may have been billed without an answer."""
     attempts = work.ledger.attempts(work.folder.root.name)
     priced = all(teacher.price is not None for teacher in work.teachers)
+    if (judge := work.recipe.evaluate.judge) is not None:
+        priced = priced and price_of(judge, today()) is not None
     failures = sum((Counter(tally.failures) for tally in tallies), Counter[str]())
     return {
         "sent": sum(tally.sent for tally in tallies),

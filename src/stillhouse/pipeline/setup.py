@@ -35,6 +35,8 @@ def admit_all(recipe: Recipe, ledger: Ledger) -> list[int]:
         gate.admit(teacher, "train_target", ledger, now) for teacher in (recipe.teacher, *recipe.teachers)
     ]
     gate.admit(recipe.teacher, "evaluation", ledger, now)
+    if recipe.evaluate.judge is not None:
+        gate.admit(recipe.evaluate.judge, "evaluation", ledger, now)
     return leaves
 
 
@@ -100,6 +102,9 @@ def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BU
         asking.check_cap(recipe.collect.max_cost, None if known is None else known.price)
         if known is not None and known.up_to is not None and recipe.collect.max_cost is not None:
             _check_lengths(teacher, prompts, known.up_to)
+    if recipe.evaluate.judge is not None:
+        known = price_of(recipe.evaluate.judge, today())
+        asking.check_cap(recipe.collect.max_cost, None if known is None else known.price)
     if recipe.student.init in ("from_teacher", "config"):
         return
     folder = Path(source_folder(recipe.student.init))

@@ -13,7 +13,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import rfc8785
@@ -28,6 +28,7 @@ from stillhouse.recipe.tables import (
     Evaluate,
     Focus,
     Grow,
+    Judge,
     Lora,
     Price,
     Prompts,
@@ -47,6 +48,7 @@ __all__ = [
     "Evaluate",
     "Focus",
     "Grow",
+    "Judge",
     "Lora",
     "Price",
     "Prompts",
@@ -63,7 +65,10 @@ __all__ = [
     "run_digest",
 ]
 
-SECRET = r"teachers?(\.\d+)?(\.(endpoint|key_env).*)?"  # where a key may stand by mistake: never echoed
+# Where a key may stand by mistake: never echoed.
+SECRET = r"(teachers?|evaluate\.judge)(\.\d+)?(\.(endpoint|key_env).*)?"
+AnyTeacher = TypeVar("AnyTeacher", bound=Teacher)
+
 WORDS = ("config", "from_teacher")  # ways to make a student, never names of folders
 
 
@@ -169,7 +174,7 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
             return value
         return str((folder / value).resolve())
 
-    def whole(teacher: Teacher) -> Teacher:
+    def whole(teacher: AnyTeacher) -> AnyTeacher:
         model = teacher.model if teacher.endpoint else path(teacher.model)
         terms = teacher.terms and teacher.terms.model_copy(update={"document": path(teacher.terms.document)})
         return teacher.model_copy(update={"model": model, "terms": terms})
@@ -192,7 +197,12 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
                     "tokenizer": path(student.tokenizer),
                 }
             ),
-            "evaluate": recipe.evaluate.model_copy(update={"source": path(recipe.evaluate.source)}),
+            "evaluate": recipe.evaluate.model_copy(
+                update={
+                    "source": path(recipe.evaluate.source),
+                    "judge": recipe.evaluate.judge and whole(recipe.evaluate.judge),
+                }
+            ),
         }
     )
 

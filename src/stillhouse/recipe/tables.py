@@ -269,6 +269,20 @@ class Train(_Table):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Type of the autocast.")
 
 
+class Judge(Teacher):
+    """A model that compares the student's answers with the teacher's. The keys are those of [teacher]; its
+    terms must allow `evaluation`."""
+
+    count: Positive | None = Field(default=None, description="Most pairs that it compares; all if left out.")
+
+    @model_validator(mode="after")
+    def _asks_somebody(self) -> Judge:
+        wrong = [name for name in ("imported", "families") if getattr(self, name)]
+        if wrong:
+            raise ValueError(f"a judge is asked about every pair, and has no {', '.join(wrong)}")
+        return self
+
+
 class Evaluate(_Table):
     source: str | None = Field(
         default=None, description="As `prompts.source`; its test split for `embedded:desk`."
@@ -284,6 +298,7 @@ class Evaluate(_Table):
     )
     baseline: bool = Field(default=True, description="Fit TF-IDF with a linear model on the same samples.")
     resamples: Positive = Field(default=2000, description="Bootstrap draws.")
+    judge: Judge | None = Field(default=None, description="See [evaluate.judge].")
 
 
 class Release(_Table):
