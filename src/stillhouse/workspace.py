@@ -147,6 +147,11 @@ class RunFolder:
         return self.root / "judgements.parquet"
 
     @property
+    def battery(self) -> Path:
+        """Answers to the fixed battery, as `predictions` holds those to the test prompts."""
+        return self.root / "battery.parquet"
+
+    @property
     def evaluation(self) -> Path:
         return self.root / "evaluation.json"
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from stillhouse.errors import ModelError, UsageError
 from stillhouse.evaluate.baseline import baseline_answers
+from stillhouse.evaluate.battery import MAX_TOKENS as BATTERY_TOKENS
+from stillhouse.evaluate.battery import battery_figures, battery_prompts
 from stillhouse.evaluate.costs import cost_figures
+from stillhouse.evaluate.divergence import Drift, divergence, drifts
+from stillhouse.evaluate.fidelity import fidelity_figures
 from stillhouse.evaluate.figures import summarise
 from stillhouse.evaluate.predictions import (
     Given,
@@ -21,7 +25,14 @@ from stillhouse.evaluate.predictions import (
     write_predictions,
 )
 from stillhouse.evaluate.preference import AskJudge, judge_pairs, preference_figures, write_judgements
-from stillhouse.evaluate.students import Measured, local_answers, measured, model_source, size_on_disk
+from stillhouse.evaluate.students import (
+    Measured,
+    local_answers,
+    measured,
+    model_source,
+    out_of_memory,
+    size_on_disk,
+)
 from stillhouse.recipe import Recipe
 from stillhouse.records import Progress, Prompt, Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer, check
@@ -55,6 +66,8 @@ def evaluate(
         flops_ratio   mean FLOPs of an answer, student to teacher, over flops_prompts prompts
         flops, flops_per_token, parameters, tokens_per_second
                       by model
+        fidelity      divergence (see `divergence.divergence`) and what `fidelity_figures` finds
+        battery       the fixed battery before and after (see `battery_figures`)
         judge         what a judge prefers (see `preference_figures`), None without one
         prompts       n, groups, families
         scored_by     names of the scorers used
@@ -70,17 +83,22 @@ def evaluate(
     before = model_source(run.student_before)
     advance = _counter(watch, len(prompts) * (1 if before is None else 2), teacher)
 
-    rows = judged("teacher", prompts, given_by_teacher(prompts, teacher), scorers)
+    rows, general = judged("teacher", prompts, given_by_teacher(prompts, teacher), scorers), []
     if before is None:
         notes.append("student_before: there is no record of the student before training")
     else:
-        answers, sizes["student_before"] = _answer(before, prompts, limit, advance("student before"), False)
-        rows += judged("student_before", prompts, answers, scorers)
-    answers, sizes["student"] = _answer(str(run.student), prompts, limit, advance("student"), True)
-    rows += judged("student", prompts, answers, scorers)
+        said = _answer(before, prompts, limit, advance("student before"), False)
+        rows += judged("student_before", prompts, said.answers, scorers)
+        general += judged("student_before", battery_prompts(), said.battery, BUILTIN)
+        sizes["student_before"] = said.size
+    said = _answer(str(run.student), prompts, limit, advance("student"), True)
+    rows += judged("student", prompts, said.answers, scorers)
+    general += judged("student", battery_prompts(), said.battery, BUILTIN)
+    sizes["student"] = said.size
     baseline = _baseline(run, recipe, prompts, notes)
     rows += judged("baseline", prompts, baseline, scorers) if baseline else []
     write_predictions(run.predictions, rows)
+    write_predictions(run.battery, general)
 
     if prompts and sizes["student"].tokens_per_second is None:
         notes.append(
@@ -89,10 +107,16 @@ def evaluate(
     if (found := _teacher_size(teacher, prompts, limit, notes)) is not None:
         sizes["teacher"] = found
     recorded = read_predictions(run.predictions)
-    figures = summarise(recorded, recipe.run.seed, recipe.evaluate.resamples)
+    seed, resamples = recipe.run.seed, recipe.evaluate.resamples
+    figures = summarise(recorded, seed, resamples)
     costs = cost_figures(recorded, sizes)
     names = sorted({prompt.scorer for prompt in prompts if prompt.scorer})
     result = {**figures, **costs, "scored_by": names}
+    result["fidelity"] = {
+        "divergence": _divergence(run, teacher, prompts, seed, resamples, notes),
+        **fidelity_figures(recorded, recipe.evaluate.slice or (), seed, resamples),
+    }
+    result["battery"] = battery_figures(read_predictions(run.battery))
     result["judge"] = None if ask_judge is None else _judged(run, recipe, prompts, recorded, ask_judge, notes)
     result["notes"] = [*figures["notes"], *notes, *costs["notes"]]
     write_json(run.evaluation, result)
@@ -146,15 +170,27 @@ def _counter(watch: Watch, total: int, teacher: TeacherAnswers) -> Callable[[str
     return advance
 
 
+class _Said(NamedTuple):
+    """A student's answers to the test prompts and to the battery, and its size."""
+
+    answers: list[Given]
+    battery: list[Given]
+    size: Measured
+
+
 def _answer(
     source: str, prompts: Sequence[Prompt], limit: int, done: Callable[[int], None], timed: bool
-) -> tuple[list[Given], Measured]:
+) -> _Said:
     """Load a student, let it answer and measure it (its speed if `timed`); its memory is free on return."""
     from stillhouse.models.local import load_model, threads_for
 
     model = load_model(source)
     with threads_for(model):  # as when it is served, so that its speed is that of the served model
-        return local_answers(model, prompts, limit, done), measured(model, prompts if timed else (), limit)
+        return _Said(
+            local_answers(model, prompts, limit, done),
+            local_answers(model, battery_prompts(), BATTERY_TOKENS, lambda _: None),
+            measured(model, prompts if timed else (), limit),
+        )
 
 
 def _teacher_size(
@@ -185,6 +221,32 @@ def _teacher_size(
             "the teacher's speed is unknown: no prompt fits, or memory ran out while it was measured"
         )
     return found
+
+
+def _divergence(
+    run: RunFolder,
+    teacher: TeacherAnswers,
+    prompts: Sequence[Prompt],
+    seed: int,
+    resamples: int,
+    notes: list[str],
+) -> dict[str, Any] | None:
+    """None with a note where the probabilities of both cannot be had."""
+    from stillhouse.models.local import load_model
+
+    if teacher.folder is None:
+        found: list[Drift] | str = "the teacher is not on this machine"
+    else:
+        try:
+            found = drifts(load_model(teacher.folder), load_model(str(run.student)), prompts, teacher.texts)
+        except (ModelError, MemoryError, RuntimeError) as error:
+            if not (isinstance(error, ModelError) or out_of_memory(error)):
+                raise
+            found = "the two models could not be loaded side by side"
+    if isinstance(found, str):
+        notes.append(f"divergence of the probabilities: not measured, {found}")
+        return None
+    return divergence(found, seed, resamples)
 
 
 def _baseline(run: RunFolder, recipe: Recipe, prompts: Sequence[Prompt], notes: list[str]) -> list[Given]:

@@ -35,13 +35,15 @@ class TeacherAnswers:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """One system's answer to one prompt. `text` None: no answer, and `reason` says why."""
+    """One system's answer to one prompt. `text` None: no answer, and `reason` says why. `logprob` is the sum
+    over its tokens under the system itself (nats), the end left out; None where it is not known."""
 
     text: str | None
     reason: str = ""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     finish_reason: FinishReason = "unknown"
+    logprob: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Prediction:
     prompt_tokens: int | None
     completion_tokens: int | None
     finish_reason: str
+    logprob: float | None = None
 
 
 def given_by_teacher(prompts: Sequence[Prompt], teacher: TeacherAnswers) -> list[Given]:
@@ -105,6 +108,7 @@ def judged(
                 given.prompt_tokens,
                 given.completion_tokens,
                 given.finish_reason,
+                given.logprob,
             )
         )
     return rows
@@ -127,6 +131,7 @@ def write_predictions(path: Path, rows: Sequence[Prediction]) -> None:
             ("prompt_tokens", whole),
             ("completion_tokens", whole),
             pa.field("finish_reason", text, nullable=False),
+            ("logprob", pa.float64()),
         ]
     )
     sink = pa.BufferOutputStream()

@@ -50,7 +50,7 @@ def local_answers(
     given: list[Given | None] = [None] * len(prompts)
     requests: dict[int, Request] = {}
     for index, prompt in enumerate(prompts):
-        request = _request(model, prompt, max_tokens)
+        request = _request(model, prompt, max_tokens, logprobs=0)
         if isinstance(request, str):
             given[index] = Given(None, request)
         else:
@@ -62,7 +62,12 @@ def local_answers(
         batch = ranked[start : start + BATCH]
         for index, answer in zip(batch, generate(model, [requests[index] for index in batch]), strict=True):
             given[index] = Given(
-                answer.text, "", answer.prompt_tokens, answer.completion_tokens, answer.finish_reason
+                answer.text,
+                "",
+                answer.prompt_tokens,
+                answer.completion_tokens,
+                answer.finish_reason,
+                sum(token.logprob for token in answer.logprobs or ()),
             )
         done(len(batch))
     return [answer for answer in given if answer is not None]
@@ -136,7 +141,9 @@ def tokens_per_second(
     return max(rates)
 
 
-def _request(model: LocalModel, prompt: Prompt, max_tokens: int) -> Request | str:
+def _request(
+    model: LocalModel, prompt: Prompt, max_tokens: int, logprobs: int | None = None
+) -> Request | str:
     from stillhouse.models.local import Request, prompt_ids
 
     try:
@@ -146,4 +153,4 @@ def _request(model: LocalModel, prompt: Prompt, max_tokens: int) -> Request | st
     room = max_tokens if model.context is None else min(max_tokens, model.context - len(ids))
     if not ids or room < 1:
         return f"the prompt has {len(ids)} tokens and the model's context is {model.context}"
-    return Request(prompt_ids=ids, max_tokens=room)
+    return Request(prompt_ids=ids, max_tokens=room, logprobs=logprobs)

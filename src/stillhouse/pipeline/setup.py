@@ -91,6 +91,7 @@ def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BU
     """What can be known to fail before anybody is asked, and so paid. Raises UsageError or ModelError."""
     check_scorers(prompts.scorers(), scorers)
     check_growth(recipe, prompts)
+    _check_slice(recipe.evaluate.slice or (), prompts)
     for teacher in (recipe.teacher, *recipe.teachers):
         if recipe.collect.mode == "batch" and teacher.endpoint is None:
             raise UsageError(
@@ -117,6 +118,18 @@ def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] = BU
             "it has no config.json, or no weights",
             "name a folder that `save_pretrained` wrote",
         )
+
+
+def _check_slice(families: Sequence[str], prompts: PromptSet) -> None:
+    """Raises UsageError for a family that no test prompt is of."""
+    known = {prompt.family for prompt in prompts.test} if families else set()
+    for name in families:
+        if name not in known:
+            raise UsageError(
+                f"evaluate.slice names {name!r}, and no test prompt is of that family",
+                f"families of the test prompts: {', '.join(sorted(known)[:12])}",
+                "name families of the test prompts",
+            )
 
 
 def check_reachable(recipe: Recipe) -> None:

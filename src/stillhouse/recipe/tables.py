@@ -298,6 +298,9 @@ class Evaluate(_Table):
     )
     baseline: bool = Field(default=True, description="Fit TF-IDF with a linear model on the same samples.")
     resamples: Positive = Field(default=2000, description="Bootstrap draws.")
+    slice: list[str] | None = Field(
+        default=None, description="Families outside what was trained on; they are also scored apart."
+    )
     judge: Judge | None = Field(default=None, description="See [evaluate.judge].")
 
 
