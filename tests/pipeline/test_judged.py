@@ -79,6 +79,8 @@ def test_a_judge_is_admitted_asked_recorded_and_shown(provider, workspace, recip
         (decision,) = {ledger.leaf(leaf).body["decision"] for leaf in leaves}
         body = ledger.leaf(decision).body
     assert (body["use"], body["teacher"]["model"]) == ("evaluation", "court")
+    economics = finished.evaluation["economics"]
+    assert (economics["teacher"], economics["break_even"]["answers"]) == (None, None), "no price was given"
     again = pipeline.run(recipe(server.url), workspace)
     assert again.skipped == pipeline.STAGES
     assert len([body for body in server.bodies if body["model"] == "court"]) == len(asked)
@@ -121,3 +123,23 @@ def test_relative_terms_of_a_judge_are_taken_from_the_recipes_folder(tmp_path: P
     judge = load_recipe(tmp_path / "recipe.toml").evaluate.judge
     assert judge is not None
     assert judge.terms.document == str(tmp_path / "terms.txt")
+
+
+def test_the_teachers_bill_in_the_economics_is_without_the_judges(provider, workspace, recipe):
+    server = provider(desk)
+    price = {"input": 1000.0, "output": 2000.0}
+    made = recipe(server.url, teacher={"price": price})
+    judge = made.evaluate.judge.model_copy(update={"price": made.teacher.price})
+    made = made.model_copy(
+        update={"evaluate": made.evaluate.model_copy(update={"judge": judge, "machine_price": 3.6})}
+    )
+    for _ in range(2):  # made anew, and read again
+        finished = pipeline.run(made, workspace)
+        said = finished.evaluation["economics"]
+        each = (10 * 1000 + 5 * 2000) / 1e6
+        assert said["teacher"] == pytest.approx(1000 * each)
+        assert said["spent"]["teacher"] == pytest.approx(40 * each)
+        assert said["student"] > 0
+    whole = json.loads(finished.run.marker("evaluate").read_text())["result"]["cost"]
+    judged = 2 * finished.evaluation["judge"]["n"]
+    assert whole["low"] == pytest.approx(each * (finished.evaluation["prompts"]["n"] + judged))

@@ -12,6 +12,7 @@ from stillhouse.evaluate.battery import MAX_TOKENS as BATTERY_TOKENS
 from stillhouse.evaluate.battery import battery_figures, battery_prompts
 from stillhouse.evaluate.costs import cost_figures
 from stillhouse.evaluate.divergence import Drift, divergence, drifts
+from stillhouse.evaluate.economics import Ledgered, economics, flops_share
 from stillhouse.evaluate.fidelity import fidelity_figures
 from stillhouse.evaluate.figures import summarise
 from stillhouse.evaluate.predictions import (
@@ -38,7 +39,7 @@ from stillhouse.records import Progress, Prompt, Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer, check
 from stillhouse.workspace import RunFolder, write_json
 
-__all__ = ["Prediction", "TeacherAnswers", "evaluate", "read_predictions"]
+__all__ = ["Ledgered", "Prediction", "TeacherAnswers", "economics", "evaluate", "read_predictions"]
 
 
 def evaluate(
@@ -63,6 +64,8 @@ def evaluate(
         agreement     value, low, high, n, and the same for teacher_right and teacher_wrong
         mcnemar       p, teacher_only, student_only, n
         families      by name: n, groups, the four systems, retention
+        flops_share   value, low, high, n: FLOPs of the student's answers to those of the teacher's
+        latency       of teacher and student: seconds for an answer on this machine
         flops_ratio   mean FLOPs of an answer, student to teacher, over flops_prompts prompts
         flops, flops_per_token, parameters, tokens_per_second
                       by model
@@ -110,6 +113,7 @@ def evaluate(
     seed, resamples = recipe.run.seed, recipe.evaluate.resamples
     figures = summarise(recorded, seed, resamples)
     costs = cost_figures(recorded, sizes)
+    costs["flops_share"] = flops_share(recorded, sizes, seed, resamples)
     names = sorted({prompt.scorer for prompt in prompts if prompt.scorer})
     result = {**figures, **costs, "scored_by": names}
     result["fidelity"] = {

@@ -23,6 +23,7 @@ from stillhouse.curate import curate
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
+from stillhouse.pipeline.economy import known_costs
 from stillhouse.pipeline.judging import Bench, open_judge
 from stillhouse.pipeline.planning import Plan, plan
 from stillhouse.pipeline.recording import recorded
@@ -312,7 +313,7 @@ def _evaluate(work: _Work) -> bool:
             time.monotonic() - started,
             {"predictions": predictions, **_counts(work, *tallies)},
         )
-    _complete_evaluation(work, *tallies)
+    _complete_evaluation(work, tallies)
     return fresh
 
 
@@ -321,8 +322,11 @@ def _judge(work: _Work) -> AbstractContextManager[Bench | None]:
     return open_judge(work.recipe, work.ledger, run, log, work.watch)
 
 
-def _complete_evaluation(work: _Work, *tested: asking.Tally) -> None:
-    """Add what only the run knows: seconds of each stage when it was worked, and what was asked now."""
+def _complete_evaluation(work: _Work, tested: Sequence[asking.Tally]) -> None:
+    """Add what only the run knows: seconds of each stage when it was worked, what was asked now, and what it
+    all is worth. Of the tallies the first is the teacher's."""
+    from stillhouse.evaluate import economics, read_predictions
+
     evaluation = json.loads(work.folder.evaluation.read_bytes())
     asked, testing = _need(work, "collect"), _counts(work, *tested)
     markers = {stage: read_marker(work.folder, stage) or {} for stage in STAGES[:4]}
@@ -332,6 +336,14 @@ def _complete_evaluation(work: _Work, *tested: asking.Tally) -> None:
     evaluation["exchanges"]["unknown"] = testing["unknown"]  # of the whole run
     if asked.get("focus") and (note := focus_note(asked["focus"])) and note not in evaluation["notes"]:
         evaluation["notes"].append(note)
+    rows, recipe = read_predictions(work.folder.predictions), work.recipe
+    evaluation["economics"] = economics(
+        rows,
+        evaluation,
+        known_costs(recipe, asked["cost"]["low"], tested[0].billed, seconds),
+        recipe.run.seed,
+        recipe.evaluate.resamples,
+    )
     evaluation["versions"] = {name: version(name) for name in ("stillhouse", "torch", "transformers")}
     write_json(work.folder.evaluation, evaluation)
 

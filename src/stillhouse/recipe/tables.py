@@ -301,6 +301,11 @@ class Evaluate(_Table):
     slice: list[str] | None = Field(
         default=None, description="Families outside what was trained on; they are also scored apart."
     )
+    machine_price: float | None = Field(
+        default=None,
+        gt=0,
+        description="US dollars for an hour of a machine like this one, for the economics.",
+    )
     judge: Judge | None = Field(default=None, description="See [evaluate.judge].")
 
 
