@@ -15,6 +15,7 @@ from stillhouse.evaluate.divergence import Drift, divergence, drifts
 from stillhouse.evaluate.economics import Ledgered, economics, flops_share
 from stillhouse.evaluate.fidelity import fidelity_figures
 from stillhouse.evaluate.figures import summarise
+from stillhouse.evaluate.harness import open_tasks, run_harness
 from stillhouse.evaluate.predictions import (
     Given,
     Prediction,
@@ -34,6 +35,7 @@ from stillhouse.evaluate.students import (
     out_of_memory,
     size_on_disk,
 )
+from stillhouse.models import source_folder
 from stillhouse.recipe import Recipe
 from stillhouse.records import Progress, Prompt, Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer, check
@@ -71,6 +73,7 @@ def evaluate(
                       by model
         fidelity      divergence (see `divergence.divergence`) and what `fidelity_figures` finds
         battery       the fixed battery before and after (see `battery_figures`)
+        harness       what lm-eval's tasks give (see `run_harness`), None without any
         judge         what a judge prefers (see `preference_figures`), None without one
         prompts       n, groups, families
         scored_by     names of the scorers used
@@ -80,6 +83,7 @@ def evaluate(
     loaded.
     """
     _check(prompts, scorers)
+    tasks = open_tasks(recipe.evaluate, run.logs / "harness.log") if recipe.evaluate.harness else None
     limit = recipe.evaluate.max_tokens or recipe.collect.max_tokens
     notes: list[str] = []
     sizes: dict[System, Measured] = {}
@@ -121,10 +125,23 @@ def evaluate(
         **fidelity_figures(recorded, recipe.evaluate.slice or (), seed, resamples),
     }
     result["battery"] = battery_figures(read_predictions(run.battery))
+    result["harness"] = None
+    if tasks is not None:
+        result["harness"] = _harness(run, recipe, before, tasks, notes)
     result["judge"] = None if ask_judge is None else _judged(run, recipe, prompts, recorded, ask_judge, notes)
     result["notes"] = [*figures["notes"], *notes, *costs["notes"]]
     write_json(run.evaluation, result)
     return result
+
+
+def _harness(
+    run: RunFolder, recipe: Recipe, before: str | None, tasks: Any, notes: list[str]
+) -> dict[str, Any]:
+    models = {"student_before": before, "student": str(run.student)}
+    folders = {name: source_folder(model) for name, model in models.items() if model is not None}
+    found = run_harness(folders, tasks, recipe.evaluate, recipe.run.seed, run.logs / "harness.log")
+    notes += [f"lm-eval could not be run on {name}: {reason}" for name, reason in found["failed"].items()]
+    return found
 
 
 def _judged(

@@ -90,6 +90,8 @@ def run(
         check_reachable(recipe)
     if {"train", "evaluate"} & set(stages):
         need_extra("train", ("torch", "transformers"))
+    if "evaluate" in stages and recipe.evaluate.harness:
+        need_extra("lmeval", ("lm_eval",))
     folder = workspace.run(recipe.run.name, run_digest(recipe))
     with (
         locked(folder),

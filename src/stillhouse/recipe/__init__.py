@@ -200,6 +200,7 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
             "evaluate": recipe.evaluate.model_copy(
                 update={
                     "source": path(recipe.evaluate.source),
+                    "harness_path": path(recipe.evaluate.harness_path),
                     "judge": recipe.evaluate.judge and whole(recipe.evaluate.judge),
                 }
             ),

@@ -306,6 +306,15 @@ class Evaluate(_Table):
         gt=0,
         description="US dollars for an hour of a machine like this one, for the economics.",
     )
+    harness: list[str] | None = Field(
+        default=None, description="Tasks of lm-eval to run on the student; needs the extra `lmeval`."
+    )
+    harness_path: str | None = Field(
+        default=None, description="Folder with task files of your own for lm-eval."
+    )
+    harness_limit: Positive | None = Field(
+        default=None, description="Only the first so many examples of each of these tasks."
+    )
     judge: Judge | None = Field(default=None, description="See [evaluate.judge].")
 
 
