@@ -142,6 +142,10 @@ class RunFolder:
     def predictions(self) -> Path:
         return self.root / "predictions.parquet"
 
+    def further(self, name: str) -> RunFolder:
+        """Where a student that is trained for comparison lies, in the form of a run."""
+        return RunFolder(self.root / "further" / name)
+
     @property
     def judgements(self) -> Path:
         return self.root / "judgements.parquet"

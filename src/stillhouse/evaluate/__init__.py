@@ -15,6 +15,7 @@ from stillhouse.evaluate.divergence import Drift, divergence, drifts
 from stillhouse.evaluate.economics import Ledgered, economics, flops_share
 from stillhouse.evaluate.fidelity import fidelity_figures
 from stillhouse.evaluate.figures import summarise
+from stillhouse.evaluate.further import Further, further_figures
 from stillhouse.evaluate.harness import open_tasks, run_harness
 from stillhouse.evaluate.predictions import (
     Given,
@@ -41,7 +42,7 @@ from stillhouse.records import Progress, Prompt, Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer, check
 from stillhouse.workspace import RunFolder, write_json
 
-__all__ = ["Ledgered", "Prediction", "TeacherAnswers", "economics", "evaluate", "read_predictions"]
+__all__ = ["Further", "Ledgered", "Prediction", "TeacherAnswers", "economics", "evaluate", "read_predictions"]
 
 
 def evaluate(
@@ -52,6 +53,7 @@ def evaluate(
     watch: Watch = unwatched,
     scorers: Mapping[str, Scorer] = BUILTIN,
     ask_judge: AskJudge | None = None,
+    further: Sequence[Further] = (),
 ) -> dict[str, Any]:
     """Answer, score and compare; write `predictions.parquet` first, then `evaluation.json` from it.
 
@@ -74,6 +76,7 @@ def evaluate(
         fidelity      divergence (see `divergence.divergence`) and what `fidelity_figures` finds
         battery       the fixed battery before and after (see `battery_figures`)
         harness       what lm-eval's tasks give (see `run_harness`), None without any
+        further       other seeds, hard labels, fewer samples (see `further_figures`), None without any
         judge         what a judge prefers (see `preference_figures`), None without one
         prompts       n, groups, families
         scored_by     names of the scorers used
@@ -88,7 +91,7 @@ def evaluate(
     notes: list[str] = []
     sizes: dict[System, Measured] = {}
     before = model_source(run.student_before)
-    advance = _counter(watch, len(prompts) * (1 if before is None else 2), teacher)
+    advance = _counter(watch, len(prompts) * ((before is not None) + 1 + len(further)), teacher)
 
     rows, general = judged("teacher", prompts, given_by_teacher(prompts, teacher), scorers), []
     if before is None:
@@ -102,6 +105,9 @@ def evaluate(
     rows += judged("student", prompts, said.answers, scorers)
     general += judged("student", battery_prompts(), said.battery, BUILTIN)
     sizes["student"] = said.size
+    for student in further:
+        said = _answer(str(student.folder), prompts, limit, advance(student.name), False)
+        rows += judged(student.name, prompts, said.answers, scorers)
     baseline = _baseline(run, recipe, prompts, notes)
     rows += judged("baseline", prompts, baseline, scorers) if baseline else []
     write_predictions(run.predictions, rows)
@@ -124,6 +130,7 @@ def evaluate(
         "divergence": _divergence(run, teacher, prompts, seed, resamples, notes),
         **fidelity_figures(recorded, recipe.evaluate.slice or (), seed, resamples),
     }
+    result["further"] = further_figures(recorded, further, seed, _sample_count(run)) if further else None
     result["battery"] = battery_figures(read_predictions(run.battery))
     result["harness"] = None
     if tasks is not None:
@@ -189,6 +196,12 @@ def _counter(watch: Watch, total: int, teacher: TeacherAnswers) -> Callable[[str
         return add
 
     return advance
+
+
+def _sample_count(run: RunFolder) -> int:
+    from pyarrow import parquet
+
+    return int(parquet.read_metadata(run.samples).num_rows)
 
 
 class _Said(NamedTuple):

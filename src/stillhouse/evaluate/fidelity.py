@@ -226,12 +226,13 @@ def _shares(has: Sequence[Sequence[float]], pairs: Sequence[Pair]) -> Figures:
 
 
 def mean_change(differences: stats.Floats, codes: stats.Codes) -> stats.Interval:
-    """Mean of paired differences with its t interval from groups; without ends with fewer than two."""
+    """Mean of paired differences with its t interval from groups; without ends with fewer than two, and where
+    all are equal, which does not show how sure that is."""
     if len(differences) == 0:
         return stats.UNDEFINED
     value = float(differences.mean())
     error = stats.clustered_error(differences, codes)
-    if error is None:
+    if not error:
         return stats.Interval(value, None, None)
     half = stats.t_quantile(0.95, int(codes.max())) * error
     return stats.Interval(value, value - half, value + half)

@@ -81,20 +81,20 @@ def given_by_teacher(prompts: Sequence[Prompt], teacher: TeacherAnswers) -> list
 
 
 def judged(
-    system: System, prompts: Sequence[Prompt], answers: Sequence[Given], scorers: Mapping[str, Scorer]
+    system: str, prompts: Sequence[Prompt], answers: Sequence[Given], scorers: Mapping[str, Scorer]
 ) -> list[Prediction]:
     """Score one system's answers, in the order of the prompts.
 
     A prompt that a student cannot read counts as answered wrongly, wherever an answer could have been scored:
     left out, it would raise the student's score, and its share of the teacher's.
     """
-    rows = []
+    rows, learns = [], system not in ("teacher", "baseline")
     for prompt, given in zip(prompts, answers, strict=True):
         value, reason = None, given.reason
         if given.text is not None:
             found = score(prompt.scorer, given.text, prompt.reference, scorers)
             value, reason = found.value, found.reason
-        elif system in STUDENTS and score(prompt.scorer, "", prompt.reference, scorers).value is not None:
+        elif learns and score(prompt.scorer, "", prompt.reference, scorers).value is not None:
             value = 0.0
         rows.append(
             Prediction(

@@ -24,6 +24,7 @@ from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
 from stillhouse.pipeline.economy import known_costs
+from stillhouse.pipeline.further import train_further
 from stillhouse.pipeline.judging import Bench, open_judge
 from stillhouse.pipeline.planning import Plan, plan
 from stillhouse.pipeline.recording import recorded
@@ -292,10 +293,12 @@ def _evaluate(work: _Work) -> bool:
     if fresh:
         failed = {question.prompt_id: question.reason for question in tally.failed}
         answers = TeacherAnswers(texts, tokens, failed, local_teacher(recipe), finish)
+        further = train_further(
+            work.folder, recipe, _trained_from(work), work.scorers, work.watch, local_teacher(recipe)
+        )
+        prompts = tuple(work.prompts.test)
         with _judge(work) as judge:
-            scores = evaluate(
-                work.folder, recipe, tuple(work.prompts.test), answers, work.watch, work.scorers, judge
-            )
+            scores = evaluate(work.folder, recipe, prompts, answers, work.watch, work.scorers, judge, further)
         tallies += judge.tallies if judge else []
         predictions = hashlib.sha256(work.folder.predictions.read_bytes()).hexdigest()
         work.ledger.append(
@@ -317,6 +320,11 @@ def _evaluate(work: _Work) -> bool:
         )
     _complete_evaluation(work, tallies)
     return fresh
+
+
+def _trained_from(work: _Work) -> str:
+    """The digest of all that the training of the run depends on."""
+    return str((read_marker(work.folder, "train") or {})["inputs"])
 
 
 def _judge(work: _Work) -> AbstractContextManager[Bench | None]:

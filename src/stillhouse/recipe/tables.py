@@ -301,6 +301,15 @@ class Evaluate(_Table):
     slice: list[str] | None = Field(
         default=None, description="Families outside what was trained on; they are also scored apart."
     )
+    seeds: Positive = Field(
+        default=1, description="Students trained with so many seeds and scored; each costs a training."
+    )
+    hard_labels: bool = Field(
+        default=False, description="Also train a student on the references alone, without the teacher."
+    )
+    curve: list[Positive] | None = Field(
+        default=None, description="Also train on so many of the samples each, to see what more would bring."
+    )
     machine_price: float | None = Field(
         default=None,
         gt=0,

@@ -44,7 +44,7 @@ def _habits(found: dict[str, Any]) -> Html:
                 f"answers with {name}",
                 percent(number(of, "teacher")),
                 percent(number(of, "student")),
-                _points(measure(of, "change")),
+                _points(measure(of, "change")) if number(of, "change", "value") else "no change",
             )
         )
     punctuation = at(style, "punctuation")
@@ -166,7 +166,8 @@ def _battery(battery: Any, facts: Facts) -> Html | None:
     said = "What the student could do before training is unknown, so what it lost is too."
     if change.value is not None:
         said = (
-            f"Change {_points(change) or UNKNOWN}; {plural(number(battery, 'lost'), 'answer')} lost and"
+            f"Change {100 * change.value:+.1f} points (interval {_points(change)});"
+            f" {plural(number(battery, 'lost'), 'answer')} lost,"
             f" {count(number(battery, 'gained'))} gained."
         )
     if number(battery, "before") == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stillhouse.report.changed import changed
 from stillhouse.report.cost import cost
+from stillhouse.report.further import further
 from stillhouse.report.limits import limits
 from stillhouse.report.markup import Html, tag
 from stillhouse.report.provenance import provenance
@@ -17,6 +18,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 _SECTIONS = (
     ("quality", "Quality"),
     ("families", "Families"),
+    ("further", "Other students"),
     ("changed", "Changes"),
     ("judge", "Judge"),
     ("loss", "Loss"),
@@ -41,10 +43,8 @@ def render(facts: Facts, shown: int) -> str:
         tag("title", f"{facts.name}: {headline(facts)}"),
         tag("style", Html(CSS)),
     )
-    court = judged(facts)
-    links = [
-        tag("a", words, href=f"#{name}") for name, words in _SECTIONS if name != "judge" or court is not None
-    ]
+    optional = {"further": further(facts), "judge": judged(facts)}
+    links = [tag("a", words, href=f"#{name}") for name, words in _SECTIONS if optional.get(name, True)]
     body = tag(
         "body",
         tag("a", "Skip to the verdict", href="#main", class_="skip"),
@@ -54,8 +54,9 @@ def render(facts: Facts, shown: int) -> str:
             tag("nav", links, aria_label="Sections"),
             against_cost(facts),
             families(facts, shown),
+            optional["further"],
             changed(facts),
-            court,
+            optional["judge"],
             loss_curves(facts),
             funnel(facts),
             answers(facts, shown),
