@@ -49,6 +49,15 @@ def test_the_verdicts_of_a_judge_below_chance_are_not_shown_as_a_figure(page):
     assert "at equal length</dt>" not in shown
 
 
+def test_other_students_are_shown_where_there_are_any(page):
+    shown = section(page(), "further")
+    for words in ("Scores by seed", "+4.7 points (+2.6 to +6.8)", "2,805", "standard deviation 0.86 points"):
+        assert words in shown
+    without = page(lambda evaluation: evaluation.update(further=None))
+    assert 'id="further"' not in without
+    assert "How far the scores would move with another was not measured" in without
+
+
 def test_without_a_judge_there_is_no_section_and_no_link(page):
     shown = page(lambda evaluation: evaluation.update(judge=None))
     assert 'id="judge"' not in shown
@@ -77,7 +86,8 @@ def test_prices_break_even_and_both_pairs_are_shown(page):
 
 def test_a_run_of_before_these_figures_is_still_a_page(page):
     def older(evaluation):
-        for key in ("fidelity", "battery", "economics", "harness", "judge", "latency", "flops_share"):
+        added = ("fidelity", "battery", "economics", "harness", "judge", "latency", "flops_share", "further")
+        for key in added:
             evaluation.pop(key)
 
     shown = page(older)
@@ -88,7 +98,7 @@ def test_a_run_of_before_these_figures_is_still_a_page(page):
 @pytest.mark.parametrize("broken", [[], 7, "x", None, {"style": 3, "refusals": []}])
 def test_damaged_figures_do_not_stop_the_page(page, broken):
     def damage(evaluation):
-        for key in ("fidelity", "battery", "economics", "harness", "judge"):
+        for key in ("fidelity", "battery", "economics", "harness", "judge", "further"):
             evaluation[key] = broken
 
     assert "<section" in page(damage)

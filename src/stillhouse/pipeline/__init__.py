@@ -255,6 +255,7 @@ def _train(work: _Work) -> bool:
 
 def _evaluate(work: _Work) -> bool:
     from stillhouse.evaluate import TeacherAnswers, evaluate
+    from stillhouse.train import train
 
     recipe, trained = work.recipe, _need(work, "train")
     started = time.monotonic()
@@ -294,7 +295,11 @@ def _evaluate(work: _Work) -> bool:
         failed = {question.prompt_id: question.reason for question in tally.failed}
         answers = TeacherAnswers(texts, tokens, failed, local_teacher(recipe), finish)
         further = train_further(
-            work.folder, recipe, _trained_from(work), work.scorers, work.watch, local_teacher(recipe)
+            work.folder,
+            recipe,
+            _trained_from(work),
+            work.scorers,
+            lambda folder, settings: train(folder, settings, work.watch, local_teacher(recipe)),
         )
         prompts = tuple(work.prompts.test)
         with _judge(work) as judge:

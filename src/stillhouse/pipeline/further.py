@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from pyarrow import parquet
 
 from stillhouse.errors import UsageError, storage
 from stillhouse.recipe import Recipe
-from stillhouse.records import Watch
 from stillhouse.scoring import Scorer, score
 from stillhouse.workspace import RunFolder, read_marker, write_json
 
@@ -46,16 +45,15 @@ def train_further(
     recipe: Recipe,
     trained: str,
     scorers: Mapping[str, Scorer],
-    watch: Watch,
-    teacher_folder: str | None,
+    fit: Callable[[RunFolder, Recipe], object],
 ) -> list[Further]:
-    """Train what is not trained yet; `trained` is the digest of what the run's own training depends on.
+    """Let `fit` train what is not trained yet, from the samples in a folder, by a recipe, into that folder.
 
-    A student's samples lie in its folder only while it is trained, so that erasing finds them in one place.
+    `trained` is the digest of what the run's own training depends on. A student's samples lie in its folder
+    only while it is trained, so that erasing finds them in one place.
     Raises what training raises, and UsageError where there are no samples for a variant.
     """
     from stillhouse.evaluate import Further
-    from stillhouse.train import train
 
     found = []
     for variant in variants(recipe):
@@ -69,8 +67,7 @@ def train_further(
             rows = _samples(run, variant, recipe.run.seed, scorers)
             with storage("write", folder.samples):
                 parquet.write_table(rows, folder.samples)
-            settings = recipe.model_copy(update={"run": recipe.run.model_copy(update={"seed": variant.seed})})
-            train(folder, settings, watch, teacher_folder)
+            fit(folder, _settings(recipe, variant))
             folder.samples.unlink()
             marker = {"inputs": inputs, "samples": rows.num_rows}
             write_json(folder.marker("train"), marker)
@@ -78,6 +75,16 @@ def train_further(
             Further(variant.name, variant.kind, variant.seed, int(marker["samples"]), folder.student)
         )
     return found
+
+
+def _settings(recipe: Recipe, variant: Variant) -> Recipe:
+    """References have no probabilities, so they are learned as sequences whatever the objective."""
+    changes = {"run": recipe.run.model_copy(update={"seed": variant.seed})}
+    if variant.kind == "hard_labels":
+        return recipe.model_copy(
+            update={**changes, "train": recipe.train.model_copy(update={"objective": "sequence"})}
+        )
+    return recipe.model_copy(update=changes)
 
 
 def _samples(run: RunFolder, variant: Variant, seed: int, scorers: Mapping[str, Scorer]) -> pa.Table:
