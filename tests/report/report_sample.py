@@ -245,6 +245,20 @@ def _evaluation(rows: list[Prediction]) -> dict[str, Any]:
                 "samples": 2710,
                 "ahead": {"value": 0.047, "low": 0.026, "high": 0.068, "n": 837},
             },
+            "sizes": [
+                {
+                    "label": label,
+                    "parameters": size,
+                    "flops": flops,
+                    "score": score,
+                    "n": 840,
+                    "retention": {"value": score / 0.96, "low": score - 0.02, "high": score + 0.06, "n": 837},
+                }
+                for label, size, flops, score in (
+                    ("from_teacher, layers 0, 3", 310_000, 2.2e7, 0.71),
+                    ("", 561_000, 4.07e7, 0.921),
+                )
+            ],
             "curve": [
                 {"samples": samples, "score": score, "low": score - 0.03, "high": score + 0.025, "n": 840}
                 for samples, score in ((500, 0.61), (1000, 0.79), (2805, 0.921))

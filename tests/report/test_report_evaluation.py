@@ -51,7 +51,13 @@ def test_the_verdicts_of_a_judge_below_chance_are_not_shown_as_a_figure(page):
 
 def test_other_students_are_shown_where_there_are_any(page):
     shown = section(page(), "further")
-    for words in ("Scores by seed", "+4.7 points (+2.6 to +6.8)", "2,805", "standard deviation 0.86 points"):
+    for words in (
+        "Scores by seed",
+        "+4.7 points (+2.6 to +6.8)",
+        "2,805",
+        "standard deviation 0.86 points",
+        "layers 0, 3",
+    ):
         assert words in shown
     without = page(lambda evaluation: evaluation.update(further=None))
     assert 'id="further"' not in without

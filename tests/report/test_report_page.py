@@ -312,7 +312,6 @@ def test_the_sample_has_the_shapes_that_the_stages_write(run):
         ledger=SimpleNamespace(attempts=lambda _: SimpleNamespace(answered=1, failed=0, unknown=0)),
         folder=run,
         teachers=[SimpleNamespace(price=FREE)],
-        recipe=recipe(),
     )
     written = _counts(made, Tally())
     for stage in ("collect", "evaluate"):

@@ -20,7 +20,6 @@ from stillhouse.evaluate.harness import open_tasks, run_harness
 from stillhouse.evaluate.predictions import (
     Given,
     Prediction,
-    System,
     TeacherAnswers,
     given_by_teacher,
     judged,
@@ -76,7 +75,8 @@ def evaluate(
         fidelity      divergence (see `divergence.divergence`) and what `fidelity_figures` finds
         battery       the fixed battery before and after (see `battery_figures`)
         harness       what lm-eval's tasks give (see `run_harness`), None without any
-        further       other seeds, hard labels, fewer samples (see `further_figures`), None without any
+        further       other seeds, hard labels, fewer samples, other sizes (see `further_figures`), None
+                      without any
         judge         what a judge prefers (see `preference_figures`), None without one
         prompts       n, groups, families
         scored_by     names of the scorers used
@@ -89,7 +89,7 @@ def evaluate(
     tasks = open_tasks(recipe.evaluate, run.logs / "harness.log") if recipe.evaluate.harness else None
     limit = recipe.evaluate.max_tokens or recipe.collect.max_tokens
     notes: list[str] = []
-    sizes: dict[System, Measured] = {}
+    sizes: dict[str, Measured] = {}
     before = model_source(run.student_before)
     advance = _counter(watch, len(prompts) * ((before is not None) + 1 + len(further)), teacher)
 
@@ -108,11 +108,17 @@ def evaluate(
     for student in further:
         said = _answer(str(student.folder), prompts, limit, advance(student.name), False)
         rows += judged(student.name, prompts, said.answers, scorers)
+        sizes[student.name] = said.size
     baseline = _baseline(run, recipe, prompts, notes)
     rows += judged("baseline", prompts, baseline, scorers) if baseline else []
     write_predictions(run.predictions, rows)
     write_predictions(run.battery, general)
 
+    if tooled := sum(bool(prompt.tools) for prompt in prompts):
+        notes.append(
+            f"{tooled} test prompts offer tools: a student is not shown them here, and calls are compared"
+            " only where they are written as text"
+        )
     if prompts and sizes["student"].tokens_per_second is None:
         notes.append(
             "the student's speed is unknown: no prompt fits, or memory ran out while it was measured"
@@ -130,7 +136,9 @@ def evaluate(
         "divergence": _divergence(run, teacher, prompts, seed, resamples, notes),
         **fidelity_figures(recorded, recipe.evaluate.slice or (), seed, resamples),
     }
-    result["further"] = further_figures(recorded, further, seed, _sample_count(run)) if further else None
+    result["further"] = (
+        further_figures(recorded, further, seed, _sample_count(run), sizes, resamples) if further else None
+    )
     result["battery"] = battery_figures(read_predictions(run.battery))
     result["harness"] = None
     if tasks is not None:

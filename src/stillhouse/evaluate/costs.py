@@ -14,7 +14,7 @@ from stillhouse.models.flops import flops_per_answer
 MODELS: tuple[System, ...] = ("teacher", "student_before", "student")
 
 
-def cost_figures(rows: Sequence[Prediction], sizes: Mapping[System, Measured]) -> dict[str, Any]:
+def cost_figures(rows: Sequence[Prediction], sizes: Mapping[str, Measured]) -> dict[str, Any]:
     """Mean FLOPs per answer and per token of each model, their ratio, parameters, speed and latency, notes.
 
     `sizes` lacks a model that is not on this machine. Teacher and student are averaged over the same
@@ -55,7 +55,7 @@ def cost_figures(rows: Sequence[Prediction], sizes: Mapping[System, Measured]) -
 
 
 def flops_of_answers(
-    rows: Sequence[Prediction], system: System, size: Measured, notes: list[str]
+    rows: Sequence[Prediction], system: str, size: Measured, notes: list[str]
 ) -> dict[str, tuple[float, int]]:
     """(FLOPs, tokens) of each answer whose tokens are known, by prompt id; a note where there is none."""
     counted = [

@@ -13,7 +13,7 @@ import numpy as np
 
 from stillhouse import stats
 from stillhouse.evaluate.costs import flops_of_answers
-from stillhouse.evaluate.predictions import Prediction, System
+from stillhouse.evaluate.predictions import Prediction
 from stillhouse.evaluate.students import Measured
 from stillhouse.money import Price
 
@@ -37,7 +37,7 @@ class Ledgered:
 
 
 def flops_share(
-    rows: Sequence[Prediction], sizes: Mapping[System, Measured], seed: int, resamples: int
+    rows: Sequence[Prediction], sizes: Mapping[str, Measured], seed: int, resamples: int
 ) -> Figures:
     """FLOPs of the student's answers to those of the teacher's, over the prompts whose tokens are known for
     both, with a bootstrap interval over groups. Undefined where a model's size is not known."""

@@ -321,7 +321,7 @@ def _evaluate(work: _Work) -> bool:
             "evaluate",
             inputs,
             time.monotonic() - started,
-            {"predictions": predictions, **_counts(work, *tallies)},
+            {"predictions": predictions, **_counts(work, *tallies, others=[judge.judge] if judge else [])},
         )
     _complete_evaluation(work, tallies)
     return fresh
@@ -430,14 +430,12 @@ def _facts(prompt: Prompt) -> list[Any]:
     return [prompt.id, messages, prompt.tools, prompt.family, prompt.group, prompt.reference, prompt.scorer]
 
 
-def _counts(work: _Work, *tallies: asking.Tally) -> dict[str, Any]:
+def _counts(work: _Work, *tallies: asking.Tally, others: Sequence[asking.Teacher] = ()) -> dict[str, Any]:
     """`sent`, `answered`, `reused`, `failed` and `failures` are of this call, attempts of the run. Tokens and
     `cost.low` (US dollars) are of the answers to these questions that the run bought; `cost.high` is what
     the run has spent so far at most, requests counted that may have been billed without an answer."""
     attempts = work.ledger.attempts(work.folder.root.name)
-    priced = all(teacher.price is not None for teacher in work.teachers)
-    if (judge := work.recipe.evaluate.judge) is not None:
-        priced = priced and price_of(judge, today()) is not None
+    priced = all(teacher.price is not None for teacher in (*work.teachers, *others))
     failures = sum((Counter(tally.failures) for tally in tallies), Counter[str]())
     return {
         "sent": sum(tally.sent for tally in tallies),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -12,7 +13,8 @@ import rfc8785
 from pyarrow import parquet
 
 from stillhouse.errors import UsageError, storage
-from stillhouse.recipe import Recipe
+from stillhouse.models import source_folder, weights_digest
+from stillhouse.recipe import Recipe, Student
 from stillhouse.scoring import Scorer, score
 from stillhouse.workspace import RunFolder, read_marker, write_json
 
@@ -23,12 +25,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """`samples` None: all of them."""
+    """`samples` None: all of them. `student` is how it begins, None as the run's own."""
 
     name: str
     kind: Kind
     seed: int
     samples: int | None = None
+    student: Student | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What its training depends on beside what the run's own does, as JSON."""
+        start = self.student and source_folder(self.student.init)
+        return {
+            "kind": self.kind,
+            "seed": self.seed,
+            "samples": self.samples,
+            "student": self.student and self.student.model_dump(mode="json"),
+            "start": weights_digest(start) if start and Path(start).is_dir() else None,
+        }
+
+    def label(self) -> str:
+        """How it begins, in words."""
+        if self.student is None:
+            return ""
+        layers = self.student.keep_layers
+        kept = "" if layers is None else f", layers {', '.join(map(str, layers))}"
+        return self.student.init + kept
 
 
 def variants(recipe: Recipe) -> list[Variant]:
@@ -37,7 +59,9 @@ def variants(recipe: Recipe) -> list[Variant]:
     made = [Variant(f"seed-{seed + more}", "seed", seed + more) for more in range(1, settings.seeds)]
     if settings.hard_labels:
         made.append(Variant("hard-labels", "hard_labels", seed))
-    return made + [Variant(f"samples-{n}", "samples", seed, n) for n in sorted(set(settings.curve or ()))]
+    made += [Variant(f"samples-{n}", "samples", seed, n) for n in sorted(set(settings.curve or ()))]
+    others = enumerate(settings.students or (), 1)
+    return made + [Variant(f"student-{place}", "size", seed, student=other) for place, other in others]
 
 
 def train_further(
@@ -58,7 +82,7 @@ def train_further(
     found = []
     for variant in variants(recipe):
         folder = run.further(variant.name)
-        wanted = {"trained": trained, **asdict(variant)}
+        wanted = {"trained": trained, **variant.facts()}
         inputs = hashlib.sha256(rfc8785.dumps(wanted)).hexdigest()
         marker = read_marker(folder, "train")
         if marker is None or marker.get("inputs") != inputs:
@@ -72,14 +96,23 @@ def train_further(
             marker = {"inputs": inputs, "samples": rows.num_rows}
             write_json(folder.marker("train"), marker)
         found.append(
-            Further(variant.name, variant.kind, variant.seed, int(marker["samples"]), folder.student)
+            Further(
+                variant.name,
+                variant.kind,
+                variant.seed,
+                int(marker["samples"]),
+                folder.student,
+                variant.label(),
+            )
         )
     return found
 
 
 def _settings(recipe: Recipe, variant: Variant) -> Recipe:
     """References have no probabilities, so they are learned as sequences whatever the objective."""
-    changes = {"run": recipe.run.model_copy(update={"seed": variant.seed})}
+    changes: dict[str, Any] = {"run": recipe.run.model_copy(update={"seed": variant.seed})}
+    if variant.student is not None:
+        changes["student"] = variant.student
     if variant.kind == "hard_labels":
         return recipe.model_copy(
             update={**changes, "train": recipe.train.model_copy(update={"objective": "sequence"})}

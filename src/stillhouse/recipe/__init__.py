@@ -179,7 +179,11 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
         terms = teacher.terms and teacher.terms.model_copy(update={"document": path(teacher.terms.document)})
         return teacher.model_copy(update={"model": model, "terms": terms})
 
-    student, prompts = recipe.student, recipe.prompts
+    def placed(student: Student) -> Student:
+        init = student.init if student.init in WORDS else path(student.init)
+        return student.model_copy(update={"init": init, "tokenizer": path(student.tokenizer)})
+
+    prompts, students = recipe.prompts, recipe.evaluate.students
     grow = prompts.grow
     if grow is not None:
         files = (
@@ -191,16 +195,12 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
             "teacher": whole(recipe.teacher),
             "teachers": [whole(teacher) for teacher in recipe.teachers],
             "prompts": prompts.model_copy(update={"source": path(prompts.source), "grow": grow}),
-            "student": student.model_copy(
-                update={
-                    "init": student.init if student.init in WORDS else path(student.init),
-                    "tokenizer": path(student.tokenizer),
-                }
-            ),
+            "student": placed(recipe.student),
             "evaluate": recipe.evaluate.model_copy(
                 update={
                     "source": path(recipe.evaluate.source),
                     "harness_path": path(recipe.evaluate.harness_path),
+                    "students": None if students is None else [placed(student) for student in students],
                     "judge": recipe.evaluate.judge and whole(recipe.evaluate.judge),
                 }
             ),

@@ -310,6 +310,11 @@ class Evaluate(_Table):
     curve: list[Positive] | None = Field(
         default=None, description="Also train on so many of the samples each, to see what more would bring."
     )
+    students: list[Student] | None = Field(
+        default=None,
+        description="Students of other sizes to train and score as well, each a table "
+        "[[evaluate.students]] with the keys of [student].",
+    )
     machine_price: float | None = Field(
         default=None,
         gt=0,

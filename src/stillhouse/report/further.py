@@ -1,12 +1,22 @@
-"""Students that were trained for comparison: other seeds, hard labels, fewer samples."""
+"""Students that were trained for comparison: other seeds, hard labels, fewer samples, other sizes."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from stillhouse.report.figures import UNKNOWN, Measure, at, count, interval, measure, number, percent
+from stillhouse.report.figures import (
+    UNKNOWN,
+    Measure,
+    at,
+    count,
+    interval,
+    measure,
+    number,
+    percent,
+    scaled,
+)
 from stillhouse.report.layout import section, table
-from stillhouse.report.markup import Html, join, tag
+from stillhouse.report.markup import Html, join, short, tag
 from stillhouse.report.read import Facts
 
 
@@ -21,6 +31,7 @@ def further(facts: Facts) -> Html | None:
         _seeds(at(found, "seeds")),
         _hard_labels(at(found, "hard_labels")),
         _curve(at(found, "curve")),
+        _sizes(at(found, "sizes"), number(facts.evaluation, "flops", "teacher")),
     )
 
 
@@ -70,6 +81,30 @@ def _curve(curve: Any) -> Html | None:
             " fewer steps too.",
             class_="method",
         ),
+    )
+
+
+def _sizes(sizes: Any, teacher: float | None) -> Html | None:
+    if not isinstance(sizes, list):
+        return None
+    rows = []
+    for row in sizes:
+        flops = number(row, "flops")
+        ratio = flops / teacher if flops is not None and teacher else None
+        kept = measure(row, "retention")
+        rows.append(
+            (
+                short(str(at(row, "label") or "the student"), 50),
+                scaled(number(row, "parameters")),
+                percent(ratio),
+                percent(number(row, "score")),
+                percent(kept.value),
+                interval(kept) or UNKNOWN,
+            )
+        )
+    head = ("began as", "parameters", "of the teacher’s FLOPs", "score", "of its score", "95% interval")
+    return join(
+        tag("h3", "What is kept at what size"), table("Score kept by size, smallest first", head, rows)
     )
 
 
