@@ -140,6 +140,10 @@ def test_the_teachers_bill_in_the_economics_is_without_the_judges(provider, work
         assert said["teacher"] == pytest.approx(1000 * each)
         assert said["spent"]["teacher"] == pytest.approx(40 * each)
         assert said["student"] > 0
+    dearer = made.evaluate.model_copy(update={"machine_price": 7.2})
+    again = pipeline.run(made.model_copy(update={"evaluate": dearer}), workspace)
+    assert "evaluate" in again.skipped
+    assert again.evaluation["economics"]["student"] == pytest.approx(2 * said["student"])
     whole = json.loads(finished.run.marker("evaluate").read_text())["result"]["cost"]
     judged = 2 * finished.evaluation["judge"]["n"]
     assert whole["low"] == pytest.approx(each * (finished.evaluation["prompts"]["n"] + judged))

@@ -36,7 +36,8 @@ class TeacherAnswers:
 @dataclass(frozen=True, slots=True)
 class Given:
     """One system's answer to one prompt. `text` None: no answer, and `reason` says why. `logprob` is the sum
-    over its tokens under the system itself (nats), the end left out; None where it is not known."""
+    over its tokens under the system itself (nats), the end left out; None where it is not known, and for an
+    answer without any."""
 
     text: str | None
     reason: str = ""

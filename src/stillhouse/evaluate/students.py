@@ -79,7 +79,7 @@ def local_answers(
                 answer.prompt_tokens,
                 answer.completion_tokens,
                 answer.finish_reason,
-                sum(token.logprob for token in answer.logprobs or ()),
+                sum(token.logprob for token in answer.logprobs) if answer.logprobs else None,
             )
         done(len(batch))
     return [answer for answer in given if answer is not None]

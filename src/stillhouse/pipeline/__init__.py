@@ -284,7 +284,7 @@ def _evaluate(work: _Work) -> bool:
         trained["weights"],
         leaves,
         [_facts(p) for p in work.prompts.test],
-        recipe.evaluate.model_dump(mode="json"),
+        recipe.evaluate.model_dump(mode="json", exclude=_REREAD),
         recipe.run.seed,
     )
     outputs = (work.folder.evaluation, work.folder.predictions)
@@ -325,6 +325,10 @@ def _evaluate(work: _Work) -> bool:
         )
     _complete_evaluation(work, tallies)
     return fresh
+
+
+# Of [evaluate] what is reckoned with anew in every run, or is no part of what a judge is asked.
+_REREAD: Any = {"machine_price": True, "judge": {"key_env", "price", "terms"}}
 
 
 def _trained_from(work: _Work) -> str:
