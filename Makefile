@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test test-all lint docs teacher clean
+.PHONY: setup quickstart test test-all test-lmeval lint docs teacher clean
 
 setup: .venv/ready
 
@@ -22,6 +22,17 @@ test: setup lint
 test-all: setup lint
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ray.lock
 	$(BIN)/python -m pytest
+
+# lm-eval holds python-dateutil at an older version than the rest, so it has an environment of its own.
+test-lmeval: .venv-lmeval/ready
+	.venv-lmeval/bin/python -m pytest tests/evaluate/test_harness.py
+
+.venv-lmeval/ready: requirements.lock requirements-lmeval.lock pyproject.toml
+	$(PYTHON) -m venv .venv-lmeval
+	.venv-lmeval/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	.venv-lmeval/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-lmeval.lock
+	.venv-lmeval/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
 
 lint: setup
 	$(BIN)/ruff check .

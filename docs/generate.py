@@ -73,6 +73,7 @@ def recipe_page() -> str:
         ("LeakSet", "[[curate.leak_sets]]"),
         ("Mix", "[curate.mix]"),
         ("Lora", "[student.lora]"),
+        ("Judge", "[evaluate.judge]"),
     ):
         parts += _table(place, {"$ref": f"#/$defs/{name}"}, schema)
     return "\n".join(parts)

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "src" / "stillhouse"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = {
-    1: ("records", "recipe", "errors", "money", "prices", "stats", "text", "workspace"),
+    1: ("records", "recipe", "errors", "money", "prices", "refusals", "stats", "text", "workspace"),
     2: ("ledger", "terms", "models", "watermark", "scoring", "similar"),
     3: ("ask",),
     4: ("collect", "curate", "train", "evaluate", "release", "guard", "cascade", "audit"),

@@ -152,6 +152,19 @@ class RunFolder:
     def predictions(self) -> Path:
         return self.root / "predictions.parquet"
 
+    def further(self, name: str) -> RunFolder:
+        """Where a student that is trained for comparison lies, in the form of a run."""
+        return RunFolder(self.root / "further" / name)
+
+    @property
+    def judgements(self) -> Path:
+        return self.root / "judgements.parquet"
+
+    @property
+    def battery(self) -> Path:
+        """Answers to the fixed battery, as `predictions` holds those to the test prompts."""
+        return self.root / "battery.parquet"
+
     @property
     def evaluation(self) -> Path:
         return self.root / "evaluation.json"

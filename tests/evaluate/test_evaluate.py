@@ -90,6 +90,10 @@ def test_the_whole_stage_writes_rows_then_figures(run, models):
     assert found["flops_prompts"] == 7
     assert found["flops_per_token"]["student"] < found["flops_per_token"]["teacher"]
     assert min(found["tokens_per_second"].values()) > 0
+    assert found["fidelity"]["divergence"]["n"] == 7
+    assert found["fidelity"]["divergence"]["value"] > 0
+    assert 0 <= found["fidelity"]["calibration"]["student"]["ece"] <= 1
+    assert found["battery"]["n"] == len(read_predictions(run.battery)) / 2
     assert any("teacher: no answer to 1 of 8 prompts (1 x HTTP 500)" in note for note in found["notes"])
     assert (seen[-1].done, seen[-1].total, seen[-1].counts) == (16, 16, {"teacher failed": 1})
 

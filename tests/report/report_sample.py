@@ -17,11 +17,17 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from stillhouse.ask.judge import Judged
 from stillhouse.collect.canaries import account
 from stillhouse.curate import Curated
+from stillhouse.evaluate.battery import battery_figures, battery_prompts
+from stillhouse.evaluate.economics import Ledgered, economics
+from stillhouse.evaluate.fidelity import fidelity_figures
 from stillhouse.evaluate.figures import summarise
 from stillhouse.evaluate.predictions import SYSTEMS, Prediction, write_predictions
+from stillhouse.evaluate.preference import judge_pairs, preference_figures, write_judgements
 from stillhouse.recipe import Recipe, recipe_digest, run_digest
+from stillhouse.records import Message, Prompt
 from stillhouse.train import TrainResult
 from stillhouse.workspace import RunFolder, Workspace, write_json
 
@@ -64,7 +70,7 @@ def write_sample_run(folder: Path, seed: int = 7) -> RunFolder:
     rows = _predictions(rng, test)
     write_predictions(run.predictions, rows)
     write_losses(run.losses, rng)
-    write_json(run.evaluation, _evaluation(rows))
+    write_json(run.evaluation, _evaluation(rows) | {"judge": _judge(run, rng, rows)})
     for minute, (stage, result) in enumerate(_results().items()):
         write_json(
             run.marker(stage),
@@ -190,6 +196,7 @@ def _predictions(rng: Random, test: list[dict[str, Any]]) -> list[Prediction]:
                     prompt_tokens=60,
                     completion_tokens=30,
                     finish_reason="stop",
+                    logprob=-abs(rng.gauss(0.02 if good else 0.4, 0.2)) if "student" in system else None,
                 )
             )
     return rows
@@ -210,19 +217,126 @@ def _wrong(rng: Random, system: str, question: dict[str, Any]) -> str:
 
 def _evaluation(rows: list[Prediction]) -> dict[str, Any]:
     """The figures by the stage's own code; computing, as it would measure it, and what the run adds."""
-    return {
+    measured = {
         **summarise(rows),
+        "fidelity": {
+            "divergence": {"value": 0.0312, "low": 0.0287, "high": 0.0341, "n": 256, "places": 7911},
+            **fidelity_figures(rows, ["policy"], 17, 300),
+        },
+        "battery": _battery(),
+        "further": {
+            "seeds": {
+                "rows": [
+                    {"seed": 17 + more, "score": 0.921 + change, "low": 0.89, "high": 0.945, "n": 840}
+                    for more, change in enumerate((0.0, -0.011, 0.006))
+                ],
+                "mean": 0.9193,
+                "low": 0.8980,
+                "high": 0.9407,
+                "sd": 0.0086,
+                "lowest": 0.910,
+                "highest": 0.927,
+            },
+            "hard_labels": {
+                "score": 0.874,
+                "low": 0.84,
+                "high": 0.9,
+                "n": 840,
+                "samples": 2710,
+                "ahead": {"value": 0.047, "low": 0.026, "high": 0.068, "n": 837},
+            },
+            "sizes": [
+                {
+                    "label": label,
+                    "parameters": size,
+                    "flops": flops,
+                    "score": score,
+                    "n": 840,
+                    "retention": {"value": score / 0.96, "low": score - 0.02, "high": score + 0.06, "n": 837},
+                }
+                for label, size, flops, score in (
+                    ("from_teacher, layers 0, 3", 310_000, 2.2e7, 0.71),
+                    ("", 561_000, 4.07e7, 0.921),
+                )
+            ],
+            "curve": [
+                {"samples": samples, "score": score, "low": score - 0.03, "high": score + 0.025, "n": 840}
+                for samples, score in ((500, 0.61), (1000, 0.79), (2805, 0.921))
+            ],
+        },
+        "harness": {
+            "version": "0.4.13",
+            "limit": 200,
+            "tasks": {
+                "arc_easy": {
+                    "version": "1.0",
+                    "n": 200,
+                    "metrics": {
+                        "acc": {
+                            "student_before": {"value": 0.265, "error": 0.031},
+                            "student": {"value": 0.25, "error": 0.031},
+                        }
+                    },
+                }
+            },
+            "failed": {},
+        },
+        "flops_share": {"value": 4.07e7 / 4.21e8, "low": 0.0951, "high": 0.0984, "n": 840},
+        "latency": {
+            "teacher": {"median": 0.214, "slowest": 0.391, "n": 9},
+            "student": {"median": 0.041, "slowest": 0.077, "n": 9},
+        },
+        "tokens_per_second": {"teacher": 5210.0, "student": 29400.0},
+    }
+    known = Ledgered(None, True, None, 0.0, 48.2, 131.4)
+    return {
+        **measured,
+        "economics": economics(rows, measured, known, 17, 300),
         "flops": {"teacher": 4.21e8, "student_before": 4.07e7, "student": 4.07e7},
         "flops_ratio": 4.07e7 / 4.21e8,
         "flops_per_token": {"teacher": 4.7e6, "student_before": 4.5e5, "student": 4.5e5},
         "flops_prompts": 840,
         "parameters": {"teacher": 5_640_000, "student_before": 561_000, "student": 561_000},
-        "tokens_per_second": {"teacher": 5210.0, "student": 29400.0},
         "scored_by": ["exact", "json"],
         "seconds": {"collect": 48.2, "curate": 1.9, "train": 131.4, "evaluate": 39.0, "total": 220.5},
         "exchanges": {"sent": 3842, "reused": 0, "failed": 2, "unknown": 0},
         "versions": {"stillhouse": "1.0", "torch": "2.13.0", "transformers": "5.23.0"},
     }
+
+
+def _battery() -> dict[str, Any]:
+    rows = []
+    for system, gone in (("student_before", 5), ("student", 3)):
+        for place, prompt in enumerate(battery_prompts()):
+            right = float(place % gone != 0)
+            rows.append(
+                Prediction(prompt.id, prompt.family, "", system, "an answer", right, "", 20, 5, "stop")
+            )
+    return battery_figures(rows)
+
+
+def _judge(run: RunFolder, rng: Random, rows: list[Prediction]) -> dict[str, Any]:
+    """A judge that sees what is right nine times out of ten."""
+    better = {(row.prompt_id, row.system): row.score or 0.0 for row in rows}
+
+    def ask(pairs: Any) -> list[Judged]:
+        said = []
+        for pair in pairs:
+            change = better[pair.prompt_id, "student"] - better[pair.prompt_id, "teacher"]
+            outcome = "tie" if change == 0 else "first" if change > 0 else "second"
+            odd = rng.choice(["first", "second", "inconsistent", "unscored"])
+            outcome = odd if rng.random() < 0.1 else outcome
+            said.append(Judged(pair.prompt_id, outcome, "A", "B", "no verdict", (1, 2)))  # type: ignore[arg-type]
+        return said
+
+    prompts = [
+        Prompt(row.prompt_id, (Message("user", "?"),), row.family, row.group)
+        for row in rows
+        if row.system == "teacher"
+    ]
+    judged = judge_pairs(rows, prompts, ask)
+    write_judgements(run.judgements, judged)
+    return {"model": "a-judge-of-another-house", **preference_figures(judged, 17, 300)}
 
 
 def asked(answered: int, failed: int, **more: Any) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def test_browser_renders_without_complaint(tmp_path):
     page = write_report(write_sample_run(tmp_path))
     document, console = browse(page, tmp_path / "profile", 1280)
     assert console == ""
-    assert document.count("<section") == 8
+    assert document.count("<section") == 12
     assert document.count("<svg") == page.read_text().count("<svg")
 
 

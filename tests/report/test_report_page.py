@@ -115,7 +115,7 @@ def test_whole_run_says_what_the_files_say(run):
     assert "unanchored: internally consistent only" in page.text
     assert "✓ computed anew, agrees with the run’s name" in page.text
     assert "synthetic support-desk world" in page.text
-    assert "One training run with one seed (17)" in page.text
+    assert "The student that is released has one seed (17)" in page.text
     copied = evaluation["agreement"]["teacher_wrong"]
     assert f"Where the teacher was wrong (n = {copied['n']})" in page.text
     assert f"same wrong answer in {100 * copied['value']:.1f}%" in page.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from stillhouse.errors import ModelError
@@ -13,8 +14,8 @@ from stillhouse.models.flops import flops_per_answer
 MODELS: tuple[System, ...] = ("teacher", "student_before", "student")
 
 
-def cost_figures(rows: Sequence[Prediction], sizes: Mapping[System, Measured]) -> dict[str, Any]:
-    """Mean FLOPs per answer and per token of each model, their ratio, parameters, tokens per second, notes.
+def cost_figures(rows: Sequence[Prediction], sizes: Mapping[str, Measured]) -> dict[str, Any]:
+    """Mean FLOPs per answer and per token of each model, their ratio, parameters, speed and latency, notes.
 
     `sizes` lacks a model that is not on this machine. Teacher and student are averaged over the same
     prompts, those that both answered with known token counts; without any, each over its own. Per token
@@ -23,7 +24,8 @@ def cost_figures(rows: Sequence[Prediction], sizes: Mapping[System, Measured]) -
     """
     notes: list[str] = []
     known = {
-        system: _flops(rows, system, sizes[system], notes) if system in sizes else {} for system in MODELS
+        system: flops_of_answers(rows, system, sizes[system], notes) if system in sizes else {}
+        for system in MODELS
     }
     shared = known["teacher"].keys() & known["student"].keys()
     per_answer: dict[str, float | None] = {}
@@ -44,12 +46,16 @@ def cost_figures(rows: Sequence[Prediction], sizes: Mapping[System, Measured]) -
             system: sizes[system].tokens_per_second if system in sizes else None
             for system in ("teacher", "student")
         },
+        "latency": {
+            system: asdict(latency) if system in sizes and (latency := sizes[system].latency) else None
+            for system in ("teacher", "student")
+        },
         "notes": notes,
     }
 
 
-def _flops(
-    rows: Sequence[Prediction], system: System, size: Measured, notes: list[str]
+def flops_of_answers(
+    rows: Sequence[Prediction], system: str, size: Measured, notes: list[str]
 ) -> dict[str, tuple[float, int]]:
     """(FLOPs, tokens) of each answer whose tokens are known, by prompt id; a note where there is none."""
     counted = [

@@ -35,13 +35,16 @@ class TeacherAnswers:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """One system's answer to one prompt. `text` None: no answer, and `reason` says why."""
+    """One system's answer to one prompt. `text` None: no answer, and `reason` says why. `logprob` is the sum
+    over its tokens under the system itself (nats), the end left out; None where it is not known, and for an
+    answer without any."""
 
     text: str | None
     reason: str = ""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     finish_reason: FinishReason = "unknown"
+    logprob: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class Prediction:
     prompt_tokens: int | None
     completion_tokens: int | None
     finish_reason: str
+    logprob: float | None = None
 
 
 def given_by_teacher(prompts: Sequence[Prompt], teacher: TeacherAnswers) -> list[Given]:
@@ -78,20 +82,20 @@ def given_by_teacher(prompts: Sequence[Prompt], teacher: TeacherAnswers) -> list
 
 
 def judged(
-    system: System, prompts: Sequence[Prompt], answers: Sequence[Given], scorers: Mapping[str, Scorer]
+    system: str, prompts: Sequence[Prompt], answers: Sequence[Given], scorers: Mapping[str, Scorer]
 ) -> list[Prediction]:
     """Score one system's answers, in the order of the prompts.
 
     A prompt that a student cannot read counts as answered wrongly, wherever an answer could have been scored:
     left out, it would raise the student's score, and its share of the teacher's.
     """
-    rows = []
+    rows, learns = [], system not in ("teacher", "baseline")
     for prompt, given in zip(prompts, answers, strict=True):
         value, reason = None, given.reason
         if given.text is not None:
             found = score(prompt.scorer, given.text, prompt.reference, scorers)
             value, reason = found.value, found.reason
-        elif system in STUDENTS and score(prompt.scorer, "", prompt.reference, scorers).value is not None:
+        elif learns and score(prompt.scorer, "", prompt.reference, scorers).value is not None:
             value = 0.0
         rows.append(
             Prediction(
@@ -105,6 +109,7 @@ def judged(
                 given.prompt_tokens,
                 given.completion_tokens,
                 given.finish_reason,
+                given.logprob,
             )
         )
     return rows
@@ -127,6 +132,7 @@ def write_predictions(path: Path, rows: Sequence[Prediction]) -> None:
             ("prompt_tokens", whole),
             ("completion_tokens", whole),
             pa.field("finish_reason", text, nullable=False),
+            ("logprob", pa.float64()),
         ]
     )
     sink = pa.BufferOutputStream()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,16 @@ BATCH = 256  # prompts answered between two reports of progress
 SPEED_PROMPTS = 64
 SPEED_TOKENS = 64
 SPEED_ROUNDS = 3
+LATENCY_PROMPTS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Seconds of wall time for one answer with nothing else in flight, over `n` prompts."""
+
+    median: float
+    slowest: float
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +40,7 @@ class Measured:
     config: Any
     parameters: int
     tokens_per_second: float | None
+    latency: Latency | None = None
 
 
 def model_source(path: Path) -> str | None:
@@ -50,7 +62,7 @@ def local_answers(
     given: list[Given | None] = [None] * len(prompts)
     requests: dict[int, Request] = {}
     for index, prompt in enumerate(prompts):
-        request = _request(model, prompt, max_tokens)
+        request = _request(model, prompt, max_tokens, logprobs=0)
         if isinstance(request, str):
             given[index] = Given(None, request)
         else:
@@ -62,23 +74,28 @@ def local_answers(
         batch = ranked[start : start + BATCH]
         for index, answer in zip(batch, generate(model, [requests[index] for index in batch]), strict=True):
             given[index] = Given(
-                answer.text, "", answer.prompt_tokens, answer.completion_tokens, answer.finish_reason
+                answer.text,
+                "",
+                answer.prompt_tokens,
+                answer.completion_tokens,
+                answer.finish_reason,
+                sum(token.logprob for token in answer.logprobs) if answer.logprobs else None,
             )
         done(len(batch))
     return [answer for answer in given if answer is not None]
 
 
 def measured(model: LocalModel, prompts: Sequence[Prompt], max_tokens: int) -> Measured:
-    """The model's size, and its speed over `prompts`; None without any, and where memory ran out."""
+    """The model's size, and its speed over `prompts`, unknown without any, and where memory ran out."""
     from stillhouse.models.local import parameters
 
     try:
-        speed = tokens_per_second(model, prompts, max_tokens)
+        speed, wait = tokens_per_second(model, prompts, max_tokens), latency(model, prompts, max_tokens)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        speed = None
-    return Measured(model.model.config, parameters(model), speed)
+        speed = wait = None
+    return Measured(model.model.config, parameters(model), speed, wait)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -122,10 +139,7 @@ def tokens_per_second(
     """
     from stillhouse.models.local import generate
 
-    count = min(SPEED_PROMPTS, len(prompts))
-    chosen = [prompts[index * len(prompts) // count] for index in range(count)]
-    tried = [_request(model, prompt, min(max_tokens, SPEED_TOKENS)) for prompt in chosen]
-    requests = [request for request in tried if not isinstance(request, str)]
+    requests = _spread(model, prompts, SPEED_PROMPTS, max_tokens)
     if not requests:
         return None
     rates = []
@@ -136,7 +150,39 @@ def tokens_per_second(
     return max(rates)
 
 
-def _request(model: LocalModel, prompt: Prompt, max_tokens: int) -> Request | str:
+def latency(
+    model: LocalModel,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Latency | None:
+    """The wait for a whole answer of at most 64 tokens, prompts asked one after the other after one that is
+    not counted: 9 of them, spread evenly over the test set. None without a prompt that fits."""
+    from stillhouse.models.local import generate
+
+    requests = _spread(model, prompts, LATENCY_PROMPTS, max_tokens)
+    if not requests:
+        return None
+    generate(model, requests[:1])
+    waits = []
+    for request in requests:
+        start = clock()
+        generate(model, [request])
+        waits.append(clock() - start)
+    return Latency(statistics.median(waits), max(waits), len(waits))
+
+
+def _spread(model: LocalModel, prompts: Sequence[Prompt], most: int, max_tokens: int) -> list[Request]:
+    """Requests for at most so many prompts, evenly spread, of those that fit."""
+    count = min(most, len(prompts))
+    chosen = [prompts[index * len(prompts) // count] for index in range(count)]
+    tried = [_request(model, prompt, min(max_tokens, SPEED_TOKENS)) for prompt in chosen]
+    return [request for request in tried if not isinstance(request, str)]
+
+
+def _request(
+    model: LocalModel, prompt: Prompt, max_tokens: int, logprobs: int | None = None
+) -> Request | str:
     from stillhouse.models.local import Request, prompt_ids
 
     try:
@@ -146,4 +192,4 @@ def _request(model: LocalModel, prompt: Prompt, max_tokens: int) -> Request | st
     room = max_tokens if model.context is None else min(max_tokens, model.context - len(ids))
     if not ids or room < 1:
         return f"the prompt has {len(ids)} tokens and the model's context is {model.context}"
-    return Request(prompt_ids=ids, max_tokens=room)
+    return Request(prompt_ids=ids, max_tokens=room, logprobs=logprobs)

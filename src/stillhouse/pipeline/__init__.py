@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,6 +28,9 @@ from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
 from stillhouse.models.reading import Reader
 from stillhouse.models.vocabulary import Vocabulary
+from stillhouse.pipeline.economy import known_costs
+from stillhouse.pipeline.further import train_further
+from stillhouse.pipeline.judging import Bench, open_judge
 from stillhouse.pipeline.planning import Plan, plan
 from stillhouse.pipeline.recording import recorded
 from stillhouse.pipeline.rounds import account, focus_note, focused
@@ -98,6 +101,8 @@ def run(
         check_reachable(recipe)
     if {"train", "evaluate"} & set(stages):
         need_extra("train", ("torch", "transformers"))
+    if "evaluate" in stages and recipe.evaluate.harness:
+        need_extra("lmeval", ("lm_eval",))
     folder = workspace.run(recipe.run.name, run_digest(recipe))
     with (
         locked(folder),
@@ -307,6 +312,7 @@ def _source(work: _Work) -> Source:
 
 def _evaluate(work: _Work) -> bool:
     from stillhouse.evaluate import TeacherAnswers, evaluate
+    from stillhouse.train import train
 
     recipe, trained = work.recipe, _need(work, "train")
     started = time.monotonic()
@@ -335,17 +341,28 @@ def _evaluate(work: _Work) -> bool:
         trained["weights"],
         leaves,
         [_facts(p) for p in work.prompts.test],
-        recipe.evaluate.model_dump(),
+        recipe.evaluate.model_dump(mode="json", exclude=_REREAD),
         recipe.run.seed,
     )
     outputs = (work.folder.evaluation, work.folder.predictions)
     # A scorer that is not shipped may have changed.
     own = any(BUILTIN.get(name) is not work.scorers[name] for name in work.prompts.scorers())
     fresh = not _is_done(work, "evaluate", inputs, *outputs) or own
+    tallies = [tally]
     if fresh:
         failed = {question.prompt_id: question.reason for question in tally.failed}
         answers = TeacherAnswers(texts, tokens, failed, local_teacher(recipe), finish)
-        scores = evaluate(work.folder, recipe, tuple(work.prompts.test), answers, work.watch, work.scorers)
+        further = train_further(
+            work.folder,
+            recipe,
+            _trained_from(work),
+            work.scorers,
+            lambda folder, settings: train(folder, settings, work.watch, local_teacher(recipe)),
+        )
+        prompts = tuple(work.prompts.test)
+        with _judge(work) as judge:
+            scores = evaluate(work.folder, recipe, prompts, answers, work.watch, work.scorers, judge, further)
+        tallies += judge.tallies if judge else []
         predictions = hashlib.sha256(work.folder.predictions.read_bytes()).hexdigest()
         work.ledger.append(
             "evaluation",
@@ -363,16 +380,33 @@ def _evaluate(work: _Work) -> bool:
             "evaluate",
             inputs,
             time.monotonic() - started,
-            {"predictions": predictions, **_counts(work, tally)},
+            {"predictions": predictions, **_counts(work, *tallies, others=[judge.judge] if judge else [])},
         )
-    _complete_evaluation(work, tally)
+    _complete_evaluation(work, tallies)
     return fresh
 
 
-def _complete_evaluation(work: _Work, tested: asking.Tally) -> None:
-    """Add what only the run knows: seconds of each stage when it was worked, and what was asked now."""
+# Of [evaluate] what is reckoned with anew in every run, or is no part of what a judge is asked.
+_REREAD: Any = {"machine_price": True, "judge": {"key_env", "price", "terms"}}
+
+
+def _trained_from(work: _Work) -> str:
+    """The digest of all that the training of the run depends on."""
+    return str((read_marker(work.folder, "train") or {})["inputs"])
+
+
+def _judge(work: _Work) -> AbstractContextManager[Bench | None]:
+    run, log = work.folder.root.name, work.folder.logs / "judge.log"
+    return open_judge(work.recipe, work.ledger, run, log, work.watch)
+
+
+def _complete_evaluation(work: _Work, tested: Sequence[asking.Tally]) -> None:
+    """Add what only the run knows: seconds of each stage when it was worked, what was asked now, and what it
+    all is worth. Of the tallies the first is the teacher's."""
+    from stillhouse.evaluate import economics, read_predictions
+
     evaluation = json.loads(work.folder.evaluation.read_bytes())
-    asked, testing = _need(work, "collect"), _counts(work, tested)
+    asked, testing = _need(work, "collect"), _counts(work, *tested)
     markers = {stage: read_marker(work.folder, stage) or {} for stage in STAGES[:4]}
     seconds = {stage: round(marker.get("seconds", 0.0), 2) for stage, marker in markers.items()}
     evaluation["seconds"] = {**seconds, "total": round(sum(seconds.values()), 2)}
@@ -380,6 +414,14 @@ def _complete_evaluation(work: _Work, tested: asking.Tally) -> None:
     evaluation["exchanges"]["unknown"] = testing["unknown"]  # of the whole run
     if asked.get("focus") and (note := focus_note(asked["focus"])) and note not in evaluation["notes"]:
         evaluation["notes"].append(note)
+    rows, recipe = read_predictions(work.folder.predictions), work.recipe
+    evaluation["economics"] = economics(
+        rows,
+        evaluation,
+        known_costs(recipe, asked["cost"]["low"], tested[0].billed, seconds),
+        recipe.run.seed,
+        recipe.evaluate.resamples,
+    )
     evaluation["versions"] = {name: version(name) for name in ("stillhouse", "torch", "transformers")}
     write_json(work.folder.evaluation, evaluation)
 
@@ -451,12 +493,12 @@ def _facts(prompt: Prompt) -> list[Any]:
     return [prompt.id, messages, prompt.tools, prompt.family, prompt.group, prompt.reference, prompt.scorer]
 
 
-def _counts(work: _Work, *tallies: asking.Tally) -> dict[str, Any]:
+def _counts(work: _Work, *tallies: asking.Tally, others: Sequence[asking.Teacher] = ()) -> dict[str, Any]:
     """`sent`, `answered`, `reused`, `failed` and `failures` are of this call, attempts of the run. Tokens and
     `cost.low` (US dollars) are of the answers to these questions that the run bought; `cost.high` is what
     the run has spent so far at most, requests counted that may have been billed without an answer."""
     attempts = work.ledger.attempts(work.folder.root.name)
-    priced = all(teacher.price is not None for teacher in work.teachers)
+    priced = all(teacher.price is not None for teacher in (*work.teachers, *others))
     failures = sum((Counter(tally.failures) for tally in tallies), Counter[str]())
     return {
         "sent": sum(tally.sent for tally in tallies),

@@ -39,6 +39,8 @@ def admit_all(recipe: Recipe, ledger: Ledger) -> list[int]:
         gate.admit(teacher, "train_target", ledger, now) for teacher in (recipe.teacher, *recipe.teachers)
     ]
     gate.admit(recipe.teacher, "evaluation", ledger, now)
+    if recipe.evaluate.judge is not None:
+        gate.admit(recipe.evaluate.judge, "evaluation", ledger, now)
     return leaves
 
 
@@ -95,6 +97,7 @@ def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] | No
     check_scorers(prompts.scorers(), scorers)
     check_filters(recipe.curate, scorers)
     check_growth(recipe, prompts)
+    _check_slice(recipe.evaluate.slice or (), prompts)
     for teacher in (recipe.teacher, *recipe.teachers):
         if recipe.collect.mode == "batch" and teacher.endpoint is None:
             raise UsageError(
@@ -106,6 +109,9 @@ def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] | No
         asking.check_cap(recipe.collect.max_cost, None if known is None else known.price)
         if known is not None and known.up_to is not None and recipe.collect.max_cost is not None:
             _check_lengths(teacher, prompts, known.up_to)
+    if recipe.evaluate.judge is not None:
+        known = price_of(recipe.evaluate.judge, today())
+        asking.check_cap(recipe.collect.max_cost, None if known is None else known.price)
     if recipe.student.init in ("from_teacher", "config"):
         return
     folder = Path(source_folder(recipe.student.init))
@@ -118,6 +124,18 @@ def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] | No
             "it has no config.json, or no weights",
             "name a folder that `save_pretrained` wrote",
         )
+
+
+def _check_slice(families: Sequence[str], prompts: PromptSet) -> None:
+    """Raises UsageError for a family that no test prompt is of."""
+    known = {prompt.family for prompt in prompts.test} if families else set()
+    for name in families:
+        if name not in known:
+            raise UsageError(
+                f"evaluate.slice names {name!r}, and no test prompt is of that family",
+                f"families of the test prompts: {', '.join(sorted(known)[:12])}",
+                "name families of the test prompts",
+            )
 
 
 def check_reachable(recipe: Recipe) -> None:

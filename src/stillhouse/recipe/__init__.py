@@ -14,7 +14,7 @@ import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import rfc8785
@@ -31,6 +31,7 @@ from stillhouse.recipe.tables import (
     Evaluate,
     Focus,
     Grow,
+    Judge,
     LeakSet,
     Lora,
     Mix,
@@ -53,6 +54,7 @@ __all__ = [
     "Evaluate",
     "Focus",
     "Grow",
+    "Judge",
     "LeakSet",
     "Lora",
     "Mix",
@@ -71,7 +73,10 @@ __all__ = [
     "run_digest",
 ]
 
-SECRET = r"teachers?(\.\d+)?(\.(endpoint|key_env).*)?"  # where a key may stand by mistake: never echoed
+# Where a key may stand by mistake: never echoed.
+SECRET = r"(teachers?|evaluate\.judge)(\.\d+)?(\.(endpoint|key_env).*)?"
+AnyTeacher = TypeVar("AnyTeacher", bound=Teacher)
+
 WORDS = ("config", "from_teacher")  # ways to make a student, never names of folders
 
 
@@ -177,12 +182,16 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
             return value
         return str((folder / value).resolve())
 
-    def whole(teacher: Teacher) -> Teacher:
+    def whole(teacher: AnyTeacher) -> AnyTeacher:
         model = teacher.model if teacher.endpoint else path(teacher.model)
         terms = teacher.terms and teacher.terms.model_copy(update={"document": path(teacher.terms.document)})
         return teacher.model_copy(update={"model": model, "terms": terms})
 
-    student, prompts = recipe.student, recipe.prompts
+    def placed(student: Student) -> Student:
+        init = student.init if student.init in WORDS else path(student.init)
+        return student.model_copy(update={"init": init, "tokenizer": path(student.tokenizer)})
+
+    prompts, students = recipe.prompts, recipe.evaluate.students
     grow = prompts.grow
     if grow is not None:
         files = (
@@ -194,13 +203,15 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
             "teacher": whole(recipe.teacher),
             "teachers": [whole(teacher) for teacher in recipe.teachers],
             "prompts": prompts.model_copy(update={"source": path(prompts.source), "grow": grow}),
-            "student": student.model_copy(
+            "student": placed(recipe.student),
+            "evaluate": recipe.evaluate.model_copy(
                 update={
-                    "init": student.init if student.init in WORDS else path(student.init),
-                    "tokenizer": path(student.tokenizer),
+                    "source": path(recipe.evaluate.source),
+                    "harness_path": path(recipe.evaluate.harness_path),
+                    "students": None if students is None else [placed(student) for student in students],
+                    "judge": recipe.evaluate.judge and whole(recipe.evaluate.judge),
                 }
             ),
-            "evaluate": recipe.evaluate.model_copy(update={"source": path(recipe.evaluate.source)}),
             "curate": _curate(recipe.curate, path),
         }
     )

@@ -431,6 +431,20 @@ class Train(_Table):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Type of the autocast.")
 
 
+class Judge(Teacher):
+    """A model that compares the student's answers with the teacher's. The keys are those of [teacher]; its
+    terms must allow `evaluation`."""
+
+    count: Positive | None = Field(default=None, description="Most pairs that it compares; all if left out.")
+
+    @model_validator(mode="after")
+    def _asks_somebody(self) -> Judge:
+        wrong = [name for name in ("imported", "families") if getattr(self, name)]
+        if wrong:
+            raise ValueError(f"a judge is asked about every pair, and has no {', '.join(wrong)}")
+        return self
+
+
 class Evaluate(_Table):
     source: str | None = Field(
         default=None, description="As `prompts.source`; its test split for `embedded:desk`."
@@ -452,6 +466,38 @@ class Evaluate(_Table):
         lt=1,
         description="Share of the teacher's score that the student may lose; the verdict is on this.",
     )
+    slice: list[str] | None = Field(
+        default=None, description="Families outside what was trained on; they are also scored apart."
+    )
+    seeds: Positive = Field(
+        default=1, description="Students trained with so many seeds and scored; each costs a training."
+    )
+    hard_labels: bool = Field(
+        default=False, description="Also train a student on the references alone, without the teacher."
+    )
+    curve: list[Positive] | None = Field(
+        default=None, description="Also train on so many of the samples each, to see what more would bring."
+    )
+    students: list[Student] | None = Field(
+        default=None,
+        description="Students of other sizes to train and score as well, each a table "
+        "[[evaluate.students]] with the keys of [student].",
+    )
+    machine_price: float | None = Field(
+        default=None,
+        gt=0,
+        description="US dollars for an hour of a machine like this one, for the economics.",
+    )
+    harness: list[str] | None = Field(
+        default=None, description="Tasks of lm-eval to run on the student; needs the extra `lmeval`."
+    )
+    harness_path: str | None = Field(
+        default=None, description="Folder with task files of your own for lm-eval."
+    )
+    harness_limit: Positive | None = Field(
+        default=None, description="Only the first so many examples of each of these tasks."
+    )
+    judge: Judge | None = Field(default=None, description="See [evaluate.judge].")
 
 
 class Release(_Table):

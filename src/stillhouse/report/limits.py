@@ -32,7 +32,10 @@ def _limits(facts: Facts) -> list[str]:
     if facts.markers["train"]:
         of = f" ({count(seed)})" if seed is not None else ""
         said.append(
-            f"One training run with one seed{of}. How far the scores would move with another was not"
+            f"The student that is released has one seed{of}; how far others move is under Other students, and"
+            " its intervals do not include it."
+            if at(evaluation, "further", "seeds")
+            else f"One training run with one seed{of}. How far the scores would move with another was not"
             " measured, and the intervals do not include it."
         )
     if at(facts.recipe, "teacher", "model") == "embedded:desk":

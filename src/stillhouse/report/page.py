@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from stillhouse.report.changed import changed
 from stillhouse.report.cost import cost
+from stillhouse.report.further import further
 from stillhouse.report.limits import limits
 from stillhouse.report.markup import Html, tag
 from stillhouse.report.provenance import provenance
@@ -10,14 +12,19 @@ from stillhouse.report.quality import against_cost, families, headline, loss_cur
 from stillhouse.report.read import Facts
 from stillhouse.report.rows import answers, funnel
 from stillhouse.report.style import CSS
+from stillhouse.report.worth import judged, worth
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _SECTIONS = (
     ("quality", "Quality"),
     ("families", "Families"),
+    ("further", "Other students"),
+    ("changed", "Changes"),
+    ("judge", "Judge"),
     ("loss", "Loss"),
     ("rows", "Rows"),
     ("answers", "Answers"),
+    ("worth", "Worth"),
     ("cost", "Cost"),
     ("provenance", "Provenance"),
     ("limits", "Limits"),
@@ -36,7 +43,8 @@ def render(facts: Facts, shown: int) -> str:
         tag("title", f"{facts.name}: {headline(facts)}"),
         tag("style", Html(CSS)),
     )
-    links = [tag("a", words, href=f"#{name}") for name, words in _SECTIONS]
+    optional = {"further": further(facts), "judge": judged(facts)}
+    links = [tag("a", words, href=f"#{name}") for name, words in _SECTIONS if optional.get(name, True)]
     body = tag(
         "body",
         tag("a", "Skip to the verdict", href="#main", class_="skip"),
@@ -46,9 +54,13 @@ def render(facts: Facts, shown: int) -> str:
             tag("nav", links, aria_label="Sections"),
             against_cost(facts),
             families(facts, shown),
+            optional["further"],
+            changed(facts),
+            optional["judge"],
             loss_curves(facts),
             funnel(facts),
             answers(facts, shown),
+            worth(facts),
             cost(facts),
             provenance(facts),
             limits(facts),
