@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/refusals.py [--quick] [--json FILE]
 
-Precision and recall of `quality.declines` are estimated from answers that one reader labelled by hand, from
+Precision and recall of `refusals.declines` are estimated from answers that one reader labelled by hand, from
 prompt and answer, as giving no answer to what was asked (1: it declines, says that it cannot, lacks
 something or only asks back) or giving one, good or bad (0). They were drawn at random from three strata that
 stay as they were at the draw: what the patterns of that day hit; what else says something like "cannot" or
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from rows import DATA, Row, arguments, header, need, show
 
+from stillhouse import refusals
 from stillhouse.curate import quality
 from stillhouse.curate.funnel import Filter
 from stillhouse.stats import wilson
@@ -76,7 +77,7 @@ def main() -> None:
     options = arguments(__doc__ or "")
     known = answers(need(DATA / "many_models"))
     texts = [text for each in known.values() for text in each]
-    rows = estimated(known, quality.declines)
+    rows = estimated(known, refusals.declines)
     judged = texts[:: 10 if options.quick else 1]
     for name, judge in FILTERS:
         started = time.process_time()

@@ -17,46 +17,8 @@ import numpy as np
 from stillhouse.curate.funnel import KEEP, Filter, Row
 from stillhouse.errors import UsageError
 from stillhouse.records import Verdict
+from stillhouse.refusals import declines, straight
 from stillhouse.text import words
-
-_SORRY = (
-    r"(?:(?:i'm|i am) (?:really |very |truly |so )?(?:sorry|afraid)|sorry|(?:my )?apologies|i apologi[sz]e"
-    r"|unfortunately)"
-)
-_CANNOT = (
-    r"(?:can(?:'t|not| not)|could(?:n't| not)(?! help but)|(?:am|'m|was) (?:unable|not able) to"
-    r"|wo(?:n't|uld not be able to)|will not)"
-)
-_DOES = (
-    r"(?:help|assist|provide|comply|answer|fulfil|fulfill|discuss|generate|create|write|do that|give|offer"
-    r"|engage|access|predict|respond|complete|process|browse|execute|reproduce|pretend|advise|perform|definitively"
-    r"|encourage|condone|promote|support)"
-)
-_LACKS = (
-    r"(?:(?:do|did)(?: not|n't) (?:feel comfortable|fully understand|quite understand|understand)\b"
-    r"|(?:do|did)(?: not|n't) (?:actually |currently )?have (?:direct |any |enough |sufficient |specific "
-    r"|current |detailed |real-time |the )*(?:access|information|context|knowledge|details|data)\b"
-    r"|(?:am|'m) not (?:familiar with|sure (?:what|if|i understand|which)|comfortable|capable of"
-    r"|aware of any)|should not (?:mock|help|provide|write|make))"
-)
-# That an answer declines stands at its beginning, as a sentence of the assistant about itself: "I am sorry
-# that your lamp broke" and what somebody says in a story are none.
-_DECLINES = re.compile(
-    rf"\A\W*{_SORRY}[^.!?\n]{{0,80}}?\bi ?{_CANNOT}\b(?! \w+ enough)"
-    rf"|\A\W*(?:{_SORRY}[^.!?\n]{{0,60}}?\b|as an? [^.!?\n]{{0,60}}?, |the answer is: )?i ?{_LACKS}"
-    rf"|(?:\A\W*|[.!?:,]\W+|\b(?:but|so|and|that) )i ?{_CANNOT} (?:\w+ ){{0,3}}?{_DOES}\b",
-    re.IGNORECASE,
-)
-_OPENING = 250  # characters in which it stands
-_GIVES = re.compile(
-    r"\b(?:however|nevertheless|that said|here(?:'s| is| are)|for example"
-    r"|i can (?:still )?(?:offer|provide|suggest|explain|give|share|describe|try|tell))\b"
-    r"|\n\s*(?:1[.)]|[-*] )",
-    re.IGNORECASE,
-)
-_BRIEF = 350  # characters; a longer answer may still give something, and one beyond _LONG does
-_LONG = 1500
-
 
 # An assistant's talk about itself inside an answer.
 _BOILERPLATE = re.compile(
@@ -107,28 +69,14 @@ def not_refused(row: Row) -> Verdict:
     return Verdict("drop", "refusal") if declined else KEEP
 
 
-def declines(answer: str) -> bool:
-    """Whether the answer says at its beginning that it gives none, and then gives none."""
-    text = _straight(answer[: _LONG + 1])
-    found = _DECLINES.search(text[:_OPENING])
-    if found is None or len(text) > _LONG:
-        return False
-    rest = text[found.end() :]
-    return len(rest) < _BRIEF or _GIVES.search(rest) is None
-
-
 def without_boilerplate(row: Row) -> Verdict:
     """An assistant that speaks of itself as a model, of its training or of its knowledge cut-off."""
-    return Verdict("drop", "boilerplate") if _BOILERPLATE.search(_straight(row["answer"])) else KEEP
+    return Verdict("drop", "boilerplate") if _BOILERPLATE.search(straight(row["answer"])) else KEEP
 
 
 def without_identity(row: Row) -> Verdict:
     """The answer says in the first person which model it is of, or who made it: nothing for a student."""
-    return Verdict("drop", "identity") if _IDENTITY.search(_straight(row["answer"])) else KEEP
-
-
-def _straight(text: str) -> str:
-    return text.replace("\u2019", "'")
+    return Verdict("drop", "identity") if _IDENTITY.search(straight(row["answer"])) else KEEP
 
 
 # ---------------------------------------------------------------- loops

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
@@ -13,8 +12,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import rfc8785
 
 from stillhouse import ask as asking
 from stillhouse.collect import Asked, PromptSet, collect, limits_of, load_prompts
@@ -47,9 +44,10 @@ from stillhouse.pipeline.setup import (
     student_reading,
     today,
 )
+from stillhouse.pipeline.work import Work, counts, digest, facts, is_done, mark, need, result_of
 from stillhouse.prices import price_of
 from stillhouse.recipe import Recipe, recipe_digest, run_digest
-from stillhouse.records import Prompt, Watch, unwatched
+from stillhouse.records import Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer
 from stillhouse.scoring import scorers as installed_scorers
 from stillhouse.terms import gate
@@ -112,14 +110,14 @@ def run(
     ):
         write_json(folder.recipe, recipe.model_dump(mode="json"))
         folder.logs.mkdir(exist_ok=True)
-        work = _Work(workspace, folder, recipe, ledger, teachers, prompts, scorers, recording, ray_workers)
+        work = Work(workspace, folder, recipe, ledger, teachers, prompts, scorers, recording, ray_workers)
         skipped = [stage for stage in STAGES if stage in stages and not _DO[stage](work)]
         evaluation = json.loads(folder.evaluation.read_bytes()) if folder.evaluation.exists() else None
         return Finished(folder, evaluation, tuple(skipped), tuple(_notices(folder)))
 
 
 def _notices(folder: RunFolder) -> Iterator[str]:
-    for who in (_result(folder, "collect") or {}).get("answered_by", ()):
+    for who in (result_of(folder, "collect") or {}).get("answered_by", ()):
         change = who["canary"] and who["canary"]["change"]
         if change:
             yield f"the teacher {who['teacher']} changed while it was asked: {change['words']}"
@@ -136,20 +134,7 @@ def cancel_batches(recipe: Recipe, workspace: Workspace, watch: Watch = unwatche
         return asking.cancel_batches(parts, limits_of(recipe), ledger, folder.root.name, watch)
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    workspace: Workspace
-    folder: RunFolder
-    recipe: Recipe
-    ledger: Ledger
-    teachers: Sequence[asking.Teacher]  # the first is the one that the student is measured against
-    prompts: PromptSet
-    scorers: Mapping[str, Scorer]
-    watch: Watch
-    ray_workers: int | None
-
-
-def _collect(work: _Work) -> bool:
+def _collect(work: Work) -> bool:
     """Never skipped as a whole: what the ledger holds is looked up, which takes a second, and not asked."""
     started = time.monotonic()
     decisions, reading = admit_all(work.recipe, work.ledger), student_reading(work.recipe)
@@ -178,7 +163,7 @@ def _collect(work: _Work) -> bool:
     taught = None if reading is None else _teach(work, *reading)
     known = [price_of(each, today()) for each in (work.recipe.teacher, *work.recipe.teachers)]
     prices = [None if price is None else price.record() for price in known]
-    before = _result(work.folder, "collect")
+    before = result_of(work.folder, "collect")
     seconds = 0.0 if before is None else before["seconds"]  # of the calls that bought something
     if before is None or any(tally.answered for tally in tallies):
         seconds += time.monotonic() - started
@@ -208,13 +193,13 @@ def _collect(work: _Work) -> bool:
         "grow": growth,
         "focus": _account(work, grown),
         "targets": taught,
-        **_counts(work, *tallies),
+        **counts(work, *tallies),
     }
-    _mark(work, "collect", _digest(recipe_digest(work.recipe)), seconds, result)
+    mark(work, "collect", digest(recipe_digest(work.recipe)), seconds, result)
     return any(tally.sent or tally.answered for tally in tallies)
 
 
-def _teach(work: _Work, student: Reader, vocabularies: Sequence[Vocabulary | None]) -> list[dict[str, Any]]:
+def _teach(work: Work, student: Reader, vocabularies: Sequence[Vocabulary | None]) -> list[dict[str, Any]]:
     """Write the targets, and what each teacher's came to."""
     asked = work.recipe.collect.top_logprobs or 0
     taught = keep_targets(work.folder, work.teachers, vocabularies, student, asked, work.ledger, work.watch)
@@ -230,20 +215,20 @@ def _teach(work: _Work, student: Reader, vocabularies: Sequence[Vocabulary | Non
     ]
 
 
-def _account(work: _Work, grown: Sequence[Grown]) -> dict[str, Any] | None:
+def _account(work: Work, grown: Sequence[Grown]) -> dict[str, Any] | None:
     focus = work.recipe.prompts.focus
     if focus is None:
         return None
     return account(focus, work.prompts, grown, work.workspace, work.folder, work.ledger)
 
 
-def _curate(work: _Work) -> bool:
-    collected = _need(work, "collect")
+def _curate(work: Work) -> bool:
+    collected = need(work, "collect")
     settings = work.recipe.curate
     prompts = hashlib.sha256(work.folder.prompts.read_bytes()).hexdigest()
     seed = work.recipe.run.seed if settings.mix else None
-    inputs = _digest(collected["digest"], settings.model_dump(), prompts, read_by(settings), seed)
-    if _is_done(work, "curate", inputs, work.folder.samples, work.folder.dropped):
+    inputs = digest(collected["digest"], settings.model_dump(), prompts, read_by(settings), seed)
+    if is_done(work, "curate", inputs, work.folder.samples, work.folder.dropped):
         return False
     started = time.monotonic()
     losses = None
@@ -259,17 +244,17 @@ def _curate(work: _Work) -> bool:
             f"of {done.rows} rows were dropped {done.reasons} and set aside unscored {done.unscored}",
             f"see {work.folder.dropped}",
         )
-    _mark(work, "curate", inputs, time.monotonic() - started, result)
+    mark(work, "curate", inputs, time.monotonic() - started, result)
     return True
 
 
-def _train(work: _Work) -> bool:
+def _train(work: Work) -> bool:
 
-    recipe, curated, local = work.recipe, _need(work, "curate"), local_teacher(work.recipe)
+    recipe, curated, local = work.recipe, need(work, "curate"), local_teacher(work.recipe)
     source = _source(work) if recipe.train.objective == "distil" else None
     made_here = recipe.student.init in ("from_teacher", "config")
     start = local if made_here else source_folder(recipe.student.init)
-    inputs = _digest(
+    inputs = digest(
         curated["digest"],
         recipe.student.model_dump(),
         recipe.train.model_dump(exclude={"checkpoint_seconds"}),
@@ -277,7 +262,7 @@ def _train(work: _Work) -> bool:
         weights_digest(start) if start and Path(start).is_dir() else start,
         source and [source.revision, [digests for _, digests in source.answers]],
     )
-    if _is_done(work, "train", inputs, work.folder.student / "config.json", work.folder.student_before):
+    if is_done(work, "train", inputs, work.folder.student / "config.json", work.folder.student_before):
         return False
     started = time.monotonic()
     result = asdict(train(work.folder, recipe, work.watch, local, source=source))
@@ -295,11 +280,11 @@ def _train(work: _Work) -> bool:
             "targets": list(result["shards"]),
         },
     )
-    _mark(work, "train", inputs, max(result["seconds"], time.monotonic() - started), result)
+    mark(work, "train", inputs, max(result["seconds"], time.monotonic() - started), result)
     return True
 
 
-def _source(work: _Work) -> Source:
+def _source(work: Work) -> Source:
     """Where the probabilities are that the student learns."""
 
     folder, teacher = work.ledger.workspace.targets, work.teachers[0]
@@ -310,11 +295,10 @@ def _source(work: _Work) -> Source:
     return Source(folder, answers)
 
 
-def _evaluate(work: _Work) -> bool:
+def _evaluate(work: Work) -> bool:
     from stillhouse.evaluate import TeacherAnswers, evaluate
-    from stillhouse.train import train
 
-    recipe, trained = work.recipe, _need(work, "train")
+    recipe, trained = work.recipe, need(work, "train")
     started = time.monotonic()
     decision = gate.admit(recipe.teacher, "evaluation", work.ledger, datetime.now(UTC))
     questions, sampling, teacher = Asked(work.prompts.test), greedy(recipe), work.teachers[0]
@@ -337,17 +321,17 @@ def _evaluate(work: _Work) -> bool:
             tokens[question.prompt_id] = (usage.prompt_tokens, usage.completion_tokens)
             finish[question.prompt_id] = exchange.completion.finish_reason
             leaves.append(exchange.leaf)
-    inputs = _digest(
+    inputs = digest(
         trained["weights"],
         leaves,
-        [_facts(p) for p in work.prompts.test],
+        [facts(p) for p in work.prompts.test],
         recipe.evaluate.model_dump(mode="json", exclude=_REREAD),
         recipe.run.seed,
     )
     outputs = (work.folder.evaluation, work.folder.predictions)
     # A scorer that is not shipped may have changed.
     own = any(BUILTIN.get(name) is not work.scorers[name] for name in work.prompts.scorers())
-    fresh = not _is_done(work, "evaluate", inputs, *outputs) or own
+    fresh = not is_done(work, "evaluate", inputs, *outputs) or own
     tallies = [tally]
     if fresh:
         failed = {question.prompt_id: question.reason for question in tally.failed}
@@ -357,7 +341,9 @@ def _evaluate(work: _Work) -> bool:
             recipe,
             _trained_from(work),
             work.scorers,
-            lambda folder, settings: train(folder, settings, work.watch, local_teacher(recipe)),
+            lambda folder, settings: train(
+                folder, settings, work.watch, local_teacher(recipe), source=_source(work)
+            ),
         )
         prompts = tuple(work.prompts.test)
         with _judge(work) as judge:
@@ -375,12 +361,12 @@ def _evaluate(work: _Work) -> bool:
                 "decision": decision,
             },
         )
-        _mark(
+        mark(
             work,
             "evaluate",
             inputs,
             time.monotonic() - started,
-            {"predictions": predictions, **_counts(work, *tallies, others=[judge.judge] if judge else [])},
+            {"predictions": predictions, **counts(work, *tallies, others=[judge.judge] if judge else [])},
         )
     _complete_evaluation(work, tallies)
     return fresh
@@ -390,23 +376,23 @@ def _evaluate(work: _Work) -> bool:
 _REREAD: Any = {"machine_price": True, "judge": {"key_env", "price", "terms"}}
 
 
-def _trained_from(work: _Work) -> str:
+def _trained_from(work: Work) -> str:
     """The digest of all that the training of the run depends on."""
     return str((read_marker(work.folder, "train") or {})["inputs"])
 
 
-def _judge(work: _Work) -> AbstractContextManager[Bench | None]:
+def _judge(work: Work) -> AbstractContextManager[Bench | None]:
     run, log = work.folder.root.name, work.folder.logs / "judge.log"
     return open_judge(work.recipe, work.ledger, run, log, work.watch)
 
 
-def _complete_evaluation(work: _Work, tested: Sequence[asking.Tally]) -> None:
+def _complete_evaluation(work: Work, tested: Sequence[asking.Tally]) -> None:
     """Add what only the run knows: seconds of each stage when it was worked, what was asked now, and what it
     all is worth. Of the tallies the first is the teacher's."""
     from stillhouse.evaluate import economics, read_predictions
 
     evaluation = json.loads(work.folder.evaluation.read_bytes())
-    asked, testing = _need(work, "collect"), _counts(work, *tested)
+    asked, testing = need(work, "collect"), counts(work, *tested)
     markers = {stage: read_marker(work.folder, stage) or {} for stage in STAGES[:4]}
     seconds = {stage: round(marker.get("seconds", 0.0), 2) for stage, marker in markers.items()}
     evaluation["seconds"] = {**seconds, "total": round(sum(seconds.values()), 2)}
@@ -426,93 +412,27 @@ def _complete_evaluation(work: _Work, tested: Sequence[asking.Tally]) -> None:
     write_json(work.folder.evaluation, evaluation)
 
 
-def _release(work: _Work) -> bool:
+def _release(work: Work) -> bool:
     from stillhouse.release import release
 
-    trained, evaluated = _need(work, "train"), read_marker(work.folder, "evaluate")
+    trained, evaluated = need(work, "train"), read_marker(work.folder, "evaluate")
     if evaluated is None:
-        _need(work, "evaluate")
-    inputs = _digest(trained["weights"], evaluated and evaluated["inputs"], work.recipe.release.model_dump())
-    if _is_done(work, "release", inputs, work.folder.release / "README.md"):
+        need(work, "evaluate")
+    inputs = digest(trained["weights"], evaluated and evaluated["inputs"], work.recipe.release.model_dump())
+    if is_done(work, "release", inputs, work.folder.release / "README.md"):
         return False
     started = time.monotonic()
     result = release(work.folder, work.recipe, work.ledger)
     checkpoint = {"size": result.size, "root": result.root}
     recorded = {"folder": result.folder, "leaf": result.leaf, "files": result.files, "checkpoint": checkpoint}
-    _mark(work, "release", inputs, time.monotonic() - started, {**recorded, "anchored": False})
+    mark(work, "release", inputs, time.monotonic() - started, {**recorded, "anchored": False})
     return True
 
 
-_DO: dict[str, Callable[[_Work], bool]] = {
+_DO: dict[str, Callable[[Work], bool]] = {
     "collect": _collect,
     "curate": _curate,
     "train": _train,
     "evaluate": _evaluate,
     "release": _release,
 }
-
-
-def _mark(work: _Work, stage: str, inputs: str, seconds: float, result: Mapping[str, Any]) -> None:
-    finished = datetime.now(UTC).isoformat(timespec="seconds")
-    marker = {"inputs": inputs, "finished": finished, "seconds": seconds, "result": dict(result)}
-    write_json(work.folder.marker(stage), marker)
-
-
-def _is_done(work: _Work, stage: str, inputs: str, *outputs: Path) -> bool:
-    """Whether the stage finished on these inputs and its files are there. If not, its marker is taken away
-    before the work begins, so that it never vouches for files that are being written."""
-    marker = read_marker(work.folder, stage)
-    if marker is not None and marker.get("inputs") == inputs and all(path.exists() for path in outputs):
-        return True
-    work.folder.marker(stage).unlink(missing_ok=True)
-    return False
-
-
-def _result(folder: RunFolder, stage: str) -> dict[str, Any] | None:
-    marker = read_marker(folder, stage)
-    return None if marker is None else {"seconds": marker["seconds"], **marker["result"]}
-
-
-def _need(work: _Work, stage: str) -> dict[str, Any]:
-    result = _result(work.folder, stage)
-    if result is None:
-        raise UsageError(
-            f"the stage {stage} of {work.folder.root.name} has not been run",
-            "this stage works on its result",
-            f"run `stillhouse {stage} RECIPE` first, or `stillhouse run RECIPE` for all stages",
-        )
-    return result
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(rfc8785.dumps(list(parts))).hexdigest()
-
-
-def _facts(prompt: Prompt) -> list[Any]:
-    messages = [[m.role, m.content, m.extra] for m in prompt.messages]
-    return [prompt.id, messages, prompt.tools, prompt.family, prompt.group, prompt.reference, prompt.scorer]
-
-
-def _counts(work: _Work, *tallies: asking.Tally, others: Sequence[asking.Teacher] = ()) -> dict[str, Any]:
-    """`sent`, `answered`, `reused`, `failed` and `failures` are of this call, attempts of the run. Tokens and
-    `cost.low` (US dollars) are of the answers to these questions that the run bought; `cost.high` is what
-    the run has spent so far at most, requests counted that may have been billed without an answer."""
-    attempts = work.ledger.attempts(work.folder.root.name)
-    priced = all(teacher.price is not None for teacher in (*work.teachers, *others))
-    failures = sum((Counter(tally.failures) for tally in tallies), Counter[str]())
-    return {
-        "sent": sum(tally.sent for tally in tallies),
-        "answered": sum(tally.answered for tally in tallies),
-        "reused": sum(tally.reused for tally in tallies),
-        "failed": sum(len(tally.failed) for tally in tallies),
-        "failures": dict(failures),
-        "attempts": {"answered": attempts.answered, "failed": attempts.failed, "unknown": attempts.unknown},
-        "unknown": attempts.unknown,
-        "prompt_tokens": sum(tally.prompt_tokens for tally in tallies),
-        "completion_tokens": sum(tally.completion_tokens for tally in tallies),
-        "cost": {
-            "low": sum(tally.billed for tally in tallies) if priced else None,
-            "expected": None,
-            "high": max(tally.budget.spent for tally in tallies) if priced else None,
-        },
-    }

@@ -21,20 +21,18 @@ import rfc8785
 from pydantic import BaseModel, ValidationError
 
 from stillhouse.errors import UsageError
+from stillhouse.recipe.curation import Curate, LeakSet, Mix
 from stillhouse.recipe.places import line_of
 from stillhouse.recipe.tables import (
     Canary,
     Collect,
-    Curate,
     Declaration,
     Distil,
     Evaluate,
     Focus,
     Grow,
     Judge,
-    LeakSet,
     Lora,
-    Mix,
     Price,
     Prompts,
     Recipe,

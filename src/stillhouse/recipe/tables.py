@@ -7,25 +7,20 @@ from datetime import date
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+from stillhouse.recipe.base import Fraction, Positive, Table
+from stillhouse.recipe.curation import Curate
 
 
-class Run(_Table):
+class Run(Table):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Names the run folder.")
     seed: int = Field(
         default=17, ge=0, description="Seeds the order of training, the held-out split and the bootstrap."
     )
 
 
-class Declaration(_Table):
+class Declaration(Table):
     """The operator's statement that a teacher's terms were read and allow this use."""
 
     document: str = Field(description="File with the text of the terms; its SHA-256 is recorded.")
@@ -36,7 +31,7 @@ class Declaration(_Table):
     )
 
 
-class Price(_Table):
+class Price(Table):
     """US dollars per million tokens. Goes before the price that is recorded for the model, where one is."""
 
     input: float = Field(ge=0)
@@ -46,7 +41,7 @@ class Price(_Table):
     )
 
 
-class Teacher(_Table):
+class Teacher(Table):
     model: str = Field(
         description="`embedded:desk`, a transformers folder, or the model's name at `endpoint`."
     )
@@ -115,7 +110,7 @@ class Teacher(_Table):
         return self
 
 
-class Grow(_Table):
+class Grow(Table):
     """Further prompts, invented by [teacher] from the training prompts."""
 
     method: Literal["self_instruct", "evolve", "personas"] = Field(
@@ -140,7 +135,7 @@ class Grow(_Table):
         return self
 
 
-class Focus(_Table):
+class Focus(Table):
     """Further prompts where an earlier student lost most; `stillhouse collect --focus RUN` writes this."""
 
     run: str = Field(description="The run whose evaluation decided.")
@@ -149,7 +144,7 @@ class Focus(_Table):
     )
 
 
-class Prompts(_Table):
+class Prompts(Table):
     source: str = Field(description="`embedded:desk`, a file (JSONL, CSV, Parquet) or `hf:DATASET[:SPLIT]`.")
     count: Positive | None = Field(default=None, description="Use the first so many; all when left out.")
     seed: int = Field(default=1, ge=0, description="Generator seed; only for `embedded:desk`.")
@@ -169,7 +164,7 @@ class Prompts(_Table):
     )
 
 
-class Canary(_Table):
+class Canary(Table):
     """The teacher is watched by a few questions that are asked again and again: did it change meanwhile?"""
 
     prompts: Annotated[int, Field(ge=0)] | None = Field(
@@ -186,7 +181,7 @@ class Canary(_Table):
     )
 
 
-class Collect(_Table):
+class Collect(Table):
     mode: Literal["online", "batch"] = Field(
         default="online",
         description="One request for each question, or the provider's Batch API: slower and often cheaper.",
@@ -225,119 +220,7 @@ class Collect(_Table):
     canary: Canary = Field(default=Canary(), description="See [collect.canary].")
 
 
-class LeakSet(_Table):
-    """A further evaluation set, whose questions may not be learnt from."""
-
-    file: str = Field(description="JSON Lines or Parquet.")
-    column: str = Field(default="prompt", description="Column with the question.")
-
-
-class Mix(_Table):
-    """How many rows of which teacher and family are trained on; rows are left out, never repeated."""
-
-    teachers: dict[str, NotNegative] = Field(
-        default={}, description="Proportions of rows by teacher, such as { a = 2, b = 1 }."
-    )
-    families: dict[str, NotNegative] = Field(default={}, description="The same by family.")
-    teacher_cap: Positive | None = Field(default=None, description="Most rows of one teacher.")
-    family_cap: Positive | None = Field(default=None, description="Most rows of one family.")
-    checkpoint: str | None = Field(
-        default=None, description="Folder of a student whose loss says how hard a row is."
-    )
-    easiest: Fraction = Field(
-        default=0.0, description="Share of the rows with the lowest loss to leave out; needs `checkpoint`."
-    )
-    hardest: Fraction = Field(default=0.0, description="The same of those with the highest.")
-
-    @model_validator(mode="after")
-    def _measured_by_something(self) -> Mix:
-        if (self.easiest or self.hardest) and self.checkpoint is None:
-            raise ValueError("`easiest` and `hardest` need a `checkpoint`, whose loss is measured")
-        if self.easiest + self.hardest >= 1:
-            raise ValueError("`easiest` and `hardest` together leave no row")
-        return self
-
-
-class Curate(_Table):
-    duplicates: bool = Field(
-        default=True, description="Drop repeats of prompt and answer, letter case and white space aside."
-    )
-    near_duplicates: Fraction = Field(
-        default=0.8,
-        description="Drop a row whose prompt and answer, and whose answer alone, have this Jaccard "
-        "similarity (3 words in a row) with a kept row; 0 looks for none.",
-    )
-    semantic_duplicates: Fraction = Field(
-        default=0.0,
-        description="The same by the cosine of `embedding`'s vectors; 0 looks for none. Needs the extra "
-        "`semantic`.",
-    )
-    embedding: str | None = Field(default=None, description="Model2Vec model, a folder or a hub id.")
-    truncated: bool = Field(default=True, description="Drop answers that ended at max_tokens.")
-    refusals: bool = Field(default=True, description="Drop answers in which the teacher declined.")
-    boilerplate: bool = Field(
-        default=True, description="Drop answers that speak of themselves as a model's (English)."
-    )
-    identity: bool = Field(
-        default=True, description="Drop answers that say which model they are of or who made it (English)."
-    )
-    repetitive: bool = Field(default=True, description="Drop answers that loop.")
-    min_words: Positive | None = Field(default=None, description="Drop shorter answers.")
-    max_words: Positive | None = Field(default=None, description="Drop longer answers.")
-    pattern: str | None = Field(
-        default=None, description="Drop answers in which this regular expression is not found."
-    )
-    json_schema: str | None = Field(
-        default=None,
-        description="Drop answers that are not JSON under the JSON Schema in this file. Needs the extra "
-        "`curate`.",
-    )
-    languages: list[str] | None = Field(
-        default=None,
-        description='Drop answers in other languages than these, such as ["en"]. Needs the extra `curate`.',
-    )
-    personal: Literal["count", "redact", "drop", "off"] = Field(
-        default="count",
-        description="What happens where e-mail addresses, telephone numbers, payment cards, IBANs, public IP "
-        "addresses, keys of services or private keys stand.",
-    )
-    names: bool = Field(
-        default=False, description="`personal` is about names and places as well. Needs the extra `presidio`."
-    )
-    leaks: Fraction = Field(
-        default=0.5,
-        description="Drop a row whose prompt has this share of its 8-grams in an evaluation set, holds this "
-        "share of those of one of its questions, or is one; 0 only counts them.",
-    )
-    leak_sets: list[LeakSet] = Field(
-        default=[], description="Evaluation sets beside the run's own test prompts."
-    )
-    verify: Literal["off", "where_possible", "all"] = Field(
-        default="off",
-        description="Drop answers that are wrong by their prompt's scorer and reference. `all` also sets "
-        "aside what cannot be verified.",
-    )
-    draws: Literal["all", "shortest", "agreed"] = Field(
-        default="all",
-        description="Which of several answers to one prompt are kept: all, the shortest, or those that most "
-        "others agree with.",
-    )
-    draws_kept: Positive = Field(default=1, description="How many of them.")
-    filters: list[str] = Field(
-        default=[], description="Names of your own filters, from the entry points `stillhouse.filters`."
-    )
-    mix: Mix | None = Field(default=None, description="See [curate.mix].")
-
-    @model_validator(mode="after")
-    def _found_reliably(self) -> Curate:
-        if 0 < self.near_duplicates < 0.25:
-            raise ValueError("`near_duplicates` is 0 or 0.25 to 1: pairs less alike are not found reliably")
-        if self.semantic_duplicates and self.embedding is None:
-            raise ValueError("`semantic_duplicates` needs an `embedding`")
-        return self
-
-
-class Lora(_Table):
+class Lora(Table):
     rank: Positive = 16
     alpha: Positive = 32
     targets: list[str] | None = Field(
@@ -345,7 +228,7 @@ class Lora(_Table):
     )
 
 
-class Student(_Table):
+class Student(Table):
     init: str = Field(description="`embedded:base`, a folder, a hub id, `from_teacher` or `config`.")
     keep_layers: list[int] | None = Field(default=None, description="Layers kept by `from_teacher`.")
     config: dict[str, Any] | None = Field(default=None, description="Llama config values for `config`.")
@@ -355,7 +238,7 @@ class Student(_Table):
     lora: Lora | None = None
 
 
-class Distil(_Table):
+class Distil(Table):
     """With `train.objective = "distil"`: which probabilities are learned, and by which measure."""
 
     targets: Literal["teacher", "answers"] = Field(
@@ -405,7 +288,7 @@ class Distil(_Table):
         return self
 
 
-class Train(_Table):
+class Train(Table):
     objective: Literal["sequence", "distil"] = Field(
         default="sequence",
         description="`sequence` learns the answers' text, `distil` the teacher's probabilities.",
@@ -445,7 +328,7 @@ class Judge(Teacher):
         return self
 
 
-class Evaluate(_Table):
+class Evaluate(Table):
     source: str | None = Field(
         default=None, description="As `prompts.source`; its test split for `embedded:desk`."
     )
@@ -500,12 +383,12 @@ class Evaluate(_Table):
     judge: Judge | None = Field(default=None, description="See [evaluate.judge].")
 
 
-class Release(_Table):
+class Release(Table):
     name: str | None = Field(default=None, description="The model's name; the run's by default.")
     licence: str | None = Field(default=None, description="SPDX id of the released weights, when decided.")
 
 
-class Recipe(_Table):
+class Recipe(Table):
     """One run, whole."""
 
     run: Run
