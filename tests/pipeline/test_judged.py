@@ -147,3 +147,13 @@ def test_the_teachers_bill_in_the_economics_is_without_the_judges(provider, work
     whole = json.loads(finished.run.marker("evaluate").read_text())["result"]["cost"]
     judged = 2 * finished.evaluation["judge"]["n"]
     assert whole["low"] == pytest.approx(each * (finished.evaluation["prompts"]["n"] + judged))
+
+
+def test_a_plan_tells_of_the_judge_and_of_further_students(provider, workspace, recipe):
+    asked = recipe(provider(desk).url)
+    evaluate = asked.evaluate.model_copy(update={"seeds": 3, "curve": [5]})
+    with Ledger.open(workspace) as ledger:
+        planned = pipeline.plan(asked, workspace, ledger)
+        more = pipeline.plan(asked.model_copy(update={"evaluate": evaluate}), workspace, ledger)
+    assert planned.to_judge == 2 * len(planned.prompts.test) > 0
+    assert (planned.trainings, more.trainings) == (0, 3)

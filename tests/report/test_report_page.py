@@ -18,7 +18,7 @@ from stillhouse.ask import Tally
 from stillhouse.errors import UsageError
 from stillhouse.evaluate.costs import cost_figures
 from stillhouse.money import FREE
-from stillhouse.pipeline import _counts
+from stillhouse.pipeline.work import counts
 from stillhouse.recipe import parse_recipe, recipe_digest
 from stillhouse.report import LARGEST, write_report
 from stillhouse.report.cost import served_here
@@ -370,7 +370,7 @@ def test_the_sample_has_the_shapes_that_the_stages_write(run):
         folder=run,
         teachers=[SimpleNamespace(price=FREE)],
     )
-    written = _counts(made, Tally())
+    written = counts(made, Tally())
     for stage in ("collect", "evaluate"):
         found = json.loads(run.marker(stage).read_text())["result"]
         assert written.keys() <= found.keys()

@@ -48,7 +48,9 @@ def plan_object(recipe: Recipe, plan: Plan) -> dict[str, Any]:
             "in_ledger": plan.answered,
             "to_send": plan.to_send,
             "canaries": plan.canaries,
+            "to_judge_at_most": plan.to_judge,
         },
+        "further_trainings": plan.trainings,
         "price": _price_record(*plan.prices[0]),
         "prices": [{"model": each[0], "price": _price_record(*each)} for each in plan.prices],
         "cost_usd": _estimate(plan.cost),
@@ -86,6 +88,7 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
         *(line for each in plan.prices for line in _teacher_price(recipe, *each)),
         f"cost       {cost}",
         f"asking     {_how_long(recipe, plan)}",
+        *_beside(recipe, plan),
         *_what_can_be_decided(plan.foresight),
     ]
     if plan.prompts.broken:
@@ -96,6 +99,16 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
     if plan.done:
         lines.append(f"done       {', '.join(plan.done)}")
     return "\n".join(lines)
+
+
+def _beside(recipe: Recipe, plan: Plan) -> list[str]:
+    """What the evaluation asks for beyond the teacher's answers and one student."""
+    lines = []
+    if (judge := recipe.evaluate.judge) is not None:
+        lines.append(f"judge      {judge.model}: {plan.to_judge:,} questions at most, not in the cost above")
+    if plan.trainings:
+        lines.append(f"further    {plan.trainings} more students are trained to compare with")
+    return lines
 
 
 def _what_can_be_decided(foresight: Foresight) -> list[str]:

@@ -26,6 +26,7 @@ from stillhouse.collect.grow import Grown, grow, orders
 from stillhouse.evaluate.verdict import Foresight, foresee
 from stillhouse.ledger import Ledger
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
+from stillhouse.pipeline.further import variants
 from stillhouse.pipeline.setup import STAGES, admit_all, check, greedy, open_teachers, today
 from stillhouse.prices import KnownPrice, price_of
 from stillhouse.recipe import Collect, Recipe, Teacher, run_digest
@@ -53,6 +54,8 @@ class Plan:
     seconds: Estimate  # for asking what is left, retries aside
     slowed_by: str  # the setting of [collect] that `seconds` follows from; empty where none does
     done: tuple[str, ...]  # stages that finished before
+    to_judge: int  # requests to a judge at most, whose cost is known only by what it is asked
+    trainings: int  # further students that the evaluation trains for comparison
     foresight: Foresight  # what margin the test prompts can decide
 
 
@@ -97,6 +100,8 @@ def plan(
         stocks[0].add(tested, greedy(recipe), ledger)
         answered = sum(stock.answered for stock in stocks)
         seconds, slowed_by = UNKNOWN, ""
+        judge = recipe.evaluate.judge
+        judged = 0 if judge is None else judge.count or len(prompts.test)  # each in both orders
         if not to_grow and (recipe.collect.mode == "online" or not any(stock.sending for stock in stocks)):
             seconds, slowed_by = slowest([_seconds(stock, recipe.collect, ledger) for stock in stocks])
         return Plan(
@@ -116,6 +121,8 @@ def plan(
             seconds=seconds,
             slowed_by=slowed_by,
             done=tuple(stage for stage in STAGES if read_marker(run, stage) is not None),
+            to_judge=2 * min(judged, len(prompts.test)),
+            trainings=len(variants(recipe)),
             foresight=foresee(prompts.test, recipe.evaluate.margin),
         )
 
