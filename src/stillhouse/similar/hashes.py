@@ -25,7 +25,7 @@ CHARACTERS = 1 << 22  # and their length together, but for a single longer text
 
 _WIDTH = 8  # bytes of a hash
 _STRETCH = 64  # characters of the longest stretch that is remembered
-_REMEMBERED = 1 << 18  # stretches at once, and pieces: at most about 60 MB each
+_REMEMBERED = 1 << 17  # stretches at once, and pieces: at most about 30 MB each
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
 _MIXER = np.uint64(0xD6E8FEB86659FD93)
 
