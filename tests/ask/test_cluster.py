@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import orjson
 import pyarrow.parquet as pq
 import pytest
 from collecting import HOST, Attempt, read_attempts, said, write_prompts, write_workspace
@@ -364,7 +365,8 @@ def test_canaries_leave_from_the_process_that_directs(provider: Served):
     async def sent(leaf: dict) -> bool:
         async with Endpoint(provider.url, None) as endpoint:
             sender = Elsewhere(cast(Cluster, Workers()), provider.url, None, Here(endpoint))
-            body = {"model": "m", "messages": [{"role": "user", "content": "yes?"}], "max_tokens": 9}
+            asked = {"model": "m", "messages": [{"role": "user", "content": "yes?"}], "max_tokens": 9}
+            body = orjson.dumps(asked)
             ended = await sender.send(Begun(1, "key", leaf, None, 0.0), body, 5.0)
         return isinstance(ended.outcome, Reply)
 

@@ -170,7 +170,13 @@ def test_a_pilot_is_kept_and_its_interval_holds_the_bill(
     assert first["cost_usd"]["low"] is None
     planned = json.loads(stillhouse("plan", path, "--pilot", 12, "--json", cwd=tmp_path).stdout)
     assert len(server.bodies) == 12
-    assert planned["exchanges"] == {"needed": 30, "in_ledger": 12, "to_send": 18, "canaries": 0}
+    assert planned["exchanges"] == {
+        "needed": 30,
+        "in_ledger": 12,
+        "to_send": 18,
+        "canaries": 0,
+        "to_judge_at_most": 0,
+    }
     cost = planned["cost_usd"]
     bill = sum(20 * 10 + (5 + i * 7 % 11) * 100 for i in range(30)) / 1e6
     sent = sum(20 * 10 + (5 + int(text.split()[-1]) * 7 % 11) * 100 for text in server.asked[:12]) / 1e6

@@ -61,7 +61,7 @@ def test_refusals_are_counted_lost_and_invented():
     ("text", "said"),
     [
         ("I\u2019m sorry, but I can\u2019t help with that.", True),
-        ("As an AI language model, I have no opinion.", True),
+        ("As an AI language model, I cannot offer an opinion.", True),
         ("I am sorry that your lamp broke. We send a new one.", False),
         ("You can't return it after 30 days.", False),
         ("", False),

@@ -74,7 +74,7 @@ class NearIndex:
     text that has no others keeps them.
 
     Memory: of each kept text 6 bytes a token and 350 to 600 bytes, nothing of a dropped one. Shingles are
-    compared by 48 bits: in a pair of texts of 75 words two different ones pass for one with a chance of 2e-11.
+    compared by 48 bits: in a pair of texts of 75 words two others pass for one with a chance of 2e-11.
     """
 
     def __init__(
