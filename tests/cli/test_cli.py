@@ -86,6 +86,7 @@ def test_a_whole_run_from_the_command_line(provider: Serve, recipe: Callable[...
         "in_ledger": 0,
         "to_send": 30,
         "canaries": 0,
+        "to_judge_at_most": 0,
     }
     assert json.loads(planned.stdout)["cost_usd"] == {"low": None, "expected": None, "high": None}
     assert not server.bodies
