@@ -23,7 +23,8 @@ def connect(path: Path) -> sqlite3.Connection:
         _use_wal(db)
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA secure_delete = ON")
-        db.execute("PRAGMA cache_size = -16000")
+        db.execute("PRAGMA cache_size = -32000")
+        db.execute("PRAGMA wal_autocheckpoint = 4000")
     except BaseException:
         db.close()
         raise
