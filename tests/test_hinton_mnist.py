@@ -9,7 +9,7 @@ import torch
 
 MNIST = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "mnist" / "mnist.npz"
 NO_THREE = (0, 1, 2, 4, 5, 6, 7, 8, 9)
-TEACHER = bench.Recipe(100, 15, 64, 0.1, dropped_units=0.1, moved=1, longest=3.0)
+TEACHER = bench.Recipe(100, 15, 64, 0.1, dropped=0.1, moved=1, longest=3.0)
 STUDENT = bench.Recipe(60, 12, 64, 0.1)
 
 
