@@ -120,6 +120,20 @@ def test_the_same_teacher_twice_is_said_and_not_a_crash():
     assert "embedded:desk stands there twice" in caught.value.why
 
 
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ('[train.distil]\ntargets = "answers"\n', "set collect.top_logprobs"),
+        ("", "needs the weights of [teacher]"),
+    ],
+)
+def test_what_distilling_needs_is_said_before_anything_is_paid_for(more: str, why: str):
+    remote = GOOD.replace('model = "embedded:desk"', 'model = "m"\nendpoint = "http://x/v1"', 1)
+    with pytest.raises(UsageError) as caught:
+        parse(remote + '[train]\nobjective = "distil"\n' + more)
+    assert why in caught.value.why
+
+
 KEYS = st.sampled_from(["a", "b", "model", "weight"])
 VALUES = st.recursive(
     st.sampled_from(["1", "-2.5", '"a = [1]"', "'}'", '"""x\n[a]\nb = 1"""', "2026-01-02 10:00:00", "true"]),

@@ -47,7 +47,8 @@ def make_recipe(init: str, train: dict[str, object] | None = None, **student: ob
     return parse_recipe(
         {
             "run": {"name": "t", "seed": 5},
-            "teacher": {"model": "name", "endpoint": "http://127.0.0.1:9/v1"},
+            "teacher": {"model": "name"},
+            "collect": {"top_logprobs": 8},
             "prompts": {"source": "p.jsonl"},
             "student": {"init": init, **student},
             "train": settings,

@@ -405,6 +405,30 @@ class Recipe(Table):
     release: Release = Release()
 
     @model_validator(mode="after")
+    def _what_distilling_needs(self) -> Recipe:
+        """Said before anything is paid for."""
+        if self.train.objective != "distil":
+            return self
+        if self.train.distil.targets == "answers":
+            if self.collect.top_logprobs is None:
+                raise ValueError(
+                    'train.distil.targets = "answers" learns probabilities, and none are asked for: set '
+                    "collect.top_logprobs"
+                )
+        elif self.teacher.endpoint is not None or self.teacher.imported:
+            raise ValueError(
+                'train.distil.targets = "teacher" needs the weights of [teacher] on this machine: name its '
+                'folder without an endpoint, or set targets = "answers" with collect.top_logprobs'
+            )
+        elif self.teacher.system:
+            raise ValueError(
+                'train.distil.targets = "teacher" reads the rows that the student learns, without '
+                '`teacher.system`, under which the teacher answered: set targets = "answers" with '
+                "collect.top_logprobs"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _each_teacher_once(self) -> Recipe:
         seen = set()
         for teacher in (self.teacher, *self.teachers):

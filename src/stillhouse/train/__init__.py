@@ -169,7 +169,7 @@ def _lesson(
         if not source.answers:
             raise lessons.without_answers()
         return lessons.stored(source.folder, source.answers, student.reader, settings)
-    teacher = lessons.open_teacher(recipe, teacher_folder, student.reader)
+    teacher = lessons.open_teacher(teacher_folder, student.reader)
     if settings.online:
         return lessons.online(teacher, source.revision, settings)
     unique = list({row.id: row for row in rows}.values())

@@ -17,7 +17,7 @@ from stillhouse.ledger.targets import Binding, TargetReader
 from stillhouse.ledger.targets import Targets as PackedTargets
 from stillhouse.models.local import LocalModel, load_model
 from stillhouse.models.reading import Reader
-from stillhouse.recipe import Distil, Recipe
+from stillhouse.recipe import Distil
 from stillhouse.train.losses import (
     Divergence,
     Objective,
@@ -58,7 +58,7 @@ def objective_of(settings: Distil) -> Objective:
     return Objective(chosen[settings.divergence], settings.temperature, settings.hard)
 
 
-def open_teacher(recipe: Recipe, folder: str | None, student: Reader) -> LocalModel:
+def open_teacher(folder: str | None, student: Reader) -> LocalModel:
     """The teacher, to read the student's rows itself.
 
     Raises UsageError unless both read and write the same ids: what is compared is what the ids spell, and not
@@ -69,12 +69,6 @@ def open_teacher(recipe: Recipe, folder: str | None, student: Reader) -> LocalMo
             "the teacher cannot read the training rows",
             "its weights are not on this machine",
             'set train.distil.targets = "answers" with collect.top_logprobs, where its server tells them',
-        )
-    if recipe.teacher.system:
-        raise UsageError(
-            "the teacher cannot read the training rows",
-            "it answered under `teacher.system`, which is no part of the rows that the student learns",
-            'set train.distil.targets = "answers" with collect.top_logprobs',
         )
     teacher = load_model(folder)
     if teacher.reader.vocabulary().digest != student.vocabulary().digest:

@@ -205,11 +205,11 @@ def train_step(
     needed = parts or math.ceil(wide * vocabulary / SCORES)
     parts = min(len(rows), max(needed, 2) if halves else needed)
 
-    lessons = [_prepared(rows[part::parts], way, causal.device) for part in range(parts)]
-    count = sum(number for _, _, number in lessons)
+    prepared = [_prepared(rows[part::parts], way, causal.device) for part in range(parts)]
+    count = sum(number for _, _, number in prepared)
 
     def backward(part: int) -> Tensor:
-        batch, targets, _ = lessons[part]
+        batch, targets, _ = prepared[part]
         with precision():
             loss = _loss(causal, batch, targets, way) / max(count, 1)
         loss.backward()
