@@ -291,6 +291,53 @@ def test_the_wording_that_all_test_questions_share_is_no_leak(workspace: Workspa
     assert done.leaks[0]["rows"]["leaks"] == 0
 
 
+def test_a_question_among_others_like_it_is_found_in_a_long_prompt(workspace: Workspace, tmp_path):
+    first, second, third = (" ".join(f"{name}{i}" for i in range(20)) for name in "abc")
+    texts = [
+        *(f"{part} {part.upper()[::-1]}" for part in (first, second, third)),
+        f"{first} {second} {third}",
+    ]
+    (tmp_path / "exam.jsonl").write_text("\n".join(json.dumps({"prompt": text}) for text in texts))
+    around = " ".join(f"other{i}" for i in range(300))
+    asked = row(0, "x", f"{around} {first} {second} {third} {around}")
+    done, _, _ = through([asked], workspace, leak_sets=[{"file": str(tmp_path / "exam.jsonl")}])
+    assert done.reasons == {"leak: exam.jsonl": 1}
+
+
+def test_a_short_question_is_found_under_another_system_prompt(workspace: Workspace):
+    asked = [
+        {"role": "system", "content": "Be brief.", "extra": ""},
+        *row(0, "", "Who wrote Emma?")["messages"],
+    ]
+    prompts = [{"id": "t", "messages": asked, "reference": None, "scorer": None, "split": "test"}]
+    other = {"role": "system", "content": "You are a patient teacher.", "extra": ""}
+    rows = [
+        row(0, "Austen", "Who wrote Emma?"),
+        row(1, "Jane Austen", "who wrote  Emma?"),
+        row(2, "x", "Who?"),
+    ]
+    rows[1]["messages"].insert(0, other)
+    done, kept, _ = through(rows, workspace, prompts)
+    assert done.reasons == {"leak: test": 2}
+    assert [r["completion"] for r in kept] == ["x"]
+
+
+def test_sets_and_filters_of_one_name_are_counted_apart(workspace: Workspace, tmp_path, monkeypatch):
+    for name in ("gsm8k", "math"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "test.jsonl").write_text(json.dumps({"prompt": f"Who wrote {name}?"}))
+    sets = [{"file": str(tmp_path / name / "test.jsonl")} for name in ("gsm8k", "math", "math")]
+    declare(monkeypatch, empty="own_filters:same")
+    rows = [*draws("42", "41"), row(7, "y", "Who wrote gsm8k?"), row(8, "z", "Who wrote math?"), row(9, " ")]
+    done, _, _ = through(rows, workspace, REFERENCE, leak_sets=sets, filters=["empty", "empty"])
+    assert balances(done)
+    assert [step["filter"] for step in done.funnel if "leak" in step["filter"]] == [
+        "leaks: gsm8k/test.jsonl",
+        "leaks: math/test.jsonl (1)",
+        "leaks: math/test.jsonl (2)",
+    ]
+
+
 def test_an_evaluation_set_that_cannot_be_read_is_told(workspace: Workspace, tmp_path):
     (tmp_path / "exam.jsonl").write_text('{"text": "x"}\n')
     with pytest.raises(UsageError) as told:
@@ -419,11 +466,74 @@ def test_a_filter_that_nobody_declared_is_told(workspace: Workspace):
         through([row(0, "x")], workspace, filters=["mine"])
 
 
-def test_an_own_filter_sees_the_reference(workspace: Workspace, monkeypatch):
+def declare(monkeypatch, *more: tuple[str, str], **named: str) -> None:
     from importlib.metadata import EntryPoint, EntryPoints
 
-    point = EntryPoint("same", "own_filters:same", "stillhouse.filters")
-    monkeypatch.setattr("stillhouse.curate.steps.entry_points", lambda group: EntryPoints([point]))
+    points = [EntryPoint(name, value, "stillhouse.filters") for name, value in (*named.items(), *more)]
+    monkeypatch.setattr(
+        "stillhouse.curate.steps.entry_points", lambda group: EntryPoints(points).select(group=group)
+    )
+
+
+def test_an_own_filter_sees_the_reference(workspace: Workspace, monkeypatch):
+    declare(monkeypatch, same="own_filters:same")
     done, kept, _ = through(draws("42", "41"), workspace, REFERENCE, filters=["same"])
     assert [r["completion"] for r in kept] == ["42"]
     assert done.reasons == {"not the reference": 1}
+
+
+def test_what_an_own_filter_does_to_a_row_reaches_no_sample(workspace: Workspace, monkeypatch):
+    declare(monkeypatch, tidy="own_filters:tidy")
+    done, kept, _ = through([row(0, "as it was")], workspace, filters=["tidy"])
+    assert [(r["completion"], r["messages"][0]["content"]) for r in kept] == [("as it was", "question 0")]
+    assert done.families == {"f": 1}
+
+
+def test_a_reason_that_is_no_text_leaves_the_row_unscored(workspace: Workspace, monkeypatch):
+    declare(monkeypatch, numbered="own_filters:numbered")
+    rows = [row(i, answer) for i, answer in enumerate(("number", "half", "list", "text"))]
+    done, _, dropped = through(rows, workspace, filters=["numbered"])
+    assert done.reasons == {"told": 1}
+    assert done.unscored == {"own: numbered returned a reason that is no text": 3}
+    assert len(dropped) == 4
+    assert balances(done)
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ("own_filters:missing", "could not be loaded"),
+        ("no_such_package:x", "could not be loaded"),
+        ("own_filters:nothing", "cannot be called"),
+    ],
+)
+def test_a_filter_that_cannot_be_used_is_told(workspace: Workspace, monkeypatch, value: str, what: str):
+    declare(monkeypatch, broken=value)
+    with pytest.raises(UsageError, match=what):
+        through([row(0, "x")], workspace, filters=["broken"])
+
+
+def test_two_filters_of_one_name_are_told(workspace: Workspace, monkeypatch):
+    declare(monkeypatch, ("same", "own_filters:tidy"), same="own_filters:same")
+    with pytest.raises(UsageError, match="2 filters named 'same'"):
+        through([row(0, "x")], workspace, filters=["same"])
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u0085", "\u000c"])
+def test_a_question_may_hold_any_separator(workspace: Workspace, tmp_path, separator: str):
+    asked = f"Who wrote{separator}Emma?"
+    (tmp_path / "exam.jsonl").write_text(
+        "\ufeff"
+        + "\r\n".join(json.dumps({"prompt": text}, ensure_ascii=False) for text in (asked, None, " "))
+    )
+    sets = [{"file": str(tmp_path / "exam.jsonl")}]
+    done, _, _ = through([row(0, "x", "Who wrote Emma?")], workspace, leak_sets=sets)
+    assert done.reasons == {"leak: exam.jsonl": 1}
+    assert done.leaks[0]["questions"] == 1
+
+
+@pytest.mark.parametrize("value", ['[{"role": "user", "content": "x"}]', "5", "null", '""'])
+def test_a_set_without_questions_is_told(workspace: Workspace, tmp_path, value: str):
+    (tmp_path / "exam.jsonl").write_text(f'{{"prompt": {value}}}\n')
+    with pytest.raises(UsageError, match="cannot read the evaluation set"):
+        through([row(0, "x")], workspace, leak_sets=[{"file": str(tmp_path / "exam.jsonl")}])
