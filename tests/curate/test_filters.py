@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,18 @@ def test_lists_and_code_are_no_loops(answer: str):
     assert not quality.repetitive(answer)
 
 
+def test_a_conversation_with_tool_calls_is_dropped_though_it_lists_no_tools(workspace: Workspace):
+    rows = [row(i, "It is 20 degrees.") for i in range(4)]
+    call = {"role": "assistant", "content": "", "extra": '{"tool_calls":[{"id":"c"}]}'}
+    reply = {"role": "tool", "content": "20", "extra": ""}
+    rows[0]["messages"] += [call, reply]
+    rows[1]["messages"].append(reply)
+    rows[2]["messages"].append({"role": "user", "content": "And now?", "extra": '{"name":"ann"}'})
+    done, kept, _ = through(rows, workspace)
+    assert done.reasons == {"tools": 2}
+    assert [r["id"] for r in kept] == ["p2#0", "p3#0"]
+
+
 def test_length_and_pattern():
     fits = quality.of_length(2, 4)
     assert [says(fits, "w " * n) for n in (1, 2, 4, 5)] == ["too short", "", "", "too long"]
@@ -97,6 +110,8 @@ def test_json_schema(tmp_path):
     fits = quality.of_schema(path)
     answers = ['{"id": 3}', '```json\n{"id": 3}\n```', '{"id": "3"}', "id 3", "[" * 100_000]
     assert [says(fits, answer) for answer in answers] == ["", "", "schema", "no JSON", "no JSON"]
+    wrapped = ['```JSON\r\n{"id": 3}\r\n```', '```{"id": 3}```', '\ufeff{"id": 3}', '{"id": 3, "b": NaN}']
+    assert [says(fits, answer) for answer in wrapped] == ["", "", "", "no JSON"]
     path.write_text('{"type": 7}')
     with pytest.raises(UsageError, match="no JSON Schema"):
         quality.of_schema(path)
@@ -161,6 +176,12 @@ def test_what_only_looks_like_it_is_left(text: str):
 @given(st.text(st.sampled_from("0123456789"), min_size=12, max_size=18))
 def test_one_of_ten_last_digits_is_right(digits: str):
     assert sum(personal.luhn(digits + str(last)) for last in range(10)) == 1
+
+
+def test_what_begins_many_keys_takes_no_time():
+    started = time.process_time()
+    assert not list(personal.find("eyJaaaaaaaaaa-" * 20_000))
+    assert time.process_time() - started < 2
 
 
 def test_personal_data_is_counted_redacted_or_dropped(workspace: Workspace):
