@@ -126,6 +126,14 @@ _EMPHASIS = "*_`"
 _LETTER = r"[^\W\u0e00-\u1dff\u2000-\U0010ffff]"
 
 
+def as_reference(answer: str) -> tuple[str, ...]:
+    """What an answer says, in the forms that scorers take as a reference: the whole, the line after its last
+    "Answer:" and the first JSON in it."""
+    marked, value = _after_marker(answer), _first_json(answer, dict | list)
+    said = (answer, marked and marked.strip(f"{_EMPHASIS} "), None if value is None else json.dumps(value))
+    return tuple(text for text in said if text)
+
+
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
