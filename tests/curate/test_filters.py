@@ -8,13 +8,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from curating import balances, row, through
+from curating import balances, recipe, row, through
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.curate import duplicates, personal, quality
+from stillhouse.collect import EXCHANGES
+from stillhouse.curate import duplicates, personal, quality, read_by
 from stillhouse.curate.mix import quotas
+from stillhouse.curate.rows import exchanges
 from stillhouse.errors import UsageError
 from stillhouse.workspace import Workspace
 
@@ -397,6 +401,21 @@ def test_without_a_reference_the_answer_most_agree_with_is_kept(workspace: Works
     assert [r["completion"] for r in kept] == ["Answer: 42"]
 
 
+@pytest.mark.parametrize(
+    ("scorer", "wrong", "right"),
+    [
+        ("json", '{"a": 2}', '```json\n{\n  "a": 1\n}\n```'),
+        ("json_fields", '{"a": 2}', 'Here it is: {"a": 1}. I hope that this is of help.'),
+        ("choice", "Answer: B", "I think of the second.\n\nanswer : A\n\nFor it is green."),
+        ("last_line", "Answer: 2", "**Answer: 1**\nThat is all there is to say."),
+    ],
+)
+def test_answers_in_prose_and_fences_agree(workspace: Workspace, scorer: str, wrong: str, right: str):
+    given = [{**REFERENCE[0], "reference": None, "scorer": scorer}]
+    _, kept, _ = through(draws(wrong, right, f" {right}"), workspace, given, draws="agreed")
+    assert [r["completion"] for r in kept] == [right]
+
+
 def test_what_cannot_be_verified_is_set_aside_only_where_that_is_asked(workspace: Workspace):
     rows = [*draws("42"), row(9, "who knows", prompt_id="other")]
     every, kept, dropped = through(rows, workspace, REFERENCE, verify="all")
@@ -558,3 +577,25 @@ def test_a_set_without_questions_is_told(workspace: Workspace, tmp_path, value: 
     (tmp_path / "exam.jsonl").write_text(f'{{"prompt": {value}}}\n')
     with pytest.raises(UsageError, match="cannot read the evaluation set"):
         through([row(0, "x")], workspace, leak_sets=[{"file": str(tmp_path / "exam.jsonl")}])
+
+
+def test_another_embedding_or_scorer_is_another_input(tmp_path, monkeypatch):
+    from importlib.metadata import EntryPoint, EntryPoints
+
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    settings = recipe(semantic_duplicates=0.9, embedding=str(tmp_path), verify="all").curate
+    first = read_by(settings)
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    second = read_by(settings)
+    points = EntryPoints([EntryPoint("mine", "own_filters:same", "stillhouse.scorers")])
+    monkeypatch.setattr("stillhouse.curate.steps.entry_points", lambda group: points.select(group=group))
+    assert first != second != read_by(settings)
+    assert read_by(settings) == read_by(settings)
+
+
+def test_long_rows_come_in_small_parts(tmp_path):
+    rows = [row(i, "x" * 1_000_000) for i in range(100)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=EXCHANGES), tmp_path / "e.parquet")
+    parts = list(exchanges(tmp_path / "e.parquet", {}))
+    assert [one.row["leaf"] for part in parts for one in part] == list(range(100))
+    assert max(map(len, parts)) < 50

@@ -16,6 +16,7 @@ from stillhouse.errors import UsageError
 from stillhouse.models import weights_digest
 from stillhouse.recipe import Curate
 from stillhouse.scoring import BUILTIN, Scorer
+from stillhouse.scoring import GROUP as SCORERS
 
 GROUP = "stillhouse.filters"
 
@@ -159,6 +160,11 @@ def read_by(settings: Curate) -> list[str]:
     read = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if Path(file).is_file()]
     if settings.mix is not None and settings.mix.checkpoint is not None:
         read.append(weights_digest(settings.mix.checkpoint))
+    if settings.semantic_duplicates and settings.embedding and Path(settings.embedding).is_dir():
+        read.append(weights_digest(settings.embedding))
+    if settings.verify != "off" or settings.draws == "agreed":
+        own = entry_points(group=SCORERS)
+        read += sorted(f"{one.name}={one.value} {one.dist.version if one.dist else ''}" for one in own)
     for name in settings.filters:
         point = _own(name)
         read.append(f"{name}={point.value} {point.dist.version if point.dist else ''}")
