@@ -599,3 +599,9 @@ def test_long_rows_come_in_small_parts(tmp_path):
     parts = list(exchanges(tmp_path / "e.parquet", {}))
     assert [one.row["leaf"] for part in parts for one in part] == list(range(100))
     assert max(map(len, parts)) < 50
+
+
+@pytest.mark.parametrize("settings", [{"languages": []}, {"min_words": 9, "max_words": 3}])
+def test_settings_that_leave_no_row_are_told(settings: dict):
+    with pytest.raises(UsageError, match="not usable"):
+        recipe(**settings)
