@@ -8,17 +8,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from curating import balances, declare, recipe, row, through
+from curating import balances, declare, row, through
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.collect import EXCHANGES
-from stillhouse.curate import duplicates, personal, quality, read_by
+from stillhouse.curate import duplicates, personal, quality
 from stillhouse.curate.mix import quotas
-from stillhouse.curate.rows import exchanges
 from stillhouse.errors import UsageError
 from stillhouse.workspace import Workspace
 
@@ -316,37 +312,6 @@ def test_the_wording_that_all_test_questions_share_is_no_leak(workspace: Workspa
     assert done.leaks[0]["rows"]["leaks"] == 0
 
 
-def test_a_question_among_others_like_it_is_found_in_a_long_prompt(workspace: Workspace, tmp_path):
-    first, second, third = (" ".join(f"{name}{i}" for i in range(20)) for name in "abc")
-    texts = [
-        *(f"{part} {part.upper()[::-1]}" for part in (first, second, third)),
-        f"{first} {second} {third}",
-    ]
-    (tmp_path / "exam.jsonl").write_text("\n".join(json.dumps({"prompt": text}) for text in texts))
-    around = " ".join(f"other{i}" for i in range(300))
-    asked = row(0, "x", f"{around} {first} {second} {third} {around}")
-    done, _, _ = through([asked], workspace, leak_sets=[{"file": str(tmp_path / "exam.jsonl")}])
-    assert done.reasons == {"leak: exam.jsonl": 1}
-
-
-def test_a_short_question_is_found_under_another_system_prompt(workspace: Workspace):
-    asked = [
-        {"role": "system", "content": "Be brief.", "extra": ""},
-        *row(0, "", "Who wrote Emma?")["messages"],
-    ]
-    prompts = [{"id": "t", "messages": asked, "reference": None, "scorer": None, "split": "test"}]
-    other = {"role": "system", "content": "You are a patient teacher.", "extra": ""}
-    rows = [
-        row(0, "Austen", "Who wrote Emma?"),
-        row(1, "Jane Austen", "who wrote  Emma?"),
-        row(2, "x", "Who?"),
-    ]
-    rows[1]["messages"].insert(0, other)
-    done, kept, _ = through(rows, workspace, prompts)
-    assert done.reasons == {"leak: test": 2}
-    assert [r["completion"] for r in kept] == ["x"]
-
-
 def test_sets_and_filters_of_one_name_are_counted_apart(workspace: Workspace, tmp_path, monkeypatch):
     for name in ("gsm8k", "math"):
         (tmp_path / name).mkdir()
@@ -511,51 +476,3 @@ def test_an_own_filter_sees_the_reference(workspace: Workspace, monkeypatch):
     done, kept, _ = through(draws("42", "41"), workspace, REFERENCE, filters=["same"])
     assert [r["completion"] for r in kept] == ["42"]
     assert done.reasons == {"not the reference": 1}
-
-
-@pytest.mark.parametrize("separator", ["\u2028", "\u0085", "\u000c"])
-def test_a_question_may_hold_any_separator(workspace: Workspace, tmp_path, separator: str):
-    asked = f"Who wrote{separator}Emma?"
-    (tmp_path / "exam.jsonl").write_text(
-        "\ufeff"
-        + "\r\n".join(json.dumps({"prompt": text}, ensure_ascii=False) for text in (asked, None, " "))
-    )
-    sets = [{"file": str(tmp_path / "exam.jsonl")}]
-    done, _, _ = through([row(0, "x", "Who wrote Emma?")], workspace, leak_sets=sets)
-    assert done.reasons == {"leak: exam.jsonl": 1}
-    assert done.leaks[0]["questions"] == 1
-
-
-@pytest.mark.parametrize("value", ['[{"role": "user", "content": "x"}]', "5", "null", '""'])
-def test_a_set_without_questions_is_told(workspace: Workspace, tmp_path, value: str):
-    (tmp_path / "exam.jsonl").write_text(f'{{"prompt": {value}}}\n')
-    with pytest.raises(UsageError, match="cannot read the evaluation set"):
-        through([row(0, "x")], workspace, leak_sets=[{"file": str(tmp_path / "exam.jsonl")}])
-
-
-def test_another_embedding_or_scorer_is_another_input(tmp_path, monkeypatch):
-    from importlib.metadata import EntryPoint, EntryPoints
-
-    (tmp_path / "model.safetensors").write_bytes(b"one")
-    settings = recipe(semantic_duplicates=0.9, embedding=str(tmp_path), verify="all").curate
-    first = read_by(settings)
-    (tmp_path / "model.safetensors").write_bytes(b"other")
-    second = read_by(settings)
-    points = EntryPoints([EntryPoint("mine", "own_filters:same", "stillhouse.scorers")])
-    monkeypatch.setattr("stillhouse.curate.steps.entry_points", lambda group: points.select(group=group))
-    assert first != second != read_by(settings)
-    assert read_by(settings) == read_by(settings)
-
-
-def test_long_rows_come_in_small_parts(tmp_path):
-    rows = [row(i, "x" * 1_000_000) for i in range(100)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=EXCHANGES), tmp_path / "e.parquet")
-    parts = list(exchanges(tmp_path / "e.parquet", {}))
-    assert [one.row["leaf"] for part in parts for one in part] == list(range(100))
-    assert max(map(len, parts)) < 50
-
-
-@pytest.mark.parametrize("settings", [{"languages": []}, {"min_words": 9, "max_words": 3}])
-def test_settings_that_leave_no_row_are_told(settings: dict):
-    with pytest.raises(UsageError, match="not usable"):
-        recipe(**settings)
