@@ -127,7 +127,7 @@ def main() -> None:
     planted = [(kind, change(text, rng)) for kind, change in KINDS for text in rng.sample(test, per)]
     whole = [("clean", text) for text in clean] + [("train", text) for text in train] + planted
     order = rng.sample(range(len(whole)), len(whole))
-    given = [{"messages": [{"content": whole[place][1]}]} for place in order]
+    given = [{"messages": [{"role": "user", "content": whole[place][1]}]} for place in order]
     threshold = Curate().leaks
     found: dict[float, dict[int, bool]] = {}
     seconds = 0.0

@@ -86,3 +86,12 @@ def balances(done: Curated) -> bool:
             whole &= group["rows"] == group["kept"] + group["dropped"] + group["unscored"]
         whole &= sum(group["rows"] for group in groups.values()) == done.rows
     return whole and {f: n["kept"] for f, n in done.balance["families"].items() if n["kept"]} == done.families
+
+
+def declare(monkeypatch, *more: tuple[str, str], **named: str) -> None:
+    from importlib.metadata import EntryPoint, EntryPoints
+
+    points = [EntryPoint(name, value, "stillhouse.filters") for name, value in (*named.items(), *more)]
+    monkeypatch.setattr(
+        "stillhouse.curate.steps.entry_points", lambda group: EntryPoints(points).select(group=group)
+    )

@@ -133,6 +133,11 @@ class RunFolder:
         return self.root / "dropped.parquet"
 
     @property
+    def unmixed(self) -> Path:
+        """Where rows lie between the two passes of a mix; a killed run leaves it behind."""
+        return self.root / ".unmixed.parquet"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from curating import balances, row, through
+from curating import balances, declare, row, through
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,6 +81,18 @@ def test_lists_and_code_are_no_loops(answer: str):
     assert not quality.repetitive(answer)
 
 
+def test_a_conversation_with_tool_calls_is_dropped_though_it_lists_no_tools(workspace: Workspace):
+    rows = [row(i, "It is 20 degrees.") for i in range(4)]
+    call = {"role": "assistant", "content": "", "extra": '{"tool_calls":[{"id":"c"}]}'}
+    reply = {"role": "tool", "content": "20", "extra": ""}
+    rows[0]["messages"] += [call, reply]
+    rows[1]["messages"].append(reply)
+    rows[2]["messages"].append({"role": "user", "content": "And now?", "extra": '{"name":"ann"}'})
+    done, kept, _ = through(rows, workspace)
+    assert done.reasons == {"tools": 2}
+    assert [r["id"] for r in kept] == ["p2#0", "p3#0"]
+
+
 def test_length_and_pattern():
     fits = quality.of_length(2, 4)
     assert [says(fits, "w " * n) for n in (1, 2, 4, 5)] == ["too short", "", "", "too long"]
@@ -97,6 +110,8 @@ def test_json_schema(tmp_path):
     fits = quality.of_schema(path)
     answers = ['{"id": 3}', '```json\n{"id": 3}\n```', '{"id": "3"}', "id 3", "[" * 100_000]
     assert [says(fits, answer) for answer in answers] == ["", "", "schema", "no JSON", "no JSON"]
+    wrapped = ['```JSON\r\n{"id": 3}\r\n```', '```{"id": 3}```', '\ufeff{"id": 3}', '{"id": 3, "b": NaN}']
+    assert [says(fits, answer) for answer in wrapped] == ["", "", "", "no JSON"]
     path.write_text('{"type": 7}')
     with pytest.raises(UsageError, match="no JSON Schema"):
         quality.of_schema(path)
@@ -161,6 +176,12 @@ def test_what_only_looks_like_it_is_left(text: str):
 @given(st.text(st.sampled_from("0123456789"), min_size=12, max_size=18))
 def test_one_of_ten_last_digits_is_right(digits: str):
     assert sum(personal.luhn(digits + str(last)) for last in range(10)) == 1
+
+
+def test_what_begins_many_keys_takes_no_time():
+    started = time.process_time()
+    assert not list(personal.find("eyJaaaaaaaaaa-" * 20_000))
+    assert time.process_time() - started < 2
 
 
 def test_personal_data_is_counted_redacted_or_dropped(workspace: Workspace):
@@ -291,6 +312,22 @@ def test_the_wording_that_all_test_questions_share_is_no_leak(workspace: Workspa
     assert done.leaks[0]["rows"]["leaks"] == 0
 
 
+def test_sets_and_filters_of_one_name_are_counted_apart(workspace: Workspace, tmp_path, monkeypatch):
+    for name in ("gsm8k", "math"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "test.jsonl").write_text(json.dumps({"prompt": f"Who wrote {name}?"}))
+    sets = [{"file": str(tmp_path / name / "test.jsonl")} for name in ("gsm8k", "math", "math")]
+    declare(monkeypatch, empty="own_filters:same")
+    rows = [*draws("42", "41"), row(7, "y", "Who wrote gsm8k?"), row(8, "z", "Who wrote math?"), row(9, " ")]
+    done, _, _ = through(rows, workspace, REFERENCE, leak_sets=sets, filters=["empty", "empty"])
+    assert balances(done)
+    assert [step["filter"] for step in done.funnel if "leak" in step["filter"]] == [
+        "leaks: gsm8k/test.jsonl",
+        "leaks: math/test.jsonl (1)",
+        "leaks: math/test.jsonl (2)",
+    ]
+
+
 def test_an_evaluation_set_that_cannot_be_read_is_told(workspace: Workspace, tmp_path):
     (tmp_path / "exam.jsonl").write_text('{"text": "x"}\n')
     with pytest.raises(UsageError) as told:
@@ -327,6 +364,21 @@ def test_without_a_reference_the_answer_most_agree_with_is_kept(workspace: Works
     rows = draws("Answer: 7", "well, let me see\nAnswer: 42", "Answer: 42", "Answer: 41")
     _, kept, _ = through(rows, workspace, draws="agreed")
     assert [r["completion"] for r in kept] == ["Answer: 42"]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "wrong", "right"),
+    [
+        ("json", '{"a": 2}', '```json\n{\n  "a": 1\n}\n```'),
+        ("json_fields", '{"a": 2}', 'Here it is: {"a": 1}. I hope that this is of help.'),
+        ("choice", "Answer: B", "I think of the second.\n\nanswer : A\n\nFor it is green."),
+        ("last_line", "Answer: 2", "**Answer: 1**\nThat is all there is to say."),
+    ],
+)
+def test_answers_in_prose_and_fences_agree(workspace: Workspace, scorer: str, wrong: str, right: str):
+    given = [{**REFERENCE[0], "reference": None, "scorer": scorer}]
+    _, kept, _ = through(draws(wrong, right, f" {right}"), workspace, given, draws="agreed")
+    assert [r["completion"] for r in kept] == [right]
 
 
 def test_what_cannot_be_verified_is_set_aside_only_where_that_is_asked(workspace: Workspace):
@@ -420,10 +472,7 @@ def test_a_filter_that_nobody_declared_is_told(workspace: Workspace):
 
 
 def test_an_own_filter_sees_the_reference(workspace: Workspace, monkeypatch):
-    from importlib.metadata import EntryPoint, EntryPoints
-
-    point = EntryPoint("same", "own_filters:same", "stillhouse.filters")
-    monkeypatch.setattr("stillhouse.curate.steps.entry_points", lambda group: EntryPoints([point]))
+    declare(monkeypatch, same="own_filters:same")
     done, kept, _ = through(draws("42", "41"), workspace, REFERENCE, filters=["same"])
     assert [r["completion"] for r in kept] == ["42"]
     assert done.reasons == {"not the reference": 1}

@@ -112,8 +112,11 @@ def test_an_answer_goes_from_every_file_and_the_rest_stays(run, ledger, workspac
     other = write(workspace.targets, leaves[2:])
     kept = other.read_bytes()
     before = {leaf: open_shard(first).block(n).tobytes() for n, leaf in enumerate(leaves)}
+    run.unmixed.write_bytes(b"what a killed curate left")
 
     done = erase(ledger, leaves[1], "request of the person")
+
+    assert not run.unmixed.exists()
 
     assert done.shards[alone.stem] is None
     assert done.shards.keys() == {first.stem, alone.stem}

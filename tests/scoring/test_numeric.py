@@ -42,6 +42,11 @@ GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "math"
         ("3⁄4", "3/4"),
         ("$-\\frac{1}{2}$", "-1/2"),
         ("\\dfrac{1,000}{3}", "1000/3"),
+        ("\\boxed{3\\frac{1}{2}}", "7/2"),
+        ("-3 \\tfrac{1}{2}", "-7/2"),
+        ("\\frac12 and \\frac{1}3", "1/3"),
+        ("\\frac34", "3/4"),
+        ("5×10³ or 5 × 10⁻²", "1/20"),
         ("1/2/2024", "2024"),
         ("3 × 10^8 m/s", "300000000"),
         ("3.0 x 10^{-2}", "0.03"),
@@ -73,7 +78,10 @@ def test_forms_that_can_be_read(text, number):
 
 @pytest.mark.parametrize(
     "text",
-    [*"1,5|12,34|v1.2.3|3/0|2^10|2**10|3:30|D12345|x5|CO2|1.2345,6|#### none|".split("|"), "9" * 5000],
+    [
+        *"1,5|12,34|v1.2.3|3/0|2^10|2**10|10³|3:30|D12345|x5|CO2|1.2345,6|#### none|√2|5π|".split("|"),
+        *("\\boxed{2\\sqrt{3}}", "\\sqrt[3]{8}", "\\boxed{5\\pi}", "9" * 5000, "9" * 5000 + " 1/2"),
+    ],
 )
 def test_what_could_mean_two_numbers_or_none_is_unreadable(text):
     assert stated_number(text) is None

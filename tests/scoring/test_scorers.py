@@ -1,6 +1,7 @@
 """What each scorer calls right, and that nothing is scored that cannot be."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -192,3 +193,11 @@ def test_a_number_is_read_however_it_is_written(whole, cents, before):
 def test_the_label_after_the_marker_counts_whatever_stood_before(label, before):
     for scorer in ("choice", "last_line"):
         assert score(scorer, f"{before}\nAnswer: {label}.", label) == Score(1.0)
+
+
+@pytest.mark.parametrize("opening", ["[", "{", '{"a":', "[1,", '{"'])
+def test_brackets_that_open_nothing_take_no_time(opening: str):
+    started = time.process_time()
+    assert score("json", opening * 50_000, "[1]") == Score(0.0)
+    assert score("json", "".join((opening * 10, "so: [1]")), "[1]").value is not None
+    assert time.process_time() - started < 2

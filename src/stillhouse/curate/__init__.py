@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from stillhouse.curate import leaks
 from stillhouse.curate.funnel import Filter, Judged, Row, put_through
-from stillhouse.curate.mix import Losses, mixed, unmixed
+from stillhouse.curate.mix import Losses, mixed
 from stillhouse.curate.rows import DROPPED, SAMPLES, exchanges, references, sample_of_each, write
 from stillhouse.curate.steps import GROUP, chosen, knows_references, read_by
 from stillhouse.curate.verified import whole_prompts
@@ -67,7 +67,7 @@ def curate(
     Raises UsageError where a filter, a file or a package that the recipe names is missing.
     """
     settings = recipe.curate
-    unmixed(run).unlink(missing_ok=True)
+    run.unmixed.unlink(missing_ok=True)
     exams = leaks.exams(run.prompts, settings.leak_sets)
     sample = sample_of_each(run.exchanges) if settings.near_duplicates else ()
     plan = chosen(settings, scorers, exams, sample)

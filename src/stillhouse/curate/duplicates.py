@@ -22,7 +22,7 @@ _COMPARED = 4096  # vectors of a block that a batch is compared with at once
 
 
 def first_of_its_kind() -> Judge:
-    """Drops a row whose normalised prompt and answer were seen before; 16 bytes are kept of each."""
+    """Drops a row whose normalised prompt and answer were seen before; about 100 bytes are kept of each."""
     seen: set[bytes] = set()
 
     def unseen(row: Row) -> Verdict:

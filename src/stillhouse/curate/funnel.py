@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stillhouse.records import Verdict
+from stillhouse.text import is_unicode
 
 Row = dict[str, Any]
 Filter = Callable[[Row], Verdict]
@@ -50,6 +51,12 @@ def filtering(name: str, judge: Filter) -> Step:
     return Step(name, lambda rows: [_one(name, judge, row) for row in rows])
 
 
+def on_a_copy(judge: Filter) -> Filter:
+    """The filter, shown a copy of each row: what somebody else's function does to it must not reach a
+    sample."""
+    return lambda row: judge({**row, "messages": [dict(message) for message in row["messages"]]})
+
+
 def put_through(rows: Iterable[Judged], steps: Sequence[Step]) -> list[Judged]:
     """The rows after these steps, in order. Never raises because of a row or of a step's function."""
     judged = list(rows)
@@ -79,6 +86,8 @@ def _one(name: str, judge: Filter, row: Row) -> Verdict:
 def _checked(name: str, verdict: Any) -> Verdict:
     if not isinstance(verdict, Verdict) or verdict.ruling not in _RULINGS:
         return Verdict("unscored", f"{name} returned no verdict")
+    if verdict.reason and not (isinstance(verdict.reason, str) and is_unicode(verdict.reason)):
+        return Verdict("unscored", f"{name} returned a reason that is no text")
     return verdict if verdict.reason or verdict.ruling == "keep" else Verdict(verdict.ruling, name)
 
 

@@ -43,7 +43,7 @@ def exams(prompts: Path, sets: Sequence[LeakSet]) -> list[Exam]:
     """The run's own test prompts, where it has any, and the further sets."""
     own = (
         [
-            prompt_of(row)
+            (prompt_of(row), question_of(row))
             for batch in pq.ParquetFile(prompts).iter_batches(columns=["messages", "split"])
             for row in batch.to_pylist()
             if row["split"] == "test"
@@ -52,12 +52,32 @@ def exams(prompts: Path, sets: Sequence[LeakSet]) -> list[Exam]:
         else []
     )
     named = [("test", own)] if own else []
-    named += [(Path(one.file).name, questions(one)) for one in sets]
+    named += zip(_names(sets), ([(text, text) for text in questions(one)] for one in sets), strict=True)
     made = []
-    for name, texts in named:
-        index = NgramIndex(texts, _COMMON)
-        made.append(Exam(name, index, Coverage(index), frozenset(_plain(text) for text in texts)))
+    for name, asked in named:
+        index = NgramIndex([whole for whole, _ in asked], _COMMON)
+        plain = frozenset(_plain(text) for both in asked for text in both)
+        made.append(Exam(name, index, Coverage(index), plain))
     return made
+
+
+def _names(sets: Sequence[LeakSet]) -> list[str]:
+    """The files' names, with their folders where that tells them apart, and else numbered: rows are counted
+    by them."""
+    files = [Path(one.file) for one in sets]
+    bare = Counter(["test", *(file.name for file in files)])
+    names = [file.name if bare[file.name] == 1 else f"{file.parent.name}/{file.name}" for file in files]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})"
+        for place, name in enumerate(names)
+    ]
+
+
+def question_of(row: Row) -> str:
+    """What the user asked, where that was said in one message, and else the whole prompt: the same question
+    under another system prompt is the same question."""
+    asked = [message["content"] for message in row["messages"] if message["role"] == "user"]
+    return asked[0] if len(asked) == 1 else prompt_of(row)
 
 
 def outside(exam: Exam, least: float) -> Any:
@@ -65,10 +85,10 @@ def outside(exam: Exam, least: float) -> Any:
     there or holds this share of those of one question; 0 drops none and only counts."""
 
     def judge(rows: Sequence[Row]) -> list[Verdict]:
-        prompts = [prompt_of(row) for row in rows]
+        ratios = exam.index.ratios([prompt_of(row) for row in rows])
         verdicts = []
-        for prompt, ratio in zip(prompts, exam.index.ratios(prompts), strict=True):
-            same = _plain(prompt) in exam.asked
+        for row, ratio in zip(rows, ratios, strict=True):
+            same = _plain(prompt_of(row)) in exam.asked or _plain(question_of(row)) in exam.asked
             leaks = same or (ratio is not None and ratio >= (least or _SHOWN))
             exam.found["same"] += same
             exam.found["leaks"] += leaks
@@ -110,12 +130,20 @@ def questions(one: LeakSet) -> list[str]:
     try:
         if path.suffix == ".parquet":
             column = pq.read_table(path, columns=[one.column])[one.column].to_pylist()
-            return [str(value) for value in column if value is not None]
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [str(json.loads(line)[one.column]) for line in lines if line.strip()]
+        else:
+            # A line ends at a line feed alone: what else `splitlines` parts may stand within a string.
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
+            column = [json.loads(line)[one.column] for line in lines if line.strip()]
+        found = [value for value in column if value is not None]
+        if not all(isinstance(value, str) for value in found):
+            raise TypeError(f"a value of `{one.column}` is no text")
+        found = [value for value in found if value.strip()]
+        if not found:
+            raise ValueError("it holds no question")
+        return found
     except (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException) as error:
         raise UsageError(
             f"cannot read the evaluation set {path}",
             f"{type(error).__name__}: {error}",
-            f"give a JSON Lines or Parquet file in which each row has a column `{one.column}`",
+            f"give a JSON Lines or Parquet file in which each row has text in a column `{one.column}`",
         ) from None

@@ -10,7 +10,6 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -129,11 +128,6 @@ def _safe(losses: Losses, rows: Sequence[Row]) -> list[float]:
     return found if len(found) == len(rows) else [float("nan")] * len(rows)
 
 
-def unmixed(run: RunFolder) -> Path:
-    """Where rows lie between the two passes of `mixed`; a killed run leaves it behind."""
-    return run.samples.with_name(".unmixed.parquet")
-
-
 def mixed(
     batches: Iterable[list[Judged]], settings: Mix, seed: int, losses: Losses | None, run: RunFolder
 ) -> Iterator[list[Judged]]:
@@ -143,7 +137,7 @@ def mixed(
         losses = _unmeasured
     lots = Lots(seed, losses)
     marks: dict[int, tuple[tuple[str, str], ...]] = {}
-    scratch = unmixed(run)
+    scratch = run.unmixed
     count = 0
     try:
         with storage("write", scratch), pq.ParquetWriter(scratch, UNMIXED) as writer:

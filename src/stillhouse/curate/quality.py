@@ -49,10 +49,14 @@ _IDENTITY = re.compile(
 )
 
 
+_CALLS = re.compile(r'"(?:tool_calls|tool_call_id|function_call)":')  # a name may stay
+
+
 def without_tools(row: Row) -> Verdict:
     """Training shows a student neither the tools of a prompt nor the calls of an answer yet: a row that has
-    them is dropped, for half of it would teach something else."""
-    return Verdict("drop", "tools") if row.get("tools") or row.get("tool_calls") else KEEP
+    them is dropped, for half of it would teach something else; so is one whose earlier turns do."""
+    told = any(m["role"] == "tool" or _CALLS.search(m.get("extra") or "") for m in row["messages"])
+    return Verdict("drop", "tools") if told or row.get("tools") or row.get("tool_calls") else KEEP
 
 
 def not_empty(row: Row) -> Verdict:
@@ -146,7 +150,11 @@ def matching(pattern: str) -> Filter:
     return lambda row: KEEP if wanted.search(row["answer"]) else Verdict("drop", "pattern")
 
 
-_FENCED = re.compile(r"\s*```\w*\n(.*?)\n?```\s*", re.DOTALL)
+_FENCED = re.compile(r"\s*```(?:[A-Za-z]\w*\s)?(.*?)```\s*", re.DOTALL)
+
+
+def _no_json(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")  # Python reads NaN and Infinity
 
 
 def of_schema(path: Path) -> Filter:
@@ -166,9 +174,10 @@ def of_schema(path: Path) -> Filter:
         ) from None
 
     def fits(row: Row) -> Verdict:
-        fenced = _FENCED.fullmatch(row["answer"])
+        answer = row["answer"].removeprefix("\ufeff")
+        fenced = _FENCED.fullmatch(answer)
         try:
-            value = json.loads(fenced.group(1) if fenced else row["answer"])
+            value = json.loads(fenced.group(1) if fenced else answer, parse_constant=_no_json)
         except (ValueError, RecursionError):
             return Verdict("drop", "no JSON")
         return KEEP if valid.is_valid(value) else Verdict("drop", "schema")

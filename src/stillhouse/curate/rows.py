@@ -44,7 +44,8 @@ UNMIXED = pa.schema(
         ("leaf", pa.int64()),
     ]
 )
-ROWS = 4096  # rows read, written and logged at once
+ROWS = 4096  # rows read, written and logged at once,
+BYTES = 1 << 25  # or fewer where they are long: comparing takes several times the size of their text
 SAMPLED = 64  # rows of a family from which the wording of its template is learnt
 
 References = Mapping[str, tuple[str | None, str | None]]
@@ -53,7 +54,9 @@ References = Mapping[str, tuple[str | None, str | None]]
 def exchanges(path: Path, known: References) -> Iterator[list[Judged]]:
     """The rows of `exchanges.parquet`, each with the reference and the scorer of its prompt."""
     for batch in pq.ParquetFile(path).iter_batches(batch_size=ROWS):
-        yield joined(batch.to_pylist(), known)
+        size = max(1, min(ROWS, len(batch) * BYTES // max(1, batch.nbytes)))
+        for start in range(0, len(batch), size):
+            yield joined(batch.slice(start, size).to_pylist(), known)
 
 
 def joined(rows: list[Row], known: References) -> list[Judged]:

@@ -10,12 +10,13 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from stillhouse.curate import duplicates, leaks, personal, quality
-from stillhouse.curate.funnel import Row, Step, filtering
+from stillhouse.curate.funnel import Filter, Row, Step, filtering, on_a_copy
 from stillhouse.curate.verified import Draws, verified
 from stillhouse.errors import UsageError
 from stillhouse.models import weights_digest
 from stillhouse.recipe import Curate
 from stillhouse.scoring import BUILTIN, Scorer
+from stillhouse.scoring import GROUP as SCORERS
 
 GROUP = "stillhouse.filters"
 
@@ -42,6 +43,7 @@ def chosen(
 ) -> Plan:
     """All steps of a recipe's [curate] but the mix. `sample` are rows from which the wording of templates is
     learnt. Raises UsageError where a filter, a file or a package is missing."""
+    alone = alone_of(settings, scorers)
     ordered = [Step(f"leaks: {exam.name}", leaks.outside(exam, settings.leaks)) for exam in exams]
     draws = None
     if settings.draws != "all":
@@ -56,7 +58,7 @@ def chosen(
         embed = duplicates.embedder(settings.embedding)
         new = duplicates.saying_something_new(settings.semantic_duplicates, embed)
         ordered.append(Step("semantic duplicates", new))
-    return Plan(tuple(alone_of(settings, scorers)), tuple(ordered), draws)
+    return Plan(tuple(alone), tuple(ordered), draws)
 
 
 def check(settings: Curate, scorers: Mapping[str, Scorer]) -> None:
@@ -90,7 +92,7 @@ def alone_of(settings: Curate, scorers: Mapping[str, Scorer]) -> list[Step]:
     if settings.languages is not None:
         steps.append(filtering("languages", quality.in_languages(settings.languages)))
     steps += _personal(settings)
-    steps += [filtering(name, _own(name).load()) for name in settings.filters]
+    steps += [filtering(f"own: {name}", on_a_copy(_loaded(name))) for name in dict.fromkeys(settings.filters)]
     if settings.verify != "off":
         steps.append(filtering("verified", verified(scorers, settings.verify == "all")))
     return steps
@@ -106,11 +108,37 @@ def _personal(settings: Curate) -> list[Step]:
     return [Step("personal data", edit=edit(finders))]
 
 
+def _loaded(name: str) -> Filter:
+    point = _own(name)
+    try:
+        own = point.load()
+    except Exception as error:
+        raise UsageError(
+            f"the filter {name!r} could not be loaded",
+            f"entry point {name} = {point.value!r} in {GROUP}: {type(error).__name__}: {error}",
+            "mend the package, or take the filter out of `curate.filters`",
+        ) from error
+    if not callable(own):
+        raise UsageError(
+            f"the filter {name!r} cannot be called",
+            f"entry point {name} = {point.value!r} in {GROUP} is a {type(own).__name__}",
+            "name a function from a row to a verdict there",
+        )
+    judge: Filter = own
+    return judge
+
+
 def _own(name: str) -> EntryPoint:
     points = entry_points(group=GROUP)
-    for point in points:
-        if point.name == name:
-            return point
+    named = [point for point in points if point.name == name]
+    if len(named) > 1:
+        raise UsageError(
+            f"there are {len(named)} filters named {name!r}",
+            f"entry points in the group `{GROUP}`: {', '.join(point.value for point in named)}",
+            "rename one, or uninstall its package",
+        )
+    if named:
+        return named[0]
     known = ", ".join(sorted(points.names)) or "none"
     near = difflib.get_close_matches(name, points.names, n=1)
     raise UsageError(
@@ -132,6 +160,11 @@ def read_by(settings: Curate) -> list[str]:
     read = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if Path(file).is_file()]
     if settings.mix is not None and settings.mix.checkpoint is not None:
         read.append(weights_digest(settings.mix.checkpoint))
+    if settings.semantic_duplicates and settings.embedding and Path(settings.embedding).is_dir():
+        read.append(weights_digest(settings.embedding))
+    if settings.verify != "off" or settings.draws == "agreed":
+        own = entry_points(group=SCORERS)
+        read += sorted(f"{one.name}={one.value} {one.dist.version if one.dist else ''}" for one in own)
     for name in settings.filters:
         point = _own(name)
         read.append(f"{name}={point.value} {point.dist.version if point.dist else ''}")

@@ -9,7 +9,7 @@ from typing import Literal
 
 from stillhouse.curate.funnel import KEEP, Filter, Judged, Row
 from stillhouse.records import Verdict
-from stillhouse.scoring import Scorer, score
+from stillhouse.scoring import Scorer, as_reference, score
 
 ANOTHER = Verdict("drop", "another draw")
 
@@ -89,11 +89,10 @@ class Draws:
         return votes
 
     def _agree(self, row: Row, other: Row) -> bool:
-        scorer, theirs = row["scorer"] or "last_line", other["answer"]
-        final = theirs.rsplit("Answer:", 1)[-1].strip() or theirs  # a reference says nothing but the answer
+        scorer = row["scorer"] or "last_line"
         return any(
-            score(scorer, row["answer"], text, self.scorers).value == 1.0
-            for text in (theirs, final.splitlines()[-1] if final else "")
+            score(scorer, row["answer"], said, self.scorers).value == 1.0
+            for said in as_reference(other["answer"])
         )
 
 

@@ -81,6 +81,7 @@ def erase(ledger: Ledger, leaf: int, reason: str) -> Erased:
 
 def _erase_from_run(run: RunFolder, leaf: int, done: Erased) -> None:
     """The prompts that the answer invented go last: after a kill they still say what else is to go."""
+    run.unmixed.unlink(missing_ok=True)
     columns = ["id", "leaf"]
     grown = {row["id"] for row in _rows(run.grown, columns) if row["leaf"] == leaf and row["id"] is not None}
     lost = {

@@ -119,3 +119,11 @@ class Curate(Table):
         if self.semantic_duplicates and self.embedding is None:
             raise ValueError("`semantic_duplicates` needs an `embedding`")
         return self
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> Curate:
+        if self.min_words and self.max_words and self.min_words > self.max_words:
+            raise ValueError("`min_words` is more than `max_words`: no answer fits both")
+        if self.languages == []:
+            raise ValueError("`languages` names none: leave it out to keep all")
+        return self

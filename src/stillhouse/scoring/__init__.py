@@ -18,6 +18,7 @@ from stillhouse.records import Score
 from stillhouse.scoring.builtin import (
     BadReference,
     Unscored,
+    as_reference,
     choice,
     exact,
     json_fields,
@@ -29,7 +30,17 @@ from stillhouse.scoring.builtin import (
 )
 from stillhouse.scoring.verifier import mathematics
 
-__all__ = ["BUILTIN", "GROUP", "BadReference", "Scorer", "Unscored", "check", "score", "scorers"]
+__all__ = [
+    "BUILTIN",
+    "GROUP",
+    "BadReference",
+    "Scorer",
+    "Unscored",
+    "as_reference",
+    "check",
+    "score",
+    "scorers",
+]
 
 Scorer = Callable[[str, str], float]
 """(answer, reference) -> a score in [0, 1]. Raise Unscored where none can be given, with the reason."""

@@ -119,10 +119,19 @@ def mentions(answer: str, reference: str) -> float:
 
 
 _JSON_START = re.compile(r"[{\[]")
+_TRIES = 1000  # brackets that open nothing
 _MARKER = re.compile(r"\banswer\s*:", re.IGNORECASE)
 _EMPHASIS = "*_`"
 # Letters and digits of scripts with spaces between words; from Thai on few have them (Vietnamese has).
 _LETTER = r"[^\W\u0e00-\u1dff\u2000-\U0010ffff]"
+
+
+def as_reference(answer: str) -> tuple[str, ...]:
+    """What an answer says, in the forms that scorers take as a reference: the whole, the line after its last
+    "Answer:" and the first JSON in it."""
+    marked, value = _after_marker(answer), _first_json(answer, dict | list)
+    said = (answer, marked and marked.strip(f"{_EMPHASIS} "), None if value is None else json.dumps(value))
+    return tuple(text for text in said if text)
 
 
 def _refuse_constant(name: str) -> Any:
@@ -141,14 +150,16 @@ def _decoded(text: str) -> Any:
 
 
 def _first_json(text: str, kind: type | UnionType) -> Any:
-    """The first value of this kind that parses, or None; a bracket that opens nothing is passed over, and of
-    what parses as another kind nothing inside is looked at."""
-    start, end = _JSON_START.search(text), 0
-    while start is not None:
+    """The first value of this kind that parses, or None; a bracket that opens nothing is passed over (a
+    thousand of them: each may be read to the end of the text), and of what parses as another kind nothing
+    inside is looked at."""
+    start, end, left = _JSON_START.search(text), 0, _TRIES
+    while start is not None and left:
         try:
             value, end = _DECODER.raw_decode(text, start.start())
         except (ValueError, RecursionError):
             end = start.end()
+            left -= 1
         else:
             if isinstance(value, kind):
                 return value

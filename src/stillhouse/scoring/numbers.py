@@ -25,7 +25,7 @@ _TOKEN = re.compile(
     (?<!{_LETTER}) (?<!{_LETTER}_) (?<![0-9]) (?<![0-9][.,])
     (?<!\^) (?<!\^[{{{_MINUS}]) (?<!\^\{{[{_MINUS}]) (?<![\w)]\*\*)
     (?:
-        \\[dt]?frac\s*\{{(?P<over>{_PLAIN})\}}\s*\{{(?P<under>{_PLAIN})\}}
+        (?:(?P<units>(?>[0-9]+))\s?)? \\[dt]?frac\s*\{{(?P<over>{_PLAIN})\}}\s*\{{(?P<under>{_PLAIN})\}}
       | (?:(?P<whole>(?>[0-9]+))[ ])? (?<![0-9]/) (?P<top>{_PLAIN}) [/\u2044] (?P<bottom>{_PLAIN}) (?!/[0-9])
       | (?P<size>{_PLAIN})
         (?:
@@ -42,6 +42,13 @@ _EUROPEAN = re.compile(r"[0-9]{1,3}(?:(?:\.[0-9]{3})+,[0-9]+|(?:\.[0-9]{3}){2,})
 # A minus between two words or digits (2024-05-01, A-4) is a hyphen; one apart from its digits is a bullet.
 _NEGATIVE = re.compile(rf"(?:(?:^|[^\w)\]%.{_MINUS}])[{_MINUS}][{_CURRENCY}]?|[{_CURRENCY}][{_MINUS}])$")
 _CODE = re.compile(rf"(?<!{_LETTER})(?:Rs\.?|USD|EUR|GBP|CHF|INR|JPY|CNY)(?=[{_MINUS}]?[0-9])")
+_POWER = re.compile(r"(?<=[0-9])\u207b?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
+# \frac12 and \frac{1}2 are \frac{1}{2}.
+_OVER = re.compile(r"(\\[dt]?frac)\s*([0-9])")
+_UNDER = re.compile(r"(\\[dt]?frac\s*\{[^{}]*\})\s*([0-9])")
+# Of an expression with a root or pi one number is a part.
+_ROOT = re.compile(r"(?:\\sqrt\s*(?:\[[0-9]\])?\s*\{?|\bsqrt\(|√\s*\(?)$")
+_FACTOR = re.compile(r"\s*(?:\\(?:sqrt|pi)|√|π)")
 _GAP = re.compile(r"(?<=[0-9])(?:['’\u00a0\u2009\u202f]|\\,|\\!|\{,\})(?=[0-9]{3}(?![0-9]))")
 
 
@@ -54,6 +61,8 @@ def stated_number(text: str) -> Fraction | None:
     if not numbers:
         return None
     found = numbers[0 if marked and not boxed else -1]
+    if _ROOT.search(text[max(0, found.start() - 12) : found.start()]) or _FACTOR.match(text, found.end()):
+        return None
     size = _value(found)
     before = text[max(0, found.start() - 3) : found.start()]
     return -size if size is not None and _NEGATIVE.search(before) else size
@@ -62,7 +71,9 @@ def stated_number(text: str) -> Fraction | None:
 def _plain(text: str) -> str:
     """The same in ASCII digits, with commas between groups, fractions as n/d and signs of one character."""
     if not text.isascii():
+        text = _POWER.sub(lambda power: f"^{unicodedata.normalize('NFKC', power.group())}", text)
         text = "".join(map(_ascii_digit, text))
+    text = _UNDER.sub(r"\1{\2}", _OVER.sub(r"\1{\2}", text))
     text = _GAP.sub(",", text.replace("\\$", "$").replace("\\%", "%"))
     return _CODE.sub("$", text)
 
@@ -88,9 +99,11 @@ def _value(found: re.Match[str]) -> Fraction | None:
     bottom = _read(found["under"] or found["bottom"])
     if top is None or not bottom:
         return None
-    if found["whole"] is not None:
+    if whole := found["whole"] or found["units"]:
         # 12 16/4 is two numbers, of which the last counts.
-        return top / bottom + (int(found["whole"]) if top < bottom else 0)
+        if top >= bottom:
+            return top / bottom
+        return None if len(whole) > _LONGEST else top / bottom + int(whole)
     return top / bottom
 
 

@@ -18,6 +18,7 @@ from stillhouse.text import placed_words, words
 
 LONG = 13  # words in a row that are held to be copied
 SHORT = 8  # words in a row of which the share is measured
+_AT_ONCE = 1 << 20  # n-grams of texts of the set that are counted together, but for those of a single row
 
 Places = NDArray[np.int64]
 Run = tuple[int, int, int]  # its first word in the text, its number of words, its first word in the set
@@ -103,12 +104,11 @@ class NgramIndex:
         places = self._short.find(grams)
         own = [ratio for ratio, _ in self._shares(places >= 0, grams, starts)]
         hit = (places >= 0) & np.isin(grams, self._wording, invert=True)
-        row_of = np.repeat(np.arange(len(own)), np.diff(starts))[hit]
-        pairs = np.unique(np.stack((row_of, places[hit])), axis=1)  # a row may say one 8-gram twice
-        texts = np.searchsorted(self._offsets, pairs[1], side="right") - 1
-        found, counts = np.unique(np.stack((pairs[0], texts)), axis=1, return_counts=True)
+        row_of = np.repeat(np.arange(len(own), dtype=np.uint64), np.diff(starts))[hit]
+        said = np.unique(np.stack((row_of, grams[hit])), axis=1)  # a row may say one 8-gram twice
         best = np.zeros(len(own))
-        np.maximum.at(best, found[0], counts / np.array(self._totals)[found[1]])
+        for row, text, times in self._short.in_texts(*said):
+            np.maximum.at(best, row, times / np.array(self._totals)[text])
         return [
             None if ratio is None else max(ratio, theirs)
             for ratio, theirs in zip(own, best.tolist(), strict=True)
@@ -225,7 +225,7 @@ def _common(grams: Hashes, starts: Offsets, most: float) -> Hashes:
 
 
 class _Ngrams:
-    """Where each n-gram stands first."""
+    """Where each n-gram stands."""
 
     def __init__(self, pieces: Hashes, offsets: Offsets, n: int) -> None:
         self.n = n
@@ -233,6 +233,15 @@ class _Ngrams:
         places = np.arange(len(grams)) + np.repeat(offsets[:-1] - starts[:-1], np.diff(starts))
         self._grams, first = np.unique(grams, return_index=True)
         self._places: Places = places[first]
+        texts = np.repeat(np.arange(len(offsets) - 1), np.diff(starts))
+        order = np.argsort(grams, kind="stable")
+        grams, texts = grams[order], texts[order]
+        new = np.ones(len(grams), dtype=np.bool_)
+        new[1:] = (grams[1:] != grams[:-1]) | (texts[1:] != texts[:-1])
+        fresh = np.flatnonzero(new)
+        self._texts = texts[fresh]  # that have an n-gram, for each in turn,
+        self._times = np.diff(np.append(fresh, len(grams)))  # and how often
+        self._bounds = np.append(np.searchsorted(grams[fresh], self._grams), len(fresh))
 
     def find(self, grams: Hashes) -> Places:
         """The first place of each n-gram, as the number of its first word; -1 where there is none."""
@@ -240,6 +249,25 @@ class _Ngrams:
             return np.full(len(grams), -1)
         at = np.minimum(np.searchsorted(self._grams, grams), len(self._grams) - 1)
         return np.where(self._grams[at] == grams, self._places[at], -1)
+
+    def in_texts(self, rows: Places, grams: Hashes) -> Iterator[tuple[Places, Places, Places]]:
+        """For rows[i] that says grams[i], each once and all of them there, rows in order: arrays of row, text
+        of the set and how many n-grams of that text the row says. A row comes with all its texts at once."""
+        at = np.searchsorted(self._grams, grams)
+        firsts, counts = self._bounds[at], np.diff(self._bounds)[at]
+        ends = np.cumsum(counts)
+        start = 0
+        while start < len(rows):
+            stop = int(np.searchsorted(ends, ends[start] + _AT_ONCE, side="right"))
+            stop = int(np.searchsorted(rows, rows[max(stop, start + 1) - 1], side="right"))
+            part = slice(start, stop)
+            which = np.repeat(np.arange(start, stop), counts[part])
+            before = ends[part] - counts[part] - (ends[start] - counts[start])
+            place = np.repeat(firsts[part] - before, counts[part]) + np.arange(len(which))
+            pairs = np.stack((rows[which].astype(np.int64), self._texts[place]))
+            distinct, code = np.unique(pairs, axis=1, return_inverse=True)
+            yield distinct[0], distinct[1], np.bincount(code.ravel(), self._times[place]).astype(np.int64)
+            start = stop
 
 
 def _sums(flags: NDArray[np.bool_], starts: Offsets) -> list[int]:
