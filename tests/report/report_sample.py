@@ -375,6 +375,9 @@ def _results() -> dict[str, dict[str, Any]]:
         dtype="bfloat16",
         device="cpu",
         tokenizer="7c" * 32,
+        objective="sequence",
+        shards=[],
+        bytes_per_token=None,
     )
     return {
         "collect": {
