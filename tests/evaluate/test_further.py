@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,16 @@ def test_a_run_trains_and_scores_them_once_and_keeps_no_copy_of_the_samples(
     assert weights.stat().st_mtime_ns == before
     text = write_report(again.run).read_text()
     assert "Other students" in text
+    for row in rows:  # the teacher's answers stay what they were
+        row["reference"] = str((int(row["reference"]) + 1) % 7)
+    (folder / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    labels = again.run.further("hard-labels").marker("train").read_text()
+    pipeline.run(parse_recipe(tree), workspace)
+    assert again.run.further("hard-labels").marker("train").read_text() != labels
+    assert weights.stat().st_mtime_ns == before
+    shutil.rmtree(weights.parent)
+    pipeline.run(parse_recipe(tree), workspace)
+    assert not weights.exists(), "nothing else changed, and its scores stand"
+    tree["evaluate"]["resamples"] = 70
+    pipeline.run(parse_recipe(tree), workspace)
+    assert weights.exists()
