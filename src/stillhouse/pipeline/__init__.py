@@ -368,7 +368,11 @@ def _evaluate(work: Work) -> bool:
             "evaluate",
             inputs,
             time.monotonic() - started,
-            {"predictions": predictions, **counts(work, *tallies, others=[judge.judge] if judge else [])},
+            {
+                "predictions": predictions,
+                "judge": judge and judge.bill(),
+                **counts(work, *tallies, others=[judge.judge] if judge else []),
+            },
         )
     _complete_evaluation(work, tallies)
     return fresh
