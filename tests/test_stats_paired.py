@@ -325,3 +325,13 @@ def test_a_model_that_means_what_it_says_is_calibrated():
     assert stats.expected_calibration_error(confidence, right) < 0.015
     assert stats.expected_calibration_error(confidence**0.25, right) > 0.08
     assert stats.brier_score(confidence, right) < stats.brier_score(confidence**0.25, right)
+
+
+def test_what_is_not_decided_always_needs_more_prompts():
+    """The interval allows for skewness and the power does not: here that seemed to call for one fewer."""
+    teacher, student = np.ones(9), np.ones(9)
+    teacher[5] = 0.0
+    decision = stats.decide(student, teacher, np.array([0, 3, 0, 3, 1, 0, 1, 3, 1]), 0.49)
+    assert decision is not None
+    assert decision.ruling == "not decided"
+    assert decision.more == 1

@@ -161,6 +161,9 @@ class RunFolder:
         """Where a student that is trained for comparison lies, in the form of a run."""
         return RunFolder(self.root / "further" / name)
 
+    def all_further(self) -> list[RunFolder]:
+        return [RunFolder(path) for path in sorted(self.root.glob("further/*")) if path.is_dir()]
+
     @property
     def judgements(self) -> Path:
         return self.root / "judgements.parquet"

@@ -37,17 +37,33 @@ def test_few_repeated_answers_are_classes_and_others_are_copied_from_the_nearest
         ask("1", "route", "where is my late parcel"),
         ask("2", "copy", "what about ink"),
         ask("3", "route", "wrong invoice!"),
-        ask("4", "only", "???"),
+        ask("4", "only", "one more question"),
     ]
     texts = [given.text for given in baseline_answers(samples, prompts, seed=1)]
     assert texts == ["shipping", "ink is fine", "billing", "always this"]
 
 
-def test_an_unknown_family_and_samples_without_words_get_no_answer(tmp_path):
+def test_samples_without_words_give_no_answer(tmp_path):
     path = write_samples(tmp_path / "s.parquet", [("blank", " ", "a"), ("blank", "", "b")])
-    unknown, blank = baseline_answers(path, [ask("1", "new", "x"), ask("2", "blank", "y")], seed=1)
-    assert (unknown.text, unknown.reason) == (None, "no sample is of this family")
+    (blank,) = baseline_answers(path, [ask("1", "blank", "y")], seed=1)
     assert (blank.text, blank.reason) == (None, "the samples of this family hold no words")
+    several = write_samples(tmp_path / "t.parquet", [("one", " ", "a"), ("two", "", "b")])
+    assert baseline_answers(several, [ask("1", "one", "y")], seed=1) == "its samples hold no words"
+
+
+def test_the_family_of_a_test_prompt_is_not_given_away(tmp_path):
+    """As in CLINC150: the family is the label, which no student is told."""
+    rows = [("in_scope", f"what is my balance {i}", "balance") for i in range(10)]
+    rows += [("in_scope", f"freeze my card {i}", "freeze") for i in range(10)]
+    rows += [("oos", f"who painted this picture {i}", "oos") for i in range(10)]
+    path = write_samples(tmp_path / "s.parquet", rows)
+    texts = ["my balance", "a picture", "freeze my card"]
+    told = [
+        baseline_answers(path, [ask(str(i), family, text) for i, text in enumerate(texts)], seed=1)
+        for family in ("in_scope", "oos", "never seen")
+    ]
+    assert [given.text for given in told[0]] == ["balance", "oos", "freeze"]
+    assert told[0] == told[1] == told[2]
 
 
 def test_what_counts_as_a_choice():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,38 +25,53 @@ def test_scores_by_seed_and_their_spread():
     rows += [row(i, "seed-18", float(i < 9)) for i in range(10)]
     rows += [row(i, "seed-19", float(i < 7)) for i in range(10)]
     found = further_figures(
-        rows, [student("seed-18", "seed", 18), student("seed-19", "seed", 19)], 17, 100, {}, 50
+        rows, [student("seed-18", "seed", 18), student("seed-19", "seed", 19)], 17, 100, {}
     )
     seeds = found["seeds"]
     assert [(of["seed"], of["score"]) for of in seeds["rows"]] == [(17, 0.8), (18, 0.9), (19, 0.7)]
     assert (seeds["mean"], seeds["sd"]) == (pytest.approx(0.8), pytest.approx(0.1))
     # t with two degrees of freedom is 4.303 (any table)
-    assert seeds["high"] - seeds["mean"] == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
+    assert seeds["mean"] - seeds["low"] == pytest.approx(4.303 * 0.1 / 3**0.5, rel=1e-3)
     assert (found["hard_labels"], found["curve"]) == (None, None)
+
+
+def test_seeds_that_score_alike_do_not_show_how_sure_that_is_and_no_interval_leaves_the_scale():
+    students = [student("seed-18", "seed", 18)]
+    alike = [row(i, name, float(i < 5)) for name in ("student", "seed-18") for i in range(10)]
+    seeds = further_figures(alike, students, 17, 100, {})["seeds"]
+    assert (seeds["mean"], seeds["low"], seeds["high"]) == (0.5, None, None)
+    apart = [row(i, "student", float(i < 9)) for i in range(10)] + [row(i, "seed-18", 1.0) for i in range(10)]
+    seeds = further_figures(apart, students, 17, 100, {})["seeds"]
+    assert (seeds["low"], seeds["high"]) == (pytest.approx(0.95 - 12.706 * 0.05, abs=1e-3), 1.0)
 
 
 def test_hard_labels_are_compared_on_the_same_prompts():
     rows = [row(i, "student", 1.0) for i in range(10)]
     rows += [row(i, "hard-labels", None if i == 0 else float(i % 2)) for i in range(10)]
-    hard = further_figures(rows, [student("hard-labels", "hard_labels", samples=60)], 17, 100, {}, 50)[
+    hard = further_figures(rows, [student("hard-labels", "hard_labels", samples=60)], 17, 100, {})[
         "hard_labels"
     ]
     assert (hard["n"], hard["samples"]) == (9, 60)
     assert hard["ahead"]["value"] == pytest.approx(4 / 9)
     assert hard["ahead"]["low"] > 0
+    same = [row(i, name, 1.0) for name in ("student", "hard-labels") for i in range(10)]
+    ahead = further_figures(same, [student("hard-labels", "hard_labels")], 17, 100, {})["hard_labels"][
+        "ahead"
+    ]
+    assert ahead["low"] < ahead["value"] == 0.0 < ahead["high"]
 
 
 def test_the_curve_ascends_and_ends_with_the_student_itself():
     rows = [row(i, "student", 1.0) for i in range(4)]
     rows += [row(i, name, float(i < keep)) for name, keep in (("b", 2), ("a", 1)) for i in range(4)]
     students = [student("b", "samples", samples=50), student("a", "samples", samples=10)]
-    curve = further_figures(rows, students, 17, 100, {}, 50)["curve"]
+    curve = further_figures(rows, students, 17, 100, {})["curve"]
     assert [(of["samples"], of["score"]) for of in curve] == [(10, 0.25), (50, 0.5), (100, 1.0)]
 
 
 def test_no_scores_are_no_crash():
     students = [student("seed-18", "seed", 18), student("hard-labels", "hard_labels")]
-    found = further_figures([], students, 17, 0, {}, 50)
+    found = further_figures([], students, 17, 0, {})
     assert found["seeds"]["mean"] is None
     assert found["hard_labels"]["ahead"]["value"] is None
 
@@ -106,7 +122,7 @@ def test_a_run_trains_and_scores_them_once_and_keeps_no_copy_of_the_samples(
     assert small["parameters"] < large["parameters"]
     assert small["flops"] < large["flops"]
     assert small["score"] == finished.evaluation["student"]["score"]
-    assert small["retention"]["value"] == finished.evaluation["retention"]["value"]
+    assert small["retention"] == finished.evaluation["retention"]
     assert not finished.run.further("samples-10").samples.exists()
     weights = finished.run.further("seed-4").student / "model.safetensors"
     assert weights.read_bytes() != (finished.run.student / "model.safetensors").read_bytes()
@@ -117,3 +133,16 @@ def test_a_run_trains_and_scores_them_once_and_keeps_no_copy_of_the_samples(
     assert weights.stat().st_mtime_ns == before
     text = write_report(again.run).read_text()
     assert "Other students" in text
+    for row in rows:  # the teacher's answers stay what they were
+        row["reference"] = str((int(row["reference"]) + 1) % 7)
+    (folder / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    labels = again.run.further("hard-labels").marker("train").read_text()
+    pipeline.run(parse_recipe(tree), workspace)
+    assert again.run.further("hard-labels").marker("train").read_text() != labels
+    assert weights.stat().st_mtime_ns == before
+    shutil.rmtree(weights.parent)
+    pipeline.run(parse_recipe(tree), workspace)
+    assert not weights.exists(), "nothing else changed, and its scores stand"
+    tree["evaluate"]["resamples"] = 70
+    pipeline.run(parse_recipe(tree), workspace)
+    assert weights.exists()

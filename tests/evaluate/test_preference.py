@@ -86,11 +86,18 @@ def test_without_verified_pairs_nobody_can_say_what_the_verdicts_are_worth():
     assert "not shown to be above chance" in figures["why"]
 
 
-def test_a_judge_that_only_talks_nonsense_has_no_figures_but_its_reasons():
+def test_a_judge_that_only_talks_nonsense_has_no_figures_but_its_reasons_and_is_asked_no_further():
+    asked = []
+
     def ask(pairs):
+        asked.append(len(pairs))
         return [Judged(pair.prompt_id, "unscored", None, None, "no verdict") for pair in pairs]
 
-    figures = preference_figures(judge_pairs(rows(6, lambda i: (1.0, 0.0)), prompts(6), ask), 17, 100)
+    made = rows(9, lambda i: (1.0, 0.0) if i < 6 else (1.0, 1.0))
+    figures = preference_figures(judge_pairs(made, prompts(9), ask), 17, 100)
+    assert asked == [6]
+    assert figures["usable"] is False
+    assert figures["why"] == "it gave no verdict on any of 6 pairs whose better answer is known"
     assert figures["reasons"] == {"no verdict": 6}
     assert figures["verified"]["unscored"] == 6
     assert (figures["win_rate"]["value"], figures["length_adjusted"]["value"]) == (None, None)

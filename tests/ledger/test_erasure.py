@@ -163,6 +163,15 @@ def test_what_the_ledger_lost_before_is_still_erased_from_the_files(run, ledger,
     assert column(run.exchanges, "leaf") == leaves[1:]
 
 
+def test_the_samples_that_a_killed_further_training_left_go_too(run, ledger, workspace):
+    run, leaves = run
+    copied = run.further("seed-18").samples
+    copied.parent.mkdir(parents=True)
+    copied.write_bytes(run.samples.read_bytes())
+    erase(ledger, leaves[1], "request of the person")
+    assert not copied.exists()
+
+
 def test_nothing_is_erased_while_a_run_is_at_work(run, ledger, workspace):
     run, leaves = run
     path = write(workspace.targets, leaves)

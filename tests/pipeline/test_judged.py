@@ -13,6 +13,7 @@ from stillhouse import pipeline
 from stillhouse.errors import GateRefused, UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.recipe import parse_recipe
+from stillhouse.report import write_report
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +145,14 @@ def test_the_teachers_bill_in_the_economics_is_without_the_judges(provider, work
     again = pipeline.run(made.model_copy(update={"evaluate": dearer}), workspace)
     assert "evaluate" in again.skipped
     assert again.evaluation["economics"]["student"] == pytest.approx(2 * said["student"])
-    whole = json.loads(finished.run.marker("evaluate").read_text())["result"]["cost"]
+    marker = json.loads(finished.run.marker("evaluate").read_text())["result"]
+    whole = marker["cost"]
     judged = 2 * finished.evaluation["judge"]["n"]
     assert whole["low"] == pytest.approx(each * (finished.evaluation["prompts"]["n"] + judged))
+    assert marker["judge"] == {"answers": judged, "billed": pytest.approx(each * judged)}
+    shown = write_report(finished.run).read_text()
+    assert f"<dt>billed</dt><dd>US$ {40 * each:,.2f}</dd>" in shown
+    assert f"<dt>billed by the judge</dt><dd>US$ {judged * each:,.2f}, {judged} answers</dd>" in shown
 
 
 def test_a_plan_tells_of_the_judge_and_of_further_students(provider, workspace, recipe):

@@ -68,6 +68,8 @@ def test_the_page_shows_what_each_filter_took(run: RunFolder):
     assert "2,998 in; 2,845 kept + 150 dropped + 3 unscored." in page
     assert "personal data: email in 17" in page
     assert "policy 120, reply 33" in page
+    assert "<summary>Rows by family</summary>" in page
+    assert "<summary>Rows by teacher</summary>" in page
     assert "refusals raised KeyError" in page
     assert "&lt;b&gt;exam&lt;/b&gt;" in page
     assert "2.5%" in page

@@ -120,3 +120,32 @@ def test_names_from_files_are_escaped(page):
     for raw in ("<script", "<b onclick", "<img"):
         assert raw not in shown
     assert "&lt;img src=x&gt;" in shown
+
+
+def test_a_change_that_is_not_known_is_not_shown_as_none(page):
+    def change(value, low=None, high=None):
+        def make(evaluation):
+            style = evaluation["fidelity"]["style"]
+            style["list"] = {
+                "teacher": 0.5,
+                "student": 0.5,
+                "change": {"value": value, "low": low, "high": high},
+            }
+
+        shown = section(page(make), "changed")
+        return shown.split("answers with a list")[1].split("</tr>")[0]
+
+    assert "unknown" in change(None)
+    assert "no change" not in change(None)
+    assert "no change" in change(0.0)
+    assert "-10.0 to +10.0 points" in change(0.0, -0.1, 0.1)
+
+
+def test_the_difference_and_the_worst_family_stand_with_interval_and_number(page):
+    def known(evaluation):
+        evaluation["difference"] = {"value": -0.02, "low": -0.03, "high": -0.01, "p": 0.004, "n": 940}
+        evaluation["worst_family"] = {"name": "x", "value": 0.9, "low": 0.8, "high": 0.97, "n": 51}
+
+    shown = section(page(known), "quality")
+    assert "less the teacher’s is -2.0 points (-3.0 to -1.0, n = 940; p\u00a0=\u00a00.004 by" in shown
+    assert "it keeps 90.0% (80.0 to 97.0%, n = 51; could not be tested alone)" in shown

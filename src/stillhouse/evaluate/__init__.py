@@ -168,9 +168,7 @@ def _figures(
             "divergence": _divergence(run, teacher, prompts, seed, resamples, notes),
             **fidelity_figures(rows, recipe.evaluate.slice or (), seed, resamples),
         },
-        "further": further_figures(rows, further, seed, _sample_count(run), sizes, resamples)
-        if further
-        else None,
+        "further": further_figures(rows, further, seed, _sample_count(run), sizes) if further else None,
         "battery": battery_figures(read_predictions(run.battery)),
         "notes": [*notes_on_verdict(ruling), *figures["notes"], *costs["notes"]],
     }

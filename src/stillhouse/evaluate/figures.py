@@ -49,7 +49,7 @@ class Sheet:
         return mask
 
 
-def lay_out(rows: Sequence[Prediction]) -> Sheet:
+def lay_out(rows: Sequence[Prediction], systems: Sequence[str] = SYSTEMS) -> Sheet:
     by_id: dict[str, dict[str, Prediction]] = {}
     for row in rows:
         by_id.setdefault(row.prompt_id, {})[row.system] = row
@@ -57,7 +57,7 @@ def lay_out(rows: Sequence[Prediction]) -> Sheet:
     scores: dict[str, stats.Floats] = {}
     answers: dict[str, tuple[str | None, ...]] = {}
     asked: dict[str, Mask] = {}
-    for system in SYSTEMS:
+    for system in systems:
         found = [of.get(system) for of in by_id.values()]
         scores[system] = np.array(
             [np.nan if row is None or row.score is None else row.score for row in found], dtype=np.float64
@@ -123,26 +123,28 @@ def standing(sheet: Sheet, system: str, among: Mask, one_group: bool = False) ->
     }
 
 
-def retention(sheet: Sheet, among: Mask) -> Figures:
-    """Share of the teacher's score that the student keeps, over the prompts that both were scored on."""
-    student, teacher, codes = both_scored(sheet, among)
+def retention(sheet: Sheet, among: Mask, system: str = "student") -> Figures:
+    """Share of the teacher's score that a student keeps, over the prompts that both were scored on."""
+    student, teacher, codes = both_scored(sheet, among, system)
     ratio = stats.paired_ratio(student, teacher, codes)
     return {**_plain(ratio), "n": len(codes), "groups": len(set(codes.tolist()))}
 
 
-def difference(sheet: Sheet, among: Mask) -> Figures:
-    """Student less teacher over the prompts that both were scored on; p of a sign-flip test over groups, None
-    where there are not two groups to tell by."""
-    student, teacher, codes = both_scored(sheet, among)
-    span = stats.paired_difference(student, teacher, codes)
-    p = stats.sign_flip(student - teacher, codes) if len(set(codes.tolist())) > 1 else None
+def difference(sheet: Sheet, among: Mask, other: str = "teacher") -> Figures:
+    """Student less the other over the prompts that both were scored on; p of a sign-flip test over groups,
+    None where there are not two groups to tell by."""
+    student, theirs, codes = both_scored(sheet, among, "student", other)
+    span = stats.paired_difference(student, theirs, codes)
+    p = stats.sign_flip(student - theirs, codes) if len(set(codes.tolist())) > 1 else None
     return {**_plain(span), "p": p, "n": len(codes)}
 
 
-def both_scored(sheet: Sheet, among: Mask) -> tuple[stats.Floats, stats.Floats, stats.Codes]:
-    """Scores of student and teacher, and group codes, where both have a score."""
-    both = sheet.scored("teacher", "student") & among
-    return sheet.scores["student"][both], sheet.scores["teacher"][both], sheet.codes[both]
+def both_scored(
+    sheet: Sheet, among: Mask, first: str = "student", second: str = "teacher"
+) -> tuple[stats.Floats, stats.Floats, stats.Codes]:
+    """Scores of two systems, and group codes, where both have a score."""
+    both = sheet.scored(first, second) & among
+    return sheet.scores[first][both], sheet.scores[second][both], sheet.codes[both]
 
 
 def gap_closed(sheet: Sheet) -> Figures:

@@ -1,7 +1,8 @@
 """What a judge prefers, student or teacher, and first of all what its verdicts are worth.
 
 Pairs of answers whose scores are known and differ are judged first: how often the judge prefers the better
-one is its agreement with verified labels. A judge that is no better than chance there is asked no further.
+one is its agreement with verified labels. A judge that is no better than chance there, or that gives no
+verdict on any of them, is asked no further.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def judge_pairs(
     rows: Sequence[Prediction], prompts: Sequence[Prompt], ask: AskJudge, count: int | None = None
 ) -> list[Judgement]:
     """Have teacher's and student's answers judged: the verified pairs, and then the others, unless the judge
-    did no better than chance on the first. `count` is the most pairs in all; none is chosen by its scores."""
+    is not usable by the first. `count` is the most pairs in all; none is chosen by its scores."""
     found = {(row.system, row.prompt_id): row for row in rows}
     pairs: list[tuple[Comparison, Prediction, Prediction]] = []
     for prompt in prompts:
@@ -87,8 +88,8 @@ def preference_figures(judged: Sequence[Judgement], seed: int, resamples: int) -
 
     verified      value, low, high, n: share of the pairs with different known scores in which the judge
                   preferred the better answer, a tie counting half
-    usable        True when that is above chance, low end included; False when it is at or below chance;
-                  None when it cannot be told; `why` says it in words
+    usable        True when that is above chance, low end included; False when it is at or below chance, or
+                  when there is no verdict on any such pair; None when it cannot be told; `why` in words
     outcomes      pairs by outcome; `same` is the number of ties between equal answers, not asked
     reasons       of unscored pairs
     win_rate      value, low, high, n: the student's, ties half
@@ -124,11 +125,11 @@ def standing(judged: Sequence[Judgement]) -> dict[str, Any]:
     right = [credit if (row.better or 0.0) > 0 else 1.0 - credit for row, credit in scored]
     codes = stats.group_codes([row.group for row, _ in scored], [row.prompt_id for row, _ in scored])
     span = stats.clustered_share(right, codes)
-    if span.value is None:
-        usable, why = (
-            None,
-            ("no answers with different known scores were judged, so what the verdicts are worth is unknown"),
-        )
+    if not known:
+        why = "no answers with different known scores were judged, so what the verdicts are worth is unknown"
+        usable = None
+    elif span.value is None:
+        usable, why = False, f"it gave no verdict on any of {len(known)} pairs whose better answer is known"
     elif span.value <= CHANCE:
         usable, why = False, "on answers whose scores are known the judge is no better than chance"
     elif span.low is None or span.low <= CHANCE:

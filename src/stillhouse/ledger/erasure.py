@@ -21,6 +21,7 @@ from stillhouse.workspace import RunFolder, locked, sync_folder
 _ROWS = 4096  # rows of a file read at once
 OUT_OF_REACH = (
     "predictions, checkpoints and students of runs",
+    "questions to a judge, which quote the answers that it compared, and its answers",
     "releases",
     "exports with contents",
     "backups",
@@ -51,8 +52,9 @@ def erase(ledger: Ledger, leaf: int, reason: str) -> Erased:
     `Ledger.erase` says what happens in the ledger. Every shard with targets of this answer is written anew
     without them, under a new address, and the old file deleted; so are `exchanges.parquet`,
     `samples.parquet`, `dropped.parquet` and `grown.parquet` of every run, and the prompts in
-    `prompts.parquet` that the answer invented. A run that lost samples is curated again before it goes on,
-    and a report of a run that lost anything is deleted.
+    `prompts.parquet` that the answer invented. A copy of the samples that the killed training of a further
+    student left is deleted whole. A run that lost samples is curated again before it goes on, and a report of
+    a run that lost anything is deleted.
 
     Files come first and the tombstone last: after a kill the same call finishes the work.
 
@@ -83,6 +85,8 @@ def _erase_from_run(run: RunFolder, leaf: int, done: Erased) -> None:
     """The prompts that the answer invented go last: after a kill they still say what else is to go."""
     run.unmixed.unlink(missing_ok=True)
     columns = ["id", "leaf"]
+    for further in run.all_further():
+        further.samples.unlink(missing_ok=True)  # nobody needs it: who trains holds the run's lock
     grown = {row["id"] for row in _rows(run.grown, columns) if row["leaf"] == leaf and row["id"] is not None}
     lost = {
         run.samples: _without(run.samples, "leaves", {leaf}),

@@ -26,7 +26,7 @@ from stillhouse.models import source_folder, weights_digest
 from stillhouse.models.reading import Reader
 from stillhouse.models.vocabulary import Vocabulary
 from stillhouse.pipeline.economy import known_costs
-from stillhouse.pipeline.further import train_further
+from stillhouse.pipeline.further import further_inputs, train_further
 from stillhouse.pipeline.judging import Bench, open_judge
 from stillhouse.pipeline.planning import Plan, plan
 from stillhouse.pipeline.recording import recorded
@@ -321,8 +321,10 @@ def _evaluate(work: Work) -> bool:
             tokens[question.prompt_id] = (usage.prompt_tokens, usage.completion_tokens)
             finish[question.prompt_id] = exchange.completion.finish_reason
             leaves.append(exchange.leaf)
+    wanted = further_inputs(work.folder, recipe, _trained_from(work), work.scorers)
     inputs = digest(
         trained["weights"],
+        wanted,
         leaves,
         [facts(p) for p in work.prompts.test],
         recipe.evaluate.model_dump(mode="json", exclude=_REREAD),
@@ -339,7 +341,7 @@ def _evaluate(work: Work) -> bool:
         further = train_further(
             work.folder,
             recipe,
-            _trained_from(work),
+            wanted,
             work.scorers,
             lambda folder, settings: train(
                 folder, settings, work.watch, local_teacher(recipe), source=_source(work)
@@ -366,7 +368,11 @@ def _evaluate(work: Work) -> bool:
             "evaluate",
             inputs,
             time.monotonic() - started,
-            {"predictions": predictions, **counts(work, *tallies, others=[judge.judge] if judge else [])},
+            {
+                "predictions": predictions,
+                "judge": judge and judge.bill(),
+                **counts(work, *tallies, others=[judge.judge] if judge else []),
+            },
         )
     _complete_evaluation(work, tallies)
     return fresh

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,28 +64,41 @@ def variants(recipe: Recipe) -> list[Variant]:
     return made + [Variant(f"student-{place}", "size", seed, student=other) for place, other in others]
 
 
+def further_inputs(run: RunFolder, recipe: Recipe, trained: str, scorers: Mapping[str, Scorer]) -> list[str]:
+    """For each variant the digest of what its training depends on; `trained` is that of the run's own.
+
+    Raises UsageError where there are no samples for one."""
+    found = []
+    for variant in variants(recipe):
+        wanted: dict[str, Any] = {"trained": trained, **variant.facts()}
+        if variant.kind == "hard_labels":  # nothing else depends on the references of what is learned from
+            rows = _samples(run, variant, recipe.run.seed, scorers).select(["id", "completion"])
+            wanted["labels"] = rows.to_pylist()
+        found.append(hashlib.sha256(rfc8785.dumps(wanted)).hexdigest())
+    return found
+
+
 def train_further(
     run: RunFolder,
     recipe: Recipe,
-    trained: str,
+    inputs: Sequence[str],
     scorers: Mapping[str, Scorer],
     fit: Callable[[RunFolder, Recipe], object],
 ) -> list[Further]:
     """Let `fit` train what is not trained yet, from the samples in a folder, by a recipe, into that folder.
 
-    `trained` is the digest of what the run's own training depends on. A student's samples lie in its folder
+    `inputs` are what `further_inputs` finds. A student's samples lie in its folder
     only while it is trained, so that erasing finds them in one place.
     Raises what training raises, and UsageError where there are no samples for a variant.
     """
     from stillhouse.evaluate import Further
 
     found = []
-    for variant in variants(recipe):
+    for variant, wanted in zip(variants(recipe), inputs, strict=True):
         folder = run.further(variant.name)
-        wanted = {"trained": trained, **variant.facts()}
-        inputs = hashlib.sha256(rfc8785.dumps(wanted)).hexdigest()
         marker = read_marker(folder, "train")
-        if marker is None or marker.get("inputs") != inputs:
+        there = (folder.student / "config.json").is_file()
+        if marker is None or marker.get("inputs") != wanted or not there:
             folder.root.mkdir(parents=True, exist_ok=True)
             folder.marker("train").unlink(missing_ok=True)
             rows = _samples(run, variant, recipe.run.seed, scorers)
@@ -93,7 +106,7 @@ def train_further(
                 parquet.write_table(rows, folder.samples)
             fit(folder, _settings(recipe, variant))
             folder.samples.unlink()
-            marker = {"inputs": inputs, "samples": rows.num_rows}
+            marker = {"inputs": wanted, "samples": rows.num_rows}
             write_json(folder.marker("train"), marker)
         found.append(
             Further(

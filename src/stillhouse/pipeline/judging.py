@@ -46,6 +46,15 @@ class Bench:
         failed = {question.prompt_id: question.reason for question in tally.failed}
         return list(judging.read_judgements(pairs, self.judge, self.ledger, failed))
 
+    def bill(self) -> dict[str, float | None]:
+        """Answers that the run bought from the judge, and what they cost (US dollars, None without a price);
+        the stage's `cost` holds it too."""
+        known = self.judge.price is not None
+        return {
+            "answers": sum(tally.bought for tally in self.tallies),
+            "billed": sum(tally.billed for tally in self.tallies) if known else None,
+        }
+
 
 @contextmanager
 def open_judge(recipe: Recipe, ledger: Ledger, run: str, log: Path, watch: Watch) -> Iterator[Bench | None]:

@@ -44,7 +44,7 @@ def _habits(found: dict[str, Any]) -> Html:
                 f"answers with {name}",
                 percent(number(of, "teacher")),
                 percent(number(of, "student")),
-                _points(measure(of, "change")) if number(of, "change", "value") else "no change",
+                _change(measure(of, "change")),
             )
         )
     punctuation = at(style, "punctuation")
@@ -163,7 +163,10 @@ def _battery(battery: Any, facts: Facts) -> Html | None:
             f" {count(number(battery, 'gained'))} gained."
         )
     if number(battery, "before") == 0:
-        said = "The student could do none of it before training, so nothing could be lost."
+        said = (
+            "The student could do none of it before training, so nothing could be lost;"
+            f" {count(number(battery, 'gained'))} gained."
+        )
     return join(
         tag("h3", "A fixed battery of general prompts, before and after training"),
         table("The battery by family", ("family", "n", "before", "after"), rows),
@@ -212,6 +215,11 @@ def _metric(figure: Any) -> str:
 
 def _bounds(tree: Any, key: str) -> str:
     return interval(measure(tree, key)) or UNKNOWN
+
+
+def _change(change: Measure) -> str:
+    """As `_points`, and in words where no answer changed."""
+    return "no change" if change.value == 0 and change.low is None else _points(change)
 
 
 def _points(change: Measure) -> str:

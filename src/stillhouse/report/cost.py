@@ -115,8 +115,9 @@ def _teachers(facts: Facts) -> list[dict[str, Any]]:
 def bill(facts: Facts) -> Estimate:
     """US dollars that this run owes its teacher, training and test prompts together.
 
-    `low` is for the answers that it bought; `high` adds requests without an answer, which may have been
-    billed too; `expected` is known where there are none. UNKNOWN without a price and for imported answers.
+    What it owes a judge is not in it. `low` is for the answers that it bought; `high` adds requests without
+    an answer, which may have been billed too; `expected` is known where there are none. UNKNOWN without a
+    price and for imported answers.
     """
     costs = [facts.result(stage, "cost") for stage in ("collect", "evaluate") if facts.markers[stage]]
     lows, highs = ([number(cost, end) for cost in costs] for end in ("low", "high"))
@@ -126,6 +127,8 @@ def bill(facts: Facts) -> Estimate:
     )  # what evaluate counts begins with what collect spent
     if imported(facts) or not costs or None in (*lows, *highs):
         return NOT_KNOWN
+    judged = number(facts.result("evaluate", "judge", "billed")) or 0.0  # both hold the judge's bill too
+    low, high = low - judged, high - judged
     return Estimate(low, low, low) if math.isclose(low, high, abs_tol=1e-9) else Estimate(low, None, high)
 
 
@@ -186,6 +189,7 @@ def _money(facts: Facts) -> list[tuple[str, object]]:
     return [
         ("price", _rates(facts)),
         ("billed", owed),
+        *_judges_bill(facts),
         ("cap", money(cap) if cap is not None else "none set" if facts.recipe else UNKNOWN),
         (
             "requests",
@@ -193,6 +197,15 @@ def _money(facts: Facts) -> list[tuple[str, object]]:
         ),
         ("sent, unknown", words),
     ]
+
+
+def _judges_bill(facts: Facts) -> list[tuple[str, object]]:
+    """On top of the teacher's; nothing where no judge was asked."""
+    found = facts.result("evaluate", "judge")
+    if not isinstance(found, dict):
+        return []
+    answers = plural(number(found, "answers"), "answer")
+    return [("billed by the judge", f"{money(number(found, 'billed'))}, {answers}")]
 
 
 def _compute(facts: Facts) -> list[tuple[str, object]]:

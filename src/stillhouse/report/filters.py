@@ -62,7 +62,8 @@ def _balance(facts: Facts, name: str, words: str) -> Html | None:
         for group in listed[:_GROUPS]
     ]
     rest = f" (the largest {_GROUPS} of {count(len(listed))})" if len(listed) > _GROUPS else ""
-    return numbers(f"Rows by {words}: in = kept + dropped + unscored{rest}", (words, "in", *keys[1:]), rows)
+    caption = f"Rows by {words}: in = kept + dropped + unscored{rest}"
+    return numbers(caption, (words, "in", *keys[1:]), rows, f"Rows by {words}")
 
 
 def _leaks(facts: Facts) -> Html | None:

@@ -56,7 +56,9 @@ def _hard_labels(hard: Any) -> Html | None:
         return None
     own, ahead = measure(hard), measure(hard, "ahead")
     points = UNKNOWN if ahead.value is None else f"{100 * ahead.value:+.1f} points"
-    if ahead.low is not None and ahead.high is not None:
+    if ahead.value is not None and (ahead.low is None or ahead.high is None):
+        points += " (interval unknown)"
+    elif ahead.low is not None and ahead.high is not None:
         points += f" ({100 * ahead.low:+.1f} to {100 * ahead.high:+.1f})"
     return tag(
         "p",

@@ -81,9 +81,11 @@ def table(
     return tag("div", made, class_="scroll", tabindex=0, role="region", aria_label=caption)
 
 
-def numbers(caption: str, head: Sequence[object], rows: Sequence[Sequence[object]]) -> Html:
-    """The figures behind a drawing, folded away."""
-    return tag("details", tag("summary", "The numbers"), table(caption, head, rows), class_="numbers")
+def numbers(
+    caption: str, head: Sequence[object], rows: Sequence[Sequence[object]], title: str = "The numbers"
+) -> Html:
+    """The figures behind a drawing, folded away under a title."""
+    return tag("details", tag("summary", title), table(caption, head, rows), class_="numbers")
 
 
 def pairs(entries: Sequence[tuple[str, object]]) -> Html:

@@ -214,6 +214,14 @@ def _comparison(evaluation: dict[str, Any]) -> Html | None:
             f"Where the teacher was wrong (n = {count(n)}) the student gave the same wrong answer in"
             f" {percent(copied.value)}."
         )
+    less, swapped = measure(evaluation, "difference"), number(evaluation, "difference", "p")
+    if less.value is not None and less.low is not None and less.high is not None:
+        tested = f"; {_p(swapped)} by swapping the two in whole groups" if swapped is not None else ""
+        among = count(number(evaluation, "difference", "n"))
+        parts.append(
+            f"The student’s score less the teacher’s is {100 * less.value:+.1f} points"
+            f" ({100 * less.low:+.1f} to {100 * less.high:+.1f}, n = {among}{tested})."
+        )
     test, p = at(evaluation, "mcnemar"), number(evaluation, "mcnemar", "p")
     if p is not None:
         only = [number(test, key) for key in ("teacher_only", "student_only")]
@@ -227,7 +235,10 @@ def _comparison(evaluation: dict[str, Any]) -> Html | None:
     name, share = at(worst, "name"), number(worst, "value")
     if isinstance(name, str) and share is not None:
         tested = "could not be tested alone" if adjusted is None else f"{_p(adjusted)} after Holm"
-        parts.append(f"The worst family is {short(name, 40)}: it keeps {percent(share)} ({tested}).")
+        bounds = f"{interval(measure(worst)) or 'interval unknown'}, n = {count(number(worst, 'n'))}"
+        parts.append(
+            f"The worst family is {short(name, 40)}: it keeps {percent(share)} ({bounds}; {tested})."
+        )
     return tag("p", " ".join(parts), class_="said") if parts else None
 
 
