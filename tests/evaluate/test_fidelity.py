@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,7 +105,22 @@ def test_families_outside_what_was_trained_on_are_scored_apart():
     found = figures(rows, ["oos"])["slice"]
     assert (found["apart"]["student"]["score"], found["rest"]["student"]["score"]) == (0.0, 1.0)
     assert found["apart"]["retention"]["value"] == 0.0
+    assert found["less"]["value"] == 1.0
     assert figures(rows)["slice"] is None
+
+
+@pytest.mark.parametrize(("right", "shown"), [(0.5, True), (0.9, False)])
+def test_a_slice_on_which_less_is_kept_is_told_from_one_that_is_only_smaller(right, shown):
+    """As where the old test questions were learnt in other words, and the new ones were not."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for i in range(300):
+        family, chance = ("fresh", right) if i % 3 == 0 else ("old", 0.9)
+        student = float(rng.random() < chance)
+        rows += [row(i, "teacher", "a", 1.0, family), row(i, "student", "a", student, family)]
+    less = figures(rows, ["fresh"])["slice"]["less"]
+    assert (less["low"] > 0) is shown
+    assert less["low"] < less["value"] < less["high"]
 
 
 def test_nothing_to_compare_is_no_crash_and_no_zero():

@@ -22,6 +22,7 @@ from stillhouse.text import is_unicode
 
 Pair = tuple[Prediction, Prediction]  # the teacher's row and the student's; both have an answer
 
+ENDS = ("value", "low", "high")
 MARKS = {
     "markdown": re.compile(r"^#{1,6} \S|\*\*[^*\n]+\*\*|^\|.+\|\s*$", re.MULTILINE),
     "list": re.compile(r"^\s*(?:[-*+\u2022]|\d{1,3}[.)])\s+\S", re.MULTILINE),
@@ -40,7 +41,7 @@ def fidelity_figures(rows: Sequence[Prediction], apart: Sequence[str], seed: int
                   student did)
     json, tool_calls
                   see `form`
-    slice         families, and n, teacher, student, retention, each for those `apart` and the `rest`;
+    slice         families, `less`, and n, teacher, student, retention, each for those `apart` and the `rest`;
                   None where `apart` names none
     """
     pairs = answered_by_both(rows)
@@ -140,13 +141,20 @@ def tool_calls(answer: str) -> list[str] | None:
 
 
 def kept_apart(rows: Sequence[Prediction], apart: Sequence[str]) -> Figures:
-    """The families that lie outside what was trained on, and the rest, scored each by itself."""
+    """The families that lie outside what was trained on, and the rest, scored each by itself.
+
+    `less` is how much smaller a share the student keeps apart than of the rest. Where `apart` are questions
+    of the same kind that are newer than all that was trained on, that is what test questions in other words
+    among the training prompts would have added to the rest.
+    """
     sheet = lay_out(rows)
     inside = np.array([of in apart for of in sheet.families], dtype=bool)
     wanted = ("n", "groups", "teacher", "student", "retention")
     both = {"apart": family(sheet, inside), "rest": family(sheet, ~inside)}
+    rest, inner = (stats.Interval(*(both[w]["retention"][k] for k in ENDS)) for w in ("rest", "apart"))
     return {
         "families": sorted(apart),
+        "less": _plain(stats.independent_difference(rest, inner)),
         **{which: {key: figures[key] for key in wanted} for which, figures in both.items()},
     }
 

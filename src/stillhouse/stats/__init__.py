@@ -15,6 +15,7 @@ from stillhouse.stats.intervals import (
     clustered_error,
     clustered_share,
     group_codes,
+    independent_difference,
     t_quantile,
     wilson,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "fieller_ratio",
     "group_codes",
     "holm",
+    "independent_difference",
     "mcnemar",
     "negative_log_likelihood",
     "paired_difference",
