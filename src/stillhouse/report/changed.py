@@ -98,9 +98,9 @@ def _weak_spots(found: dict[str, Any]) -> Html | None:
         less = measure(apart, "less")
         if less.low is not None and less.low > 0:
             said.append(
-                f"That is {percent(less.value)} less ({percent(less.low)} to {percent(less.high)}): if the slice"
-                " is of the same kind and newer, training may have seen the other test questions in other"
-                " words."
+                f"That is {percent(less.value)} less ({percent(less.low)} to {percent(less.high)}): if the"
+                " slice is of the same kind and newer, training may have seen the other test questions in"
+                " other words."
             )
     return tag("p", " ".join(said), class_="said") if said else None
 
