@@ -76,7 +76,7 @@ def other_run(tmp_path, name):
 
 
 def test_the_student_comes_nearer_on_its_own_text_and_a_seed_repeats_it(run, folder, teacher, tmp_path):
-    result = learn(run, folder, teacher, share=1.0, epochs=6)
+    result = learn(run, folder, teacher, share=1.0, epochs=5)
     seen = losses(run)
     assert all(row["own"].keys() == FIGURES for row in seen)
     own = np.array([row["own"]["loss"] for row in seen])
@@ -88,7 +88,7 @@ def test_the_student_comes_nearer_on_its_own_text_and_a_seed_repeats_it(run, fol
     assert result.own.keys() == FIGURES
     assert result.own["rows"] == result.rows
     again = other_run(tmp_path, "again")
-    learn(again, folder, teacher, share=1.0, epochs=6)
+    learn(again, folder, teacher, share=1.0, epochs=5)
     assert weights(again) == weights(run)
     assert [row["own"] for row in losses(again)] == [row["own"] for row in seen]
 
@@ -121,7 +121,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(run, folder,
 def test_it_draws_from_its_whole_distribution_and_keeps_the_ids_that_it_drew(folder, teacher):
     student = load_model(str(folder))
     row = Row(np.array([5, 9, 4, 7], dtype=np.int32), 3, "")
-    own = OwnText(student, online(load_model(str(teacher)), "", OnPolicy()), OnPolicy(), 3, 128, 1)
+    own = OwnText(student, online(load_model(str(teacher)), "", OnPolicy()), OnPolicy(), 3, 128, 4096, 1)
     written = own.write([row] * 4000, range(4000), step=0)
     with torch.no_grad():
         logits = student.model(input_ids=torch.tensor([[5, 9, 4]])).logits[0, -1]
@@ -147,7 +147,7 @@ def test_rows_that_only_pad_the_head_are_never_written(tmp_path, teacher):
     tiny_tokenizer(TEMPLATE).save_pretrained(tmp_path / "padded")
     student = load_model(str(tmp_path / "padded"))
     row = Row(np.array([5, 9, 4], dtype=np.int32), 2, "")
-    own = OwnText(student, online(load_model(str(teacher)), "", OnPolicy()), OnPolicy(), 20, 128, 1)
+    own = OwnText(student, online(load_model(str(teacher)), "", OnPolicy()), OnPolicy(), 20, 128, 4096, 1)
     written = own.write([row] * 50, range(50), step=0)
     assert max(int(each.ids.max()) for each in written) < own.lesson.vocabulary == 48
 
@@ -216,8 +216,8 @@ def test_stored_targets_serve_the_rows_that_it_does_not_write_and_adapters_learn
     result = learn(run, folder, teacher, distil={"head": 4, "draws": 2}, lora={"rank": 4})
     assert len(result.shards) == 1
     assert result.trainable < result.parameters
-    own = [row["own"]["loss"] for row in losses(run)]
-    assert np.mean(own[-4:]) < np.mean(own[:4])
+    held = [row["held_out"] for row in losses(run) if "held_out" in row]
+    assert held[-1] < held[0]
 
 
 def test_a_student_that_ceases_to_end_its_answers_is_stopped(run, folder, tmp_path):
@@ -226,12 +226,20 @@ def test_a_student_that_ceases_to_end_its_answers_is_stopped(run, folder, tmp_pa
     train(short, make_recipe(str(folder), {"epochs": 12}))
     endless = tiny_llama(**{**TEACHER, "tie_word_embeddings": False})
     with torch.no_grad():
+        endless.lm_head.weight.mul_(2.0)
         endless.lm_head.weight[1] = 0.0
-        endless.lm_head.weight.mul_(4.0)
     endless.save_pretrained(tmp_path / "endless")
     tiny_tokenizer(TEMPLATE).save_pretrained(tmp_path / "endless")
     with pytest.raises(ModelError, match="run on without end") as stopped:
-        learn(run, short.student, tmp_path / "endless", share=1.0, epochs=30, divergence="forward_kl")
+        learn(
+            run,
+            short.student,
+            tmp_path / "endless",
+            share=1.0,
+            epochs=12,
+            learning_rate=0.001,
+            divergence="forward_kl",
+        )
     assert "on_policy.share" in stopped.value.mend
     seen = losses(run)
     assert seen[0]["own"]["truncated"] < health.ENDED
@@ -248,10 +256,10 @@ def test_the_rule_needs_a_student_that_once_ended_its_answers():
         return window
 
     assert health.collapsed(through(0.0, 1.0))
-    assert health.collapsed(through(1.0, 0.1, 0.6))
+    assert health.collapsed(through(1.0, 0.1, 0.9))
     assert not health.collapsed(through(1.0, 1.0)), "it never learnt to"
     assert not health.collapsed(through(0.3, 0.9))
-    assert not health.collapsed(through(0.0, 0.4))
+    assert not health.collapsed(through(0.0, 0.7))
     assert not health.collapsed(health.after(through(0.0), {"rows": 32.0, "truncated": 1.0})), "one step"
     assert health.after(through(0.0), None) == through(0.0)
 

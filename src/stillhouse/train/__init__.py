@@ -199,6 +199,7 @@ def _own_text(
         settings,
         settings.max_tokens or 2 * longest,
         min(limit for limit in limits if limit),
+        recipe.train.batch_tokens,
         recipe.run.seed,
     )
 

@@ -22,11 +22,10 @@ GRAM = 4  # tokens that count as said again when they stand together a second ti
 LIKELIEST = 8  # tokens of each model that are compared
 EXAMINED = 256  # positions of a batch at which they are
 
-WINDOW = 128  # answers over which shares are taken: the standard error of a half is 0.044
-ENDED, CUT = (
-    0.2,
-    0.5,
-)  # shares of cut answers: a student that once was below the one has collapsed at the other
+WINDOW = 64  # answers over which shares are taken: the standard error of a half is 0.06
+# Shares of cut answers: a student that once was below the one has collapsed at the other. Ten standard errors
+# lie between them, so that no steady student ever seems to have gone from one to the other.
+ENDED, CUT = 0.2, 0.8
 LONG, OFTEN = 2.0, 0.2  # what is worth a word at the end: times the teacher's length, share of cut answers
 
 OF_ROWS = ("length", "answer_length", "truncated")
@@ -62,7 +61,7 @@ def after(window: Window, own: Mapping[str, float] | None) -> Window:
 
 
 def collapsed(window: Window) -> bool:
-    """Whether most answers are cut by a student that once ended nearly all of its own: its lengths explode.
+    """Whether nearly all answers are cut of a student that once ended nearly all: their lengths explode.
 
     One that never learnt to end answers does not count: that is how every untrained student begins.
     """

@@ -96,7 +96,7 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     torch.manual_seed(seed)
     done, tokens, targets, spent, loss, held = 0, 0, 0, 0.0, math.nan, None
     threads = state["threads"] if state else torch.get_num_threads()
-    # Loss and target tokens of each step, and what its own text was like
+    # Of each step its loss, its target tokens and what the student's own text was like
     recent: deque[tuple[float, int, dict[str, float] | None]] = deque(maxlen=per_epoch)
     window = health.Window()
     if state:
@@ -112,8 +112,8 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
 
     def save() -> None:
         content: dict[str, Any] = {"step": done, "tokens": tokens, "targets": targets}
-        content |= {"seconds": clock() - began, "loss": loss, "held_out": held, "recent": list(recent)}
-        content |= {"dtype": dtype, "threads": threads, "window": astuple(window)}
+        content |= {"seconds": clock() - began, "dtype": dtype, "threads": threads}
+        content |= {"loss": loss, "held_out": held, "recent": list(recent), "window": astuple(window)}
         content |= capture(trainable, optimisers)
         checkpoint.save(folder, key, done, content, 1 if done == steps else checkpoint.KEPT)
 
@@ -131,24 +131,12 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
             if step % per_epoch == 0:
                 batches = epoch_batches(lengths, settings.batch_tokens, seed, step // per_epoch)
             rate = learning_rate(step, steps, settings)
-            for group in (group for optimiser in optimisers for group in optimiser.param_groups):
-                group["lr"] = rate
-            try:
-                turn = take_turn(
-                    rows,
-                    batches[step % per_epoch],
-                    way,
-                    own,
-                    step,
-                    per_epoch,
-                    settings.batch_tokens,
-                    precision,
-                )
+            set_rate(optimisers, rate)
+            with out_of_memory(step, device):
+                turn = take_turn(rows, batches[step % per_epoch], way, own, step, per_epoch, precision)
                 stepped = train_step(
                     model, causal, turn.groups, optimisers, settings.clip, precision, vocabulary, halves=two
                 )
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                raise _out_of_memory(error, step, device) from error
             _check_step(stepped.loss, stepped.norm, step, settings)
             loss, done, targets = stepped.loss, step + 1, targets + stepped.tokens
             tokens, fresh = tokens + turn.tokens, fresh + turn.tokens
@@ -165,24 +153,19 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
             file.write(json.dumps(row | {"tokens": tokens, "seconds": round(now - began, 3)}) + "\n")
             file.flush()
             check_health(window, done)
-            try:
-                if now - shown >= WATCH_SECONDS or done == steps or step == 0:
-                    shown = now
-                    watch(_progress(done, steps, loss, held, fresh / max(now - fresh_began, 1e-9), said))
-            except KeyboardInterrupt:
-                stopped.set()
+            if now - shown >= WATCH_SECONDS or done == steps or step == 0:
+                shown = now
+                rate_shown = fresh / max(now - fresh_began, 1e-9)
+                _tell(watch, _progress(done, steps, loss, held, rate_shown, said), stopped)
             if stopped.is_set() and done < steps:
                 save()
-                raise Interrupted(
-                    f"training was stopped at step {done} of {steps}",
-                    "Ctrl-C; a checkpoint was written",
-                    "run the same command again to go on from this step",
-                )
+                raise _interrupted(done, steps)
             if now - saved >= settings.checkpoint_seconds or done == steps:
                 save()
                 saved = clock()
-    mean = sum(loss * count for loss, count, _ in recent) / max(1, sum(count for _, count, _ in recent))
-    text = health.mean([said for _, _, said in recent if said])
+    bearing = sum(count for _, count, _ in recent)
+    mean = sum(loss * count for loss, count, _ in recent) / max(1, bearing)
+    text = health.mean([said for *_, said in recent if said])
     return Trained(steps, tokens, targets, clock() - began, mean, held, dtype, text)
 
 
@@ -194,6 +177,12 @@ def learning_rate(step: int, steps: int, settings: recipes.Train) -> float:
     progress = (step - warm) / max(1, steps - 1 - warm)
     low = settings.final_rate
     return settings.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_rate(optimisers: Sequence[torch.optim.Optimizer], rate: float) -> None:
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = rate
 
 
 def make_optimisers(
@@ -354,6 +343,31 @@ def _progress(
     if own:
         note += f"  own answers {own['length']:.0f} tokens, {own['truncated']:.0%} cut"
     return Progress("train", done, steps, "step", note=f"{note}  {rate / 1000:.1f}k tok/s")
+
+
+def _tell(watch: Watch, progress: Progress, stopped: threading.Event) -> None:
+    """A watcher may stop the training as well, at the end of the step."""
+    try:
+        watch(progress)
+    except KeyboardInterrupt:
+        stopped.set()
+
+
+def _interrupted(done: int, steps: int) -> Interrupted:
+    return Interrupted(
+        f"training was stopped at step {done} of {steps}",
+        "Ctrl-C; a checkpoint was written",
+        "run the same command again to go on from this step",
+    )
+
+
+@contextmanager
+def out_of_memory(step: int, device: Any) -> Iterator[None]:
+    """Says what to lower where memory runs out within."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        raise _out_of_memory(error, step, device) from error
 
 
 def _out_of_memory(error: BaseException, step: int, device: Any) -> BaseException:

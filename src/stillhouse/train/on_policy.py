@@ -34,13 +34,14 @@ from stillhouse.train.rows import Row
 @dataclass(frozen=True, slots=True)
 class OwnText:
     """Who writes, what is learned of it, and how long it may be: answers have at most `max_tokens` tokens,
-    and rows at most `limit` with their prompts."""
+    rows at most `limit` with their prompts, and batches `batch_tokens`."""
 
     student: LocalModel
     lesson: Lesson
     settings: OnPolicy
     max_tokens: int
     limit: int
+    batch_tokens: int
     seed: int
 
     def writes(self, numbers: Sequence[int], rows: int, step: int, per_epoch: int) -> list[int]:

@@ -69,12 +69,11 @@ def take_turn(
     own: OwnText | None,
     step: int,
     per_epoch: int,
-    batch_tokens: int,
     precision: Precision,
 ) -> Turn:
     """The rows of these `numbers`, some with an answer of the student's where that has one to write now.
 
-    Own text may be longer than what it stands for, so it is grouped anew into batches of `batch_tokens`.
+    Own text may be longer than what it stands for, so it is grouped anew into batches.
     """
     writes = own.writes(numbers, len(rows), step, per_epoch) if own else []
     read = [rows[number] for number in numbers if number not in set(writes)]
@@ -85,7 +84,7 @@ def take_turn(
     with precision():
         written = own.write(answered, writes, step)
     mine = Way(own.lesson, way.head, gather=False, own=True)
-    for batch in epoch_batches([len(row.ids) for row in written], batch_tokens, 0, 0):
+    for batch in epoch_batches([len(row.ids) for row in written], own.batch_tokens, 0, 0):
         groups.append(([written[number] for number in batch], mine))
     tokens = sum(len(row.ids) for row in [*read, *written])
     return Turn(groups, tokens, health.figures(answered, written, own.student.stop_ids))
