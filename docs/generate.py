@@ -73,6 +73,8 @@ def recipe_page() -> str:
         ("LeakSet", "[[curate.leak_sets]]"),
         ("Mix", "[curate.mix]"),
         ("Lora", "[student.lora]"),
+        ("Distil", "[train.distil]"),
+        ("OnPolicy", "[train.on_policy]"),
         ("Judge", "[evaluate.judge]"),
     ):
         parts += _table(place, {"$ref": f"#/$defs/{name}"}, schema)

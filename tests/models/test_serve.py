@@ -133,6 +133,25 @@ def test_echo_scores_a_text(client, tiny):
     assert [text[o] for o in plain] == [t for t in made.logprobs.tokens if len(t) == 1]
 
 
+def test_token_ids_are_scored_as_they_were_sent(client, tiny):
+    """As vLLM tells it, and also of ids that no text would be split into."""
+    ids = [*text_ids(tiny, "Order"), *text_ids(tiny, " 17")[::-1]]
+    (made,) = client.completions.create(
+        model="tiny", prompt=ids, max_tokens=0, extra_body={"prompt_logprobs": 3}
+    ).choices
+    expected = torch.log_softmax(tiny.model(torch.tensor([ids])).logits[0].double(), -1)
+    first, *others = made.prompt_logprobs
+    assert first is None
+    assert made.text == ""
+    for at, told in enumerate(others):
+        assert told[str(ids[at + 1])]["logprob"] == pytest.approx(float(expected[at, ids[at + 1]]), abs=1e-4)
+        likeliest = {str(i): rank for rank, i in enumerate(expected[at].topk(3).indices.tolist(), 1)}
+        assert {i: one["rank"] for i, one in told.items() if one["rank"]} == likeliest
+        assert len(told) in (3, 4)
+    with pytest.raises(openai.BadRequestError, match="stream"):
+        client.completions.create(model="tiny", prompt=ids, stream=True, extra_body={"prompt_logprobs": 0})
+
+
 def test_plain_completions_of_texts_and_token_ids(client, tiny):
     ids = text_ids(tiny, "ab")
     for prompt in ("ab", ids):

@@ -14,9 +14,9 @@ from tiny import VOCABULARY
 from tiny import tiny_llama as make
 from train.tiny_student import BASE
 
-from stillhouse.train.loop import Way, train_step
 from stillhouse.train.loss import attend_in_float32, can_gather, sequence_loss
 from stillhouse.train.rows import Row, collate
+from stillhouse.train.step import Way, train_step
 
 TEXT = Way(None, None, gather=True)
 
@@ -98,8 +98,8 @@ def test_accumulated_parts_step_as_one_batch(parts):
     for cut in (1, parts):
         model = tiny_llama()
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-        loss, norm, count = train_step(
-            model, model, ROWS, [optimiser], 1e9, nullcontext, TEXT, VOCABULARY, cut
+        loss, norm, count, _ = train_step(
+            model, model, [(ROWS, TEXT)], [optimiser], 1e9, nullcontext, VOCABULARY, cut
         )
         found.append((loss, norm, count, torch.cat([p.detach().flatten() for p in model.parameters()])))
     assert found[0][2] == found[1][2]
@@ -113,7 +113,9 @@ def test_two_halves_at_once_give_the_bits_of_two_in_turn():
         attend_in_float32(model)
         optimiser = torch.optim.AdamW(model.parameters(), lr=0.01)
         for _ in range(steps):
-            train_step(model, model, ROWS, [optimiser], 1.0, bf16, TEXT, VOCABULARY, parts=2, halves=halves)
+            train_step(
+                model, model, [(ROWS, TEXT)], [optimiser], 1.0, bf16, VOCABULARY, parts=2, halves=halves
+            )
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     def bf16():

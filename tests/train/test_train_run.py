@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from stillhouse.errors import Interrupted, ModelError, StorageError, UsageError
 from stillhouse.train import loop, train
+from stillhouse.train.step import Stepped
 from stillhouse.workspace import RunFolder
 
 KILLED = """
@@ -254,7 +255,7 @@ def test_a_loss_that_is_no_number_stops_with_the_last_checkpoint_whole(run, fold
 
 
 def test_a_student_that_no_gradient_reaches_is_an_error(run, folder, monkeypatch):
-    monkeypatch.setattr(loop, "train_step", lambda *_, **__: (3.0, 0.0, 1))
+    monkeypatch.setattr(loop, "train_step", lambda *_, **__: Stepped(3.0, 0.0, 1))
     with pytest.raises(ModelError, match="zero gradient at step 1"):
         train(run, make_recipe(str(folder)))
 

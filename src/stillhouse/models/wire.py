@@ -74,11 +74,13 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """Each prompt is a text or token ids; with `echo` it is part of the answer."""
+    """Each prompt is a text or token ids; with `echo` it is part of the answer. `prompt_logprobs` is how many
+    likeliest tokens are told beside each one of the prompt, as vLLM does it; None tells nothing."""
 
     settings: Settings
     prompts: tuple[str | tuple[int, ...], ...]
     echo: bool
+    prompt_logprobs: int | None = None
 
 
 def chat_request(body: object) -> ChatRequest:
@@ -98,14 +100,18 @@ def completion_request(body: object) -> CompletionRequest:
     """Check the body of a plain completion request. Raises WireError 400."""
     fields = _fields(body)
     echo = _field(fields, "echo", _boolean, False)
-    limit = _field(fields, "max_tokens", _whole(0 if echo else 1), 16)
+    told = _field(fields, "prompt_logprobs", _whole(0, MAX_TOP_LOGPROBS), None)
+    limit = _field(fields, "max_tokens", _whole(1 if not echo and told is None else 0), 16)
     logprobs = _field(fields, "logprobs", _whole(0, MAX_TOP_LOGPROBS), None)
     settings = _settings(fields, limit, logprobs)
     if (best_of := _field(fields, "best_of", _whole(1), None)) is not None and best_of != settings.n:
         raise WireError(400, "best_of other than n is not supported", "best_of", "unsupported_parameter")
     if echo and settings.stream:
         raise WireError(400, "echo is not supported together with stream", "echo", "unsupported_parameter")
-    return CompletionRequest(settings, _prompts(fields.get("prompt")), bool(echo))
+    if told is not None and settings.stream:
+        said = "prompt_logprobs is not supported together with stream"
+        raise WireError(400, said, "prompt_logprobs", "unsupported_parameter")
+    return CompletionRequest(settings, _prompts(fields.get("prompt")), bool(echo), told)
 
 
 def _fields(body: object) -> dict[str, Any]:

@@ -121,6 +121,7 @@ def _notices(folder: RunFolder) -> Iterator[str]:
         change = who["canary"] and who["canary"]["change"]
         if change:
             yield f"the teacher {who['teacher']} changed while it was asked: {change['words']}"
+    yield from (result_of(folder, "train") or {}).get("notices", ())
 
 
 def cancel_batches(recipe: Recipe, workspace: Workspace, watch: Watch = unwatched) -> asking.Tally:
@@ -251,7 +252,7 @@ def _curate(work: Work) -> bool:
 def _train(work: Work) -> bool:
 
     recipe, curated, local = work.recipe, need(work, "curate"), local_teacher(work.recipe)
-    source = _source(work) if recipe.train.objective == "distil" else None
+    source = _source(work) if recipe.train.objective != "sequence" else None
     made_here = recipe.student.init in ("from_teacher", "config")
     start = local if made_here else source_folder(recipe.student.init)
     inputs = digest(
@@ -292,7 +293,7 @@ def _source(work: Work) -> Source:
         return Source(folder, (), teacher.model, teacher.revision)
     found = read_taught(work.folder) or []
     answers = [(one.binding, tuple(one.tally.shards)) for one in found if one.tally.shards]
-    return Source(folder, answers)
+    return Source(folder, answers, teacher.model, teacher.revision)
 
 
 def _evaluate(work: Work) -> bool:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from stillhouse.recipe.base import Fraction, Positive, Table
+from stillhouse.recipe.base import Fraction, NotNegative, Positive, Table
 from stillhouse.recipe.curation import Curate
 
 
@@ -238,7 +238,21 @@ class Student(Table):
     lora: Lora | None = None
 
 
-class Distil(Table):
+DivergenceName = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"]
+
+
+class Measure(Table):
+    """How far the student's distribution lies from the teacher's, at each position."""
+
+    divergence: DivergenceName = "forward_kl"
+    beta: Fraction = Field(
+        default=0.5, description="For `jensen_shannon`: 0 is the forward KL, 1 the reverse."
+    )
+    skew: float = Field(default=0.1, gt=0, lt=1, description="For `skew_kl` and `skew_reverse_kl`.")
+    temperature: float = Field(default=1.0, gt=0, description="Of both models in the loss.")
+
+
+class Distil(Measure):
     """With `train.objective = "distil"`: which probabilities are learned, and by which measure."""
 
     targets: Literal["teacher", "answers"] = Field(
@@ -257,13 +271,9 @@ class Distil(Table):
     draws: Annotated[int, Field(ge=0)] = Field(
         default=4, description="Tokens drawn from the rest, so that nothing is left out on average."
     )
-    divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"] = Field(
+    divergence: DivergenceName = Field(
         default="forward_kl", description="Stored targets with `draws` serve `forward_kl` alone."
     )
-    beta: Fraction = Field(
-        default=0.5, description="For `jensen_shannon`: 0 is the forward KL, 1 the reverse."
-    )
-    skew: float = Field(default=0.1, gt=0, lt=1, description="For `skew_kl` and `skew_reverse_kl`.")
     temperature: float = Field(
         default=1.0, gt=0, description="Of both models in the loss; other than 1 needs `online`."
     )
@@ -288,12 +298,31 @@ class Distil(Table):
         return self
 
 
+class OnPolicy(Measure):
+    """With `train.objective = "on_policy"`: the student answers prompts of the samples itself, drawing from
+    its own distribution, and learns at each of its tokens how the teacher would have gone on. The other rows
+    are learned as [train.distil] says."""
+
+    share: float = Field(
+        default=0.5, gt=0, le=1, description="Share of each epoch's rows that the student writes itself."
+    )
+    after: NotNegative = Field(
+        default=1.0, description="Epochs learned from the samples alone before the student begins to write."
+    )
+    max_tokens: Positive | None = Field(
+        default=None, description="Longest text that it writes; left out, twice the longest answer it learns."
+    )
+    divergence: DivergenceName = "reverse_kl"
+
+
 class Train(Table):
-    objective: Literal["sequence", "distil"] = Field(
+    objective: Literal["sequence", "distil", "on_policy"] = Field(
         default="sequence",
-        description="`sequence` learns the answers' text, `distil` the teacher's probabilities.",
+        description="`sequence` learns the answers' text, `distil` the teacher's probabilities along it, "
+        "`on_policy` also along text that the student writes.",
     )
     distil: Distil = Field(default=Distil(), description="See [train.distil].")
+    on_policy: OnPolicy = Field(default=OnPolicy(), description="See [train.on_policy].")
     epochs: float = Field(default=3.0, gt=0)
     batch_tokens: Positive = Field(default=8192, description="Tokens in a batch, padding included.")
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -312,6 +341,15 @@ class Train(Table):
     held_out: Fraction = Field(default=0.03, description="Share of samples kept back to watch the loss.")
     checkpoint_seconds: float = Field(default=60.0, gt=0)
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Type of the autocast.")
+
+    @model_validator(mode="after")
+    def _time_to_write(self) -> Train:
+        if self.objective == "on_policy" and self.on_policy.after >= self.epochs:
+            raise ValueError(
+                f"the student would never write: `on_policy.after` is {self.on_policy.after:g} "
+                f"and there are {self.epochs:g} epochs"
+            )
+        return self
 
 
 class Judge(Teacher):
@@ -407,25 +445,24 @@ class Recipe(Table):
     @model_validator(mode="after")
     def _what_distilling_needs(self) -> Recipe:
         """Said before anything is paid for."""
-        if self.train.objective != "distil":
-            return self
-        if self.train.distil.targets == "answers":
-            if self.collect.top_logprobs is None:
-                raise ValueError(
-                    'train.distil.targets = "answers" learns probabilities, and none are asked for: set '
-                    "collect.top_logprobs"
-                )
-        elif self.teacher.endpoint is not None or self.teacher.imported:
+        objective, told = self.train.objective, self.train.distil.targets == "answers"
+        if objective != "sequence" and told and self.collect.top_logprobs is None:
             raise ValueError(
-                'train.distil.targets = "teacher" needs the weights of [teacher] on this machine: name its '
-                'folder without an endpoint, or set targets = "answers" with collect.top_logprobs'
-            )
-        elif self.teacher.system:
-            raise ValueError(
-                'train.distil.targets = "teacher" reads the rows that the student learns, without '
-                '`teacher.system`, under which the teacher answered: set targets = "answers" with '
+                'train.distil.targets = "answers" learns probabilities, and none are asked for: set '
                 "collect.top_logprobs"
             )
+        if objective == "on_policy" or (objective == "distil" and not told):
+            what = f'train.objective = "{objective}"' + ("" if objective == "on_policy" else ' by "teacher"')
+            if self.teacher.endpoint is not None or self.teacher.imported:
+                raise ValueError(
+                    f"{what} needs the weights of [teacher] on this machine: name its folder without an "
+                    'endpoint, or learn by "distil" with train.distil.targets = "answers"'
+                )
+            if self.teacher.system:
+                raise ValueError(
+                    f"{what} has the teacher read rows without `teacher.system`, under which it answered: "
+                    'learn by "distil" with train.distil.targets = "answers"'
+                )
         return self
 
     @model_validator(mode="after")

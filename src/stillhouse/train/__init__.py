@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stillhouse.ledger.targets import Binding
     from stillhouse.models.local import LocalModel
     from stillhouse.train.lessons import Lesson
+    from stillhouse.train.on_policy import OwnText
     from stillhouse.train.rows import Row
 
 
@@ -30,6 +31,9 @@ class TrainResult:
     `rows` is what was trained on, `rows_held_out` what only measured the loss, and `rows_left_out` counts the
     rest by reason: together they are the samples. `tokens` are the tokens read over all epochs without
     padding, `target_tokens` those of them that bear a loss. `trainable` is less than `parameters` for LoRA.
+
+    `own` is what the student's own text was like in the last epoch (see `health`), None where it wrote none,
+    and `notices` are for whoever asked for the training.
     """
 
     steps: int
@@ -50,6 +54,8 @@ class TrainResult:
     objective: str
     shards: list[str]
     bytes_per_token: float | None
+    own: dict[str, float] | None = None
+    notices: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,28 +79,36 @@ def train(
 ) -> TrainResult:
     """Train the recipe's student on `run.samples`; write `run.student`, `run.student_before`, `run.losses`.
 
-    With `train.objective` "distil" it learns probabilities, which `source` says where to find or to keep.
+    With `train.objective` "distil" it learns probabilities, which `source` says where to find or to keep;
+    with "on_policy" also along text that it writes itself.
 
     `run.student_before` is a folder for a student that was made here (`config`, `from_teacher`) and else a
     one-line file with the folder or hub id that it came from. `run.student` is float32 whatever the autocast.
     A training that was stopped goes on from its last checkpoint and ends with the same weights.
 
     Raises UsageError (nothing to train on, settings that do not fit), ModelError (not a usable model, memory,
-    a loss that is no number), LedgerError (shards that are not those of these rows), StorageError,
-    Interrupted.
+    a loss that is no number, own text that runs on without end), LedgerError (shards that are not those of
+    these rows), StorageError, Interrupted.
     """
-    from stillhouse.train import checkpoint, loop
+    from stillhouse.train import checkpoint, health, loop
     from stillhouse.train import rows as row
     from stillhouse.train import student as students
+    from stillhouse.train.losses import sound
 
     student = students.initial_student(recipe, teacher_folder)
     rows, left_out = row.read_rows(run.samples, student, recipe.train.max_length)
-    lesson = None
-    if recipe.train.objective == "distil":
-        lesson = _lesson(run, recipe, student, rows, teacher_folder, source, watch)
-        without = [each for each in rows if not lesson.has(each)]
-        rows = [each for each in rows if lesson.has(each)]
-        left_out |= {"no targets": len(without)} if without else {}
+    lesson = own = None
+    if recipe.train.objective != "sequence":
+        if source is None:
+            raise ValueError("to learn probabilities, say where they are kept")
+        sound(student.model.device)  # before anything depends on the losses
+        teacher = _teacher(recipe, student, teacher_folder)
+        if recipe.train.objective == "on_policy":
+            assert teacher is not None
+            own = _own_text(recipe, student, rows, teacher, source.revision)
+            rows = _kept(rows, left_out, "too long for the teacher", lambda row: len(row.ids) <= own.limit)
+        lesson = _lesson(run, recipe, student, rows, teacher, source, watch)
+        rows = _kept(rows, left_out, "no targets", lesson.has)
     learnt, held_out = row.split_held_out(rows, recipe.train.held_out, recipe.run.seed)
     if not learnt:
         raise UsageError(
@@ -104,7 +118,8 @@ def train(
         )
     tokenizer = students.tokenizer_digest(student.tokenizer)
     weights = students.weights_of(student.model)
-    key = _key(run.samples, recipe, tokenizer, weights, lesson.name if lesson else "")
+    lessons = [each.name for each in (lesson, own and own.lesson) if each]
+    key = _key(run.samples, recipe, tokenizer, weights, " ".join(lessons))
     students.save_before(student, run.student_before)
 
     parameters = sum(p.numel() for p in student.model.parameters())
@@ -121,6 +136,7 @@ def train(
         watch,
         clock,
         lesson,
+        own,
     )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     device = student.model.device.type
@@ -144,6 +160,47 @@ def train(
         objective=recipe.train.objective,
         shards=list(lesson.shards) if lesson else [],
         bytes_per_token=lesson.bytes_per_token if lesson else None,
+        own=trained.own,
+        notices=health.notices(trained.own),
+    )
+
+
+def _kept(
+    rows: Sequence[Row], left_out: dict[str, int], reason: str, fits: Callable[[Row], bool]
+) -> list[Row]:
+    """The rows that fit; the others are counted in `left_out`."""
+    kept = [row for row in rows if fits(row)]
+    if without := len(rows) - len(kept):
+        left_out[reason] = left_out.get(reason, 0) + without
+    return kept
+
+
+def _teacher(recipe: Recipe, student: LocalModel, folder: str | None) -> LocalModel | None:
+    """The teacher itself, where it has to read what is learned."""
+    from stillhouse.train import lessons
+
+    if recipe.train.objective == "distil" and recipe.train.distil.targets == "answers":
+        return None
+    return lessons.open_teacher(folder, student.reader)
+
+
+def _own_text(
+    recipe: Recipe, student: LocalModel, rows: Sequence[Row], teacher: LocalModel, revision: str
+) -> OwnText:
+    """The student as one that writes, no longer than both models can read."""
+    from stillhouse.train import lessons
+    from stillhouse.train.on_policy import OwnText
+
+    settings, limits = recipe.train.on_policy, (recipe.train.max_length, student.context, teacher.context)
+    longest = max((len(row.ids) - row.start for row in rows), default=1)
+    return OwnText(
+        student,
+        lessons.online(teacher, revision, settings),
+        settings,
+        settings.max_tokens or 2 * longest,
+        min(limit for limit in limits if limit),
+        recipe.train.batch_tokens,
+        recipe.run.seed,
     )
 
 
@@ -152,26 +209,22 @@ def _lesson(
     recipe: Recipe,
     student: LocalModel,
     rows: Sequence[Row],
-    teacher_folder: str | None,
-    source: Source | None,
+    teacher: LocalModel | None,
+    source: Source,
     watch: Watch,
 ) -> Lesson:
-    """What the student learns beside the text. The losses are examined before anything depends on them."""
+    """What the student learns beside the text of the samples."""
     from stillhouse.train import lessons
     from stillhouse.train.capture import capture
-    from stillhouse.train.losses import sound
 
     settings = recipe.train.distil
-    sound(student.model.device)
-    if source is None:
-        raise ValueError("to learn probabilities, say where they are kept")
     if settings.targets == "answers":
         if not source.answers:
             raise lessons.without_answers()
         return lessons.stored(source.folder, source.answers, student.reader, settings)
-    teacher = lessons.open_teacher(teacher_folder, student.reader)
+    assert teacher is not None
     if settings.online:
-        return lessons.online(teacher, source.revision, settings)
+        return lessons.online(teacher, source.revision, settings, settings.hard)
     unique = list({row.id: row for row in rows}.values())
     done = 0
 

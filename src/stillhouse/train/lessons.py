@@ -17,7 +17,7 @@ from stillhouse.ledger.targets import Binding, TargetReader
 from stillhouse.ledger.targets import Targets as PackedTargets
 from stillhouse.models.local import LocalModel, load_model
 from stillhouse.models.reading import Reader
-from stillhouse.recipe import Distil
+from stillhouse.recipe import Distil, Measure
 from stillhouse.train.losses import (
     Divergence,
     Objective,
@@ -47,7 +47,7 @@ class Lesson:
     bytes_per_token: float | None = None
 
 
-def objective_of(settings: Distil) -> Objective:
+def objective_of(settings: Measure, hard: float = 0.0) -> Objective:
     chosen: dict[str, Divergence] = {
         "forward_kl": divergence.forward_kl,
         "reverse_kl": divergence.reverse_kl,
@@ -55,7 +55,7 @@ def objective_of(settings: Distil) -> Objective:
         "skew_kl": partial(divergence.skew_kl, skew=settings.skew),
         "skew_reverse_kl": partial(divergence.skew_reverse_kl, skew=settings.skew),
     }
-    return Objective(chosen[settings.divergence], settings.temperature, settings.hard)
+    return Objective(chosen[settings.divergence], settings.temperature, hard)
 
 
 def open_teacher(folder: str | None, student: Reader) -> LocalModel:
@@ -111,7 +111,7 @@ def captured(teacher: LocalModel, name: str, revision: str, settings: Distil) ->
     )
 
 
-def online(teacher: LocalModel, revision: str, settings: Distil) -> Lesson:
+def online(teacher: LocalModel, revision: str, settings: Measure, hard: float = 0.0) -> Lesson:
     """The teacher reads every batch: its whole distributions, a chunk at a time, and nothing is stored."""
     model, head = teacher.model.eval(), head_of(teacher.model)
     vocabulary = len(teacher.reader.vocabulary().raw)
@@ -124,7 +124,8 @@ def online(teacher: LocalModel, revision: str, settings: Distil) -> Lesson:
             hidden_BTD = model.base_model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
             return TeacherStates(hidden_BTD.flatten(0, 1).index_select(0, batch.places_N), head)
 
-    return Lesson(f"online {revision}", objective_of(settings), vocabulary, lambda row: True, targets)
+    objective = objective_of(settings, hard)
+    return Lesson(f"online {revision}", objective, vocabulary, lambda row: True, targets)
 
 
 def stored(folder: Path, sources: Sequence[Shards], student: Reader, settings: Distil) -> Lesson:
@@ -158,7 +159,7 @@ def stored(folder: Path, sources: Sequence[Shards], student: Reader, settings: D
     shards = tuple(digest for _, digests in sources for digest in digests)
     return Lesson(
         " ".join(shards),
-        objective_of(settings),
+        objective_of(settings, settings.hard),
         len(vocabulary.raw),
         has,
         targets,

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ from torch import Tensor
 from stillhouse import recipe as recipes
 from stillhouse.errors import Interrupted, ModelError, storage
 from stillhouse.records import Progress, Watch
-from stillhouse.train import checkpoint
+from stillhouse.train import checkpoint, health
 from stillhouse.train.lessons import Lesson
-from stillhouse.train.loss import attend_in_float32, can_gather, sequence_loss, taught_loss, to_device
-from stillhouse.train.losses import Head, Targets, head_of
-from stillhouse.train.losses.whole import counted
-from stillhouse.train.rows import Batch, Row, collate, epoch_batches
+from stillhouse.train.loss import attend_in_float32, can_gather
+from stillhouse.train.losses import head_of
+from stillhouse.train.on_policy import OwnText, check_health
+from stillhouse.train.rows import Row, epoch_batches
+from stillhouse.train.step import SCORES, Way, measure, take_turn, train_step
 
-SCORES = 1 << 28  # most logits (rows times vocabulary) made at once: 1 GiB in float32
 WATCH_SECONDS = 0.3
 OUTER = ("embed", "wte", "wpe", "lm_head")  # in the names of matrices that are tables or heads
 
@@ -36,7 +36,8 @@ OUTER = ("embed", "wte", "wpe", "lm_head")  # in the names of matrices that are 
 class Trained:
     """Losses in nats per token; `tokens` counts all real tokens read, `target_tokens` those with a loss.
 
-    `loss` is the mean over the target tokens of the last epoch's steps, `dtype` what the forward pass ran in.
+    `loss` is the mean over the target tokens of the last epoch's steps, `dtype` what the forward pass ran in,
+    and `own` what the student's own text was like in the last epoch, None where it wrote none.
     """
 
     steps: int
@@ -46,21 +47,7 @@ class Trained:
     loss: float
     held_out: float | None
     dtype: str
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How a batch's loss is made. `head` is the student's, where a lesson can use it apart from the rest, and
-    `gather` says the same of plain cross-entropy."""
-
-    lesson: Lesson | None
-    head: Head | None
-    gather: bool
-
-    @property
-    def narrow(self) -> bool:
-        """Whether logits are made of the places that predict, and of no others."""
-        return self.gather or self.head is not None
+    own: dict[str, float] | None = None
 
 
 def fit(  # noqa: PLR0915 - the one flat loop reads better whole
@@ -75,10 +62,12 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     watch: Watch,
     clock: Callable[[], float],
     lesson: Lesson | None = None,
+    own: OwnText | None = None,
 ) -> Trained:
     """Train `model` in place; continue from the newest checkpoint in `folder` that bears `key`.
 
-    Without a `lesson` the text of the rows is learned; with one, all of them have its targets.
+    Without a `lesson` the text of the rows is learned; with one, all of them have its targets. With `own` the
+    student writes answers itself to some of the rows at each step, and learns of them what `own` teaches.
 
     The result depends on rows, settings, seed and the machine, not on where a run was stopped and resumed:
     number format and number of threads, which change the order of sums, are those of the first process.
@@ -107,12 +96,15 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     torch.manual_seed(seed)
     done, tokens, targets, spent, loss, held = 0, 0, 0, 0.0, math.nan, None
     threads = state["threads"] if state else torch.get_num_threads()
-    recent: deque[tuple[float, int]] = deque(maxlen=per_epoch)  # loss and target tokens of each step
+    # Of each step its loss, its target tokens and what the student's own text was like
+    recent: deque[tuple[float, int, dict[str, float] | None]] = deque(maxlen=per_epoch)
+    window = health.Window()
     if state:
         restore(trainable, optimisers, state)
         done, tokens, targets = state["step"], state["tokens"], state["targets"]
         spent, loss, held = state["seconds"], state["loss"], state["held_out"]
         recent.extend(state["recent"])
+        window = health.Window(*state["window"])
     lines = _kept_lines(log, done)
     began = clock() - spent
     fresh, fresh_began = 0, clock()  # this process's own tokens, for the rate that is shown
@@ -120,13 +112,12 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
 
     def save() -> None:
         content: dict[str, Any] = {"step": done, "tokens": tokens, "targets": targets}
-        content |= {"seconds": clock() - began, "loss": loss, "held_out": held, "recent": list(recent)}
-        content |= {"dtype": dtype, "threads": threads}
+        content |= {"seconds": clock() - began, "dtype": dtype, "threads": threads}
+        content |= {"loss": loss, "held_out": held, "recent": list(recent), "window": astuple(window)}
         content |= capture(trainable, optimisers)
         checkpoint.save(folder, key, done, content, 1 if done == steps else checkpoint.KEPT)
 
     model.train()
-    how = precision, way, vocabulary
     shared = device.type == "cpu" and settings.batch_tokens * vocabulary <= SCORES and not draws(model)
     with (
         storage("write", log),
@@ -139,129 +130,43 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
         for step in range(done, steps):
             if step % per_epoch == 0:
                 batches = epoch_batches(lengths, settings.batch_tokens, seed, step // per_epoch)
-            chosen = [rows[i] for i in batches[step % per_epoch]]
             rate = learning_rate(step, steps, settings)
-            for group in (group for optimiser in optimisers for group in optimiser.param_groups):
-                group["lr"] = rate
-            try:
-                loss, norm, count = train_step(
-                    model, causal, chosen, optimisers, settings.clip, *how, halves=two
+            set_rate(optimisers, rate)
+            with out_of_memory(step, device):
+                turn = take_turn(rows, batches[step % per_epoch], way, own, step, per_epoch, precision)
+                stepped = train_step(
+                    model, causal, turn.groups, optimisers, settings.clip, precision, vocabulary, halves=two
                 )
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                raise _out_of_memory(error, step, device) from error
-            _check_step(loss, norm, step, settings)
-            done, tokens, targets = step + 1, tokens + sum(len(r.ids) for r in chosen), targets + count
-            fresh += sum(len(r.ids) for r in chosen)
-            recent.append((loss, count))
-            row: dict[str, Any] = {"step": done, "loss": loss, "lr": rate, "grad_norm": norm}
+            _check_step(stepped.loss, stepped.norm, step, settings)
+            loss, done, targets = stepped.loss, step + 1, targets + stepped.tokens
+            tokens, fresh = tokens + turn.tokens, fresh + turn.tokens
+            said = {**turn.figures, **stepped.own} if turn.figures and stepped.own else None
+            window = health.after(window, said)
+            recent.append((loss, stepped.tokens, said))
+            row: dict[str, Any] = {"step": done, "loss": loss, "lr": rate, "grad_norm": stepped.norm}
+            if said:
+                row["own"] = said
             if held_out and (done % per_epoch == 0 or done == steps):
                 held = measure(model, causal, held_out, settings.batch_tokens, precision, way)
                 row["held_out"] = held
             now = clock()
             file.write(json.dumps(row | {"tokens": tokens, "seconds": round(now - began, 3)}) + "\n")
             file.flush()
-            try:
-                if now - shown >= WATCH_SECONDS or done == steps or step == 0:
-                    shown = now
-                    watch(_progress(done, steps, loss, held, fresh / max(now - fresh_began, 1e-9)))
-            except KeyboardInterrupt:
-                stopped.set()
+            check_health(window, done)
+            if now - shown >= WATCH_SECONDS or done == steps or step == 0:
+                shown = now
+                rate_shown = fresh / max(now - fresh_began, 1e-9)
+                _tell(watch, _progress(done, steps, loss, held, rate_shown, said), stopped)
             if stopped.is_set() and done < steps:
                 save()
-                raise Interrupted(
-                    f"training was stopped at step {done} of {steps}",
-                    "Ctrl-C; a checkpoint was written",
-                    "run the same command again to go on from this step",
-                )
+                raise _interrupted(done, steps)
             if now - saved >= settings.checkpoint_seconds or done == steps:
                 save()
                 saved = clock()
-    mean = sum(loss * count for loss, count in recent) / max(1, sum(count for _, count in recent))
-    return Trained(steps, tokens, targets, clock() - began, mean, held, dtype)
-
-
-def train_step(
-    model: Any,
-    causal: Any,
-    rows: Sequence[Row],
-    optimisers: Sequence[torch.optim.Optimizer],
-    clip: float,
-    precision: Callable[[], AbstractContextManager[Any]],
-    way: Way,
-    vocabulary: int,
-    parts: int | None = None,
-    halves: Executor | None = None,
-) -> tuple[float, float, int]:
-    """One optimiser step over `rows`: loss in nats per token, gradient norm before clipping, tokens with a
-    loss.
-
-    The rows are cut into parts where all their logits at once would be too many; each part's loss is
-    divided by the tokens of the whole, so the gradient is that of one batch. With `halves`, an executor of
-    two threads, a batch that need not be cut is worked in two parts at once. A step whose loss or gradient
-    is not finite changes nothing.
-    """
-    predicting = sum(len(row.ids) - row.start for row in rows)
-    wide = predicting if way.narrow else len(rows) * max(len(row.ids) for row in rows)
-    needed = parts or math.ceil(wide * vocabulary / SCORES)
-    parts = min(len(rows), max(needed, 2) if halves else needed)
-
-    prepared = [_prepared(rows[part::parts], way, causal.device) for part in range(parts)]
-    count = sum(number for _, _, number in prepared)
-
-    def backward(part: int) -> Tensor:
-        batch, targets, _ = prepared[part]
-        with precision():
-            loss = _loss(causal, batch, targets, way) / max(count, 1)
-        loss.backward()
-        return loss.detach()
-
-    if halves is not None and parts == 2:
-        losses = list(halves.map(backward, range(2)))  # a + b = b + a: which half ends first changes nothing
-    else:
-        losses = [backward(part) for part in range(parts)]
-    total = torch.stack(losses).sum()
-    norm = float(torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip))
-    value = float(total)
-    for optimiser in optimisers:
-        if math.isfinite(value) and math.isfinite(norm):
-            optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-    return value, norm, count
-
-
-def measure(
-    model: Any,
-    causal: Any,
-    rows: Sequence[Row],
-    batch_tokens: int,
-    precision: Callable[[], AbstractContextManager[Any]],
-    way: Way,
-) -> float:
-    """Mean loss over the rows' target tokens, in nats per token, without touching the model."""
-    model.eval()
-    total, count = 0.0, 0
-    with torch.no_grad(), precision():
-        for chosen in epoch_batches([len(row.ids) for row in rows], batch_tokens, 0, 0):
-            batch, targets, n = _prepared([rows[i] for i in chosen], way, causal.device)
-            total, count = total + float(_loss(causal, batch, targets, way)), count + n
-    model.train()
-    return total / max(count, 1)
-
-
-def _prepared(rows: Sequence[Row], way: Way, device: Any) -> tuple[Batch, Targets | None, int]:
-    """A batch, what the lesson has for it, and how many of its places bear a loss."""
-    batch = to_device(collate(rows), device)
-    if way.lesson is None:
-        return batch, None, len(batch.targets_N)
-    targets = way.lesson.targets(rows, batch)
-    return batch, targets, counted(targets, way.lesson.objective, len(batch.targets_N))
-
-
-def _loss(causal: Any, batch: Batch, targets: Targets | None, way: Way) -> Tensor:
-    """The sum over the batch's places, in nats."""
-    if way.lesson is None or targets is None:
-        return sequence_loss(causal, batch, way.gather)[0]
-    return taught_loss(causal, batch, way.head, targets, way.lesson)
+    bearing = sum(count for _, count, _ in recent)
+    mean = sum(loss * count for loss, count, _ in recent) / max(1, bearing)
+    text = health.mean([said for *_, said in recent if said])
+    return Trained(steps, tokens, targets, clock() - began, mean, held, dtype, text)
 
 
 def learning_rate(step: int, steps: int, settings: recipes.Train) -> float:
@@ -272,6 +177,12 @@ def learning_rate(step: int, steps: int, settings: recipes.Train) -> float:
     progress = (step - warm) / max(1, steps - 1 - warm)
     low = settings.final_rate
     return settings.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_rate(optimisers: Sequence[torch.optim.Optimizer], rate: float) -> None:
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = rate
 
 
 def make_optimisers(
@@ -425,9 +336,38 @@ def _check_step(loss: float, norm: float, step: int, settings: recipes.Train) ->
         )
 
 
-def _progress(done: int, steps: int, loss: float, held: float | None, rate: float) -> Progress:
+def _progress(
+    done: int, steps: int, loss: float, held: float | None, rate: float, own: dict[str, float] | None
+) -> Progress:
     note = f"loss {loss:.3f}" + (f"  held-out {held:.3f}" if held is not None else "")
+    if own:
+        note += f"  own answers {own['length']:.0f} tokens, {own['truncated']:.0%} cut"
     return Progress("train", done, steps, "step", note=f"{note}  {rate / 1000:.1f}k tok/s")
+
+
+def _tell(watch: Watch, progress: Progress, stopped: threading.Event) -> None:
+    """A watcher may stop the training as well, at the end of the step."""
+    try:
+        watch(progress)
+    except KeyboardInterrupt:
+        stopped.set()
+
+
+def _interrupted(done: int, steps: int) -> Interrupted:
+    return Interrupted(
+        f"training was stopped at step {done} of {steps}",
+        "Ctrl-C; a checkpoint was written",
+        "run the same command again to go on from this step",
+    )
+
+
+@contextmanager
+def out_of_memory(step: int, device: Any) -> Iterator[None]:
+    """Says what to lower where memory runs out within."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        raise _out_of_memory(error, step, device) from error
 
 
 def _out_of_memory(error: BaseException, step: int, device: Any) -> BaseException:

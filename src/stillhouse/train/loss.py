@@ -30,14 +30,19 @@ def sequence_loss(model: Any, batch: Batch, gather: bool) -> tuple[Tensor, int]:
     return F.cross_entropy(scores_NV.float(), batch.targets_N, reduction="sum"), batch.targets_N.numel()
 
 
-def taught_loss(model: Any, batch: Batch, head: Head | None, targets: Targets, lesson: Lesson) -> Tensor:
-    """Sum of the lesson's loss in nats over the places that `targets` are of (float32 scalar); see
-    `losses.head_loss`. Without a `head` that can be taken apart all logits are made."""
+def taught_loss(
+    model: Any, batch: Batch, head: Head | None, targets: Targets, lesson: Lesson
+) -> tuple[Tensor, Tensor]:
+    """Sum of the lesson's loss in nats over the places that `targets` are of (float32 scalar), see
+    `losses.head_loss`, and what the student says at them: its last hidden states (N, D). Without a `head`
+    that can be taken apart all logits are made, and those of the places (N, V) are given."""
     how = targets, lesson.objective, batch.targets_N, lesson.vocabulary
     if head is None:
-        return distil(_taken(model, batch), *how)[0]
+        scores_NV = _taken(model, batch)
+        return distil(scores_NV, *how)[0], scores_NV.detach()
     hidden_BTD = model.base_model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-    return head_loss(hidden_BTD.flatten(0, 1).index_select(0, batch.places_N), head, *how)[0]
+    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, batch.places_N)
+    return head_loss(hidden_ND, head, *how)[0], hidden_ND.detach()
 
 
 def can_gather(model: Any) -> bool:

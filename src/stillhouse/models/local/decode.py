@@ -66,7 +66,8 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Generation:
     """`token_ids` and `logprobs` leave out the final stop token; `completion_tokens` counts it, since it was
-    computed. `text` ends before a stop string, `token_ids` after it."""
+    computed. `text` ends before a stop string, `token_ids` after it. `end` is the stop token, where one ended
+    the answer."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -74,6 +75,7 @@ class Generation:
     prompt_tokens: int
     completion_tokens: int
     logprobs: tuple[TokenLogprob, ...] | None = None
+    end: int | None = None
 
 
 class Event(NamedTuple):
@@ -206,7 +208,7 @@ class Decoder:
 
     def _push(self, row: _Row, token: int, logprob: TokenLogprob | None) -> Event:
         if token in self.model.stop_ids:
-            return self._finish(row, "stop", len(row.ids) + 1, ())
+            return self._finish(row, "stop", len(row.ids) + 1, (), end=token)
         row.ids.append(token)
         new = () if logprob is None else (logprob,)
         row.logprobs += new
@@ -231,11 +233,12 @@ class Decoder:
         computed: int,
         new: tuple[TokenLogprob, ...],
         text: str | None = None,
+        end: int | None = None,
     ) -> Event:
         if text is None:
             text = _answer_text(self.model, row.request, row.ids)
-            if (end := _stop_at(text, row.request.stop, len(row.text))) is not None:
-                text, reason = text[:end], "stop"
+            if (cut := _stop_at(text, row.request.stop, len(row.text))) is not None:
+                text, reason = text[:cut], "stop"
         done = Generation(
             text=text,
             token_ids=tuple(row.ids),
@@ -243,6 +246,7 @@ class Decoder:
             prompt_tokens=len(row.request.prompt_ids),
             completion_tokens=computed,
             logprobs=None if row.request.logprobs is None else tuple(row.logprobs),
+            end=end,
         )
         return Event(row.key, text[row.given :], new, done)
 

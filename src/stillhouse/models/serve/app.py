@@ -77,6 +77,18 @@ class Served:
         top = tuple((rival.name, rival.raw, value) for rival, value in rivals)
         return wire.TokenScore(own.name, own.raw, token.logprob, top, own.special)
 
+    def ranked(self, token: TokenLogprob, wanted: int) -> dict[str, dict[str, Any]]:
+        """As vLLM tells it: the `wanted` likeliest tokens and the token itself, by id and each with its rank,
+        which is null where it is not among them."""
+        told: dict[int, tuple[float, int | None]] = {
+            at: (value, rank) for rank, (at, value) in enumerate(token.top[:wanted], 1)
+        }
+        told.setdefault(token.token_id, (token.logprob, None))
+        return {
+            str(at): {"logprob": value, "rank": rank, "decoded_token": self._token(at).name}
+            for at, (value, rank) in told.items()
+        }
+
     def unscored(self, token_id: int) -> wire.TokenScore:
         own = self._token(token_id)
         return wire.TokenScore(own.name, own.raw, None, (), own.special)
@@ -192,8 +204,9 @@ async def _completions(served: Served, http: HttpRequest) -> Response:
     jobs = _requests(served, settings, prompts, continues=True)
     envelope = served.envelope("cmpl")
     before: list[list[TokenLogprob | None]] = []
-    if ask.echo and settings.logprobs is not None:
-        before = await _scored(served, prompts, settings.logprobs)
+    echoed_too = ask.echo and settings.logprobs is not None
+    if echoed_too or ask.prompt_logprobs is not None:
+        before = await _scored(served, prompts, max(settings.logprobs or 0, ask.prompt_logprobs or 0))
     running = _Running(served, http, jobs, watched=settings.stream)
     if settings.stream:
         return _stream(running, lambda: _text_parts(served, envelope, settings, running))
@@ -204,14 +217,22 @@ async def _completions(served: Served, http: HttpRequest) -> Response:
         told = (prompt if isinstance(prompt, str) else ids_text(served.model, ids)) if ask.echo else ""
         tokens = [served.shown(token) for token in answer.logprobs or ()]
         offsets = wire.Offsets()
-        if before:
+        if echoed_too:
             scores = zip(ids, before[at // settings.n], strict=True)
-            echoed = [served.unscored(i) if t is None else served.shown(t) for i, t in scores]
+            few = settings.logprobs or 0
+            echoed = [
+                served.unscored(i) if t is None else served.shown(t._replace(top=t.top[:few]))
+                for i, t in scores
+            ]
             offsets = wire.Offsets(wire.unwritten(echoed, told))
             tokens = echoed + tokens
         logprobs = None if settings.logprobs is None else wire.text_logprobs(tokens, offsets)
         text, reason = told + answer.text, answer.finish_reason
-        choices.append({"index": at, "text": text, "logprobs": logprobs, "finish_reason": reason})
+        choice = {"index": at, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        if (wanted := ask.prompt_logprobs) is not None:
+            scored = before[at // settings.n]
+            choice["prompt_logprobs"] = [None if t is None else served.ranked(t, wanted) for t in scored]
+        choices.append(choice)
     counts = wire.usage(sum(len(ids) for ids in prompts), sum(a.completion_tokens for a in answers))
     return _json(envelope.wrap("text", choices, part=False) | {"usage": counts})
 
