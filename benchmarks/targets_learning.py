@@ -42,7 +42,7 @@ from stillhouse.recipe import Recipe, parse_recipe
 from stillhouse.records import Message, unwatched
 from stillhouse.stats import t_quantile
 from stillhouse.train import lessons, loop, rows
-from stillhouse.train.capture import sparse_targets
+from stillhouse.train.capture import sparse_targets, spread
 from stillhouse.train.losses import head_of
 from stillhouse.train.student import initial_student
 
@@ -71,9 +71,8 @@ class Form:
     def targets(self, logits_NV: Tensor, random: torch.Generator) -> Targets:
         each = 1 if self.spread else self.draws
         uniform_ND = torch.rand(len(logits_NV), each, dtype=torch.float64, generator=random)
-        if self.spread:
-            uniform_ND = (uniform_ND + torch.arange(self.draws)) / self.draws
-        return sparse_targets(logits_NV, self.head, self.draws, uniform_ND)
+        points_ND = spread(uniform_ND, self.draws) if self.spread else uniform_ND
+        return sparse_targets(logits_NV, self.head, self.draws, points_ND)
 
 
 STRATIFIED, SPREAD = Form(6, 4), Form(0, 32, True)  # what was the default, and what is
@@ -145,7 +144,7 @@ def stories(name: str, quick: bool) -> Task:
     width = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 4}
     student = {"init": "config", "config": width | {"max_position_embeddings": 512}}
     student["config"] |= {"tie_word_embeddings": True}
-    train = {"epochs": 1 if quick else 3, "learning_rate": 4e-3, "batch_tokens": 2048}
+    train = {"optimiser": "muon", "learning_rate": 6e-3, "epochs": 1 if quick else 2, "batch_tokens": 2048}
     forms = (STRATIFIED,) if quick else (Form(1, 1), STRATIFIED)
     return Task(name, teacher, recipe_of(teacher, student, train), made[:taught], made[taught:], forms)
 
