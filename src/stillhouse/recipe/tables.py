@@ -252,10 +252,10 @@ class Distil(Table):
         "else it reads every row once, and `head` and `draws` of each position are kept.",
     )
     head: Annotated[int, Field(ge=0)] = Field(
-        default=6, description="Likeliest tokens that are kept exactly, of each position."
+        default=0, description="Likeliest tokens that are kept exactly, of each position."
     )
     draws: Annotated[int, Field(ge=0)] = Field(
-        default=4, description="Tokens drawn from the rest, so that nothing is left out on average."
+        default=32, description="Tokens drawn from the rest, so that nothing is left out on average."
     )
     divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"] = Field(
         default="forward_kl", description="Stored targets with `draws` serve `forward_kl` alone."
