@@ -11,9 +11,9 @@ The same student (one start and one order of batches for each seed) learns the s
     top 7 and tail       the likeliest ids, and the mass of the rest in one bucket
 
 The latter three get as many ids, to a limit, as fit into the bytes of the stratified form before them. Bytes
-are equal with 128,256 ids: in the small vocabularies of these teachers a drawn id costs less of them. A public
-model of characters continues stories; the shipped teacher of the support desk answers its prompts, and the
-shipped base student learns from it.
+are equal with 128,256 ids: in the small vocabularies of these teachers a drawn id costs less of them. A
+public model of characters continues stories; the shipped teacher of the support desk answers its prompts, and
+the shipped base student learns from it.
 
 Losses are of rows that no student saw, over the whole vocabulary. Excess is the mean KL(teacher || student);
 cross-entropy adds the teacher's entropy. The angle is between the gradients of one batch, for the student
