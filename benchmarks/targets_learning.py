@@ -13,7 +13,8 @@ The same student (one start and one order of batches for each seed) learns the s
 The latter three get as many ids, to a limit, as fit into the bytes of the stratified form before them. Bytes
 are equal with 128,256 ids: in the small vocabularies of these teachers a drawn id costs less of them. A
 public model of characters continues stories; the shipped teacher of the support desk answers its prompts, and
-the shipped base student learns from it.
+the shipped base student learns from it. Of a third, a public model of 512 pieces that is less certain than
+these, only sizes and variances are told.
 
 Losses are of rows that no student saw, over the whole vocabulary. Excess is the mean KL(teacher || student);
 cross-entropy adds the teacher's entropy. The angle is between the gradients of one batch, for the student
@@ -75,6 +76,19 @@ class Form:
             return f"{self.head} exact + {self.draws} drawn"
         return f"{self.draws} {'spread' if self.spread else 'drawn'}"
 
+    def variance(self, logits_NV: Tensor) -> float:
+        """Of the ids' weights, summed over the vocabulary: the mean over positions, exactly."""
+        if not self.draws:
+            return 0.0
+        probs_NV = torch.softmax(logits_NV.double(), -1)
+        rest_NV = probs_NV.scatter(1, probs_NV.topk(self.head, -1).indices, 0.0)
+        mass_N1 = rest_NV.sum(-1, keepdim=True)
+        counts_NV = self.draws * rest_NV / mass_N1.clamp_min(1e-300)
+        part_NV = counts_NV % 1.0
+        spread_NV, drawn_NV = part_NV * (1 - part_NV), counts_NV * (1 - counts_NV / self.draws)
+        of_counts_NV = spread_NV if self.spread else drawn_NV
+        return float(((mass_N1 / self.draws) ** 2 * of_counts_NV).sum(-1).mean())
+
     def targets(self, logits_NV: Tensor, random: torch.Generator) -> Targets:
         each = 1 if self.spread else self.draws
         uniform_ND = torch.rand(len(logits_NV), each, dtype=torch.float64, generator=random)
@@ -133,7 +147,7 @@ def learning(quick: bool) -> list[Row]:
         forms = matched(task)
         seeds = [one_seed(task, forms, seed) for seed in range(1 if quick else SEEDS)]
         found += told(task, forms, seeds)
-    return found
+    return found + drawing(stories("stories260K", quick))
 
 
 # ---------------------------------------------------------------- tasks
@@ -205,13 +219,10 @@ def recipe_of(teacher: LocalModel, student: dict[str, Any], train: dict[str, Any
 
 def matched(task: Task) -> list[Form]:
     """Each stratified form, and after it those that take no more bytes with LARGE ids; at last SPREAD."""
-    some = task.learned[:: len(task.learned) // PROBED]
-    logits_NV = torch.cat([logits for _, logits in read(task.teacher, some)])
-    bound = replace(binding(task), vocabulary=LARGE)
+    logits_NV = probed(task)
 
     def size(form: Form) -> float:
-        own = replace(bound, head=form.head, draws=form.draws)
-        return len(encode(own, form.targets(logits_NV, generator(0)))) / len(logits_NV)
+        return payload(task, form, logits_NV)
 
     forms: list[Form] = []
     for form in task.forms:
@@ -224,6 +235,18 @@ def matched(task: Task) -> list[Form]:
         ):
             forms.append(peers[max(0, bisect.bisect_right(peers, room, key=size) - 1)])
     return [*forms, SPREAD]
+
+
+def probed(task: Task) -> Tensor:
+    """The teacher's logits at the places of some rows."""
+    some = task.learned[:: len(task.learned) // PROBED]
+    return torch.cat([logits for _, logits in read(task.teacher, some)])
+
+
+def payload(task: Task, form: Form, logits_NV: Tensor) -> float:
+    """Bytes per token with LARGE ids, without a shard's index."""
+    bound = replace(binding(task), vocabulary=LARGE, head=form.head, draws=form.draws)
+    return len(encode(bound, form.targets(logits_NV, generator(0)))) / len(logits_NV)
 
 
 def binding(task: Task) -> Binding:
@@ -339,7 +362,8 @@ def say(task: Task, seed: int, name: str, found: Learned) -> None:
 
 
 def told(task: Task, forms: Sequence[Form], seeds: Sequence[dict[Form | None, Learned]]) -> list[Row]:
-    own = entropy(torch.cat([logits for _, logits in read(task.teacher, task.held_out)]))
+    logits_NV = torch.cat([logits for _, logits in read(task.teacher, task.held_out)])
+    own = entropy(logits_NV)
     dense = np.array([found[None].excess for found in seeds])
     made = [
         Row(f"{task.name}: the teacher's entropy", own, "nats/token"),
@@ -356,6 +380,7 @@ def told(task: Task, forms: Sequence[Form], seeds: Sequence[dict[Form | None, Le
             judged(over, "<= 1 %", over.high is not None and over.high <= 1.0) if asked else over,
             beside(interval(f"{what}: excess", lost, "nats/token"), "dense", float(dense.mean())),
             interval(f"{what}: angle to dense", np.array([each.angle for each in of]), "degrees"),
+            Row(f"{what}: variance of the weights", form.variance(logits_NV), ""),
             Row(f"{what}: size as stored", stored, "bytes/token"),
             judged(size, "<= 36 bytes/token", large <= 36) if asked else size,
         ]
@@ -366,6 +391,16 @@ def told(task: Task, forms: Sequence[Form], seeds: Sequence[dict[Form | None, Le
             less = np.array([found[one].excess - found[other].excess for found in seeds])
             row = interval(f"{task.name}: excess, {one} less {other}", less, "nats/token")
             made.append(judged(row, "< 0", row.high is not None and row.high < 0) if other == drawn else row)
+    return made
+
+
+def drawing(task: Task) -> list[Row]:
+    """What the forms take and how much they vary for a teacher that nobody learns from here."""
+    logits_NV, made = probed(task), []
+    for form in dict.fromkeys(matched(task)):
+        what = f"{task.name}, {form}"
+        made.append(Row(f"{what}: variance of the weights", form.variance(logits_NV), ""))
+        made.append(Row(f"{what}: size with {LARGE:,} ids", payload(task, form, logits_NV), "bytes/token"))
     return made
 
 
