@@ -7,6 +7,7 @@ tokens beside each one. These answers are read as packed shards, as the JSON tha
 Parquet file with list columns. A vocabulary of 128,256 has no such model here: there the ids are drawn at
 random, which costs no format more than real ones would but for Parquet's compression. Time is processor time
 of one thread, over batches of 32 rows until the arrays of a loss are there; the best of several passes.
+What students learn from them: see targets_learning.py, whose rows are among these.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rows import DATA, Row, arguments, header, need, show
+from targets_learning import learning
 
 from stillhouse.collect.targets import TargetTally, TaughtRow, write_targets
 from stillhouse.ledger.targets import Binding, ShardWriter, TargetReader, Targets
@@ -59,7 +61,9 @@ def main() -> None:
         folder = Path(place)
         rows = real(folder, 48 if options.quick else 400, passes)
         rows += large(folder, 200 if options.quick else 2000, passes)
-    show(header(SEED, ["stillhouse", "numpy", "orjson", "pyarrow"]), rows, options.json)
+    rows += learning(options.quick)
+    packages = ["stillhouse", "numpy", "orjson", "pyarrow", "torch", "transformers"]
+    show(header(SEED, packages), rows, options.json)
 
 
 # ---------------------------------------------------------------- real answers

@@ -12,7 +12,7 @@ from tiny import VOCABULARY, tiny_llama
 from stillhouse.errors import ModelError
 from stillhouse.ledger.targets import Binding, TargetReader, decode, encode
 from stillhouse.train import capture as module
-from stillhouse.train.capture import capture, sparse_targets
+from stillhouse.train.capture import capture, sparse_targets, spread
 from stillhouse.train.rows import Row
 
 BINDING = Binding("teacher", "", "t" * 64, "", VOCABULARY, head=3, draws=5)
@@ -44,16 +44,32 @@ def test_every_position_is_a_distribution_that_a_shard_holds(seed, head, draws, 
     np.testing.assert_allclose(mass, 1.0, atol=1e-5)
 
 
+def uniform(count, draws, seed, evenly):
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.rand(count, 1 if evenly else draws, generator=generator, dtype=torch.float64)
+    return spread(start, draws) if evenly else start
+
+
+@pytest.mark.parametrize("evenly", [False, True])
 @pytest.mark.parametrize(("head", "draws"), [(0, 4), (2, 4)])
-def test_the_mean_over_draws_is_the_whole_distribution(head, draws):
+def test_the_mean_over_draws_is_the_whole_distribution(head, draws, evenly):
     logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(3)) * 2
-    uniform = torch.rand(4000, draws, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    drawn = dense(sparse_targets(logits.expand(4000, 12), head, draws, uniform), 12)
+    points = uniform(4000, draws, 4, evenly)
+    drawn = dense(sparse_targets(logits.expand(4000, 12), head, draws, points), 12)
     error = drawn.std(0) / 4000**0.5
     truth = logits.softmax(-1)[0].numpy()
     assert (np.abs(drawn.mean(0) - truth) <= 4 * error + 1e-6).all()
     likeliest = np.argsort(-truth)[:head]
     assert (drawn.std(0)[likeliest] < 1e-6).all()  # the head is exact
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.floats(0.1, 30))
+@settings(max_examples=60, deadline=None)
+def test_draws_that_are_spread_round_each_probability_up_or_down(seed, draws, sharpness):
+    logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(seed)) * sharpness
+    counts = draws * dense(sparse_targets(logits, 0, draws, uniform(5, draws, seed, True)), 9)
+    wanted = draws * logits.double().softmax(-1).numpy()
+    assert np.abs(counts - wanted).max() < 1 + 1e-4
 
 
 def test_a_head_as_wide_as_the_vocabulary_is_everything():

@@ -266,10 +266,10 @@ class Distil(Measure):
         "else it reads every row once, and `head` and `draws` of each position are kept.",
     )
     head: Annotated[int, Field(ge=0)] = Field(
-        default=6, description="Likeliest tokens that are kept exactly, of each position."
+        default=0, description="Likeliest tokens that are kept exactly, of each position."
     )
     draws: Annotated[int, Field(ge=0)] = Field(
-        default=4, description="Tokens drawn from the rest, so that nothing is left out on average."
+        default=32, description="Tokens drawn from the rest, so that nothing is left out on average."
     )
     divergence: DivergenceName = Field(
         default="forward_kl", description="Stored targets with `draws` serve `forward_kl` alone."

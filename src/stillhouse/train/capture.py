@@ -26,9 +26,9 @@ def sparse_targets(logits_NV: Tensor, head: int, draws: int, uniform_ND: Tensor 
     replacement, from the rest; a drawn id weighs the mass of the rest times its share of the draws.
 
     The weights of a position sum to 1 and their mean over draws is the whole distribution, so that a loss
-    which is linear in them has the gradient of full distillation on average: the head adds no variance
-    (stratified), and `head` 0 is "Sparse Logit Sampling" (Anshumann et al. 2025, arXiv:2503.16870). Without
-    draws the rest is given as the mass of the tail.
+    which is linear in them has the gradient of full distillation on average. The head adds no variance;
+    `head` 0 with independent draws is "Sparse Logit Sampling" (Anshumann et al. 2025, arXiv:2503.16870), and
+    `spread` makes draws that vary far less. Without draws the rest is given as the mass of the tail.
 
     `uniform_ND` holds numbers in [0, 1), N positions by `draws`, that decide what is drawn; float64.
     """
@@ -53,6 +53,16 @@ def sparse_targets(logits_NV: Tensor, head: int, draws: int, uniform_ND: Tensor 
         np.minimum(logprobs[order], 0.0).astype(np.float32),
         np.minimum(tail_N, 0.0).astype(np.float32),
     )
+
+
+def spread(start_N1: Tensor, draws: int) -> Tensor:
+    """`draws` numbers in [0, 1) for each in `start_N1`, all of one position 1 / `draws` apart (systematic
+    sampling, Madow 1949): an id of probability q is drawn `draws` q times, rounded up or down by chance.
+
+    The mean count is that of independent draws and its variance never more: below 1/4, where theirs is
+    `draws` q (1 - q).
+    """
+    return (start_N1 + torch.arange(draws, dtype=start_N1.dtype)) / draws
 
 
 def _drawn(rest_NV: Tensor, log_rest_N: Tensor, uniform_ND: Tensor) -> tuple[Any, Any, Any]:
@@ -156,4 +166,4 @@ def _read(
 def _uniform(row: Row, binding: Binding, seed: int) -> Tensor:
     name = hashlib.sha256(f"{seed}:".encode() + ids_digest(row.ids)).digest()
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(name[:16], "little")))
-    return torch.from_numpy(generator.random((len(row.ids) - row.start, binding.draws)))
+    return spread(torch.from_numpy(generator.random((len(row.ids) - row.start, 1))), binding.draws)

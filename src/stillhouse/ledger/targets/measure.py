@@ -24,8 +24,8 @@ class Measured:
     least (to 1e-4). `bias` bounds how far a position's gradient can lie from that of the whole distribution,
     as total variation (half the sum of absolute differences over the vocabulary), whatever the student is: a
     bucket for the tail leaves open only how the tail is shared out. It is the mean mass of the tail, and 0
-    where the tail was drawn from. `variance` is that of drawing, summed over the vocabulary: 0 without draws,
-    None where one draw a position cannot tell.
+    where the tail was drawn from. `variance` is that of independent draws, summed over the vocabulary: 0
+    without draws, None where one draw a position cannot tell. Draws that are spread vary less.
     """
 
     rows: int
