@@ -44,10 +44,11 @@ def sums(count: int = 48) -> list[dict[str, object]]:
 
 def make_recipe(init: str, train: dict[str, object] | None = None, **student: object) -> Recipe:
     settings = {"epochs": 3, "batch_tokens": 160, "held_out": 0.15, "learning_rate": 0.005, **(train or {})}
+    elsewhere = {"endpoint": "http://127.0.0.1:9/v1"} if settings.get("objective") is None else {}
     return parse_recipe(
         {
             "run": {"name": "t", "seed": 5},
-            "teacher": {"model": "name"},
+            "teacher": {"model": "name", **elsewhere},
             "collect": {"top_logprobs": 8},
             "prompts": {"source": "p.jsonl"},
             "student": {"init": init, **student},
