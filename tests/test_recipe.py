@@ -130,7 +130,7 @@ def test_the_same_teacher_twice_is_said_and_not_a_crash():
 def test_what_distilling_needs_is_said_before_anything_is_paid_for(more: str, why: str):
     remote = GOOD.replace('model = "embedded:desk"', 'model = "m"\nendpoint = "http://x/v1"', 1)
     with pytest.raises(UsageError) as caught:
-        parse(remote + '[train]\nobjective = "distil"\n' + more)
+        parse(remote.replace("[train]\n", '[train]\nobjective = "distil"\n') + more)
     assert why in caught.value.why
 
 
