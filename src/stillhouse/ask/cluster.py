@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,9 +267,6 @@ def _recover(machines: list[str], folder: Path, ledger: Ledger, run: str) -> Non
 
 def _joined(address: str, stack: ExitStack) -> Any:
     """Ray, connected until the stack ends to the cluster at the address, or to a new one on this machine."""
-    import logging
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
     try:
         import ray
     except ImportError:
@@ -289,6 +286,16 @@ def _joined(address: str, stack: ExitStack) -> Any:
         scratch = TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)  # short: sockets
         folder = stack.enter_context(scratch)
         new = {"include_dashboard": False, "object_store_memory": OBJECT_BYTES, "_temp_dir": folder}
+    join(ray, address, new)
+    stack.callback(ray.shutdown)
+    return ray
+
+
+def join(ray: Any, address: str, new: Mapping[str, Any]) -> None:
+    """Connect this process to the cluster, or to a `new` one with these settings. Raises UsageError."""
+    import logging
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **new)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -297,8 +304,6 @@ def _joined(address: str, stack: ExitStack) -> Any:
             str(error).strip().splitlines()[0],
             "correct RAY_ADDRESS, or unset it to work on this machine alone",
         ) from error
-    stack.callback(ray.shutdown)
-    return ray
 
 
 def _on(node: str, function: Callable[..., Any], *given: Any) -> Any:

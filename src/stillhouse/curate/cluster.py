@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from stillhouse.ask.cluster import join
 from stillhouse.curate.funnel import Judged, Row, put_through
 from stillhouse.curate.rows import ROWS, References, joined, references
 from stillhouse.curate.steps import alone_of, knows_references
@@ -92,19 +93,8 @@ def _ray() -> Any:
 
 
 def _join(ray: Any) -> None:
-    import logging
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
     address = os.environ.get("RAY_ADDRESS") or "local"
-    new = {"include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **new)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"could not join the Ray cluster at {address}",
-            str(error).strip().splitlines()[0],
-            "correct RAY_ADDRESS, or unset it to work on this machine alone",
-        ) from error
+    join(ray, address, {"include_dashboard": False} if address == "local" else {})
 
 
 def _cores(ray: Any) -> int:

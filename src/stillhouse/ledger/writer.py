@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,22 +107,15 @@ class Writer:
                 future.set_result(result)
 
     def _work_off(self, group: list[Queued]) -> list[tuple[Future[Any], Any]]:
-        together: dict[Many[Any, Any], list[tuple[Future[Any], Any]]] = {}
+        """Runs of items that go together, whichever come first in them, and runs of operations in order."""
         results: list[tuple[Future[Any], Any]] = []
-
-        def flush() -> None:
+        for _, run in groupby(group, key=lambda queued: queued[1] is _each):
+            together: dict[Many[Any, Any], list[tuple[Future[Any], Any]]] = {}
+            for future, many, item in run:
+                together.setdefault(many, []).append((future, item))
             for many, queued in together.items():
                 done = many(self._db, [item for _, item in queued])
                 results.extend(zip((future for future, _ in queued), done, strict=True))
-            together.clear()
-
-        for future, many, item in group:
-            if many is _each:
-                flush()
-            together.setdefault(many, []).append((future, item))
-            if many is _each:
-                flush()
-        flush()
         return results
 
 

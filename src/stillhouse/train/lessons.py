@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from stillhouse.ledger.targets import Targets as PackedTargets
 from stillhouse.models.local import LocalModel, load_model
 from stillhouse.models.reading import Reader
 from stillhouse.recipe import Distil, Measure
+from stillhouse.train.forward import scores_at, states_at
 from stillhouse.train.losses import (
     Divergence,
     Objective,
@@ -119,10 +119,8 @@ def online(teacher: LocalModel, revision: str, settings: Measure, hard: float = 
     def targets(rows: Sequence[Row], batch: Batch) -> Targets:
         with torch.no_grad(), torch.autocast(batch.ids_BT.device.type, enabled=False):
             if head is None:
-                scores_BTV: Any = model(input_ids=batch.ids_BT, use_cache=False).logits
-                return scores_BTV.flatten(0, 1).index_select(0, batch.places_N)
-            hidden_BTD = model.base_model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-            return TeacherStates(hidden_BTD.flatten(0, 1).index_select(0, batch.places_N), head)
+                return scores_at(model, batch)
+            return TeacherStates(states_at(model, batch), head)
 
     objective = objective_of(settings, hard)
     return Lesson(f"online {revision}", objective, vocabulary, lambda row: True, targets)

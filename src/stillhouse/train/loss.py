@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stillhouse.train.forward import scores_at, states_at
 from stillhouse.train.lessons import Lesson
 from stillhouse.train.losses import Head, Targets, distil, head_loss
 from stillhouse.train.rows import Batch, Row, collate
@@ -26,7 +27,7 @@ def sequence_loss(model: Any, batch: Batch, gather: bool) -> tuple[Tensor, int]:
     `model` is a causal language model of transformers. With `gather` its head sees only the hidden states
     that predict a target; without, all logits (B, T, V) are made and the same rows taken from them.
     """
-    scores_NV = _gathered(model, batch) if gather else _taken(model, batch)
+    scores_NV = _gathered(model, batch) if gather else scores_at(model, batch)
     return F.cross_entropy(scores_NV.float(), batch.targets_N, reduction="sum"), batch.targets_N.numel()
 
 
@@ -38,10 +39,9 @@ def taught_loss(
     that can be taken apart all logits are made, and those of the places (N, V) are given."""
     how = targets, lesson.objective, batch.targets_N, lesson.vocabulary
     if head is None:
-        scores_NV = _taken(model, batch)
+        scores_NV = scores_at(model, batch)
         return distil(scores_NV, *how)[0], scores_NV.detach()
-    hidden_BTD = model.base_model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, batch.places_N)
+    hidden_ND = states_at(model, batch)
     return head_loss(hidden_ND, head, *how)[0], hidden_ND.detach()
 
 
@@ -62,7 +62,7 @@ def can_gather(model: Any) -> bool:
     model.eval()
     try:
         with torch.no_grad():
-            gathered, taken = _gathered(model, batch), _taken(model, batch)
+            gathered, taken = _gathered(model, batch), scores_at(model, batch)
         return bool((gathered - taken).abs().max() <= 1e-4 * taken.abs().max())
     except (AttributeError, TypeError, RuntimeError):
         return False
@@ -72,15 +72,8 @@ def can_gather(model: Any) -> bool:
 
 
 def _gathered(model: Any, batch: Batch) -> Tensor:
-    hidden_BTD = model.base_model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, batch.places_N)
-    scores_NV: Tensor = model.get_output_embeddings()(hidden_ND)
+    scores_NV: Tensor = model.get_output_embeddings()(states_at(model, batch))
     return scores_NV
-
-
-def _taken(model: Any, batch: Batch) -> Tensor:
-    scores_BTV: Tensor = model(input_ids=batch.ids_BT, use_cache=False).logits
-    return scores_BTV.flatten(0, 1).index_select(0, batch.places_N)
 
 
 def attend_in_float32(model: Any) -> None:
