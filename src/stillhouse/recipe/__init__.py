@@ -27,23 +27,18 @@ from stillhouse.recipe.tables import (
     Canary,
     Collect,
     Declaration,
-    Distil,
     Evaluate,
     Focus,
     Grow,
     Judge,
-    Lora,
-    Measure,
-    OnPolicy,
     Price,
     Prompts,
     Recipe,
     Release,
     Run,
-    Student,
     Teacher,
-    Train,
 )
+from stillhouse.recipe.training import Distil, Lora, Measure, OnPolicy, Student, Train
 
 __all__ = [
     "Canary",
