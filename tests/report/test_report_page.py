@@ -176,10 +176,11 @@ def test_families_stand_worst_first(run):
 
 def test_figures_have_words_and_numbers(run):
     text, page = read(run)
-    assert page.values("role").count("img") == 4  # two figures, each wide and narrow
-    assert text.count("<desc") == 4
+    assert page.values("role").count("img") == 8  # four figures, each wide and narrow
+    assert text.count("<desc") == 8
+    assert "61.0% with 500; 79.0% with 1,000; 92.1% with 2,805" in text
     assert re.search(r"teacher 9\d\.\d% at 421 MFLOP per answer", text)
-    assert text.count("The numbers") == 2
+    assert text.count("The numbers") == 4
 
 
 def test_regressions_come_before_ties_and_wins(run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from stillhouse.report import svg
 from stillhouse.report.figures import (
     UNKNOWN,
     Measure,
@@ -15,7 +16,7 @@ from stillhouse.report.figures import (
     percent,
     scaled,
 )
-from stillhouse.report.layout import section, table
+from stillhouse.report.layout import WIDTHS, figure, numbers, section, table
 from stillhouse.report.markup import Html, join, short, tag
 from stillhouse.report.read import Facts
 
@@ -72,16 +73,18 @@ def _hard_labels(hard: Any) -> Html | None:
 def _curve(curve: Any) -> Html | None:
     if not isinstance(curve, list):
         return None
+    points = [(number(row, "samples"), measure(row)) for row in curve]
+    drawn = [(place, score) for place, score in points if place and score.value is not None]
+    about = "; ".join(f"{percent(score.value)} with {count(place)}" for place, score in drawn)
+    titles, axes = ("Score against samples", about), ("score", "samples that were trained on")
+    head = ("samples", "score", "95% interval", "n")
     return join(
         tag("h3", "Would more samples bring more"),
-        table(
-            "Scores by number of samples", ("samples", "score", "95% interval", "n"), _rows(curve, "samples")
-        ),
-        tag(
-            "p",
+        figure(
+            [svg.trend(drawn, width, "curve", titles, axes, count) for width in WIDTHS if drawn],
             "Each set holds every smaller one; the same settings and number of epochs, so fewer samples are"
             " fewer steps too.",
-            class_="method",
+            numbers("Scores by number of samples", head, _rows(curve, "samples")),
         ),
     )
 
@@ -89,11 +92,14 @@ def _curve(curve: Any) -> Html | None:
 def _sizes(sizes: Any, teacher: float | None) -> Html | None:
     if not isinstance(sizes, list):
         return None
-    rows = []
+    rows: list[tuple[object, ...]] = []
+    drawn: list[tuple[float, Measure]] = []
     for row in sizes:
         flops = number(row, "flops")
         ratio = flops / teacher if flops is not None and teacher else None
         kept = measure(row, "retention")
+        if ratio and kept.value is not None:
+            drawn.append((ratio, kept))
         rows.append(
             (
                 short(str(at(row, "label") or "the student"), 50),
@@ -104,9 +110,18 @@ def _sizes(sizes: Any, teacher: float | None) -> Html | None:
                 interval(kept) or UNKNOWN,
             )
         )
+    drawn.sort(key=lambda point: point[0])
+    about = "; ".join(f"{percent(kept.value)} at {percent(ratio)} of the FLOPs" for ratio, kept in drawn)
+    titles, axes = ("Score kept against cost", about), ("of the teacher’s score", "of the teacher’s FLOPs")
     head = ("began as", "parameters", "of the teacher’s FLOPs", "score", "of its score", "95% interval")
     return join(
-        tag("h3", "What is kept at what size"), table("Score kept by size, smallest first", head, rows)
+        tag("h3", "What is kept at what size"),
+        figure(
+            [svg.trend(drawn, width, "sizes", titles, axes, percent, 1.0) for width in WIDTHS if drawn],
+            "Students of all sizes, each with its share of the teacher’s score and FLOPs; the line is the"
+            " teacher’s own score.",
+            numbers("Score kept by size, smallest first", head, rows),
+        ),
     )
 
 

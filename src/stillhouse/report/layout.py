@@ -23,6 +23,7 @@ FAMILY_METHOD = (
     " group (in a family of a single group its prompts are taken as independent); of the share kept by"
     " paired score intervals at that number"
 )
+WIDTHS = (800, 358)  # CSS pixels of the wide and the narrow drawings
 IMPORTED = "imported; collected elsewhere"
 UNANCHORED = "unanchored: internally consistent only"
 SHARE_METHOD = "95% paired score interval, clustered by prompt group"

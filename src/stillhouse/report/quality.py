@@ -26,6 +26,7 @@ from stillhouse.report.layout import (
     SCORE_METHOD,
     SHARE_METHOD,
     SYSTEMS,
+    WIDTHS,
     absent,
     cell,
     figure,
@@ -37,7 +38,6 @@ from stillhouse.report.layout import (
 from stillhouse.report.markup import Html, join, short, tag
 from stillhouse.report.read import STAGES, Facts
 
-WIDTHS = (800, 358)  # CSS pixels of the wide and the narrow drawings
 _FAMILIES = 60  # rows of the table of families
 _KEPT = (
     (0.95, "full", "●", "95% or more"),
@@ -154,6 +154,14 @@ def _tiles(facts: Facts) -> Html:
         ],
         class_="tiles",
     )
+
+
+_LOSSES = {
+    "sequence": "Mean cross-entropy per token of the teacher’s answers.",
+    "distil": "Mean divergence per token from what the teacher would have said at each place of its answers.",
+    "on_policy": "Mean divergence per token from what the teacher would have said, along its own answers and"
+    " along what the student wrote itself.",
+}
 
 
 def against_cost(facts: Facts) -> Html:
@@ -353,7 +361,7 @@ def loss_curves(facts: Facts) -> Html:
         if facts.result("train", "rows")
         else ""
     )
-    lead = "Mean cross-entropy per token of the teacher’s answers."
+    lead = _LOSSES.get(str(facts.result("train", "objective")), _LOSSES["sequence"])
     if steps is not None:
         lead += f" {plural(steps, 'step')}" + (f", {epochs:g} epochs." if epochs is not None else ".")
     return section(

@@ -1,4 +1,4 @@
-"""The two figures of the report, drawn as inline SVG: no script, no font, colours by CSS class.
+"""The figures of the report, drawn as inline SVG: no script, no font, colours by CSS class.
 
 Each figure is drawn for a given width in CSS pixels, so that its text keeps its size: the page holds a
 wide and a narrow drawing and shows the one that fits.
@@ -139,6 +139,51 @@ def losses(
         parts.append(_text(x(tick), base + 18, count(tick), "axis", "middle"))
     parts.append(_text((left + right) / 2, base + 40, "optimiser step", "axis", "middle"))
     return _figure("losses", width, height, title, description, parts)
+
+
+def trend(
+    points: Sequence[tuple[float, Measure]],
+    width: int,
+    name: str,
+    titles: tuple[str, str],
+    axes: tuple[str, str],
+    tick_words: Callable[[float], str],
+    level: float | None = None,
+) -> Html:
+    """Shares (0 to 1, or a little above) with whiskers over a logarithmic axis of values above 0, joined in
+    their order. `titles` are the drawing's title and its description, `axes` the words at y and x, and
+    `level` a value to reach. Every point is labelled: they are few."""
+    height, left, top, right = (320 if width > 500 else 290), 56, 26, width - 30
+    bottom = height - 52
+    values = [v for _, m in points for v in (m.value, m.low, m.high) if v is not None]
+    values += [] if level is None else [level]
+    floor = math.floor(min(values) * 10 - 0.2) / 10
+    y = Scale(max(0.0, floor), math.ceil(max(values) * 10 + 0.1) / 10, bottom, top)
+    places = [place for place, _ in points]
+    x = Scale(min(places) / 1.5, max(places) * 1.5, left, right, log=True)
+    parts: list[object] = [_rows(y, left, right, lambda v: percent(v, 0))]
+    parts.append(tag("text", axes[0], x=left, y=top - 11, class_="axis"))
+    if level is not None:
+        parts.append(_line(left, y(level), right, y(level), "level"))
+    shown = [(place, m.value) for place, m in points if m.value is not None]
+    parts.append(_path(shown, x, y, "line train"))
+    last = -math.inf
+    for place, m in points:
+        if m.value is None:
+            continue
+        px = x(place)
+        if m.low is not None and m.high is not None:
+            ends = ((px, m.low, px, m.high), (px - 8, m.low, px + 8, m.low), (px - 8, m.high, px + 8, m.high))
+            parts += [_line(x1, y(v1), x2, y(v2), "whisker student") for x1, v1, x2, v2 in ends]
+        parts.append(shape("student", px, y(m.value)))
+        top_of = y(m.value if m.high is None else m.high)
+        parts.append(_text(px, max(top_of - 8, 12), percent(m.value), "label", "middle"))
+        if px - last >= _TICK * 0.75:
+            last = px
+            parts.append(_line(px, bottom, px, bottom + 5, "tick"))
+            parts.append(_text(px, bottom + 19, tick_words(place), "axis", "middle"))
+    parts.append(_text((left + right) / 2, height - 10, f"{axes[1]}, log scale", "axis", "middle"))
+    return _figure(name, width, height, *titles, parts)
 
 
 def shape(kind: str, x: float = 9, y: float = 9) -> Html:
