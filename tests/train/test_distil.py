@@ -133,6 +133,36 @@ def test_probabilities_that_came_with_the_answers(run, folder, teacher, tmp_path
         distil(run, retemplated, None, Source(tmp_path / "shards", foreign), targets="answers")
 
 
+def test_the_end_of_an_answer_is_learned_though_no_server_tells_of_it(run, folder, teacher, tmp_path):
+    """Of the token that ends an answer nothing is on the wire: the student must stop all the same."""
+    rows = load_rows(run, folder)
+    student = load_model(str(folder))
+    read, vocabulary = load_model(str(teacher)).model, student.reader.vocabulary()
+    bound = Binding("one", "", vocabulary.digest, student.reader.template, len(vocabulary.raw), 8)
+    with ShardWriter(tmp_path / "shards", bound) as writer:
+        for row in rows:
+            ids = torch.from_numpy(row.ids.astype(np.int64))[None]
+            with torch.no_grad():
+                told = sparse_targets(read(input_ids=ids).logits[0, row.start - 1 : -2], 8, 0)
+            offsets = np.append(told.offsets_N1, told.offsets_N1[-1])
+            tail = np.append(told.log_tail_N, np.float32(0.0))
+            writer.add(row.id, row.ids, replace(told, offsets_N1=offsets, log_tail_N=tail))
+        source = Source(tmp_path / "shards", [(bound, (writer.seal().stem,))])
+    result = distil(run, folder, None, source, targets="answers", epochs=8)
+    assert result.target_tokens == 8 * sum(len(row.ids) - row.start for row in rows[: result.rows])
+
+    def ends(model):
+        """The probability of each row's last token, where the text has come to its end; mean."""
+        found = []
+        for row in rows:
+            ids = torch.from_numpy(row.ids.astype(np.int64))[None]
+            with torch.no_grad():
+                found.append(model(input_ids=ids).logits[0, -2].softmax(-1)[row.ids[-1]])
+        return float(torch.stack(found).mean())
+
+    assert ends(load_model(str(run.student)).model) > 10 * ends(student.model)
+
+
 def load_rows(run, folder):
     from stillhouse.train.rows import read_rows
 

@@ -26,6 +26,7 @@ from stillhouse.train.losses import (
     divergence,
     head_of,
     unpacked,
+    with_text,
 )
 from stillhouse.train.rows import Batch, Row
 
@@ -151,7 +152,8 @@ def stored(folder: Path, sources: Sequence[Shards], student: Reader, settings: D
         return row.id in found
 
     def targets(rows: Sequence[Row], batch: Batch) -> Targets:
-        return unpacked(_read([found[row.id] for row in rows]), sampled).to(batch.ids_BT.device)
+        told = unpacked(_read([found[row.id] for row in rows]), sampled).to(batch.ids_BT.device)
+        return with_text(told, batch.targets_N)
 
     size = sum(len(shard.data) for reader in readers for shard in reader.shards)
     shards = tuple(digest for _, digests in sources for digest in digests)

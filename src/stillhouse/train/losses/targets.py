@@ -106,6 +106,22 @@ def unpacked(packed: PackedTargets, sampled: bool) -> SparseTargets:
     return SparseTargets(torch.from_numpy(ids_NK), log_weights_NK, None if sampled else log_tail_N - mass_N)
 
 
+def with_text(targets: SparseTargets, ids_N: Tensor) -> SparseTargets:
+    """Of a position that nothing is known of, the text's own token holds all.
+
+    Servers tell nothing of the token that ends an answer, for one: a student that learned only what is told
+    would never stop.
+    """
+    known_N1 = targets.known_N[:, None]
+    first_1K = torch.arange(targets.ids_NK.shape[1], device=ids_N.device)[None] == 0
+    ids_NK = torch.where(known_N1 | ~first_1K, targets.ids_NK, ids_N[:, None])
+    weights_NK = torch.where(known_N1 | ~first_1K, targets.log_weights_NK, 0.0)
+    tail_N = targets.log_tail_N
+    if tail_N is not None:
+        tail_N = torch.where(targets.known_N, tail_N, -torch.inf)
+    return SparseTargets(ids_NK, weights_NK, tail_N, targets.temperature)
+
+
 def places(trained_BT: Tensor) -> Tensor:
     """Flat indices into (B, T) of the positions that predict the tokens marked in `trained_BT`.
 

@@ -1,0 +1,204 @@
+"""Exchanges needed to keep 90, 95 and 97 % of the teacher's score, by what is asked and how it is learned.
+
+    .venv/bin/python benchmarks/queries.py [--quick] [--folder FOLDER] [--json FILE]
+
+The quickstart's teacher, student and settings. Every student reads 48,000 rows whatever it has been given, so
+fewer answers are read more often; each budget is a training of its own, from the same start, with three seeds
+of training and of prompts. Scores are of 1,000 test prompts; what focused rounds collect is decided on the
+development prompts. Between two budgets the number needed is found on a straight line over its logarithm.
+A method that does not get there within 8 times the first budget is shown with that bound. The full run takes
+some hours on two cores: what is in --folder is not done again. --quick takes one seed and two small budgets:
+it shows that the path works, not what it reaches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from rows import Row, header, show
+from scipy import stats
+
+from stillhouse.evaluate.students import local_answers
+from stillhouse.models import source_folder
+from stillhouse.models.embedded import world
+from stillhouse.models.local import load_model
+from stillhouse.scoring import score, scorers
+
+RECIPE = Path(__file__).parents[1] / "examples" / "quickstart" / "recipe.toml"
+DRAWS = 4
+LEVELS = (0.90, 0.95, 0.97)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """`budgets` are numbers of exchanges, each twice the one before; `rows_read` is what a student reads."""
+
+    seeds: Sequence[int]
+    budgets: Sequence[int]
+    rows_read: int
+    dev: int
+    test: int
+
+
+FULL = Scale((17, 18, 19), (750, 1500, 3000, 6000), 48_000, 500, 1000)
+SMALL = Scale((17,), (150, 300), 600, 60, 60)
+
+METHODS: dict[str, dict[str, Any]] = {
+    "text": {},
+    "text and 20 probabilities a token": {
+        "collect": {"top_logprobs": 20},
+        "train": {"objective": "distil", "distil": {"targets": "answers"}},
+    },
+    "whole distributions": {"train": {"objective": "distil", "distil": {"online": True}}},
+    f"text, {DRAWS} draws a prompt": {"collect": {"samples": DRAWS, "temperature": 1.0}},
+    "text, focused rounds": {},
+}
+FOCUSED = "text, focused rounds"
+
+
+def recipe_of(method: str, budget: int, seed: int, scale: Scale) -> dict[str, Any]:
+    """The recipe of one training; that of focused rounds is the one that every round begins with."""
+    tree = tomllib.loads(RECIPE.read_text())
+    changes = METHODS[method]
+    name = "".join(letter if letter.isalnum() else "-" for letter in method)
+    first = scale.budgets[0] if method == FOCUSED else budget
+    tree["run"] = {"name": f"{name}-{budget}", "seed": seed}
+    tree["prompts"] |= {"count": first // changes.get("collect", {}).get("samples", 1), "seed": seed}
+    tree["collect"] |= changes.get("collect", {})
+    tree["train"] |= changes.get("train", {}) | {"epochs": scale.rows_read / budget, "held_out": 0.0}
+    tree["evaluate"] = {"count": scale.dev, "split": "dev", "baseline": False}
+    return tree
+
+
+def stillhouse(folder: Path, *words: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "stillhouse.cli", *words, "--json"]
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def student_of(folder: Path, method: str, budget: int, seed: int, scale: Scale, before: str | None) -> Path:
+    """The folder of the run that trained this student; `before` is the run of the round before."""
+    tree = recipe_of(method, budget, seed, scale)
+    path = folder / f"{tree['run']['name']}-{seed}.json"
+    path.write_text(json.dumps(tree))
+    if before is not None:
+        focused = stillhouse(folder, "collect", path.name, "--focus", before, "--count", str(budget // 2))
+        path = Path(focused["folder"], "recipe.json")
+    return Path(stillhouse(folder, "run", str(path))["folder"])
+
+
+def score_of(model: Path, count: int) -> float:
+    """The model's mean score over the first `count` test prompts; kept beside it."""
+    known = model.parent / f"test-{count}.json"
+    if not known.is_file():
+        prompts = world.prompts("test", count, 1001)
+        given = local_answers(load_model(str(model)), prompts, 128, lambda more: None)
+        names = scorers()
+        values = [
+            score(prompt.scorer, answer.text or "", prompt.reference, names).value or 0.0
+            for prompt, answer in zip(prompts, given, strict=True)
+        ]
+        known.write_text(json.dumps(mean(values)))
+    return float(json.loads(known.read_text()))
+
+
+def needed(budgets: Sequence[int], kept: Sequence[float], level: float) -> tuple[float, str]:
+    """Exchanges at which `kept` first reaches the level, and "", "at most" or "more than" for a bound."""
+    if kept[0] >= level:
+        return budgets[0], "at most"
+    for at in range(1, len(kept)):
+        if kept[at] >= level:
+            share = (level - kept[at - 1]) / (kept[at] - kept[at - 1])
+            low, high = math.log(budgets[at - 1]), math.log(budgets[at])
+            return math.exp(low + share * (high - low)), ""
+    return budgets[len(kept) - 1], "more than"
+
+
+def spread(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """A 95 % interval of the mean over seeds, by Student's t; unknown for one seed."""
+    if len(values) < 2:
+        return None, None
+    half = stdev(values) / len(values) ** 0.5 * float(stats.t.ppf(0.975, len(values) - 1))
+    return mean(values) - half, mean(values) + half
+
+
+def figures(kept: dict[str, dict[int, list[float]]], scale: Scale) -> list[Row]:
+    """`kept` holds shares of the teacher's score by method and seed, one for each budget."""
+    rows = []
+    for method, by_seed in kept.items():
+        for at, budget in enumerate(scale.budgets):
+            values = [shares[at] for shares in by_seed.values() if at < len(shares)]
+            if values:
+                what = f"{method}: share kept with {budget:,} exchanges"
+                rows.append(Row(what, mean(values), "", *spread(values)))
+    for level in LEVELS:
+        text: float | None = None
+        for method, by_seed in kept.items():
+            found = [needed(scale.budgets, shares, level) for shares in by_seed.values()]
+            values, bounds = [value for value, _ in found], {bound for _, bound in found if bound}
+            bound = f", {' or '.join(sorted(bounds))}" if bounds else ""
+            row = Row(f"{method}: exchanges for {level:.0%}{bound}", mean(values), "")
+            if not bounds:
+                row = replace(row, **dict(zip(("low", "high"), spread(values), strict=True)))
+            if method == "text":
+                text = mean(values)
+            elif text is not None:
+                row = replace(row, peer="text", peer_value=text, ratio=mean(values) / text)
+                if level == LEVELS[-1] and method != FOCUSED:
+                    holds = "more than" not in bounds and mean(values) <= text / 3
+                    row = replace(row, target="<= a third", holds=holds)
+            rows.append(row)
+    return rows
+
+
+def measure(folder: Path, scale: Scale) -> dict[str, dict[int, list[float]]]:
+    """Every method up to the budget at which it keeps the highest level."""
+    teacher = folder / "teacher" / "model"
+    teacher.parent.mkdir(exist_ok=True)
+    if not teacher.exists():
+        teacher.symlink_to(source_folder("embedded:desk"))
+    level = score_of(teacher, scale.test)
+    kept: dict[str, dict[int, list[float]]] = {}
+    for method in METHODS:
+        for seed in scale.seeds:
+            shares, before = [], None
+            for budget in scale.budgets:
+                if shares and shares[-1] >= LEVELS[-1]:
+                    break
+                run = student_of(folder, method, budget, seed, scale, before)
+                before = run.name if method == FOCUSED else None
+                shares.append(score_of(run / "student", scale.test) / level)
+                print(f"{method}, seed {seed}, {budget:,}: {shares[-1]:.3f}", file=sys.stderr)
+            kept.setdefault(method, {})[seed] = shares
+    return kept
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="smaller, but honest")
+    parser.add_argument("--folder", type=Path, help="work there, and go on with what is there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write header and rows there")
+    options = parser.parse_args()
+    scale = SMALL if options.quick else FULL
+    with tempfile.TemporaryDirectory() as name:
+        folder = (options.folder or Path(name)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = measure(folder, scale)
+    packages = ["stillhouse", "torch", "transformers"]
+    show(header(scale.seeds[0], packages), figures(kept, scale), options.json)
+
+
+if __name__ == "__main__":
+    main()
