@@ -102,8 +102,8 @@ def _bytes(column: pa.Array) -> tuple[bytes, Offsets]:
 
 @lru_cache
 def _classes(pieces: Pieces) -> bytes:
-    """What each byte is: blanks are no piece, letters in a row one, marks one each; all beyond ASCII are
-    letters."""
+    """What each byte is, by how many pieces it makes when doubled: a letter one, a mark two, a blank none.
+    Beyond ASCII every byte is of a letter."""
     return bytes([len(pieces(2 * chr(code))) for code in range(128)] + [_PART] * 128)
 
 

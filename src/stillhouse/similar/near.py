@@ -19,7 +19,6 @@ THRESHOLD = 0.7
 SHINGLE = 3  # tokens
 
 _PACKED = np.dtype([("low", "<u4"), ("high", "<u2")])
-_HIGH = np.uint64(1 << 32)
 _TELLING = 8  # texts of a kind from which its wording is known
 _BLOCK = 1 << 22  # bytes of shingles that are kept together
 _BUCKET = 64  # texts that one band key finds at most: the first that had it
@@ -239,9 +238,8 @@ def _packed(shingles: Hashes) -> bytes:
     return packed.tobytes()
 
 
-def _as_set(shingles: bytes) -> frozenset[int]:
-    packed = np.frombuffer(shingles, dtype=_PACKED)
-    return frozenset((packed["low"] + packed["high"] * _HIGH).tolist())
+def _as_set(shingles: bytes) -> frozenset[bytes]:
+    return frozenset(np.frombuffer(shingles, dtype=f"V{_PACKED.itemsize}").tolist())
 
 
 def _most_named(sharing: list[int]) -> Iterable[int]:
