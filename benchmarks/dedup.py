@@ -37,7 +37,7 @@ from scipy import sparse
 
 from stillhouse.similar import NearIndex, NgramIndex, exact_repeats, near_repeats
 from stillhouse.similar.bands import band_keys, band_length, chance
-from stillhouse.similar.hashes import Remembered, hashed, ngrams
+from stillhouse.similar.hashes import hashed, ngrams
 from stillhouse.similar.near import SHINGLE
 from stillhouse.stats import wilson
 from stillhouse.text import tokens
@@ -239,7 +239,7 @@ def quality(
             **beside,
         )
     ]
-    keys = band_keys(*ngrams(*hashed(texts, Remembered(tokens), SHINGLE), SHINGLE), band_length(THRESHOLD))
+    keys = band_keys(*ngrams(*hashed(texts, tokens, SHINGLE), SHINGLE), band_length(THRESHOLD))
     for least in (THRESHOLD, 0.9):
         chosen = [pair for pair, jaccard in pairs.items() if jaccard >= least]
         compared = sum(bool((keys[one] == keys[two]).any()) for one, two in chosen)

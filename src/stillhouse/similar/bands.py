@@ -6,6 +6,8 @@ band with s^r, and in at least one of b bands with 1 - (1 - s^r)^b: an S-shaped 
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 import rensa
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ BANDS = 16
 RECALL = 0.98  # the least chance to be compared, at the threshold itself
 _LONGEST = 8  # values of a band: above 0.9 a longer one would cost more than the comparisons it saves
 _SEED = 20_11
+_SIGNED = 256  # texts whose values are Python's numbers at once: more do not fit into the processor's cache
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIXER = np.uint64(0xD6E8FEB86659FD93)
 _LINKED = 1 << 20  # entries that are put in their chains at once; bounds what that takes to 30 MB
@@ -46,10 +49,7 @@ def band_length(threshold: float) -> int:
 
 def band_keys(shingles: Hashes, offsets: Offsets, length: int) -> Keys:
     """Keys of the bands of each text, [texts, 16]; equal keys are equal bands, but for a chance of 2^-32."""
-    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
-        shingles, offsets.astype(np.uint64), BANDS * length, _SEED
-    )
-    values = np.array(matrix.to_rows(), dtype=np.uint64).reshape(len(offsets) - 1, BANDS, length)
+    values = _minima(shingles, offsets, BANDS * length).astype(np.uint64).reshape(-1, BANDS, length)
     keys = np.broadcast_to(np.arange(BANDS, dtype=np.uint64), values.shape[:2]).copy()
     for place in range(length):
         keys ^= values[:, :, place]
@@ -57,6 +57,18 @@ def band_keys(shingles: Hashes, offsets: Offsets, length: int) -> Keys:
         keys ^= keys >> np.uint64(29)
     keys *= _MIXER
     return (keys >> np.uint64(32)).astype(np.uint32)
+
+
+def _minima(shingles: Hashes, offsets: Offsets, count: int) -> NDArray[np.uint32]:
+    """So many MinHash values of each text, one text after another."""
+    found = []
+    for first in range(0, len(offsets) - 1, _SIGNED):
+        bounds = offsets[first : first + _SIGNED + 1]
+        matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
+            shingles[bounds[0] : bounds[-1]], (bounds - bounds[0]).astype(np.uint64), count, _SEED
+        )
+        found += [array("I", row) for row in matrix.to_rows()]
+    return np.frombuffer(b"".join(found), dtype=np.uint32)
 
 
 class Buckets:

@@ -19,41 +19,19 @@ from numpy.typing import NDArray
 Hashes = NDArray[np.uint64]
 Offsets = NDArray[np.int64]
 Texts: TypeAlias = "list[str] | pa.Array"
+Pieces = Callable[[str], list[str]]
+"""`text.tokens` or `text.words`: a text taken apart, each stretch between white space by itself."""
 
 ROWS = 4096  # texts of a batch at most,
 CHARACTERS = 1 << 22  # and their length together, but for a single longer text
 
-_WIDTH = 8  # bytes of a hash
-_STRETCH = 64  # characters of the longest stretch that is remembered
-_REMEMBERED = 1 << 17  # stretches at once, and pieces: at most about 30 MB each
+_WIDTH = 8  # bytes of a hash, and of a piece that are taken at once
+_LONG = 64  # bytes of the longest piece that is taken in steps, characters of the longest stretch remembered
+_REMEMBERED = 1 << 16  # stretches at once: at most about 25 MB
+_PART, _WHOLE = 1, 2  # what a byte is of a piece, if anything
+_LOW = np.array([(1 << 8 * width) - 1 for width in range(_WIDTH + 1)], dtype=np.uint64)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
 _MIXER = np.uint64(0xD6E8FEB86659FD93)
-
-
-@lru_cache(_REMEMBERED)
-def _hash(piece: str) -> bytes:
-    return blake2b(piece.encode(), digest_size=_WIDTH).digest()
-
-
-class Remembered(dict[str, bytes]):
-    """From a stretch without white space to the hashes of its pieces (words, tokens), one after another.
-
-    Texts repeat their stretches so often that looking one up costs a tenth of taking it apart.
-    """
-
-    __slots__ = ("_pieces",)
-
-    def __init__(self, pieces: Callable[[str], list[str]]) -> None:
-        super().__init__()
-        self._pieces = pieces
-
-    def __missing__(self, stretch: str) -> bytes:
-        found = b"".join(map(_hash, self._pieces(stretch)))
-        if len(stretch) <= _STRETCH:
-            if len(self) == _REMEMBERED:
-                self.clear()
-            self[stretch] = found
-        return found
 
 
 def batches(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -70,31 +48,101 @@ def batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def hashed(texts: Texts, stretches: Remembered, least: int = 0) -> tuple[Hashes, Offsets]:
+def hashed(texts: Texts, pieces: Pieces, least: int = 0) -> tuple[Hashes, Offsets]:
     """The pieces of all texts as one array of hashes; text i has those from offsets[i] to offsets[i + 1].
 
     A text with fewer than `least` pieces is filled up with zeros. A null of an Arrow array counts as the
     empty text, half a character as "?".
     """
-    column = _as_column(texts) if isinstance(texts, list) else texts.fill_null("")
-    # Arrow splits at ASCII white space, and Python sees each distinct stretch of the batch once.
-    split = pc.ascii_split_whitespace(column)
-    coded = split.values.dictionary_encode()
-    found = list(map(stretches.__getitem__, coded.dictionary.to_pylist()))
-    lengths = np.fromiter(map(len, found), dtype=np.int64, count=len(found)) // _WIDTH
-    starts = np.cumsum(lengths) - lengths
-    codes = coded.indices.to_numpy()
-    ends = np.concatenate(([0], np.cumsum(lengths[codes])))
-    known = np.frombuffer(b"".join(found), dtype="<u8").astype(np.uint64, copy=False)
-    pieces = known[np.arange(ends[-1]) + np.repeat(starts[codes] - ends[:-1], lengths[codes])]
-    return _filled(pieces, ends[split.offsets.to_numpy()], least)
+    data, bounds = _bytes(_apart(_column(texts), pieces))
+    starts, ends = _places(np.frombuffer(data.translate(_classes(pieces)), dtype=np.uint8), bounds)
+    return _filled(_hashes(data.lower(), starts, ends - starts), np.searchsorted(starts, bounds), least)
 
 
-def _as_column(texts: list[str]) -> pa.Array:
+def _column(texts: Texts) -> pa.Array:
+    if not isinstance(texts, list):
+        return texts.fill_null("").cast(pa.large_string())
     try:
         return pa.array(texts, pa.large_string())
     except UnicodeEncodeError:
         return pa.array([text.encode("utf-8", "replace").decode() for text in texts], pa.large_string())
+
+
+def _apart(column: pa.Array, pieces: Pieces) -> pa.Array:
+    """The texts, each stretch beyond ASCII replaced by its pieces with spaces between: what belongs to a
+    piece can then be told from single bytes."""
+    other = pc.invert(pc.string_is_ascii(column))
+    if not other.true_count:
+        return column
+    anew = [
+        " ".join(stretch if stretch.isascii() else _stretch(stretch, pieces) for stretch in text.split())
+        for text in column.filter(other).to_pylist()
+    ]
+    return pc.replace_with_mask(column, other, pa.array(anew, column.type))
+
+
+def _stretch(stretch: str, pieces: Pieces) -> str:
+    if len(stretch) > _LONG:
+        return " ".join(pieces(stretch))
+    return _known_stretch(stretch, pieces)
+
+
+@lru_cache(_REMEMBERED)
+def _known_stretch(stretch: str, pieces: Pieces) -> str:
+    return " ".join(pieces(stretch))
+
+
+def _bytes(column: pa.Array) -> tuple[bytes, Offsets]:
+    """The texts one after another, and where each begins, with the end of the last."""
+    _, offsets, data = column.buffers()
+    bounds = np.frombuffer(offsets, dtype=np.int64)[column.offset : column.offset + len(column) + 1]
+    first, end = bounds[[0, -1]].tolist()
+    return data.slice(first, end - first).to_pybytes() if data else b"", bounds - first
+
+
+@lru_cache
+def _classes(pieces: Pieces) -> bytes:
+    """What each byte is, by how many pieces it makes when doubled: a letter one, a mark two, a blank none.
+    Beyond ASCII every byte is of a letter."""
+    return bytes([len(pieces(2 * chr(code))) for code in range(128)] + [_PART] * 128)
+
+
+def _places(classes: NDArray[np.uint8], bounds: Offsets) -> tuple[Offsets, Offsets]:
+    """Where each piece starts and ends; none spans two texts."""
+    part, whole = classes == _PART, classes == _WHOLE
+    opens, closes = part.copy(), part.copy()
+    opens[1:] &= ~part[:-1]
+    closes[:-1] &= ~part[1:]
+    texts = np.flatnonzero(np.diff(bounds))
+    first, last = bounds[texts], bounds[texts + 1] - 1
+    opens[first], closes[last] = part[first], part[last]
+    return np.flatnonzero(opens | whole), np.flatnonzero(closes | whole) + 1
+
+
+def _hashes(data: bytes, starts: Offsets, lengths: Offsets) -> Hashes:
+    """One for each piece; two different ones of up to 8 bytes never share it."""
+    at = np.ndarray((len(data) + 1,), dtype="<u8", buffer=data + bytes(_WIDTH), strides=(1,))
+    hashes = _mixed(at[starts] & _LOW[np.minimum(lengths, _WIDTH)] ^ _MIXER)
+    longer, done = np.flatnonzero(lengths > _WIDTH), _WIDTH
+    while len(longer) and done < _LONG:
+        left = lengths[longer] - done
+        more = at[starts[longer] + done] & _LOW[np.minimum(left, _WIDTH)]
+        hashes[longer] = _mixed(hashes[longer] * _MULTIPLIER ^ more)
+        longer, done = longer[left > _WIDTH], done + _WIDTH
+    for piece in longer.tolist():  # in steps a huge one would take minutes
+        whole = data[starts[piece] : starts[piece] + lengths[piece]]
+        hashes[piece] = int.from_bytes(blake2b(whole, digest_size=_WIDTH).digest(), "little")
+    return hashes
+
+
+def _mixed(values: Hashes) -> Hashes:
+    """Each bit spread over all; different values stay different. Changes its argument."""
+    values ^= values >> np.uint64(32)
+    values *= _MIXER
+    values ^= values >> np.uint64(32)
+    values *= _MIXER
+    values ^= values >> np.uint64(32)
+    return values
 
 
 def _filled(pieces: Hashes, offsets: Offsets, least: int) -> tuple[Hashes, Offsets]:
@@ -117,9 +165,7 @@ def ngrams(pieces: Hashes, offsets: Offsets, n: int) -> tuple[Hashes, Offsets]:
     for place in range(1, n):
         grams *= _MULTIPLIER
         grams += pieces[place : place + windows]
-    grams ^= grams >> np.uint64(32)  # sums alone are linear, and a MinHash of linear values is not fair
-    grams *= _MIXER
-    grams ^= grams >> np.uint64(32)
+    grams = _mixed(grams)  # sums alone are linear, and a MinHash of linear values is not fair
     inside = np.arange(windows) + n <= np.repeat(offsets[1:], np.diff(offsets))[:windows]
     return grams[inside], starts
 

@@ -12,14 +12,13 @@ from itertools import pairwise
 import numpy as np
 
 from stillhouse.similar.bands import Buckets, band_keys, band_length
-from stillhouse.similar.hashes import Hashes, Remembered, Texts, batches, hashed, ngrams, without
+from stillhouse.similar.hashes import Hashes, Texts, batches, hashed, ngrams, without
 from stillhouse.text import normalise, tokens
 
 THRESHOLD = 0.7
 SHINGLE = 3  # tokens
 
 _PACKED = np.dtype([("low", "<u4"), ("high", "<u2")])
-_HIGH = np.uint64(1 << 32)
 _TELLING = 8  # texts of a kind from which its wording is known
 _BLOCK = 1 << 22  # bytes of shingles that are kept together
 _BUCKET = 64  # texts that one band key finds at most: the first that had it
@@ -86,7 +85,6 @@ class NearIndex:
         self._threshold = threshold
         self._wording = np.empty(0, dtype=np.uint64) if wording is None else np.unique(wording)
         self._band_length = band_length(threshold)
-        self._stretches = Remembered(tokens)
         self._buckets = Buckets()
         self._kept = _Kept()
         self._rows = array("q")  # the number of each kept text; ~number for a text of the reference set
@@ -124,10 +122,10 @@ class NearIndex:
         self, texts: Texts, answers: Texts | None, rows: list[int], least: float
     ) -> list[Repeat | None]:
         """What each text repeats at this similarity or more; what repeats nothing is kept under its row."""
-        shingles, offsets = ngrams(*hashed(texts, self._stretches, least=SHINGLE), SHINGLE)
+        shingles, offsets = ngrams(*hashed(texts, tokens, least=SHINGLE), SHINGLE)
         ends = np.zeros(len(texts), dtype=np.int64)
         if answers is not None:
-            tokens_of = np.diff(hashed(answers, self._stretches)[1])
+            tokens_of = np.diff(hashed(answers, tokens)[1])
             ends = np.minimum(np.maximum(tokens_of - (SHINGLE - 1), 1), np.diff(offsets))
         shingles, offsets, ends = without(self._wording, shingles, offsets, ends)
         sizes = (ends * _PACKED.itemsize).tolist()
@@ -186,12 +184,11 @@ def shared_wording(texts: Iterable[tuple[str, str]]) -> Hashes:
     kinds: dict[str, list[str]] = {}
     for kind, text in texts:
         kinds.setdefault(kind, []).append(text)
-    stretches = Remembered(tokens)
     found = [np.empty(0, dtype=np.uint64)]
     for own in kinds.values():
         if len(own) < _TELLING:
             continue
-        shingles, offsets = ngrams(*hashed(own, stretches, least=SHINGLE), SHINGLE)
+        shingles, offsets = ngrams(*hashed(own, tokens, least=SHINGLE), SHINGLE)
         each = [np.unique(shingles[a:b]) for a, b in pairwise(offsets.tolist())]
         distinct, counts = np.unique(np.concatenate(each), return_counts=True)
         found.append(distinct[counts > len(own) / 2])
@@ -241,9 +238,8 @@ def _packed(shingles: Hashes) -> bytes:
     return packed.tobytes()
 
 
-def _as_set(shingles: bytes) -> frozenset[int]:
-    packed = np.frombuffer(shingles, dtype=_PACKED)
-    return frozenset((packed["low"] + packed["high"] * _HIGH).tolist())
+def _as_set(shingles: bytes) -> frozenset[bytes]:
+    return frozenset(np.frombuffer(shingles, dtype=f"V{_PACKED.itemsize}").tolist())
 
 
 def _most_named(sharing: list[int]) -> Iterable[int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.similar.hashes import Hashes, Offsets, Remembered, Texts, batches, hashed, ngrams
+from stillhouse.similar.hashes import Hashes, Offsets, Texts, batches, hashed, ngrams
 from stillhouse.text import placed_words, words
 
 LONG = 13  # words in a row that are held to be copied
@@ -65,8 +65,7 @@ class NgramIndex:
 
     def __init__(self, texts: Iterable[str], common: float | None = None) -> None:
         self._texts = list(texts)
-        self._stretches = Remembered(words)
-        self._words, self._offsets = hashed(self._texts, self._stretches)
+        self._words, self._offsets = hashed(self._texts, words)
         self._long = _Ngrams(self._words, self._offsets, LONG)
         self._short = _Ngrams(self._words, self._offsets, SHORT)
         self.too_short = tuple(np.flatnonzero(np.diff(self._offsets) < SHORT).tolist())
@@ -83,7 +82,7 @@ class NgramIndex:
         """One for each row, in order. Where several texts of the set hold a stretch the first is named."""
         row = 0
         for batch in batches(rows):
-            own, offsets = hashed(batch, self._stretches)
+            own, offsets = hashed(batch, words)
             grams, starts = ngrams(own, offsets, SHORT)
             bounds = offsets.tolist()
             known = self._short.find(grams) >= 0
@@ -100,7 +99,7 @@ class NgramIndex:
 
         None where the row has fewer than 8 words, or none but common ones.
         """
-        grams, starts = ngrams(*hashed(rows, self._stretches), SHORT)
+        grams, starts = ngrams(*hashed(rows, words), SHORT)
         places = self._short.find(grams)
         own = [ratio for ratio, _ in self._shares(places >= 0, grams, starts)]
         hit = (places >= 0) & np.isin(grams, self._wording, invert=True)
@@ -191,7 +190,7 @@ class Coverage:
         self._seen = np.zeros(len(index._words), dtype=np.bool_)  # by the first place of an 8-gram in the set
 
     def add(self, rows: Texts) -> None:
-        places = self._index._short.find(ngrams(*hashed(rows, self._index._stretches), SHORT)[0])
+        places = self._index._short.find(ngrams(*hashed(rows, words), SHORT)[0])
         self._seen[places[places >= 0]] = True
 
     def shares(self) -> list[float | None]:
