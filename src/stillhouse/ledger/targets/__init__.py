@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.errors import LedgerError
-from stillhouse.ledger.targets.layout import Binding, Targets, decode, encode
+from stillhouse.ledger.targets.layout import Binding, Targets, decode, encode, whole_targets
 from stillhouse.ledger.targets.shard import (
     SUFFIX,
     Shard,
@@ -42,6 +42,7 @@ __all__ = [
     "sweep",
     "unsealed",
     "verify_shard",
+    "whole_targets",
     "without",
 ]
 

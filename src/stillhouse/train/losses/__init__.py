@@ -30,6 +30,7 @@ from stillhouse.train.losses.targets import (
     places,
     stratified,
     unpacked,
+    whole_distributions,
 )
 from stillhouse.train.losses.whole import cross_entropy, distil, normalised, position_losses
 
@@ -57,4 +58,5 @@ __all__ = [
     "sound",
     "stratified",
     "unpacked",
+    "whole_distributions",
 ]

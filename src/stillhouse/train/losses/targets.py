@@ -106,6 +106,12 @@ def unpacked(packed: PackedTargets, sampled: bool) -> SparseTargets:
     return SparseTargets(torch.from_numpy(ids_NK), log_weights_NK, None if sampled else log_tail_N - mass_N)
 
 
+def whole_distributions(packed: PackedTargets) -> Tensor:
+    """Log-probabilities (N, V) of shards that hold all ids, which serve as logits do: at every temperature
+    and for every divergence."""
+    return torch.from_numpy(packed.logprobs_E.reshape(len(packed.log_tail_N), -1))
+
+
 def places(trained_BT: Tensor) -> Tensor:
     """Flat indices into (B, T) of the positions that predict the tokens marked in `trained_BT`.
 
