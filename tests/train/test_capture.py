@@ -99,7 +99,9 @@ def captured(folder, some, seed=1, stop_after=None):
         if stop_after is not None and sum(told) >= stop_after:
             raise KeyboardInterrupt
 
-    done = capture(reads(tiny_llama(), seed=seed), some, folder, folder / "record.json", BINDING, seed, advance)
+    done = capture(
+        reads(tiny_llama(), seed=seed), some, folder, folder / "record.json", BINDING, seed, advance
+    )
     return done, told
 
 

@@ -18,7 +18,7 @@ from stillhouse.ask.questions import stored_answers
 from stillhouse.ledger import Ledger
 from stillhouse.records import Watch, unwatched
 
-STAGE = "train"  # what the leaves of readings bear
+STAGE = "read"  # what the leaves of readings bear
 ALL = -1  # how many likeliest tokens are told: every one
 
 

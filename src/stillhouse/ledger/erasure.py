@@ -98,9 +98,7 @@ def _erase_from_run(run: RunFolder, leaf: int, done: Erased) -> None:
         run.samples: _without(run.samples, "leaves", {leaf}),
         run.dropped: _without(run.dropped, "leaves", {leaf}),
         run.exchanges: _without(run.exchanges, "leaf", {leaf}),
-        **{
-            each.readings: _without(each.readings, "row", {str(leaf)}) for each in (run, *run.all_further())
-        },
+        **{each.readings: _without(each.readings, "row", {str(leaf)}) for each in (run, *run.all_further())},
         run.prompts: _without(run.prompts, "id", grown),
         run.grown: _without(run.grown, "leaf", {leaf}),
     }

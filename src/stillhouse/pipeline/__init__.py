@@ -30,7 +30,7 @@ from stillhouse.pipeline.economy import known_costs
 from stillhouse.pipeline.further import further_inputs, train_further
 from stillhouse.pipeline.judging import Bench, open_judge
 from stillhouse.pipeline.planning import Plan, plan
-from stillhouse.pipeline.reading import readings
+from stillhouse.pipeline.reading import readings, reads_there
 from stillhouse.pipeline.recording import recorded
 from stillhouse.pipeline.rounds import account, focus_note, focused
 from stillhouse.pipeline.setup import (
@@ -297,8 +297,7 @@ def _source(work: Work) -> Source:
     if settings.distil.targets == "answers":
         found = read_taught(work.folder) or []
         answers = [(one.binding, tuple(one.tally.shards)) for one in found if one.tally.shards]
-    reads = settings.objective == "on_policy" or settings.distil.targets == "teacher"
-    remote = readings(work) if reads and work.recipe.teacher.endpoint else None
+    remote = readings(work) if reads_there(work.recipe) else None
     return Source(folder, answers, teacher.model, teacher.revision, remote)
 
 

@@ -152,7 +152,7 @@ def _targets(row: Row, said: Said, student: Vocabulary, binding: Binding) -> Pac
     scores = read_scores(said.response, row.ids.tolist(), row.start, student)
     if isinstance(scores, str):
         return scores
-    return _whole(scores, binding.vocabulary) if binding.whole else _likeliest(scores, binding.head)
+    return _whole(scores, binding.vocabulary) if binding.whole else _likeliest(scores, binding)
 
 
 def _whole(scores: Scores, vocabulary: int) -> PackedTargets | str:
@@ -166,15 +166,16 @@ def _whole(scores: Scores, vocabulary: int) -> PackedTargets | str:
     return whole_targets(np.minimum(logprobs_NV, 0.0).astype(np.float32))
 
 
-def _likeliest(scores: Scores, head: int) -> PackedTargets:
-    """At most `head` entries of each position; what they lack of a mass of 1 is the tail."""
+def _likeliest(scores: Scores, binding: Binding) -> PackedTargets:
+    """At most `head` entries of each position; what they lack of a mass of 1 is the tail, where any id is
+    left to be in it."""
     place_E = _places(scores)
-    kept_E = np.arange(len(place_E)) - scores.offsets_N1[place_E] < head
+    kept_E = np.arange(len(place_E)) - scores.offsets_N1[place_E] < binding.head
     place_E, logprobs_E = place_E[kept_E], scores.logprobs_E[kept_E]
     sizes_N = np.bincount(place_E, minlength=len(scores.offsets_N1) - 1)
     mass_N = np.bincount(place_E, np.exp(logprobs_E), len(sizes_N))
     with np.errstate(divide="ignore"):
-        log_tail_N = np.log(np.maximum(1.0 - mass_N, 0.0))
+        log_tail_N = np.log(np.maximum(1.0 - mass_N, 0.0) * (sizes_N < binding.vocabulary))
     return PackedTargets(
         np.concatenate([[0], np.cumsum(sizes_N)]),
         scores.ids_E[kept_E].astype(np.int32),

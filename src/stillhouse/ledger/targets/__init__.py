@@ -46,7 +46,10 @@ __all__ = [
     "without",
 ]
 
-_AGAIN = "`stillhouse collect RECIPE` writes what is missing from the ledger again, and asks nobody"
+_AGAIN = (
+    "`stillhouse collect RECIPE`, or `train` where the teacher reads the rows, writes again what is missing, "
+    "and asks nobody twice"
+)
 
 
 class TargetReader:
