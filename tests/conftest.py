@@ -28,6 +28,7 @@ def provider() -> Iterator[Callable[[Handler], Provider]]:
     async def start(made: Provider) -> None:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", made.chat)
+        app.router.add_post("/v1/completions", made.chat)
         app.router.add_get("/v1/models", models)
         runner = web.AppRunner(app)
         await runner.setup()

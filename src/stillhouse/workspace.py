@@ -115,6 +115,11 @@ class RunFolder:
         return self.root / "captured.json"
 
     @property
+    def readings(self) -> Path:
+        """Which leaf holds what a teacher at an endpoint said when it read a training row."""
+        return self.root / "readings.parquet"
+
+    @property
     def batches(self) -> Path:
         """Files of batches that are under way; each goes when its answers are in the ledger."""
         return self.root / "batches"

@@ -86,6 +86,7 @@ def test_a_whole_run_from_the_command_line(provider: Serve, recipe: Callable[...
         "in_ledger": 0,
         "to_send": 30,
         "canaries": 0,
+        "to_read_at_most": 0,
         "to_judge_at_most": 0,
     }
     assert json.loads(planned.stdout)["cost_usd"] == {"low": None, "expected": None, "high": None}
@@ -176,6 +177,7 @@ def test_a_pilot_is_kept_and_its_interval_holds_the_bill(
         "in_ledger": 12,
         "to_send": 18,
         "canaries": 0,
+        "to_read_at_most": 0,
         "to_judge_at_most": 0,
     }
     cost = planned["cost_usd"]

@@ -1,6 +1,7 @@
 """What a local teacher holds likely, packed; and a capture that is stopped."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tiny import VOCABULARY, tiny_llama
 from stillhouse.errors import ModelError
 from stillhouse.ledger.targets import Binding, TargetReader, decode, encode
 from stillhouse.train import capture as module
-from stillhouse.train.capture import capture, sparse_targets, spread
+from stillhouse.train.capture import capture, read_here, sparse_targets, spread
 from stillhouse.train.rows import Row
 
 BINDING = Binding("teacher", "", "t" * 64, "", VOCABULARY, head=3, draws=5)
@@ -85,6 +86,10 @@ def rows(count, seed=0):
     ]
 
 
+def reads(teacher, binding=BINDING, seed=1):
+    return partial(read_here, teacher, binding=binding, seed=seed, batch_tokens=64)
+
+
 def captured(folder, some, seed=1, stop_after=None):
     """The digests; stops as if killed once so many rows are done."""
     told = []
@@ -94,7 +99,9 @@ def captured(folder, some, seed=1, stop_after=None):
         if stop_after is not None and sum(told) >= stop_after:
             raise KeyboardInterrupt
 
-    done = capture(tiny_llama(), some, folder, folder / "record.json", BINDING, seed, 64, advance)
+    done = capture(
+        reads(tiny_llama(), seed=seed), some, folder, folder / "record.json", BINDING, seed, advance
+    )
     return done, told
 
 
@@ -113,17 +120,19 @@ def test_a_stopped_capture_goes_on_after_its_last_whole_shard(tmp_path, monkeypa
     assert other != whole
 
 
-def test_the_shards_hold_what_the_teacher_says(tmp_path):
+@pytest.mark.parametrize(("head", "error"), [(VOCABULARY, 2e-3), (0, 1e-7)])
+def test_the_shards_hold_what_the_teacher_says(tmp_path, head, error):
     some, teacher = rows(12), tiny_llama()
-    binding = replace(BINDING, head=VOCABULARY, draws=0)
-    digests = capture(teacher, some, tmp_path, tmp_path / "record.json", binding, 1, 64, lambda more: None)
+    binding = replace(BINDING, head=head, draws=0)
+    record = tmp_path / "record.json"
+    digests = capture(reads(teacher, binding), some, tmp_path, record, binding, 1, lambda more: None)
     reader = TargetReader(tmp_path, digests, binding)
     for row in some:
         number = reader.locate(row.id, row.ids, len(row.ids) - row.start)
         with torch.no_grad():
             logits = teacher(input_ids=torch.from_numpy(row.ids[None].astype(np.int64))).logits[0]
         wanted = logits[row.start - 1 : len(row.ids) - 1].softmax(-1).numpy()
-        np.testing.assert_allclose(dense(reader.read([number]), VOCABULARY), wanted, atol=2e-3)
+        np.testing.assert_allclose(dense(reader.read([number]), VOCABULARY), wanted, atol=error)
 
 
 def test_a_teacher_whose_logits_are_no_numbers_is_named(tmp_path):
@@ -131,4 +140,4 @@ def test_a_teacher_whose_logits_are_no_numbers_is_named(tmp_path):
     with torch.no_grad():
         teacher.get_output_embeddings().weight[5, 0] = float("nan")
     with pytest.raises(ModelError, match="no probabilities"):
-        capture(teacher, rows(2), tmp_path, tmp_path / "record.json", BINDING, 1, 64, lambda more: None)
+        capture(reads(teacher), rows(2), tmp_path, tmp_path / "record.json", BINDING, 1, lambda more: None)

@@ -54,7 +54,7 @@ class Here:
 
     async def send(self, begun: Begun, body: bytes, timeout: float) -> Ended:  # noqa: ASYNC109
         started = time.monotonic()
-        outcome = await self.endpoint.chat(body, timeout)
+        outcome = await self.endpoint.complete(begun.path, body, timeout)
         return Ended(begun, outcome, body, time.monotonic() - started)
 
 

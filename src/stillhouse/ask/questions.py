@@ -18,7 +18,9 @@ from stillhouse.money import Budget, Price, worst_prompt_tokens
 from stillhouse.records import Completion, Exchange, Message
 
 PATH = "/chat/completions"
+READING_PATH = "/completions"
 LOOKUP = 512  # questions looked up in the ledger at once
+READINGS = 32  # the same of readings, whose answers are a thousand times as long as what was read
 
 
 LEFT_OUT = frozenset({"erased", "no imported answer", "sent, unknown", "in a batch"})  # not asked, by rule
@@ -46,7 +48,7 @@ class Teacher:
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """`top_logprobs` is how many likeliest tokens to name beside each one of an answer; None asks for no
-    probabilities."""
+    probabilities. Of token ids that are read it says how many to name beside each of them, -1 all."""
 
     temperature: float
     top_p: float
@@ -75,13 +77,15 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Question:
     """`tools` are those that may be called, as canonical JSON. `epoch` tells apart the times at which the
-    same is asked anew; what is learned from has 0."""
+    same is asked anew; what is learned from has 0. With `ids` nothing is to be answered: the teacher reads
+    these tokens and tells how likely it held each (see `ask.scores`)."""
 
     prompt_id: str
     messages: tuple[Message, ...]
     sample_index: int = 0
     tools: str = ""
     epoch: int = 0
+    ids: tuple[int, ...] = ()
 
 
 class Questions(Protocol):
@@ -115,12 +119,13 @@ class Part:
 
 
 class Unanswered(NamedTuple):
-    """A question without an answer, and the last reason."""
+    """A question without an answer, the last reason, and what the server said, where it was asked."""
 
     prompt_id: str
     sample_index: int
     teacher: str
     reason: str
+    detail: str = ""
 
 
 @dataclass(slots=True)
@@ -162,6 +167,15 @@ def logical_endpoint(url: str, provider: str | None) -> str:
 
 def request_body(question: Question, teacher: Teacher, sampling: Sampling) -> dict[str, Any]:
     """The JSON body as it is sent. A seed is sent only where answers are drawn, one for each sample."""
+    if question.ids:
+        # max_tokens 0 is not allowed by every vLLM, and one token costs next to nothing beside those read
+        return {
+            "model": teacher.model,
+            "prompt": list(question.ids),
+            "temperature": 0.0,
+            "max_tokens": 1,
+            "prompt_logprobs": sampling.top_logprobs,
+        }
     system = (Message("system", teacher.system),) if teacher.system else ()
     body: dict[str, Any] = {
         "model": teacher.model,
@@ -193,7 +207,7 @@ def request_bytes(question: Question, teacher: Teacher, sampling: Sampling) -> b
 
     Requests to a teacher differ in messages and seed alone, unless there are tools; the rest is written once.
     """
-    if question.tools:
+    if question.tools or question.ids:
         return canonical(request_body(question, teacher, sampling))
     before, after = _around_messages(teacher.model, sampling, question.sample_index)
     return before + _messages(question, teacher) + after
@@ -212,6 +226,11 @@ def _messages(question: Question, teacher: Teacher) -> bytes:
     return canonical([_wire(message) for message in (*system, *question.messages)])
 
 
+def path_of(question: Question) -> str:
+    """The route below the base URL."""
+    return READING_PATH if question.ids else PATH
+
+
 def question_key(workspace_key: bytes, question: Question, teacher: Teacher, sampling: Sampling) -> str:
     """The exchange key. Imported answers have no sampling settings, so their key holds only the messages."""
     if teacher.url is None:
@@ -220,7 +239,7 @@ def question_key(workspace_key: bytes, question: Question, teacher: Teacher, sam
         body = request_bytes(question, teacher, sampling)
     return exchange_key(
         workspace_key,
-        path=PATH,
+        path=path_of(question),
         endpoint=teacher.endpoint,
         revision=teacher.revision,
         body=body,
@@ -239,12 +258,16 @@ def worst_cost(question: Question, teacher: Teacher, sampling: Sampling, size: i
 
 def worst_tokens(question: Question, system: str, size: int | None = None) -> int:
     """A bound on the tokens of the prompt that is sent."""
+    if question.ids:
+        return len(question.ids)
     size = text_bytes(question, system) if size is None else size
     return worst_prompt_tokens(size, len(question.messages) + 1)
 
 
 def text_bytes(question: Question, system: str) -> int:
-    """All text that goes along with a request, in bytes."""
+    """All text that goes along with a request, in bytes; token ids count as four each."""
+    if question.ids:
+        return 4 * len(question.ids)
     size = len(system.encode()) + len(question.tools.encode())
     for message in question.messages:
         size += len(message.content.encode()) + len(message.extra.encode())
@@ -310,7 +333,8 @@ def looked_up(
     """As `stored_answers`, in the batches in which the ledger is read."""
     secret = read_workspace_key(ledger.workspace)
     remaining = iter(questions)
-    while batch := list(islice(remaining, LOOKUP)):
+    for first in remaining:
+        batch = [first, *islice(remaining, (READINGS if first.ids else LOOKUP) - 1)]
         keys = [question_key(secret, q, teacher, sampling) for q in batch]
         found = {stored.key: stored for stored in ledger.exchanges(set(keys))}
         yield [(question, key, found.get(key)) for question, key in zip(batch, keys, strict=True)]

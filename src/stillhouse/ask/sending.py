@@ -208,7 +208,8 @@ class Asking:
         del lane.under_way[job.key]
         name, reason = lane.part.teacher.model, "sent, unknown" if kind == "lost" else kind
         self.given_up += len(job.same) if reason not in LEFT_OUT else 0
-        self.tally.failed += [Unanswered(q.prompt_id, q.sample_index, name, reason) for q in job.same]
+        said = outcome.detail
+        self.tally.failed += [Unanswered(q.prompt_id, q.sample_index, name, reason, said) for q in job.same]
         self.stop = self.stop or too_many_failed(self.tally, self.given_up, self.limits.max_failures)
 
     async def _attempt(self, lane: Lane, job: Job, ticket: Ticket) -> Failure | None:
@@ -304,7 +305,9 @@ def too_many_failed(tally: Tally, given_up: int, most: float) -> EndpointError |
     reasons = Counter(question.reason for question in tally.failed)
     return EndpointError(
         f"{given_up} of {finished} prompts failed",
-        "last reasons: " + ", ".join(f"{why} {count}" for why, count in reasons.most_common()),
+        "last reasons: "
+        + ", ".join(f"{why} {count}" for why, count in reasons.most_common())
+        + (f"; the last one: {last}" if (last := tally.failed[-1].detail) else ""),
         "see to the server and run the same command again, or raise collect.max_failures",
     )
 

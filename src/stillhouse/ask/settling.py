@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from stillhouse.ask.questions import Part, Question
+from stillhouse.ask.questions import PATH, Part, Question, path_of
 from stillhouse.errors import LedgerError
 from stillhouse.ledger import Ledger, nano
 from stillhouse.models.endpoint import Failure, Reply
@@ -23,14 +23,15 @@ ROUNDING = 1e-9  # how far, relatively, a cost may pass its bound by adding up a
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A request whose attempt is in the ledger: `leaf` is what is known of its answer's leaf by now, and
-    `worst` what it can cost at most (US dollars)."""
+    """A request whose attempt is in the ledger: `leaf` is what is known of its answer's leaf by now, `worst`
+    what it can cost at most (US dollars), and `path` where below the base URL it goes."""
 
     attempt: int
     key: str
     leaf: dict[str, Any]
     price: Price | None
     worst: float
+    path: str = PATH
 
 
 class Ended(NamedTuple):
@@ -48,7 +49,7 @@ def begun(
     leaf = asked_leaf(key, attempt, part, question.sample_index) | {"run": run, "stage": stage}
     if question.epoch:
         leaf["epoch"] = question.epoch
-    return Begun(attempt, key, leaf, part.teacher.price, worst)
+    return Begun(attempt, key, leaf, part.teacher.price, worst, path_of(question))
 
 
 def asked_leaf(key: str, attempt: int, part: Part, sample_index: int) -> dict[str, Any]:

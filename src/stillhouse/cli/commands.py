@@ -318,6 +318,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8080,
     name: Annotated[str | None, typer.Option(help="The model's name in requests.")] = None,
+    max_logprobs: Annotated[
+        int, typer.Option(help="Most tokens told beside each one of a prompt that is read; -1 for no bound.")
+    ] = 20,
     as_json: Json = False,
 ) -> None:
     """Serve a local model as an OpenAI-compatible server."""
@@ -330,7 +333,7 @@ def serve(
         sys.stdout.flush()
 
     need_extra("train", ("torch", "transformers"))
-    serve_model(model, host, port, name, ready)
+    serve_model(model, host, port, name, ready, max_logprobs)
 
 
 @app.command()

@@ -48,6 +48,7 @@ def plan_object(recipe: Recipe, plan: Plan) -> dict[str, Any]:
             "in_ledger": plan.answered,
             "to_send": plan.to_send,
             "canaries": plan.canaries,
+            "to_read_at_most": plan.to_read,
             "to_judge_at_most": plan.to_judge,
         },
         "further_trainings": plan.trainings,
@@ -106,6 +107,8 @@ def _beside(recipe: Recipe, plan: Plan) -> list[str]:
     lines = []
     if (judge := recipe.evaluate.judge) is not None:
         lines.append(f"judge      {judge.model}: {plan.to_judge:,} questions at most, not in the cost above")
+    if plan.to_read:
+        lines.append(f"reading    {plan.to_read:,} rows at most by the teacher's server, in the cost above")
     if plan.trainings:
         lines.append(f"further    {plan.trainings} more students are trained to compare with")
     return lines

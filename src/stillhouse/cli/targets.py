@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from stillhouse.collect.targets import TargetTally, total
-from stillhouse.collect.taught import Taught, need_taught
-from stillhouse.ledger.targets import SUFFIX, TargetReader, verify_shard
+from stillhouse.collect.taught import Taught, need_taught, read_taught
+from stillhouse.errors import LedgerError
+from stillhouse.ledger.targets import SUFFIX, Binding, TargetReader, verify_shard
 from stillhouse.ledger.targets.measure import Measured, measure
 from stillhouse.workspace import RunFolder, Workspace
 
 
 def info(workspace: Workspace, run: RunFolder) -> tuple[dict[str, Any], str]:
-    """Every byte of the run's shards is read. Raises UsageError for a run without targets, LedgerError for a
-    shard that is missing, damaged or bound otherwise."""
-    taught = need_taught(run)
+    """Of what came with the answers, and of what the teacher said when it read the training rows; every byte
+    of the run's shards is read. Raises UsageError for a run without targets, LedgerError for a shard that is
+    missing, damaged or bound otherwise."""
+    captured = _captured(workspace, run)
+    taught = [*((read_taught(run) or []) if captured else need_taught(run)), *captured]
     readers = [TargetReader(workspace.targets, one.tally.shards, one.binding) for one in taught]
     for shard in (shard for reader in readers for shard in reader.shards):
         verify_shard(shard.path)
@@ -33,6 +37,23 @@ def info(workspace: Workspace, run: RunFolder) -> tuple[dict[str, Any], str]:
         lines += [f"           {digest}{SUFFIX}" for digest in figures["shards"]]
         lines += [f"  {line}" for line in _lines(figures)] if len(teachers) > 1 else []
     return found, "\n".join(lines)
+
+
+def _captured(workspace: Workspace, run: RunFolder) -> list[Taught]:
+    """The shards that training wrote, where it has."""
+    try:
+        said = json.loads(run.captured.read_bytes())
+        binding, shards = Binding(**said["binding"]), list(said["shards"])
+    except FileNotFoundError:
+        return []
+    except (ValueError, LookupError, TypeError) as error:
+        raise LedgerError(
+            f"{run.captured} is damaged",
+            f"it does not say which shards the teacher filled ({type(error).__name__}: {error})",
+            "delete it and train again: what a server read is in the ledger, and is not asked again",
+        ) from None
+    rows = sum(len(shard.sample_ids) for shard in TargetReader(workspace.targets, shards, binding).shards)
+    return [Taught(binding, (TargetTally(rows=rows, with_targets=rows, shards=shards),))]
 
 
 def tally_text(teachers: list[dict[str, Any]]) -> list[str]:
@@ -88,7 +109,9 @@ def _who(one: Taught) -> list[str]:
         f"teacher    {bound.teacher}, revision {revision}, at {engine}",
         f"tokenizer  {bound.tokenizer} ({bound.vocabulary:,} ids)",
         f"template   {bound.template or 'none'}",
-        f"estimator  the {bound.head} likeliest{drawn}",
+        "estimator  none: whole distributions"
+        if bound.whole
+        else f"estimator  the {bound.head} likeliest{drawn}",
     ]
 
 

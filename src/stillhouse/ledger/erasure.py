@@ -22,6 +22,7 @@ _ROWS = 4096  # rows of a file read at once
 OUT_OF_REACH = (
     "predictions, checkpoints and students of runs",
     "questions to a judge, which quote the answers that it compared, and its answers",
+    "text that a student wrote to a prompt and a teacher at an endpoint read, and what that said of it",
     "releases",
     "exports with contents",
     "backups",
@@ -36,7 +37,8 @@ class Erased:
     `shards` has the digest of every shard that held the answer's targets, with that of the one in its place
     (None where no row was left); `rows` how many rows each file of a run lost. `grown` names the prompts that
     the answer invented: what teachers answered to them are leaves of their own, `answers`, which repeat these
-    prompts and stay until they are erased too. What lies in `OUT_OF_REACH` is not looked for.
+    prompts and stay until they are erased too. So are `readings`, for which a teacher at an endpoint was sent
+    the answer once more. What lies in `OUT_OF_REACH` is not looked for.
     """
 
     tombstone: int | None = None
@@ -44,6 +46,7 @@ class Erased:
     rows: dict[Path, int] = field(default_factory=dict)
     grown: list[str] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
+    readings: list[int] = field(default_factory=list)
 
 
 def erase(ledger: Ledger, leaf: int, reason: str) -> Erased:
@@ -88,10 +91,14 @@ def _erase_from_run(run: RunFolder, leaf: int, done: Erased) -> None:
     for further in run.all_further():
         further.samples.unlink(missing_ok=True)  # nobody needs it: who trains holds the run's lock
     grown = {row["id"] for row in _rows(run.grown, columns) if row["leaf"] == leaf and row["id"] is not None}
+    for each in (run, *run.all_further()):
+        again = {r["reading"] for r in _rows(each.readings, ["row", "reading"]) if r["row"] == str(leaf)}
+        done.readings += sorted(again - set(done.readings))
     lost = {
         run.samples: _without(run.samples, "leaves", {leaf}),
         run.dropped: _without(run.dropped, "leaves", {leaf}),
         run.exchanges: _without(run.exchanges, "leaf", {leaf}),
+        **{each.readings: _without(each.readings, "row", {str(leaf)}) for each in (run, *run.all_further())},
         run.prompts: _without(run.prompts, "id", grown),
         run.grown: _without(run.grown, "leaf", {leaf}),
     }

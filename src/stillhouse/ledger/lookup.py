@@ -40,6 +40,15 @@ class Spent(NamedTuple):
     most: float
 
 
+class Billed(NamedTuple):
+    """Answers that were bought, the tokens that were read for them, and US dollars, None where no price was
+    known."""
+
+    answers: int
+    prompt_tokens: int
+    cost: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class StoredExchange:
     """A recorded answer; `response` is None when it was erased or never recorded, and `erased` says that it
@@ -70,6 +79,17 @@ def spent(read: Read, run: str) -> Spent:
         (run,),
     )
     return Spent(rows[0][0] / 1e9, rows[0][1] / 1e9)
+
+
+def billed(read: Read, run: str, stage: str) -> Billed:
+    rows = read(
+        "SELECT count(*), sum(json_extract(CAST(l.data AS TEXT), '$.body.prompt_tokens')), sum(a.cost)"
+        " FROM attempt a JOIN leaf l ON l.idx = a.leaf"
+        " WHERE a.run = ? AND json_extract(CAST(l.data AS TEXT), '$.body.stage') = ?",
+        (run, stage),
+    )
+    answers, read_tokens, cost = rows[0]
+    return Billed(answers, read_tokens or 0, None if cost is None else cost / 1e9)
 
 
 def unpriced(read: Read, run: str) -> list[tuple[str, int | None, int | None]]:

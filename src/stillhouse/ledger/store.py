@@ -26,7 +26,7 @@ from stillhouse.ledger.inserting import (
 )
 from stillhouse.ledger.keys import public_bytes, read_signing_key, rotation_body, utc_now
 from stillhouse.ledger.leaves import Leaf, LeafKind, NewLeaf, key_bytes, new_leaf, read_leaf, utc_stamp
-from stillhouse.ledger.lookup import AttemptCounts, Spent, StoredExchange
+from stillhouse.ledger.lookup import AttemptCounts, Billed, Spent, StoredExchange
 from stillhouse.ledger.tree import stored_nodes
 from stillhouse.ledger.writer import Writer
 from stillhouse.workspace import Workspace
@@ -296,6 +296,10 @@ class Ledger:
     def spent(self, run: str) -> Spent:
         """What the run's attempts have cost so far."""
         return lookup.spent(self.read, run)
+
+    def billed(self, run: str, stage: str) -> Billed:
+        """What the run has bought in one of its stages."""
+        return lookup.billed(self.read, run, stage)
 
     def unpriced(self, run: str) -> list[tuple[str, int | None, int | None]]:
         """(teacher, prompt tokens, completion tokens) of the run's attempts from when no price was known."""

@@ -58,6 +58,7 @@ _FINISH: dict[object, FinishReason] = {
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
 }
+_SCORED = re.compile(rb'"prompt_logprobs"\s*:\s*\[')
 _LOOKS_SECRET = re.compile(r"\b(?:sk|pk|rk)[-_][\w*-]{6,}|(?<=[Bb]earer )\S+")
 
 
@@ -126,7 +127,11 @@ class Endpoint:
 
     async def chat(self, body: bytes, timeout: float) -> Reply | Failure:  # noqa: ASYNC109
         """POST `body` (JSON) to `/chat/completions`; the whole exchange may take `timeout` seconds."""
-        answer = await self.exchange("POST", "/chat/completions", body, timeout)
+        return await self.complete("/chat/completions", body, timeout)
+
+    async def complete(self, path: str, body: bytes, timeout: float) -> Reply | Failure:  # noqa: ASYNC109
+        """As `chat`, or to `/completions` token ids to read, of which `body` asks for `prompt_logprobs`."""
+        answer = await self.exchange("POST", path, body, timeout)
         if isinstance(answer, Failure):
             return answer
         raw, headers = answer
@@ -134,6 +139,9 @@ class Endpoint:
             completions = parse_chat(raw)
         except ValueError as error:
             return self._not_the_shape(raw, headers, str(error))
+        if path == "/completions" and not _SCORED.search(raw):
+            said = "it told no prompt_logprobs: vLLM and `stillhouse serve` do"
+            return replace(self._failed("malformed", said, 200, sent=True), fatal=True)
         return Reply(200, raw, headers, completions)
 
     async def models(self, timeout: float = 30.0) -> list[str]:  # noqa: ASYNC109
@@ -316,7 +324,7 @@ def _mend(kind: FailureKind) -> str:
 
 
 def parse_chat(raw: bytes) -> tuple[Completion, ...]:
-    """The choices of a chat completion, in order of their index.
+    """The choices of a chat completion, or of a plain one, in order of their index.
 
     `usage` counts all choices together and is therefore given on the first one only. A `finish_reason` that
     is not one of OpenAI's becomes "unknown". Raises ValueError, with the reason, for anything that is not a
@@ -349,6 +357,8 @@ def _completion(
     choice: dict[str, Any], place: int, model: str, fingerprint: str | None, usage: Usage
 ) -> Completion:
     message = choice.get("message")
+    if message is None and isinstance(choice.get("text"), str):
+        message = {"content": choice["text"]}
     if not isinstance(message, dict):
         raise ValueError(f"choice {place} has no message")
     reason = choice.get("finish_reason")

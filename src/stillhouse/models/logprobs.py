@@ -31,7 +31,7 @@ from stillhouse.models.endpoint import message_text
 from stillhouse.models.vocabulary import Vocabulary
 
 SENTINEL = -9999.0
-_MASS_ERROR = 5e-4  # log-probabilities are rounded on the wire
+MASS_ERROR = 5e-4  # log-probabilities are rounded on the wire
 _HALF_A_CHARACTER = "\ufffd".encode()
 
 
@@ -191,7 +191,7 @@ def _judged(
         if rivals:
             counts["sampled token added"] += 1
     likely = tuple(sorted(kept.values(), key=_least_likely_last))
-    if math.fsum([math.exp(each.logprob) for each in likely]) > 1.0 + _MASS_ERROR:
+    if math.fsum([math.exp(each.logprob) for each in likely]) > 1.0 + MASS_ERROR:
         counts["impossible"] += 1
         return nothing
     return TeacherToken(raw, logprob, likely, at)

@@ -82,6 +82,14 @@ def config_tokenizer(student: Student, teacher: str | None) -> Any:
             "the teacher's files are not here, and `student.tokenizer` is not set",
             "name a tokenizer folder or a hub id in `student.tokenizer`",
         )
+    return load_tokenizer(source, "student.tokenizer")
+
+
+def load_tokenizer(source: str, setting: str) -> Any:
+    """The tokenizer in a folder or of a hub id, which may hold no model; `setting` is where it was named.
+
+    Raises ModelError.
+    """
     from transformers import AutoTokenizer
 
     folder = source_folder(source)
@@ -91,7 +99,7 @@ def config_tokenizer(student: Student, teacher: str | None) -> Any:
         raise ModelError(
             f"could not load a tokenizer from {source}",
             first_line(error),
-            "name a folder with tokenizer files in `student.tokenizer`",
+            f"name a folder with tokenizer files in `{setting}`",
         ) from error
 
 

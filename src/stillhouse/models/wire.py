@@ -75,7 +75,7 @@ class ChatRequest:
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
     """Each prompt is a text or token ids; with `echo` it is part of the answer. `prompt_logprobs` is how many
-    likeliest tokens are told beside each one of the prompt, as vLLM does it; None tells nothing."""
+    likeliest tokens are told beside each one of the prompt, as vLLM does it, -1 all; None tells nothing."""
 
     settings: Settings
     prompts: tuple[str | tuple[int, ...], ...]
@@ -96,11 +96,13 @@ def chat_request(body: object) -> ChatRequest:
     return ChatRequest(_settings(fields, limit, logprobs), _messages(fields.get("messages")))
 
 
-def completion_request(body: object) -> CompletionRequest:
-    """Check the body of a plain completion request. Raises WireError 400."""
+def completion_request(body: object, most: int = MAX_TOP_LOGPROBS) -> CompletionRequest:
+    """Check the body of a plain completion request, with `prompt_logprobs` up to `most`; -1 sets no bound.
+    Raises WireError 400."""
     fields = _fields(body)
     echo = _field(fields, "echo", _boolean, False)
-    told = _field(fields, "prompt_logprobs", _whole(0, MAX_TOP_LOGPROBS), None)
+    bounds = (-1, None) if most == -1 else (0, most)
+    told = _field(fields, "prompt_logprobs", _whole(*bounds), None)
     limit = _field(fields, "max_tokens", _whole(1 if not echo and told is None else 0), 16)
     logprobs = _field(fields, "logprobs", _whole(0, MAX_TOP_LOGPROBS), None)
     settings = _settings(fields, limit, logprobs)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse import ask as asking
+from stillhouse.ask.scores import STAGE as READING
 from stillhouse.collect import Asked, PromptSet, collect, limits_of, load_prompts
 from stillhouse.collect.grow import Grown, grow, keep_record
 from stillhouse.collect.taught import keep_targets, read_taught
@@ -29,6 +30,7 @@ from stillhouse.pipeline.economy import known_costs
 from stillhouse.pipeline.further import further_inputs, train_further
 from stillhouse.pipeline.judging import Bench, open_judge
 from stillhouse.pipeline.planning import Plan, plan
+from stillhouse.pipeline.reading import readings, reads_there
 from stillhouse.pipeline.recording import recorded
 from stillhouse.pipeline.rounds import account, focus_note, focused
 from stillhouse.pipeline.setup import (
@@ -268,6 +270,8 @@ def _train(work: Work) -> bool:
     started = time.monotonic()
     result = asdict(train(work.folder, recipe, work.watch, local, source=source))
     result["weights"] = weights_digest(str(work.folder.student))
+    if source is not None and source.remote is not None:
+        result["readings"] = work.ledger.billed(work.folder.root.name, READING)._asdict()
     work.ledger.append(
         "train_run",
         {
@@ -289,11 +293,12 @@ def _source(work: Work) -> Source:
     """Where the probabilities are that the student learns."""
 
     folder, teacher = work.ledger.workspace.targets, work.teachers[0]
-    if work.recipe.train.distil.targets == "teacher":
-        return Source(folder, (), teacher.model, teacher.revision)
-    found = read_taught(work.folder) or []
-    answers = [(one.binding, tuple(one.tally.shards)) for one in found if one.tally.shards]
-    return Source(folder, answers, teacher.model, teacher.revision)
+    settings, answers = work.recipe.train, []
+    if settings.distil.targets == "answers":
+        found = read_taught(work.folder) or []
+        answers = [(one.binding, tuple(one.tally.shards)) for one in found if one.tally.shards]
+    remote = readings(work) if reads_there(work.recipe) else None
+    return Source(folder, answers, teacher.model, teacher.revision, remote)
 
 
 def _evaluate(work: Work) -> bool:
@@ -408,10 +413,11 @@ def _complete_evaluation(work: Work, tested: Sequence[asking.Tally]) -> None:
     if asked.get("focus") and (note := focus_note(asked["focus"])) and note not in evaluation["notes"]:
         evaluation["notes"].append(note)
     rows, recipe = read_predictions(work.folder.predictions), work.recipe
+    read = work.ledger.billed(work.folder.root.name, READING)
     evaluation["economics"] = economics(
         rows,
         evaluation,
-        known_costs(recipe, asked["cost"]["low"], tested[0].billed, seconds),
+        known_costs(recipe, asked["cost"]["low"], tested[0].billed + (read.cost or 0.0), seconds),
         recipe.run.seed,
         recipe.evaluate.resamples,
     )

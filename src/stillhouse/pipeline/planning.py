@@ -27,6 +27,7 @@ from stillhouse.evaluate.verdict import Foresight, foresee
 from stillhouse.ledger import Ledger
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
 from stillhouse.pipeline.further import variants
+from stillhouse.pipeline.reading import most_readings
 from stillhouse.pipeline.setup import STAGES, admit_all, check, greedy, open_teachers, today
 from stillhouse.prices import KnownPrice, price_of
 from stillhouse.recipe import Collect, Recipe, Teacher, run_digest
@@ -55,6 +56,7 @@ class Plan:
     slowed_by: str  # the setting of [collect] that `seconds` follows from; empty where none does
     done: tuple[str, ...]  # stages that finished before
     to_judge: int  # requests to a judge at most, whose cost is known only by what it is asked
+    to_read: int  # rows that the teacher reads at its endpoint in training at most; in `cost`
     trainings: int  # further students that the evaluation trains for comparison
     foresight: Foresight  # what margin the test prompts can decide
 
@@ -99,6 +101,8 @@ def plan(
         tested = asking.Part(teachers[0], decisions[0], Asked(prompts.test))
         stocks[0].add(tested, greedy(recipe), ledger)
         answered = sum(stock.answered for stock in stocks)
+        done = tuple(stage for stage in STAGES if read_marker(run, stage) is not None)
+        to_read = 0 if "train" in done else most_readings(recipe, sum(map(len, asked)))
         seconds, slowed_by = UNKNOWN, ""
         judge = recipe.evaluate.judge
         judged = 0 if judge is None else judge.count or len(prompts.test)  # each in both orders
@@ -116,11 +120,15 @@ def plan(
             canaries=sum(stock.canaries for stock in stocks),
             prices=tuple(_price(teacher) for teacher in (recipe.teacher, *recipe.teachers)),
             cost=_total(
-                [UNKNOWN if to_grow and stock.teacher.price != FREE else _cost(stock) for stock in stocks]
+                [
+                    _reading_cost(stocks[0], to_read, recipe.train.max_length),
+                    *(UNKNOWN if to_grow and s.teacher.price != FREE else _cost(s) for s in stocks),
+                ]
             ),
             seconds=seconds,
             slowed_by=slowed_by,
-            done=tuple(stage for stage in STAGES if read_marker(run, stage) is not None),
+            done=done,
+            to_read=to_read,
             to_judge=2 * min(judged, len(prompts.test)),
             trainings=len(variants(recipe)),
             foresight=foresee(prompts.test, recipe.evaluate.margin),
@@ -213,6 +221,21 @@ def _bill(stock: _Stock, price: Price | None, count: int, worst: float) -> Estim
         return Estimate(None, None, worst)
     costs = list(map(price.of, stock.prompt_tokens, stock.completion_tokens))
     return prediction(costs, count, worst)
+
+
+def _reading_cost(stock: _Stock, count: int, longest: int) -> Estimate:
+    """US dollars for so many rows that are read, prompt and answer as input: by earlier answers where there
+    are enough, else a bound, as no row has more than `longest` tokens."""
+    price = stock.teacher.price
+    if price == FREE or count == 0:
+        return Estimate(0.0, 0.0, 0.0)
+    if price is None:
+        return UNKNOWN
+    worst = count * price.of(longest, 1)
+    if len(stock.prompt_tokens) < ENOUGH:
+        return Estimate(None, None, worst)
+    tokens = map(int.__add__, stock.prompt_tokens, stock.completion_tokens)
+    return prediction([price.of(each, 1) for each in tokens], count, worst)
 
 
 def prediction(costs: Sequence[float], left: int, worst: float) -> Estimate:

@@ -188,7 +188,8 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
         init = student.init if student.init in WORDS else path(student.init)
         return student.model_copy(update={"init": init, "tokenizer": path(student.tokenizer)})
 
-    prompts, students = recipe.prompts, recipe.evaluate.students
+    prompts, students, train = recipe.prompts, recipe.evaluate.students, recipe.train
+    distil = train.distil.model_copy(update={"tokenizer": path(train.distil.tokenizer)})
     grow = prompts.grow
     if grow is not None:
         files = (
@@ -201,6 +202,7 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
             "teachers": [whole(teacher) for teacher in recipe.teachers],
             "prompts": prompts.model_copy(update={"source": path(prompts.source), "grow": grow}),
             "student": placed(recipe.student),
+            "train": train.model_copy(update={"distil": distil}),
             "evaluate": recipe.evaluate.model_copy(
                 update={
                     "source": path(recipe.evaluate.source),

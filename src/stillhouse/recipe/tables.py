@@ -322,11 +322,14 @@ class Recipe(Table):
             )
         if objective == "on_policy" or (objective == "distil" and not told):
             what = f'train.objective = "{objective}"' + ("" if objective == "on_policy" else ' by "teacher"')
-            if self.teacher.endpoint is not None or self.teacher.imported:
+            if self.teacher.imported:
                 raise ValueError(
-                    f"{what} needs the weights of [teacher] on this machine: name its folder without an "
-                    'endpoint, or learn by "distil" with train.distil.targets = "answers"'
+                    f"{what} needs somebody to ask, and the answers of [teacher] are imported: name its "
+                    "folder or its endpoint"
                 )
+            if self.teacher.endpoint is not None:
+                learnt = self.train.on_policy if objective == "on_policy" else self.train.distil
+                self.train.distil.check_for_endpoint(learnt.temperature)
             if self.teacher.system:
                 raise ValueError(
                     f"{what} has the teacher read rows without `teacher.system`, under which it answered: "

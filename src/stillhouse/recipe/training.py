@@ -45,13 +45,23 @@ class Distil(Measure):
 
     targets: Literal["teacher", "answers"] = Field(
         default="teacher",
-        description="`teacher`: [teacher] reads every row; its weights are here and its tokenizer is the "
+        description="`teacher`: [teacher] reads every row, here or at its `endpoint`; its tokenizer is the "
         "student's. `answers`: those that came with the answers, by `collect.top_logprobs`.",
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        description="Folder or hub id of the tokenizer of a teacher that reads at its `endpoint`, which "
+        "cannot show it.",
     )
     online: bool = Field(
         default=False,
         description="The teacher reads each batch as it is trained, and its whole distributions are learned; "
         "else it reads every row once, and `head` and `draws` of each position are kept.",
+    )
+    keep: Literal["some", "all"] = Field(
+        default="some",
+        description="`all`: whole distributions, 4 bytes for each id of the vocabulary at each position, "
+        "and nothing rounded; else `head` and `draws` say what is kept.",
     )
     head: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Likeliest tokens that are kept exactly, of each position."
@@ -63,21 +73,53 @@ class Distil(Measure):
         default="forward_kl", description="Stored targets with `draws` serve `forward_kl` alone."
     )
     temperature: float = Field(
-        default=1.0, gt=0, description="Of both models in the loss; other than 1 needs `online`."
+        default=1.0,
+        gt=0,
+        description='Of both models in the loss; other than 1 needs `online`, or `keep = "all"`.',
     )
     hard: Fraction = Field(
         default=0.0, description="Share of plain cross-entropy with the answer's own tokens."
     )
 
+    @property
+    def kept(self) -> tuple[int, int]:
+        """`head` and `draws` of a shard; none of either stands for whole distributions."""
+        return (0, 0) if self.keep == "all" else (self.head, self.draws)
+
+    def check_for_endpoint(self, temperature: float) -> None:
+        """Raises ValueError for what a teacher at an endpoint cannot do when it reads rows; `temperature` is
+        that at which what it says is learned."""
+        if self.online:
+            raise ValueError(
+                "`train.distil.online` needs the weights of [teacher] on this machine, and one that is at an "
+                "endpoint reads each row once: remove `online`"
+            )
+        if self.tokenizer is None:
+            raise ValueError(
+                "a teacher at an endpoint reads the student's token ids and cannot show its tokenizer: name "
+                'that in train.distil.tokenizer, or learn by "distil" with train.distil.targets = "answers"'
+            )
+        if self.keep == "some" and (self.draws or not self.head):
+            raise ValueError(
+                "a server tells the likeliest tokens, and draws none: set train.distil.head to how many (20 "
+                'where it does not allow more) and `draws = 0`, or `keep = "all"` where it tells all'
+            )
+        if self.keep == "some" and temperature != 1.0:
+            raise ValueError(
+                "what a server tells is of temperature 1, and another cannot be had from a part of it: set "
+                '`train.distil.keep = "all"` where it tells all, or the temperature to 1'
+            )
+
     @model_validator(mode="after")
     def _what_stored_targets_can_serve(self) -> Distil:
         if self.online and self.targets == "answers":
             raise ValueError('`online` needs the teacher itself: set `targets = "teacher"`')
-        if self.online:
+        if self.online or (self.targets == "teacher" and self.keep == "all"):
             return self
         if self.temperature != 1.0:
             raise ValueError(
-                "stored targets are of temperature 1, and another cannot be had from them: set `online`"
+                "stored targets are of temperature 1, and another cannot be had from them: set `online`, "
+                'or `keep = "all"`'
             )
         if self.targets == "teacher" and self.draws and self.divergence != "forward_kl":
             raise ValueError("drawn targets serve `forward_kl` alone: set `draws = 0`, or `online`")

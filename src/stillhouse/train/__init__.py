@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from stillhouse.records import Progress, Watch, unwatched
 from stillhouse.workspace import RunFolder
 
 if TYPE_CHECKING:
+    from stillhouse.ask.scores import Readings
     from stillhouse.ledger.targets import Binding
     from stillhouse.models.local import LocalModel
     from stillhouse.train.lessons import Lesson
@@ -61,12 +64,14 @@ class TrainResult:
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where probabilities come from: the workspace's folder of shards, those that collecting wrote of the
-    run's answers (binding and digests), and what the teacher is called and its weights."""
+    run's answers (binding and digests), and what the teacher is called and its weights. `remote` is a
+    teacher at an endpoint, that reads the rows there."""
 
     folder: Path
     answers: Sequence[tuple[Binding, tuple[str, ...]]] = ()
     teacher: str = ""
     revision: str = ""
+    remote: Readings | None = None
 
 
 def train(
@@ -88,7 +93,7 @@ def train(
 
     Raises UsageError (nothing to train on, settings that do not fit), ModelError (not a usable model, memory,
     a loss that is no number, own text that runs on without end), LedgerError (shards that are not those of
-    these rows), StorageError, Interrupted.
+    these rows), StorageError, Interrupted, and what `ask.ask` raises where the teacher is at an endpoint.
     """
     from stillhouse.train import checkpoint, health, loop
     from stillhouse.train import rows as row
@@ -98,16 +103,16 @@ def train(
     student = students.initial_student(recipe, teacher_folder)
     rows, left_out = row.read_rows(run.samples, student, recipe.train.max_length)
     lesson = own = None
+    notices: list[str] = []
     if recipe.train.objective != "sequence":
         if source is None:
             raise ValueError("to learn probabilities, say where they are kept")
         sound(student.model.device)  # before anything depends on the losses
-        teacher = _teacher(recipe, student, teacher_folder)
+        teacher = _teacher(recipe, student, teacher_folder, source)
         if recipe.train.objective == "on_policy":
-            assert teacher is not None
-            own = _own_text(recipe, student, rows, teacher, source.revision)
+            own = _own_text(recipe, student, rows, teacher, source)
             rows = _kept(rows, left_out, "too long for the teacher", lambda row: len(row.ids) <= own.limit)
-        lesson = _lesson(run, recipe, student, rows, teacher, source, watch)
+        lesson = _lesson(run, recipe, student, rows, teacher, source, watch, notices)
         rows = _kept(rows, left_out, "no targets", lesson.has)
     learnt, held_out = row.split_held_out(rows, recipe.train.held_out, recipe.run.seed)
     if not learnt:
@@ -161,7 +166,7 @@ def train(
         shards=list(lesson.shards) if lesson else [],
         bytes_per_token=lesson.bytes_per_token if lesson else None,
         own=trained.own,
-        notices=health.notices(trained.own),
+        notices=notices + health.notices(trained.own),
     )
 
 
@@ -175,27 +180,36 @@ def _kept(
     return kept
 
 
-def _teacher(recipe: Recipe, student: LocalModel, folder: str | None) -> LocalModel | None:
-    """The teacher itself, where it has to read what is learned."""
-    from stillhouse.train import lessons
+def _teacher(recipe: Recipe, student: LocalModel, folder: str | None, source: Source) -> LocalModel | None:
+    """The teacher itself, where it has to read here what is learned."""
+    from stillhouse.train import lessons, remote
 
     if recipe.train.objective == "distil" and recipe.train.distil.targets == "answers":
+        return None
+    if source.remote is not None:
+        remote.check_tokenizer(recipe.train.distil.tokenizer, student.reader)
         return None
     return lessons.open_teacher(folder, student.reader)
 
 
 def _own_text(
-    recipe: Recipe, student: LocalModel, rows: Sequence[Row], teacher: LocalModel, revision: str
+    recipe: Recipe, student: LocalModel, rows: Sequence[Row], teacher: LocalModel | None, source: Source
 ) -> OwnText:
     """The student as one that writes, no longer than both models can read."""
-    from stillhouse.train import lessons
+    from stillhouse.train import lessons, remote
     from stillhouse.train.on_policy import OwnText
 
-    settings, limits = recipe.train.on_policy, (recipe.train.max_length, student.context, teacher.context)
+    settings, limits = recipe.train.on_policy, [recipe.train.max_length, student.context]
     longest = max((len(row.ids) - row.start for row in rows), default=1)
+    if teacher is None:
+        assert source.remote is not None
+        lesson = remote.read_along(source.remote, student.reader, recipe.train.distil, settings)
+    else:
+        lesson = lessons.online(teacher, source.revision, settings)
+        limits.append(teacher.context)
     return OwnText(
         student,
-        lessons.online(teacher, revision, settings),
+        lesson,
         settings,
         settings.max_tokens or 2 * longest,
         min(limit for limit in limits if limit),
@@ -212,18 +226,19 @@ def _lesson(
     teacher: LocalModel | None,
     source: Source,
     watch: Watch,
+    notices: list[str],
 ) -> Lesson:
-    """What the student learns beside the text of the samples."""
-    from stillhouse.train import lessons
-    from stillhouse.train.capture import capture
+    """What the student learns beside the text of the samples; `notices` is told of rows that have nothing."""
+    from stillhouse.train import lessons, remote
+    from stillhouse.train.capture import capture, read_here
 
     settings = recipe.train.distil
     if settings.targets == "answers":
         if not source.answers:
             raise lessons.without_answers()
         return lessons.stored(source.folder, source.answers, student.reader, settings)
-    assert teacher is not None
     if settings.online:
+        assert teacher is not None
         return lessons.online(teacher, source.revision, settings, settings.hard)
     unique = list({row.id: row for row in rows}.values())
     done = 0
@@ -233,11 +248,20 @@ def _lesson(
         done += more
         watch(Progress("train", done, len(unique), "rows", note="the teacher reads them"))
 
-    binding = lessons.captured(teacher, source.teacher, source.revision, settings)
-    tokens = recipe.train.batch_tokens
-    shards = capture(
-        teacher.model, unique, source.folder, run.captured, binding, recipe.run.seed, tokens, advance
-    )
+    seed, tokens = recipe.run.seed, recipe.train.batch_tokens
+    if there := source.remote:
+        unread = remote.have_read(there, unique, settings, run.readings, watch)
+        binding = remote.binding_of(there, student.reader, settings)
+        reads = partial(remote.read_there, there, student=student.reader, settings=settings, unread=unread)
+    else:
+        assert teacher is not None
+        unread = Counter()
+        binding = lessons.captured(teacher, source.teacher, source.revision, settings)
+        reads = partial(read_here, teacher.model, binding=binding, seed=seed, batch_tokens=tokens)
+    shards = capture(reads, unique, source.folder, run.captured, binding, seed, advance)
+    if unread:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(unread.items()))
+        notices.append(f"the teacher told nothing of {unread.total()} of {len(unique)} rows: {reasons}")
     return lessons.stored(source.folder, [(binding, tuple(shards))], student.reader, settings)
 
 

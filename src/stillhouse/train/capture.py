@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,20 @@ import torch
 from torch import Tensor
 
 from stillhouse.errors import ModelError
-from stillhouse.ledger.targets import Binding, ShardWriter, Targets, ids_digest, open_shard
+from stillhouse.ledger.targets import (
+    Binding,
+    ShardWriter,
+    Targets,
+    ids_digest,
+    whole_targets,
+)
 from stillhouse.train.rows import Row, collate
 from stillhouse.workspace import write_json
 
 SHARD_ROWS = 4096  # rows of a shard: what a killed capture may have to read again
+
+# From rows to those that something is known of, each with its targets, in the order of the rows
+Reads = Callable[[Sequence[Row]], Iterator[tuple[Row, Targets]]]
 
 
 def sparse_targets(logits_NV: Tensor, head: int, draws: int, uniform_ND: Tensor | None = None) -> Targets:
@@ -85,45 +95,46 @@ def _flat(values: Tensor) -> Any:
 
 
 def capture(
-    teacher: Any,
+    reads: Reads,
     rows: Sequence[Row],
     folder: Path,
     record: Path,
     binding: Binding,
     seed: int,
-    batch_tokens: int,
     advance: Callable[[int], None],
 ) -> list[str]:
-    """Read all rows with the teacher and write their targets into shards in `folder`; their digests (hex).
+    """Have all rows read and write what there is of targets into shards in `folder`; their digests (hex).
 
-    `teacher` is a causal language model of transformers. What is drawn for a row depends on the seed and its
-    ids alone. `record` names the shards that are whole, so that a capture which was stopped goes on after
-    them, and one that is done reads nothing; `advance` is told of rows that are done.
+    `record` names the shards that are whole, so that a capture which was stopped goes on after them, and one
+    of the same rows, binding and seed that is done reads nothing; `advance` is told of rows that are done.
     """
     asked = {"binding": asdict(binding), "seed": seed, "rows": _digest(rows)}
     sealed = _sealed(record, asked, folder)
-    done = sum(len(open_shard(folder / f"{digest}.targets").sample_ids) for digest in sealed)
+    done = sum(taken for _, taken in sealed)
     advance(done)
     while some := rows[done : done + SHARD_ROWS]:
         with ShardWriter(folder, binding) as writer:
-            for row, targets in _read(teacher, some, binding, seed, batch_tokens):
+            for row, targets in reads(some):
                 writer.add(row.id, row.ids, targets)
                 advance(1)
-            sealed.append(writer.seal().stem)
+            sealed.append((writer.seal().stem, len(some)))
         done += len(some)
-        write_json(record, asked | {"shards": sealed})
-    return sealed
+        shards, taken = zip(*sealed, strict=True)
+        write_json(record, asked | {"shards": shards, "rows_read": taken})
+    return [digest for digest, _ in sealed]
 
 
-def _sealed(record: Path, asked: dict[str, Any], folder: Path) -> list[str]:
-    """The shards that an earlier capture of the same sealed, as far as they are there."""
+def _sealed(record: Path, asked: dict[str, Any], folder: Path) -> list[tuple[str, int]]:
+    """The shards that an earlier capture of the same sealed, as far as they are there, each with how many
+    rows were read for it."""
     try:
         found = json.loads(record.read_bytes())
-        shards = found.pop("shards")
+        sealed = list(zip(found.pop("shards"), found.pop("rows_read"), strict=True))
     except (OSError, ValueError, KeyError):
         return []
-    there = [(folder / f"{digest}.targets").is_file() for digest in shards]
-    return list(shards[: there.index(False)] if False in there else shards) if found == asked else []
+    if found != asked:
+        return []
+    return list(takewhile(lambda each: (folder / f"{each[0]}.targets").is_file(), sealed))
 
 
 def _digest(rows: Sequence[Row]) -> str:
@@ -133,10 +144,14 @@ def _digest(rows: Sequence[Row]) -> str:
     return whole.hexdigest()
 
 
-def _read(
+def read_here(
     teacher: Any, rows: Sequence[Row], binding: Binding, seed: int, batch_tokens: int
 ) -> Iterator[tuple[Row, Targets]]:
-    """Rows of like length together, and each with its targets, in the order in which they were given."""
+    """Rows of like length together, and each with its targets, in the order in which they were given.
+
+    `teacher` is a causal language model of transformers. What is drawn for a row depends on the seed and its
+    ids alone.
+    """
     order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids))
     found: dict[int, Targets] = {}
     while order:
@@ -158,6 +173,9 @@ def _read(
                     f"its logits for the sample {row.id!r} are not finite",
                     "load it in float32 or bfloat16, and look at its weights",
                 )
+            if binding.whole:
+                found[at] = whole_targets(torch.log_softmax(logits_NV.float(), -1).numpy(force=True))
+                continue
             found[at] = sparse_targets(logits_NV, binding.head, binding.draws, _uniform(row, binding, seed))
     for at in range(len(rows)):
         yield rows[at], found.pop(at)

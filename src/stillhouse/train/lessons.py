@@ -26,6 +26,7 @@ from stillhouse.train.losses import (
     divergence,
     head_of,
     unpacked,
+    whole_distributions,
     with_text,
 )
 from stillhouse.train.rows import Batch, Row
@@ -106,8 +107,7 @@ def captured(teacher: LocalModel, name: str, revision: str, settings: Distil) ->
         vocabulary.digest,
         teacher.reader.template,
         min(len(vocabulary.raw), teacher.model.get_output_embeddings().weight.shape[0]),
-        settings.head,
-        settings.draws,
+        *settings.kept,
         f"transformers {transformers.__version__}, torch {torch.__version__}, {teacher.model.dtype}",
     )
 
@@ -139,7 +139,7 @@ def stored(folder: Path, sources: Sequence[Shards], student: Reader, settings: D
         TargetReader(folder, digests, replace(bound, tokenizer=vocabulary.digest, template=student.template))
         for bound, digests in sources
     ]
-    sampled = any(bound.draws for bound, _ in sources)
+    whole, sampled = any(bound.whole for bound, _ in sources), any(bound.draws for bound, _ in sources)
     found: dict[str, tuple[TargetReader, int]] = {}
 
     def has(row: Row) -> bool:
@@ -152,8 +152,10 @@ def stored(folder: Path, sources: Sequence[Shards], student: Reader, settings: D
         return row.id in found
 
     def targets(rows: Sequence[Row], batch: Batch) -> Targets:
-        told = unpacked(_read([found[row.id] for row in rows]), sampled).to(batch.ids_BT.device)
-        return with_text(told, batch.targets_N)
+        packed = _read([found[row.id] for row in rows])
+        if whole:
+            return whole_distributions(packed).to(batch.ids_BT.device)
+        return with_text(unpacked(packed, sampled).to(batch.ids_BT.device), batch.targets_N)
 
     size = sum(len(shard.data) for reader in readers for shard in reader.shards)
     shards = tuple(digest for _, digests in sources for digest in digests)
@@ -172,7 +174,11 @@ def _read(places: Sequence[tuple[TargetReader, int]]) -> PackedTargets:
     """The targets of rows, which stand in shards of several teachers at worst."""
     if len({id(reader) for reader, _ in places}) == 1:
         return places[0][0].read([number for _, number in places])
-    parts = [reader.read([number]) for reader, number in places]
+    return joined([reader.read([number]) for reader, number in places])
+
+
+def joined(parts: Sequence[PackedTargets]) -> PackedTargets:
+    """The targets of several rows, one row after the other."""
     ends = np.cumsum([part.offsets_N1[-1] for part in parts])
     starts = [0, *ends[:-1].tolist()]
     offsets = [part.offsets_N1[:-1] + start for part, start in zip(parts, starts, strict=True)]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stillhouse import recipe as recipes
-from stillhouse.errors import Interrupted, ModelError, storage
+from stillhouse.errors import BudgetReached, EndpointError, Interrupted, ModelError, storage
 from stillhouse.records import Progress, Watch
 from stillhouse.train import checkpoint, health
 from stillhouse.train.lessons import Lesson
@@ -132,7 +132,7 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
                 batches = epoch_batches(lengths, settings.batch_tokens, seed, step // per_epoch)
             rate = learning_rate(step, steps, settings)
             set_rate(optimisers, rate)
-            with out_of_memory(step, device):
+            with out_of_memory(step, device), saved_where_asking_ends(save):
                 turn = take_turn(rows, batches[step % per_epoch], way, own, step, per_epoch, precision)
                 stepped = train_step(
                     model, causal, turn.groups, optimisers, settings.clip, precision, vocabulary, halves=two
@@ -359,6 +359,17 @@ def _interrupted(done: int, steps: int) -> Interrupted:
         "Ctrl-C; a checkpoint was written",
         "run the same command again to go on from this step",
     )
+
+
+@contextmanager
+def saved_where_asking_ends(save: Callable[[], None]) -> Iterator[None]:
+    """Saves where a teacher at an endpoint cannot be asked on. A step asks before it changes anything, so
+    that what is saved is the state before it."""
+    try:
+        yield
+    except (Interrupted, BudgetReached, EndpointError):
+        save()
+        raise
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.errors import LedgerError
-from stillhouse.ledger.targets.layout import Binding, Targets, decode, encode
+from stillhouse.ledger.targets.layout import Binding, Targets, decode, encode, whole_targets
 from stillhouse.ledger.targets.shard import (
     SUFFIX,
     Shard,
@@ -42,10 +42,14 @@ __all__ = [
     "sweep",
     "unsealed",
     "verify_shard",
+    "whole_targets",
     "without",
 ]
 
-_AGAIN = "`stillhouse collect RECIPE` writes what is missing from the ledger again, and asks nobody"
+_AGAIN = (
+    "`stillhouse collect RECIPE`, or `train` where the teacher reads the rows, writes again what is missing, "
+    "and asks nobody twice"
+)
 
 
 class TargetReader:

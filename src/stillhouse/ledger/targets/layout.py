@@ -2,7 +2,8 @@
 
 A row's block is five columns, each rounded up to whole bytes: the number of entries of each position, the
 log mass outside the head (fp16, where a position has entries), the head's log-probabilities (fp16), how
-often each drawn id was drawn, and all ids. All is little-endian, the lowest bit first.
+often each drawn id was drawn, and all ids. All is little-endian, the lowest bit first. A block of whole
+distributions is one column: the log-probabilities of all ids of each position, in order of id (float32).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Binding:
     The estimator is two numbers. Of each position the `head` likeliest ids keep a log-probability of their
     own, and `draws` ids are drawn, with replacement, from what the head leaves:
 
+        head 0, draws 0    no estimate: whole distributions, four bytes an id and nothing rounded
         head k, draws 0    the k likeliest and the mass of the tail
         head 0, draws N    counts of N draws ("Sparse Logit Sampling", arXiv 2503.16870)
         head m, draws n    both: a head without variance, and an unbiased tail
@@ -48,8 +50,12 @@ class Binding:
     def __post_init__(self) -> None:
         if not 1 <= self.vocabulary <= 2**_WIDEST:
             raise ValueError(f"a vocabulary of {self.vocabulary} tokens cannot be stored")
-        if min(self.head, self.draws) < 0 or not 1 <= self.head + self.draws < 2**16:
+        if min(self.head, self.draws) < 0 or not self.head + self.draws < 2**16:
             raise ValueError(f"head {self.head} and draws {self.draws} are no estimator")
+
+    @property
+    def whole(self) -> bool:
+        return not self.head + self.draws
 
     @property
     def id_bits(self) -> int:
@@ -73,6 +79,7 @@ class Targets:
     Position n has the entries `offsets_N1[n]` up to `offsets_N1[n + 1]`, likeliest first and drawn ones last,
     or none where the teacher's probabilities are not known. `logprobs_E` are the logs of the entries' weights
     (nats), and `log_tail_N` that of the mass outside them: -inf where nothing is, 0 where there is no entry.
+    Whole distributions have all ids in their order, some perhaps of weight 0 (-inf), and no tail.
     """
 
     offsets_N1: NDArray[np.int64]
@@ -86,7 +93,7 @@ def encode(binding: Binding, targets: Targets) -> bytes:
     sizes_N = np.diff(targets.offsets_N1)
     if not _fit_together(binding, targets, sizes_N):
         raise ValueError("the arrays of the targets do not fit together")
-    if not _are_valid(binding, targets) or not np.isfinite(targets.logprobs_E).all():
+    if not _are_valid(binding, targets) or not (binding.whole or np.isfinite(targets.logprobs_E).all()):
         raise ValueError("an id lies outside the vocabulary, or a log-probability is none")
     position_E, drawn_E = _places(binding, targets.offsets_N1)
     known_N, weights_E = sizes_N > 0, np.exp(targets.logprobs_E.astype(np.float64))
@@ -94,6 +101,8 @@ def encode(binding: Binding, targets: Targets) -> bytes:
     mass_N = np.bincount(position_E, weights_E, len(sizes_N)) + tail_N
     if not (np.abs(mass_N[known_N] - 1.0) <= _MASS_ERROR).all():
         raise ValueError("the mass of a position is not 1")
+    if binding.whole:
+        return targets.logprobs_E.astype("<f4").tobytes()
     rest_N, counts_E = tail_N, np.zeros(0)
     if binding.draws:
         rest_N = np.bincount(position_E[drawn_E], weights_E[drawn_E], len(sizes_N))
@@ -116,6 +125,8 @@ def decode(binding: Binding, blocks: Sequence[NDArray[np.uint8]], positions: NDA
     `positions` is how many each row has, none of them 0. Raises ValueError for a block that does not end
     where its row does, or holds what no shard holds.
     """
+    if binding.whole:
+        return _whole(binding, blocks, positions)
     at = np.zeros(len(blocks), dtype=np.int64)
     first = np.cumsum(positions) - positions
 
@@ -153,6 +164,17 @@ def decode(binding: Binding, blocks: Sequence[NDArray[np.uint8]], positions: NDA
     return targets
 
 
+def whole_targets(logprobs_NV: NDArray[np.float32]) -> Targets:
+    """Of whole distributions, as a binding that is `whole` has them."""
+    positions, width = logprobs_NV.shape
+    return Targets(
+        np.arange(positions + 1, dtype=np.int64) * width,
+        np.tile(np.arange(width, dtype=np.int32), positions),
+        logprobs_NV.ravel(),
+        np.full(positions, -np.inf, dtype=np.float32),
+    )
+
+
 def pack(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Whole numbers below 2**bits side by side, the lowest bit first; at most 25 bits each."""
     rows = values.astype(np.uint32)[:, None] >> np.arange(bits, dtype=np.uint32)
@@ -179,6 +201,18 @@ def unpack(
     words >>= (at & 7).astype(np.uint32)
     words &= np.uint32((1 << bits) - 1)
     return words.view(np.int32)
+
+
+def _whole(binding: Binding, blocks: Sequence[NDArray[np.uint8]], positions: NDArray[np.int64]) -> Targets:
+    """Raises ValueError as `decode` does."""
+    width = binding.vocabulary
+    if [len(block) for block in blocks] != (4 * width * positions).tolist():
+        raise ValueError("a row does not end where its block does")
+    data = np.concatenate([*blocks, np.zeros(0, dtype=np.uint8)])
+    targets = whole_targets(data.view("<f4").astype(np.float32, copy=False).reshape(-1, width))
+    if not _are_valid(binding, targets):
+        raise ValueError("a log-probability is none")
+    return targets
 
 
 def _numbers(
@@ -216,13 +250,18 @@ def _places(binding: Binding, offsets_N1: NDArray[np.int64]) -> tuple[NDArray[np
 
 def _fit_together(binding: Binding, targets: Targets, sizes_N: NDArray[np.int64]) -> bool:
     entries = len(targets.ids_E)
+    least, most = 0, binding.head + binding.draws
+    if binding.whole:
+        least = most = binding.vocabulary
+        if not np.array_equal(targets.ids_E, np.tile(np.arange(most), len(sizes_N))):
+            return False
     return bool(
         len(sizes_N) > 0
         and targets.offsets_N1[0] == 0
         and targets.offsets_N1[-1] == entries == len(targets.logprobs_E)
         and len(targets.log_tail_N) == len(sizes_N)
-        and sizes_N.min() >= 0
-        and sizes_N.max() <= binding.head + binding.draws
+        and sizes_N.min() >= least
+        and sizes_N.max() <= most
     )
 
 

@@ -35,7 +35,10 @@ _UNSEALED = "unsealed-"
 _BEGIN, _END = b"\x93STILLTG", b"SEALED\r\n"
 _LENGTH = 4  # bytes of the length of a JSON text
 _TAIL = _LENGTH + 32 + len(_END)
-_AGAIN = "delete it, then `stillhouse collect RECIPE`: it is written again from the ledger, asking nobody"
+_AGAIN = (
+    "delete it, then `stillhouse collect RECIPE`, or `train` where the teacher reads the rows: it is written "
+    "again, and nobody is asked twice"
+)
 
 
 def ids_digest(ids: NDArray[np.int32]) -> bytes:

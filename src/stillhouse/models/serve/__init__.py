@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from stillhouse.errors import ModelError, UsageError, storage
+from stillhouse.models.wire import MAX_TOP_LOGPROBS
 
 _READY_SECONDS = 600.0  # to load the weights, perhaps from the hub or a slow disk
 MAX_ROWS = 128  # requests that one thread of a model works on at once
@@ -33,11 +34,13 @@ def serve(
     port: int = 8080,
     name: str | None = None,
     ready: Callable[[str], None] | None = None,
+    max_logprobs: int = MAX_TOP_LOGPROBS,
 ) -> None:
     """Load `source` and answer requests until interrupted. `port` 0 takes a free one.
 
     `ready` is called with the base URL once connections are accepted. The model is called `name`, else by
-    its folder's name or, for a shipped model or a hub id, by `source`.
+    its folder's name or, for a shipped model or a hub id, by `source`. `max_logprobs` bounds how many tokens
+    are told beside each one of a prompt that is read; -1 for no bound.
 
     Raises ModelError for a source that is no usable model, UsageError for an address that cannot be had.
     """
@@ -48,7 +51,7 @@ def serve(
 
     with _listen(host, port) as listener:
         model = load_model(source)
-        app = application(Served(model, name, workers_for(model)))
+        app = application(Served(model, name, workers_for(model), max_logprobs))
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -80,15 +83,16 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def background(source: str, log: Path | None = None) -> Iterator[str]:
+def background(source: str, log: Path | None = None, *options: str) -> Iterator[str]:
     """Serve `source` from a child process on a free port of loopback; gives the base URL.
 
     The child ends with the block, and also when this process dies, however it dies: it reads a pipe from
-    here and stops at its end. What it says goes to `log`.
+    here and stops at its end. What it says goes to `log`. `options` are further ones of its command line.
 
     Raises ModelError, with the log's last lines, when it does not come up within ten minutes.
     """
     command = [sys.executable, "-m", "stillhouse.models.serve", source, "--port", "0", "--until-stdin-ends"]
+    command += options
     with ExitStack() as stack:
         said = stack.enter_context(_log(log))
         child = subprocess.Popen(

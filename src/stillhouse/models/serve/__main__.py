@@ -9,6 +9,7 @@ import threading
 
 from stillhouse.errors import StillhouseError
 from stillhouse.models.serve import serve, stop_with_stdin
+from stillhouse.models.wire import MAX_TOP_LOGPROBS
 
 
 def main() -> int:
@@ -17,12 +18,20 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--name")
+    parser.add_argument("--max-logprobs", type=int, default=MAX_TOP_LOGPROBS)
     parser.add_argument("--until-stdin-ends", action="store_true")
     wanted = parser.parse_args()
     if wanted.until_stdin_ends:
         threading.Thread(target=stop_with_stdin, daemon=True).start()
     try:
-        serve(wanted.source, wanted.host, wanted.port, wanted.name, lambda url: _tell(1, url))
+        serve(
+            wanted.source,
+            wanted.host,
+            wanted.port,
+            wanted.name,
+            lambda url: _tell(1, url),
+            wanted.max_logprobs,
+        )
     except StillhouseError as error:
         for line in (f"error: {error.what}", f"cause: {error.why}", f"hint:  {error.mend}"):
             _tell(2, line)

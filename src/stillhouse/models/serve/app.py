@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -40,7 +41,13 @@ MAX_BODY_BYTES = 16 << 20
 class Served:
     """A model under its name, with what its answers need; up to `workers` threads run it, a batch each."""
 
-    def __init__(self, model: LocalModel, name: str | None, workers: int = 1) -> None:
+    def __init__(
+        self,
+        model: LocalModel,
+        name: str | None,
+        workers: int = 1,
+        max_logprobs: int = wire.MAX_TOP_LOGPROBS,
+    ) -> None:
         local = Path(model.folder).is_dir()
         embedded = model.source.startswith("embedded:")
         own = Path(model.folder).name if local and not embedded else model.source
@@ -51,6 +58,7 @@ class Served:
         commit = weights_digest(model.folder) if local else getattr(model.model.config, "_commit_hash", None)
         self.fingerprint = f"fp_{commit[:12]}" if commit else None
         self.most = workers
+        self.max_logprobs = max_logprobs  # of `prompt_logprobs`; -1 for no bound
         self.workers: list[Worker] = []
 
     @cached_property
@@ -79,13 +87,17 @@ class Served:
 
     def ranked(self, token: TokenLogprob, wanted: int) -> dict[str, dict[str, Any]]:
         """As vLLM tells it: the `wanted` likeliest tokens and the token itself, by id and each with its rank,
-        which is null where it is not among them."""
+        which is null where it is not among them; JSON has no infinity, and -9999 stands for it."""
         told: dict[int, tuple[float, int | None]] = {
             at: (value, rank) for rank, (at, value) in enumerate(token.top[:wanted], 1)
         }
         told.setdefault(token.token_id, (token.logprob, None))
         return {
-            str(at): {"logprob": value, "rank": rank, "decoded_token": self._token(at).name}
+            str(at): {
+                "logprob": value if value > -math.inf else -9999.0,
+                "rank": rank,
+                "decoded_token": self._token(at).name,
+            }
             for at, (value, rank) in told.items()
         }
 
@@ -194,7 +206,7 @@ async def _chat_parts(
 
 
 async def _completions(served: Served, http: HttpRequest) -> Response:
-    ask = wire.completion_request(await _body(http))
+    ask = wire.completion_request(await _body(http), served.max_logprobs)
     settings = ask.settings
     _known(served, settings.model)
     prompts = [text_ids(served.model, p) if isinstance(p, str) else list(p) for p in ask.prompts]
@@ -205,8 +217,9 @@ async def _completions(served: Served, http: HttpRequest) -> Response:
     envelope = served.envelope("cmpl")
     before: list[list[TokenLogprob | None]] = []
     echoed_too = ask.echo and settings.logprobs is not None
-    if echoed_too or ask.prompt_logprobs is not None:
-        before = await _scored(served, prompts, max(settings.logprobs or 0, ask.prompt_logprobs or 0))
+    wanted = size if ask.prompt_logprobs == -1 else ask.prompt_logprobs
+    if echoed_too or wanted is not None:
+        before = await _scored(served, prompts, max(settings.logprobs or 0, wanted or 0))
     running = _Running(served, http, jobs, watched=settings.stream)
     if settings.stream:
         return _stream(running, lambda: _text_parts(served, envelope, settings, running))
@@ -229,7 +242,7 @@ async def _completions(served: Served, http: HttpRequest) -> Response:
         logprobs = None if settings.logprobs is None else wire.text_logprobs(tokens, offsets)
         text, reason = told + answer.text, answer.finish_reason
         choice = {"index": at, "text": text, "logprobs": logprobs, "finish_reason": reason}
-        if (wanted := ask.prompt_logprobs) is not None:
+        if wanted is not None:
             scored = before[at // settings.n]
             choice["prompt_logprobs"] = [None if t is None else served.ranked(t, wanted) for t in scored]
         choices.append(choice)

@@ -30,6 +30,7 @@ from stillhouse.train.losses.targets import (
     places,
     stratified,
     unpacked,
+    whole_distributions,
     with_text,
 )
 from stillhouse.train.losses.whole import cross_entropy, distil, normalised, position_losses
@@ -58,5 +59,6 @@ __all__ = [
     "sound",
     "stratified",
     "unpacked",
+    "whole_distributions",
     "with_text",
 ]

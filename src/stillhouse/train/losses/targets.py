@@ -122,6 +122,12 @@ def with_text(targets: SparseTargets, ids_N: Tensor) -> SparseTargets:
     return SparseTargets(ids_NK, weights_NK, tail_N, targets.temperature)
 
 
+def whole_distributions(packed: PackedTargets) -> Tensor:
+    """Log-probabilities (N, V) of shards that hold all ids, which serve as logits do: at every temperature
+    and for every divergence."""
+    return torch.from_numpy(packed.logprobs_E.reshape(len(packed.log_tail_N), -1))
+
+
 def places(trained_BT: Tensor) -> Tensor:
     """Flat indices into (B, T) of the positions that predict the tokens marked in `trained_BT`.
 
