@@ -22,7 +22,7 @@ from stillhouse.errors import Interrupted, ModelError, storage
 from stillhouse.records import Progress, Watch
 from stillhouse.train import checkpoint, health
 from stillhouse.train.lessons import Lesson
-from stillhouse.train.loss import attend_in_float32, can_gather
+from stillhouse.train.loss import attend_in_float32
 from stillhouse.train.losses import head_of
 from stillhouse.train.on_policy import OwnText, check_health
 from stillhouse.train.rows import Row, epoch_batches
@@ -85,7 +85,7 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     device = causal.device
     dtype = state["dtype"] if state else resolved_dtype(settings.dtype, device.type)
     precision = autocast(dtype, device.type)
-    way = Way(lesson, head_of(causal) if lesson else None, lesson is None and can_gather(causal))
+    way = Way(lesson, head_of(causal))
     if device.type == "cpu":
         attend_in_float32(causal)
     trainable = [(name, value) for name, value in model.named_parameters() if value.requires_grad]

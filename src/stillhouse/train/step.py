@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stillhouse.train import health
 from stillhouse.train.lessons import Lesson
-from stillhouse.train.loss import sequence_loss, taught_loss, to_device
+from stillhouse.train.loss import batch_loss, to_device
 from stillhouse.train.losses import Head, Targets
 from stillhouse.train.losses.whole import counted
 from stillhouse.train.on_policy import OwnText
@@ -27,18 +27,13 @@ Precision = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a batch's loss is made. `head` is the student's, where a lesson can use it apart from the rest, and
-    `gather` says the same of plain cross-entropy. `own` marks text of the student's, which is examined."""
+    """How a batch's loss is made: of a lesson's targets, or of the text itself where `lesson` is None. `head` is
+    the student's, where it can be used apart from the rest, so that only the places which predict have logits.
+    `own` marks text of the student's, which is examined."""
 
     lesson: Lesson | None
     head: Head | None
-    gather: bool
     own: bool = False
-
-    @property
-    def narrow(self) -> bool:
-        """Whether logits are made of the places that predict, and of no others."""
-        return self.gather or self.head is not None
 
 
 Group = tuple[Sequence[Row], Way]
@@ -83,7 +78,7 @@ def take_turn(
     answered = [rows[number] for number in writes]
     with precision():
         written = own.write(answered, writes, step)
-    mine = Way(own.lesson, way.head, gather=False, own=True)
+    mine = Way(own.lesson, way.head, own=True)
     for batch in epoch_batches([len(row.ids) for row in written], own.batch_tokens, 0, 0):
         groups.append(([written[number] for number in batch], mine))
     tokens = sum(len(row.ids) for row in [*read, *written])
@@ -144,7 +139,7 @@ def train_step(
 
 def _parts(rows: Sequence[Row], way: Way, vocabulary: int, parts: int | None, halved: bool) -> list[Group]:
     predicting = sum(len(row.ids) - row.start for row in rows)
-    wide = predicting if way.narrow else len(rows) * max(len(row.ids) for row in rows)
+    wide = predicting if way.head is not None else len(rows) * max(len(row.ids) for row in rows)
     needed = parts or math.ceil(wide * vocabulary / SCORES)
     number = min(len(rows), max(needed, 2) if halved else needed)
     return [(rows[part::number], way) for part in range(number)]
@@ -175,9 +170,7 @@ def _prepared(rows: Sequence[Row], way: Way, device: Any) -> tuple[Batch, Target
 
 def _loss(causal: Any, batch: Batch, targets: Targets | None, way: Way) -> tuple[Tensor, Tensor | None]:
     """The sum over the batch's places, in nats; for the student's own text `health.agreement` beside it."""
-    if way.lesson is None or targets is None:
-        return sequence_loss(causal, batch, way.gather)[0], None
-    total, states_ND = taught_loss(causal, batch, way.head, targets, way.lesson)
-    if not way.own:
+    total, states_ND = batch_loss(causal, batch, way.head, targets, way.lesson)
+    if not way.own or way.lesson is None or targets is None:
         return total, None
     return total, health.agreement(states_ND, way.head, targets, way.lesson.vocabulary)
