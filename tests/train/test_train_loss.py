@@ -17,7 +17,7 @@ from train.tiny_student import BASE
 from stillhouse.train.loss import attend_in_float32, batch_loss
 from stillhouse.train.losses import head_of
 from stillhouse.train.rows import Row, collate
-from stillhouse.train.step import Way, train_step
+from stillhouse.train.step import Way, Work, train_step
 
 
 def row(*ids, start, group=""):
@@ -95,15 +95,14 @@ def test_bf16_stays_close_and_trains_float32_weights():
     assert gradients(model, rough).dtype == torch.float32
 
 
-@pytest.mark.parametrize("parts", [2, 3, 4])
-def test_accumulated_parts_step_as_one_batch(parts):
+@pytest.mark.parametrize("most", [18, 12, 9], ids=["2 parts", "3 parts", "4 parts"])
+def test_accumulated_parts_step_as_one_batch(most):
     found = []
-    for cut in (1, parts):
+    for cut in (None, most):
         model = tiny_llama()
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-        loss, norm, count, _ = train_step(
-            model, model, [(ROWS, Way(None, head_of(model)))], [optimiser], 1e9, nullcontext, VOCABULARY, cut
-        )
+        work = Work(model, model, [optimiser], 1e9, nullcontext, VOCABULARY, cut)
+        loss, norm, count, _ = train_step(work, [(ROWS, Way(None, head_of(model)))])
         found.append((loss, norm, count, torch.cat([p.detach().flatten() for p in model.parameters()])))
     assert found[0][2] == found[1][2]
     assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-5)
@@ -115,18 +114,9 @@ def test_two_halves_at_once_give_the_bits_of_two_in_turn():
         model = tiny_llama()
         attend_in_float32(model)
         optimiser = torch.optim.AdamW(model.parameters(), lr=0.01)
+        work = Work(model, model, [optimiser], 1.0, bf16, VOCABULARY, most=18)
         for _ in range(steps):
-            train_step(
-                model,
-                model,
-                [(ROWS, Way(None, head_of(model)))],
-                [optimiser],
-                1.0,
-                bf16,
-                VOCABULARY,
-                parts=2,
-                halves=halves,
-            )
+            train_step(work, [(ROWS, Way(None, head_of(model)))], halves)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     def bf16():

@@ -23,8 +23,8 @@ TEXT = Objective(forward_kl, hard=1.0)  # the tokens of the text and nobody's pr
 def batch_loss(
     model: Any, batch: Batch, head: Head | None, targets: Targets | None = None, lesson: Lesson | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the loss in nats over the batch's N places (float32 scalar), see `losses.head_loss`, and what the
-    student says at them: its last hidden states (N, D), or its logits (N, V) where `head` is None.
+    """Sum of the loss in nats over the batch's N places (float32 scalar), see `losses.head_loss`, and what
+    the student says at them: its last hidden states (N, D), or its logits (N, V) where `head` is None.
 
     A `lesson` says how the `targets` are learned; without one it is the cross-entropy with the text itself.
     `model` is a causal language model of transformers, and without a head that can be taken apart all logits
@@ -59,7 +59,3 @@ def attend_in_float32(model: Any) -> None:
         AttentionInterface.register(ATTENTION, attend)
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)
         model.set_attn_implementation(ATTENTION)
-
-
-def to_device(batch: Batch, device: Any) -> Batch:
-    return Batch(batch.ids_BT.to(device), batch.places_N.to(device), batch.targets_N.to(device))
