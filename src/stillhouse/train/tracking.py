@@ -52,9 +52,8 @@ def _flat(row: dict[str, Any]) -> dict[str, float]:
     """The figures of a row by one name each, those of a table within by `table/name`."""
     flat: dict[str, float] = {}
     for key, value in row.items():
-        flat |= (
-            {f"{key}/{name}": each for name, each in value.items()}
-            if isinstance(value, dict)
-            else {key: value}
-        )
+        if isinstance(value, dict):
+            flat |= {f"{key}/{name}": each for name, each in value.items()}
+        elif key != "step":
+            flat[key] = value
     return flat
