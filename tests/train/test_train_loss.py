@@ -14,11 +14,10 @@ from tiny import VOCABULARY
 from tiny import tiny_llama as make
 from train.tiny_student import BASE
 
-from stillhouse.train.loss import attend_in_float32, can_gather, sequence_loss
+from stillhouse.train.loss import attend_in_float32, batch_loss
+from stillhouse.train.losses import head_of
 from stillhouse.train.rows import Row, collate
-from stillhouse.train.step import Way, train_step
-
-TEXT = Way(None, None, gather=True)
+from stillhouse.train.step import Way, Work, train_step
 
 
 def row(*ids, start, group=""):
@@ -35,6 +34,10 @@ ROWS = [
     row(8, 8, 6, 20, 30, 31, 12, 13, 1, start=8),  # the end token alone
     row(3, 4, 5, 6, 7, 8, 1, start=1),  # all but the first token trained
 ]
+
+
+def loss_of(model, rows, padding=0):
+    return batch_loss(model, collate(rows, padding), head_of(model))[0]
 
 
 def by_hand(model, rows):
@@ -54,53 +57,52 @@ def gradients(model, loss):
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("gather", [True, False])
+@pytest.mark.parametrize("apart", [True, False], ids=["head apart", "all logits"])
 @pytest.mark.parametrize("padding", [0, 1, 13])
-def test_shift_and_mask_agree_with_the_definition(gather, padding):
+def test_shift_and_mask_agree_with_the_definition(apart, padding):
     model = tiny_llama()
     expected, count = by_hand(model, ROWS)
     wanted = gradients(model, expected)
-    got, n = sequence_loss(model, collate(ROWS, padding), gather)
-    assert n == count == 2 + 1 + 1 + 6
+    got, _ = batch_loss(model, collate(ROWS, padding), head_of(model) if apart else None)
+    assert count == 2 + 1 + 1 + 6
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients(model, got), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_loss_is_the_sum_of_each_row_alone_in_any_order():
     model = tiny_llama()
-    together, _ = sequence_loss(model, collate(ROWS[::-1]), True)
-    apart = sum(sequence_loss(model, collate([row]), True)[0] for row in ROWS)
+    together = loss_of(model, ROWS[::-1])
+    apart = sum(loss_of(model, [row]) for row in ROWS)
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
 
 
 def test_attention_in_float32_changes_nothing_in_float32():
     model = tiny_llama()
-    before, _ = sequence_loss(model, collate(ROWS), True)
+    before = loss_of(model, ROWS)
     attend_in_float32(model)
-    after, _ = sequence_loss(model, collate(ROWS), True)
+    after = loss_of(model, ROWS)
     torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
 
 
 def test_bf16_stays_close_and_trains_float32_weights():
     model = tiny_llama()
     attend_in_float32(model)
-    exact, _ = sequence_loss(model, collate(ROWS), True)
+    exact = loss_of(model, ROWS)
     with torch.autocast("cpu", torch.bfloat16):
-        rough, _ = sequence_loss(model, collate(ROWS), True)
+        rough = loss_of(model, ROWS)
     assert rough.dtype == torch.float32
     assert abs((rough - exact).item()) < 0.03 * exact.item()
     assert gradients(model, rough).dtype == torch.float32
 
 
-@pytest.mark.parametrize("parts", [2, 3, 4])
-def test_accumulated_parts_step_as_one_batch(parts):
+@pytest.mark.parametrize("most", [18, 12, 9], ids=["2 parts", "3 parts", "4 parts"])
+def test_accumulated_parts_step_as_one_batch(most):
     found = []
-    for cut in (1, parts):
+    for cut in (None, most):
         model = tiny_llama()
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-        loss, norm, count, _ = train_step(
-            model, model, [(ROWS, TEXT)], [optimiser], 1e9, nullcontext, VOCABULARY, cut
-        )
+        work = Work(model, model, [optimiser], 1e9, nullcontext, VOCABULARY, cut)
+        loss, norm, count, _ = train_step(work, [(ROWS, Way(None, head_of(model)))])
         found.append((loss, norm, count, torch.cat([p.detach().flatten() for p in model.parameters()])))
     assert found[0][2] == found[1][2]
     assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-5)
@@ -112,10 +114,9 @@ def test_two_halves_at_once_give_the_bits_of_two_in_turn():
         model = tiny_llama()
         attend_in_float32(model)
         optimiser = torch.optim.AdamW(model.parameters(), lr=0.01)
+        work = Work(model, model, [optimiser], 1.0, bf16, VOCABULARY, most=18)
         for _ in range(steps):
-            train_step(
-                model, model, [(ROWS, TEXT)], [optimiser], 1.0, bf16, VOCABULARY, parts=2, halves=halves
-            )
+            train_step(work, [(ROWS, Way(None, head_of(model)))], halves)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     def bf16():
@@ -128,7 +129,7 @@ def test_two_halves_at_once_give_the_bits_of_two_in_turn():
     torch.set_num_threads(before)
 
 
-def test_a_head_is_gathered_only_where_that_gives_the_models_own_logits():
+def test_a_head_that_caps_or_scales_gives_the_models_own_loss():
     from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
     sizes = {
@@ -139,15 +140,14 @@ def test_a_head_is_gathered_only_where_that_gives_the_models_own_logits():
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
     }
-    assert can_gather(tiny_llama())
     capped = Gemma2ForCausalLM(
         Gemma2Config(**sizes, head_dim=16, final_logit_softcapping=30.0, pad_token_id=0)
     )
     scaled = CohereForCausalLM(CohereConfig(**sizes, logit_scale=0.0625, pad_token_id=0, eos_token_id=1))
     for model in (capped, scaled):
-        assert not can_gather(model)
         expected, _ = by_hand(model.eval(), ROWS)
-        got, _ = sequence_loss(model, collate(ROWS), can_gather(model))
+        assert head_of(model) is not None
+        got = loss_of(model, ROWS)
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -240,11 +240,11 @@ def test_nothing_that_fits_is_an_error(run, folder):
 def test_a_loss_that_is_no_number_stops_with_the_last_checkpoint_whole(run, folder, monkeypatch):
     step, seen, ticks = loop.train_step, count(1), count()
 
-    def breaks(model, *rest, **named):
+    def breaks(work, *rest):
         if next(seen) == 6:
             with torch.no_grad():
-                next(model.parameters())[:] = torch.nan
-        return step(model, *rest, **named)
+                next(work.model.parameters())[:] = torch.nan
+        return step(work, *rest)
 
     monkeypatch.setattr(loop, "train_step", breaks)
     recipe = make_recipe(str(folder), {"checkpoint_seconds": 1})

@@ -84,6 +84,8 @@ def run(
     from stillhouse.report import write_report
     from stillhouse.workspace import read_marker
 
+    if pipeline.follow_training():
+        return
     recipe, workspace = load(path)
     with Ledger.open(workspace) as ledger:
         if focus is not None:

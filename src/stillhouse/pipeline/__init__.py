@@ -53,7 +53,7 @@ from stillhouse.records import Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer
 from stillhouse.scoring import scorers as installed_scorers
 from stillhouse.terms import gate
-from stillhouse.train import Source, train
+from stillhouse.train import Source, dismiss, follow, launched, train
 from stillhouse.workspace import RunFolder, Workspace, locked, read_marker, write_json
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "cancel_batches",
     "check",
     "focused",
+    "follow_training",
     "need_extra",
     "open_teacher",
     "plan",
@@ -94,6 +95,7 @@ def run(
     of a Ray cluster (0: see `ask.on_ray`), and rows are judged there (see `curate.cluster`). Raises what the
     stages raise; what they finished stays finished.
     """
+    _alone(stages)
     prompts = prompts or load_prompts(recipe)
     scorers = installed_scorers() if scorers is None else scorers
     check(recipe, prompts, scorers)
@@ -116,6 +118,28 @@ def run(
         skipped = [stage for stage in STAGES if stage in stages and not _DO[stage](work)]
         evaluation = json.loads(folder.evaluation.read_bytes()) if folder.evaluation.exists() else None
         return Finished(folder, evaluation, tuple(skipped), tuple(_notices(folder)))
+
+
+def follow_training() -> bool:
+    """Whether this is one of several processes and not the first; then its part of the training is done.
+
+    Raises what `train` raises.
+    """
+    number, _ = launched()
+    if number:
+        need_extra("train", ("torch", "transformers"))
+        follow()
+    return number > 0
+
+
+def _alone(stages: Sequence[str]) -> None:
+    """Raises UsageError where several processes would do what only one may."""
+    if launched()[1] > 1 and tuple(stages) != ("train",):
+        raise UsageError(
+            "several processes were started, and only training is shared out",
+            f"{', '.join(stages)} would ask, write and pay as often as there are processes",
+            "run the other stages as one process, and `train` by the launcher; see docs/training.md",
+        )
 
 
 def _notices(folder: RunFolder) -> Iterator[str]:
@@ -260,12 +284,13 @@ def _train(work: Work) -> bool:
     inputs = digest(
         curated["digest"],
         recipe.student.model_dump(),
-        recipe.train.model_dump(exclude={"checkpoint_seconds"}),
+        recipe.train.model_dump(exclude={"checkpoint_seconds", "track"}),
         recipe.run.seed,
         weights_digest(start) if start and Path(start).is_dir() else start,
         source and [source.revision, [digests for _, digests in source.answers]],
     )
     if is_done(work, "train", inputs, work.folder.student / "config.json", work.folder.student_before):
+        dismiss()
         return False
     started = time.monotonic()
     result = asdict(train(work.folder, recipe, work.watch, local, source=source))

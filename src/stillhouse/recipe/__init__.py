@@ -141,11 +141,11 @@ def run_digest(recipe: Recipe) -> str:
     """SHA-256 (hex) by which a run's folder is found again; `recipe_digest` is over everything.
 
     Left out is what cannot change what a stage writes (the key's variable, how fast and how long is asked,
-    how the teacher is watched, when training is saved), what is no part of an answer's key (the URL behind
-    `teacher.provider`, else all of it but its host; terms and price), and what a later stage's digest of its
-    own inputs covers: all of [release], and of [evaluate] all but the settings that say which prompts are
-    kept apart for the test. So a changed price, cap, cut of the report or name of the release goes on in the
-    same folder, and only what depends on it is done again.
+    how the teacher is watched, when training is saved and where it is shown), what is no part of an answer's
+    key (the URL behind `teacher.provider`, else all of it but its host; terms and price), and what a later
+    stage's digest of its own inputs covers: all of [release], and of [evaluate] all but the settings that say
+    which prompts are kept apart for the test. So a changed price, cap, cut of the report or name of the
+    release goes on in the same folder, and only what depends on it is done again.
     """
     tree = recipe.model_dump(mode="json")
     evaluate = tree["evaluate"]
@@ -159,7 +159,7 @@ def run_digest(recipe: Recipe) -> str:
     effort = ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "retries", "unknown")
     for name in ("mode", *effort, "max_cost", "max_failures", "canary"):
         del tree["collect"][name]
-    del tree["train"]["checkpoint_seconds"], tree["release"]
+    del tree["train"]["checkpoint_seconds"], tree["train"]["track"], tree["release"]
     split = ("source", "count", "seed", "split", "held_out")
     tree["evaluate"] = {name: evaluate[name] for name in split}
     return hashlib.sha256(rfc8785.dumps(tree)).hexdigest()

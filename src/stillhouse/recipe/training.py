@@ -156,6 +156,19 @@ class Train(Table):
     epochs: float = Field(default=3.0, gt=0)
     batch_tokens: Positive = Field(default=8192, description="Tokens in a batch, padding included.")
     learning_rate: float = Field(default=1e-3, gt=0)
+    micro_tokens: Positive | None = Field(
+        default=None,
+        description="Tokens worked at once; a larger batch is worked in parts whose gradients are summed, in "
+        "less memory and more time. Left out, the whole batch.",
+    )
+    packing: bool = Field(
+        default=False,
+        description="Rows stand one behind another without padding, each blind to the others. See "
+        "docs/training.md for when it pays.",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Make activations again for backward: a third more work, far less memory."
+    )
     optimiser: Literal["adamw", "muon"] = Field(
         default="adamw", description="`muon` steps the layers' matrices, and AdamW the rest."
     )
@@ -169,7 +182,15 @@ class Train(Table):
         default=1024, description="Longest row in tokens; longer ones are counted and left out."
     )
     held_out: Fraction = Field(default=0.03, description="Share of samples kept back to watch the loss.")
+    patience: Positive | None = Field(
+        default=None,
+        description="Measurements of the held-out loss (one each epoch) without a lower one after which "
+        "training ends; the student then has the weights of the lowest. Left out, all epochs are trained.",
+    )
     checkpoint_seconds: float = Field(default=60.0, gt=0)
+    track: Literal["tensorboard", "trackio", "wandb"] | None = Field(
+        default=None, description="Also show the figures of losses.jsonl there; each is installed apart."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Type of the autocast.")
 
     @model_validator(mode="after")

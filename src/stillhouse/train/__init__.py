@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING
 from stillhouse.errors import UsageError, storage
 from stillhouse.recipe import Recipe
 from stillhouse.records import Progress, Watch, unwatched
+from stillhouse.train.processes import Processes, join, launched
 from stillhouse.workspace import RunFolder
+
+__all__ = ["Source", "TrainResult", "dismiss", "follow", "launched", "train"]
 
 if TYPE_CHECKING:
     from stillhouse.ask.scores import Readings
@@ -57,6 +60,7 @@ class TrainResult:
     objective: str
     shards: list[str]
     bytes_per_token: float | None
+    processes: int = 1
     own: dict[str, float] | None = None
     notices: list[str] = field(default_factory=list)
 
@@ -74,6 +78,9 @@ class Source:
     remote: Readings | None = None
 
 
+Task = tuple[RunFolder, Recipe, str | None, Source | None]  # what the first process tells the others
+
+
 def train(
     run: RunFolder,
     recipe: Recipe,
@@ -89,17 +96,46 @@ def train(
 
     `run.student_before` is a folder for a student that was made here (`config`, `from_teacher`) and else a
     one-line file with the folder or hub id that it came from. `run.student` is float32 whatever the autocast.
-    A training that was stopped goes on from its last checkpoint and ends with the same weights.
+    A training that was stopped goes on from its last checkpoint and ends with the same weights. Under a
+    launcher of several processes (see `processes`) this is called by the first; the others `follow`.
 
     Raises UsageError (nothing to train on, settings that do not fit), ModelError (not a usable model, memory,
     a loss that is no number, own text that runs on without end), LedgerError (shards that are not those of
     these rows), StorageError, Interrupted, and what `ask.ask` raises where the teacher is at an endpoint.
     """
-    from stillhouse.train import checkpoint, health, loop
+    processes = join()
+    if processes.count > 1 and source is not None and source.remote is not None:
+        raise UsageError(
+            "a teacher at an endpoint is asked by one process",
+            f"there are {processes.count}, each of which would ask for its own rows",
+            "train in one process, or keep the teacher's weights here",
+        )
+    task: Task = processes.tell((run, recipe, teacher_folder, source))
+    return _train(task, watch, clock, processes)
+
+
+def follow() -> None:
+    """The part of every process but the first: to share in the training that the first begins, if it does.
+    Raises what `train` does."""
+    processes = join()
+    if task := processes.tell(None):
+        _train(task, unwatched, time.monotonic, processes)
+
+
+def dismiss() -> None:
+    """Tell the processes that follow that there is nothing to train."""
+    join().tell(None)
+
+
+def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Processes) -> TrainResult:
+    from stillhouse.train import checkpoint, health, loop, standing
     from stillhouse.train import rows as row
     from stillhouse.train import student as students
+    from stillhouse.train.forward import check_packing
     from stillhouse.train.losses import sound
+    from stillhouse.train.tracking import tracked
 
+    run, recipe, teacher_folder, source = task
     student = students.initial_student(recipe, teacher_folder)
     rows, left_out = row.read_rows(run.samples, student, recipe.train.max_length)
     lesson = own = None
@@ -112,7 +148,10 @@ def train(
         if recipe.train.objective == "on_policy":
             own = _own_text(recipe, student, rows, teacher, source)
             rows = _kept(rows, left_out, "too long for the teacher", lambda row: len(row.ids) <= own.limit)
-        lesson = _lesson(run, recipe, student, rows, teacher, source, watch, notices)
+        with processes.first_before_others():
+            lesson = _lesson(run, recipe, student, rows, teacher, source, watch, notices)
+        if recipe.train.packing and teacher is not None:
+            check_packing(teacher.model, "teacher")
         rows = _kept(rows, left_out, "no targets", lesson.has)
     learnt, held_out = row.split_held_out(rows, recipe.train.held_out, recipe.run.seed)
     if not learnt:
@@ -125,27 +164,37 @@ def train(
     weights = students.weights_of(student.model)
     lessons = [each.name for each in (lesson, own and own.lesson) if each]
     key = _key(run.samples, recipe, tokenizer, weights, " ".join(lessons))
-    students.save_before(student, run.student_before)
+    if processes.first:
+        students.save_before(student, run.student_before)
 
     parameters = sum(p.numel() for p in student.model.parameters())
+    if recipe.train.packing:
+        check_packing(student.model, "student")
     model = students.with_adapter(recipe.student, student.model, recipe.run.seed)
-    trained = loop.fit(
-        model,
-        learnt,
-        held_out,
-        recipe.train,
-        recipe.run.seed,
-        checkpoint.folder_of(run.checkpoints, key),
-        run.losses,
-        key,
-        watch,
-        clock,
-        lesson,
-        own,
-    )
+    with processes.first_before_others():
+        checkpoints = checkpoint.folder_of(run.checkpoints, key)
+    tracker = recipe.train.track if processes.first else None
+    with tracked(tracker, run.root.name, run.logs / "tensorboard") as track:
+        trained = loop.fit(
+            model,
+            learnt,
+            held_out,
+            recipe.train,
+            recipe.run.seed,
+            checkpoints,
+            run.losses,
+            key,
+            watch,
+            clock,
+            lesson,
+            own,
+            processes,
+            track,
+        )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     device = student.model.device.type
-    students.save_student(student, model, run.student)
+    if processes.first:
+        students.save_student(student, model, run.student)
     return TrainResult(
         steps=trained.steps,
         epochs=recipe.train.epochs,
@@ -165,8 +214,13 @@ def train(
         objective=recipe.train.objective,
         shards=list(lesson.shards) if lesson else [],
         bytes_per_token=lesson.bytes_per_token if lesson else None,
+        processes=processes.count,
         own=trained.own,
-        notices=notices + health.notices(trained.own),
+        notices=[
+            *notices,
+            *standing.notices(trained.best, trained.steps, recipe.train.patience),
+            *health.notices(trained.own),
+        ],
     )
 
 
@@ -272,7 +326,7 @@ def _key(samples: Path, recipe: Recipe, tokenizer: str, weights: str, lesson: st
 
     with storage("read", samples), samples.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    settings = recipe.train.model_dump(mode="json", exclude={"checkpoint_seconds"})
+    settings = recipe.train.model_dump(mode="json", exclude={"checkpoint_seconds", "track"})
     parts = [
         digest,
         tokenizer,

@@ -8,72 +8,37 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from stillhouse.train.forward import scores_at, states_at
 from stillhouse.train.lessons import Lesson
-from stillhouse.train.losses import Head, Targets, distil, head_loss
-from stillhouse.train.rows import Batch, Row, collate
+from stillhouse.train.losses import Head, Objective, Targets, cross_entropy, distil, forward_kl, head_loss
+from stillhouse.train.rows import Batch
 
 ATTENTION = "stillhouse_float32"
+TEXT = Objective(forward_kl, hard=1.0)  # the tokens of the text and nobody's probabilities
 
 
-def sequence_loss(model: Any, batch: Batch, gather: bool) -> tuple[Tensor, int]:
-    """Sum of -log p(target) in nats over the N targets (float32 scalar), and N.
-
-    `model` is a causal language model of transformers. With `gather` its head sees only the hidden states
-    that predict a target; without, all logits (B, T, V) are made and the same rows taken from them.
-    """
-    scores_NV = _gathered(model, batch) if gather else scores_at(model, batch)
-    return F.cross_entropy(scores_NV.float(), batch.targets_N, reduction="sum"), batch.targets_N.numel()
-
-
-def taught_loss(
-    model: Any, batch: Batch, head: Head | None, targets: Targets, lesson: Lesson
+def batch_loss(
+    model: Any, batch: Batch, head: Head | None, targets: Targets | None = None, lesson: Lesson | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the lesson's loss in nats over the places that `targets` are of (float32 scalar), see
-    `losses.head_loss`, and what the student says at them: its last hidden states (N, D). Without a `head`
-    that can be taken apart all logits are made, and those of the places (N, V) are given."""
-    how = targets, lesson.objective, batch.targets_N, lesson.vocabulary
-    if head is None:
-        scores_NV = scores_at(model, batch)
-        return distil(scores_NV, *how)[0], scores_NV.detach()
-    hidden_ND = states_at(model, batch)
-    return head_loss(hidden_ND, head, *how)[0], hidden_ND.detach()
+    """Sum of the loss in nats over the batch's N places (float32 scalar), see `losses.head_loss`, and what
+    the student says at them: its last hidden states (N, D), or its logits (N, V) where `head` is None.
 
-
-def can_gather(model: Any) -> bool:
-    """Whether this architecture's logits are its head applied to its last hidden state, position by position.
-
-    Tried, not looked up: models that scale or cap their logits give another result and are not gathered.
+    A `lesson` says how the `targets` are learned; without one it is the cross-entropy with the text itself.
+    `model` is a causal language model of transformers, and without a head that can be taken apart all logits
+    (B, T, V) are made.
     """
-    vocabulary = model.get_input_embeddings().num_embeddings
-    ids = np.array([1, 5, 3, 2, 7, 4], dtype=np.int32) % vocabulary
-    batch = to_device(collate([Row(ids, 2, "")]), model.device)
-    head = model.get_output_embeddings()
-    if head is None:
-        return False
-    # Enlarged, so that a cap shows even in an untrained model whose logits are all near zero
-    enlarged = head.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 1e3, *inputs[1:]))
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            gathered, taken = _gathered(model, batch), scores_at(model, batch)
-        return bool((gathered - taken).abs().max() <= 1e-4 * taken.abs().max())
-    except (AttributeError, TypeError, RuntimeError):
-        return False
-    finally:
-        enlarged.remove()
-        model.train(was_training)
-
-
-def _gathered(model: Any, batch: Batch) -> Tensor:
-    scores_NV: Tensor = model.get_output_embeddings()(states_at(model, batch))
-    return scores_NV
+    objective, vocabulary = (lesson.objective, lesson.vocabulary) if lesson else (TEXT, None)
+    if head is not None:
+        hidden_ND = states_at(model, batch)
+        loss, _ = head_loss(hidden_ND, head, targets, objective, batch.targets_N, vocabulary)
+        return loss, hidden_ND.detach()
+    scores_NV = scores_at(model, batch)
+    if targets is None:
+        return cross_entropy(scores_NV, batch.targets_N)[0], scores_NV.detach()
+    return distil(scores_NV, targets, objective, batch.targets_N, vocabulary)[0], scores_NV.detach()
 
 
 def attend_in_float32(model: Any) -> None:
@@ -94,7 +59,3 @@ def attend_in_float32(model: Any) -> None:
         AttentionInterface.register(ATTENTION, attend)
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)
         model.set_attn_implementation(ATTENTION)
-
-
-def to_device(batch: Batch, device: Any) -> Batch:
-    return Batch(batch.ids_BT.to(device), batch.places_N.to(device), batch.targets_N.to(device))

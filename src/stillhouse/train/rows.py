@@ -42,11 +42,13 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """`ids_BT` is padded on the right, where a causal model never looks. `places_N` are flat indices into
-    (B, T) of the positions that predict, `targets_N` the token ids that they should predict."""
+    (B, T) of the positions that predict, `targets_N` the token ids that they should predict. `positions_BT`
+    are each token's place in its own row, where several rows stand in one line; else None."""
 
     ids_BT: Tensor
     places_N: Tensor
     targets_N: Tensor
+    positions_BT: Tensor | None = None
 
 
 def read_rows(path: Path, student: LocalModel, max_length: int) -> tuple[list[Row], dict[str, int]]:
@@ -110,21 +112,26 @@ def split_held_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[R
     return [r for r in rows if r.group not in held], [r for r in rows if r.group in held]
 
 
-def epoch_batches(lengths: Sequence[int], batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(
+    lengths: Sequence[int], batch_tokens: int, seed: int, epoch: int, packed: bool = False
+) -> list[list[int]]:
     """Row numbers of each batch of an epoch: rows of like length together, in a random order of batches.
 
-    A batch holds at most `batch_tokens` tokens, padding included; a longer row is a batch of its own.
+    A batch holds at most `batch_tokens` tokens, padding included, of which rows that are `packed` have none;
+    a longer row is a batch of its own.
     The number of batches is the same for every epoch, and the order depends on seed and epoch alone.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(lengths), generator=generator).tolist()
     order.sort(key=lambda row: -lengths[row])  # stable: rows of one length stay shuffled
     batches: list[list[int]] = []
+    room = 0
     for row in order:
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
+        if not batches or room < lengths[row if packed else batches[-1][0]]:
+            batches.append([])
+            room = batch_tokens
+        batches[-1].append(row)
+        room -= lengths[row if packed else batches[-1][0]]
     shuffled = torch.randperm(len(batches), generator=generator).tolist()
     return [batches[i] for i in shuffled]
 
@@ -133,10 +140,31 @@ def collate(rows: Sequence[Row], padding: int = 0) -> Batch:
     """Rows as tensors; T is the longest row's length plus `padding`."""
     width = max(len(row.ids) for row in rows) + padding
     ids = np.zeros((len(rows), width), dtype=np.int64)
-    places = []
     for number, row in enumerate(rows):
         ids[number, : len(row.ids)] = row.ids
-        first = number * width - 1
-        places.append(np.arange(first + row.start, first + len(row.ids)))
+    return Batch(torch.from_numpy(ids), *_predicting(rows, range(0, ids.size, width)))
+
+
+def pack(rows: Sequence[Row]) -> Batch:
+    """Rows one behind another as one line (1, T) without padding. Where the positions begin at 0 again,
+    transformers masks all that stands before."""
+    lengths = [len(row.ids) for row in rows]
+    ids = np.concatenate([row.ids for row in rows]).astype(np.int64)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    first = np.cumsum([0, *lengths[:-1]])
+    return Batch(
+        torch.from_numpy(ids[None]), *_predicting(rows, first.tolist()), torch.from_numpy(positions[None])
+    )
+
+
+def _predicting(rows: Sequence[Row], first: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Places and targets of rows whose first tokens have these flat indices."""
+    spans = zip(rows, first, strict=True)
+    places = np.concatenate([np.arange(at + row.start, at + len(row.ids)) - 1 for row, at in spans])
     targets = np.concatenate([row.ids[row.start :] for row in rows]).astype(np.int64)
-    return Batch(*(torch.from_numpy(part) for part in (ids, np.concatenate(places), targets)))
+    return torch.from_numpy(places), torch.from_numpy(targets)
+
+
+def to_device(batch: Batch, device: Any) -> Batch:
+    positions = None if batch.positions_BT is None else batch.positions_BT.to(device)
+    return Batch(batch.ids_BT.to(device), batch.places_N.to(device), batch.targets_N.to(device), positions)

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from stillhouse.train import health
 from stillhouse.train.lessons import Lesson
-from stillhouse.train.loss import sequence_loss, taught_loss, to_device
+from stillhouse.train.loss import batch_loss
 from stillhouse.train.losses import Head, Targets
 from stillhouse.train.losses.whole import counted
 from stillhouse.train.on_policy import OwnText
-from stillhouse.train.rows import Batch, Row, collate, epoch_batches
+from stillhouse.train.processes import ALONE, Processes
+from stillhouse.train.rows import Batch, Row, collate, epoch_batches, pack, to_device
 
 SCORES = 1 << 28  # most logits (rows times vocabulary) made at once: 1 GiB in float32
 
@@ -27,18 +28,30 @@ Precision = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a batch's loss is made. `head` is the student's, where a lesson can use it apart from the rest, and
-    `gather` says the same of plain cross-entropy. `own` marks text of the student's, which is examined."""
+    """How a batch's loss is made: of a lesson's targets, or of the text itself where `lesson` is None. `head`
+    is the student's, where it can be used apart from the rest, so that only the places which predict have
+    logits. `packed` rows stand one behind another. `own` marks text of the student's, which is examined."""
 
     lesson: Lesson | None
     head: Head | None
-    gather: bool
+    packed: bool = False
     own: bool = False
 
-    @property
-    def narrow(self) -> bool:
-        """Whether logits are made of the places that predict, and of no others."""
-        return self.gather or self.head is not None
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What every step works with. `model` holds the weights that learn and `causal` is the language model in
+    it: the same, or an adapter and what it is added to. `vocabulary` is the width of the logits, `clip` the
+    largest norm of a gradient, `most` the most tokens worked at once."""
+
+    model: Any
+    causal: Any
+    optimisers: Sequence[torch.optim.Optimizer]
+    clip: float
+    precision: Precision
+    vocabulary: int
+    most: int | None = None
+    processes: Processes = ALONE
 
 
 Group = tuple[Sequence[Row], Way]
@@ -83,41 +96,31 @@ def take_turn(
     answered = [rows[number] for number in writes]
     with precision():
         written = own.write(answered, writes, step)
-    mine = Way(own.lesson, way.head, gather=False, own=True)
-    for batch in epoch_batches([len(row.ids) for row in written], own.batch_tokens, 0, 0):
+    mine = Way(own.lesson, way.head, way.packed, own=True)
+    for batch in epoch_batches([len(row.ids) for row in written], own.batch_tokens, 0, 0, way.packed):
         groups.append(([written[number] for number in batch], mine))
     tokens = sum(len(row.ids) for row in [*read, *written])
     return Turn(groups, tokens, health.figures(answered, written, own.student.stop_ids))
 
 
-def train_step(
-    model: Any,
-    causal: Any,
-    groups: Sequence[Group],
-    optimisers: Sequence[torch.optim.Optimizer],
-    clip: float,
-    precision: Precision,
-    vocabulary: int,
-    parts: int | None = None,
-    halves: Executor | None = None,
-) -> Stepped:
-    """One optimiser step over the rows of all `groups`.
+def train_step(work: Work, groups: Sequence[Group], halves: Executor | None = None) -> Stepped:
+    """One optimiser step over the rows of all `groups`, and over those of the other processes.
 
-    A group is cut into parts where all its logits at once would be too many; each part's loss is divided by
-    the tokens of the whole, so the gradient is that of one batch. With `halves`, an executor of two threads,
-    a batch that need not be cut is worked in two parts at once. A step whose loss or gradient is not finite
-    changes nothing.
+    A group is cut into parts where it is longer than may be worked at once, or has too many logits; each
+    part's loss is divided by the tokens of the whole, so the gradient is that of one batch. With `halves`, an
+    executor of two threads, a batch that need not be cut is worked in two parts at once. A step whose loss or
+    gradient is not finite changes nothing.
     """
     halved = halves is not None and len(groups) == 1
-    cut = [part for group in groups for part in _parts(*group, vocabulary, parts, halved)]
-    lessons = [(way, *_prepared(rows, way, causal.device)) for rows, way in cut]
-    count = sum(number for *_, number in lessons)
+    cut = [part for group in groups for part in _parts(*group, work, halved)]
+    lessons = [(way, *_prepared(rows, way, work.causal.device)) for rows, way in cut]
+    count = round(work.processes.total(sum(number for *_, number in lessons))[0])
     own = [at for at, (_, way) in enumerate(cut) if way.own]
 
     def backward(part: int) -> tuple[Tensor, Tensor | None]:
         way, batch, targets, _ = lessons[part]
-        with precision():
-            total, seen = _loss(causal, batch, targets, way)
+        with work.precision():
+            total, seen = _loss(work.causal, batch, targets, way)
             loss = total / max(count, 1)
         loss.backward()
         return loss.detach(), seen
@@ -127,10 +130,11 @@ def train_step(
     else:
         done = [backward(part) for part in range(len(cut))]
     losses = [loss for loss, _ in done]
-    total = torch.stack(losses).sum()
-    norm = float(torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip))
-    value = float(total)
-    for optimiser in optimisers:
+    trainable = [parameter for parameter in work.model.parameters() if parameter.requires_grad]
+    work.processes.sum_gradients(trainable)
+    norm = float(torch.nn.utils.clip_grad_norm_(trainable, work.clip))
+    value = work.processes.total(float(torch.stack(losses).sum()) if losses else 0.0)[0]
+    for optimiser in work.optimisers:
         if math.isfinite(value) and math.isfinite(norm):
             optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -142,31 +146,34 @@ def train_step(
     return Stepped(value, norm, count, {"loss": loss, **health.agreed(sums)})
 
 
-def _parts(rows: Sequence[Row], way: Way, vocabulary: int, parts: int | None, halved: bool) -> list[Group]:
+def _parts(rows: Sequence[Row], way: Way, work: Work, halved: bool) -> list[Group]:
+    lengths = [len(row.ids) for row in rows]
+    tokens = sum(lengths) if way.packed else len(rows) * max(lengths)
     predicting = sum(len(row.ids) - row.start for row in rows)
-    wide = predicting if way.narrow else len(rows) * max(len(row.ids) for row in rows)
-    needed = parts or math.ceil(wide * vocabulary / SCORES)
+    scores = (predicting if way.head is not None else tokens) * work.vocabulary
+    needed = max(math.ceil(scores / SCORES), math.ceil(tokens / (work.most or tokens)))
     number = min(len(rows), max(needed, 2) if halved else needed)
     return [(rows[part::number], way) for part in range(number)]
 
 
-def measure(
-    model: Any, causal: Any, rows: Sequence[Row], batch_tokens: int, precision: Precision, way: Way
-) -> float:
-    """Mean loss over the rows' target tokens, in nats per token, without touching the model."""
-    model.eval()
-    total, count = 0.0, 0
-    with torch.no_grad(), precision():
-        for chosen in epoch_batches([len(row.ids) for row in rows], batch_tokens, 0, 0):
-            batch, targets, n = _prepared([rows[i] for i in chosen], way, causal.device)
-            total, count = total + float(_loss(causal, batch, targets, way)[0]), count + n
-    model.train()
+def measure(work: Work, rows: Sequence[Row], batch_tokens: int, way: Way) -> float:
+    """Mean loss over the rows' target tokens, in nats per token, without touching the model. The processes
+    read a part of them each."""
+    work.model.eval()
+    total, count = 0.0, 0.0
+    with torch.no_grad(), work.precision():
+        batches = epoch_batches([len(row.ids) for row in rows], batch_tokens, 0, 0, way.packed)
+        for chosen in work.processes.share(batches):
+            batch, targets, n = _prepared([rows[i] for i in chosen], way, work.causal.device)
+            total, count = total + float(_loss(work.causal, batch, targets, way)[0]), count + n
+    work.model.train()
+    total, count = work.processes.total(total, count)
     return total / max(count, 1)
 
 
 def _prepared(rows: Sequence[Row], way: Way, device: Any) -> tuple[Batch, Targets | None, int]:
     """A batch, what the lesson has for it, and how many of its places bear a loss."""
-    batch = to_device(collate(rows), device)
+    batch = to_device(pack(rows) if way.packed else collate(rows), device)
     if way.lesson is None:
         return batch, None, len(batch.targets_N)
     targets = way.lesson.targets(rows, batch)
@@ -175,9 +182,7 @@ def _prepared(rows: Sequence[Row], way: Way, device: Any) -> tuple[Batch, Target
 
 def _loss(causal: Any, batch: Batch, targets: Targets | None, way: Way) -> tuple[Tensor, Tensor | None]:
     """The sum over the batch's places, in nats; for the student's own text `health.agreement` beside it."""
-    if way.lesson is None or targets is None:
-        return sequence_loss(causal, batch, way.gather)[0], None
-    total, states_ND = taught_loss(causal, batch, way.head, targets, way.lesson)
-    if not way.own:
+    total, states_ND = batch_loss(causal, batch, way.head, targets, way.lesson)
+    if not way.own or way.lesson is None or targets is None:
         return total, None
     return total, health.agreement(states_ND, way.head, targets, way.lesson.vocabulary)
