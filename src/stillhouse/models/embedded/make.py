@@ -44,7 +44,7 @@ class Plan:
 
 PLANS = {
     "teacher": Plan("desk", Shape(320, 6, 8, 864), 3200, 3072, 2.5e-3, 0.75, 1),
-    "base": Plan("base", Shape(144, 4, 4, 304), 6000, 2048, 4e-3, 0.0, 2),
+    "base": Plan("base", Shape(128, 4, 4, 256), 6000, 2048, 4e-3, 0.0, 2),
 }
 
 
