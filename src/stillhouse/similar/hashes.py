@@ -29,7 +29,7 @@ CHARACTERS = 1 << 22  # and their length together, but for a single longer text
 _TAKEN = 1 << 18  # bytes of text that are taken apart at once, so that it happens in the processor's cache
 _WIDTH = 8  # bytes of a hash, and of a piece that are taken at once
 _LONG = 64  # bytes of the longest piece that is taken in steps, characters of the longest stretch remembered
-_REMEMBERED = 1 << 16  # stretches at once: at most about 25 MB
+_REMEMBERED = 1 << 15  # stretches beyond ASCII at once: at most about 25 MB
 _PART, _WHOLE = 1, 2  # what a byte is of a piece, if anything
 _LOW = np.array([(1 << 8 * width) - 1 for width in range(_WIDTH + 1)], dtype=np.uint64)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
