@@ -55,6 +55,19 @@ def test_an_arrow_array_counts_like_a_list(kind):
     assert hashes_of(pa.array([None, None], kind), words) == [[], []]
 
 
+def test_how_much_is_taken_at_once_does_not_matter(monkeypatch):
+    rng = random.Random(2)
+    texts = [
+        " ".join(rng.choices(["one,", "caf\u00e9", "three", "\u4e2d\u56fd"], k=rng.randrange(9)))
+        for _ in range(60)
+    ]
+    whole = [part.tolist() for part in hashed(["", *texts, ""], tokens)]
+    for size in (1, 7, 64):
+        monkeypatch.setattr("stillhouse.similar.hashes._TAKEN", size)
+        assert [part.tolist() for part in hashed(["", *texts, ""], tokens)] == whole
+    assert [part.tolist() for part in hashed(["", ""], tokens)] == [[], [0, 0, 0]]
+
+
 def test_no_piece_and_no_ngram_spans_two_texts():
     parts, offsets = hashed(["one", "two", "onetwo"], tokens)
     assert offsets.tolist() == [0, 1, 2, 3]

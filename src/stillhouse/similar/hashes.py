@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -25,9 +26,10 @@ Pieces = Callable[[str], list[str]]
 ROWS = 4096  # texts of a batch at most,
 CHARACTERS = 1 << 22  # and their length together, but for a single longer text
 
+_TAKEN = 1 << 18  # bytes of text that are taken apart at once, so that it happens in the processor's cache
 _WIDTH = 8  # bytes of a hash, and of a piece that are taken at once
 _LONG = 64  # bytes of the longest piece that is taken in steps, characters of the longest stretch remembered
-_REMEMBERED = 1 << 16  # stretches at once: at most about 25 MB
+_REMEMBERED = 1 << 15  # stretches beyond ASCII at once: at most about 25 MB
 _PART, _WHOLE = 1, 2  # what a byte is of a piece, if anything
 _LOW = np.array([(1 << 8 * width) - 1 for width in range(_WIDTH + 1)], dtype=np.uint64)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
@@ -55,8 +57,15 @@ def hashed(texts: Texts, pieces: Pieces, least: int = 0) -> tuple[Hashes, Offset
     empty text, half a character as "?".
     """
     data, bounds = _bytes(_apart(_column(texts), pieces))
-    starts, ends = _places(np.frombuffer(data.translate(_classes(pieces)), dtype=np.uint8), bounds)
-    return _filled(_hashes(data.lower(), starts, ends - starts), np.searchsorted(starts, bounds), least)
+    kinds = _kinds(pieces)
+    cuts = np.searchsorted(bounds, np.arange(0, bounds[-1] + 1, _TAKEN))
+    found, counts = [np.empty(0, dtype=np.uint64)], [np.zeros(1, dtype=np.int64)]
+    for first, end in pairwise(np.unique([*cuts, len(bounds) - 1]).tolist()):
+        part, own = data[bounds[first] : bounds[end]], bounds[first : end + 1] - bounds[first]
+        starts, ends = _places(np.frombuffer(part.translate(kinds), dtype=np.uint8), own)
+        found.append(_hashes(part.lower(), starts, ends - starts))
+        counts.append(np.diff(np.searchsorted(starts, own)))
+    return _filled(np.concatenate(found), np.cumsum(np.concatenate(counts)), least)
 
 
 def _column(texts: Texts) -> pa.Array:
@@ -101,15 +110,15 @@ def _bytes(column: pa.Array) -> tuple[bytes, Offsets]:
 
 
 @lru_cache
-def _classes(pieces: Pieces) -> bytes:
+def _kinds(pieces: Pieces) -> bytes:
     """What each byte is, by how many pieces it makes when doubled: a letter one, a mark two, a blank none.
     Beyond ASCII every byte is of a letter."""
     return bytes([len(pieces(2 * chr(code))) for code in range(128)] + [_PART] * 128)
 
 
-def _places(classes: NDArray[np.uint8], bounds: Offsets) -> tuple[Offsets, Offsets]:
+def _places(kinds: NDArray[np.uint8], bounds: Offsets) -> tuple[Offsets, Offsets]:
     """Where each piece starts and ends; none spans two texts."""
-    part, whole = classes == _PART, classes == _WHOLE
+    part, whole = kinds == _PART, kinds == _WHOLE
     opens, closes = part.copy(), part.copy()
     opens[1:] &= ~part[:-1]
     closes[:-1] &= ~part[1:]
