@@ -66,7 +66,7 @@ def recompute(causal: Any) -> None:
     """
     kept = {"use_reentrant": False, "preserve_rng_state": draws(causal)}
     try:
-        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kept)
+        causal.activation_checkpointing_enable(activation_checkpointing_kwargs=kept)
     except ValueError as error:
         raise UsageError(
             "the student cannot be trained with `train.gradient_checkpointing`",
