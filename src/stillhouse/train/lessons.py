@@ -108,6 +108,7 @@ def captured(teacher: LocalModel, name: str, revision: str, settings: Distil) ->
         min(len(vocabulary.raw), teacher.model.get_output_embeddings().weight.shape[0]),
         *settings.kept,
         f"transformers {transformers.__version__}, torch {torch.__version__}, {teacher.model.dtype}",
+        settings.temperature if any(settings.kept) else 1.0,
     )
 
 
@@ -139,6 +140,7 @@ def stored(folder: Path, sources: Sequence[Shards], student: Reader, settings: D
         for bound, digests in sources
     ]
     whole, sampled = any(bound.whole for bound, _ in sources), any(bound.draws for bound, _ in sources)
+    temperature = max((bound.temperature for bound, _ in sources), default=1.0)  # all have one
     found: dict[str, tuple[TargetReader, int]] = {}
 
     def has(row: Row) -> bool:
@@ -152,7 +154,7 @@ def stored(folder: Path, sources: Sequence[Shards], student: Reader, settings: D
 
     def targets(rows: Sequence[Row], batch: Batch) -> Targets:
         packed = _read([found[row.id] for row in rows])
-        made = whole_distributions(packed) if whole else unpacked(packed, sampled)
+        made = whole_distributions(packed) if whole else unpacked(packed, sampled, temperature)
         return made.to(batch.ids_BT.device)
 
     size = sum(len(shard.data) for reader in readers for shard in reader.shards)
