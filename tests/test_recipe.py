@@ -124,7 +124,8 @@ def test_the_same_teacher_twice_is_said_and_not_a_crash():
     ("more", "why"),
     [
         ('[train.distil]\ntargets = "answers"\n', "set collect.top_logprobs"),
-        ("", "needs the weights of [teacher]"),
+        ("", "in train.distil.tokenizer"),
+        ("[train.distil]\nonline = true\n", "needs the weights of [teacher]"),
     ],
 )
 def test_what_distilling_needs_is_said_before_anything_is_paid_for(more: str, why: str):

@@ -1,9 +1,10 @@
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -20,8 +21,10 @@ from stillhouse.ledger.targets import (
     open_shard,
     unsealed,
     verify_shard,
+    whole_targets,
 )
 from stillhouse.ledger.targets.layout import decode, encode, pack, unpack
+from stillhouse.ledger.targets.shard import _read_binding
 
 BINDING = Binding("teacher-1", "2026-11-01", "a" * 64, "b" * 64, vocabulary=128_256, head=8)
 HALF = 2.0**-11  # relative rounding error of fp16
@@ -274,7 +277,40 @@ def test_what_is_no_distribution_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("change", [{"vocabulary": 0}, {"head": 0}, {"vocabulary": 2**26}, {"draws": -1}])
+def test_whole_distributions_are_kept_to_the_bit(tmp_path):
+    whole = replace(BINDING, vocabulary=5, head=0, draws=0)
+    shares = np.random.default_rng(4).dirichlet(np.ones(5), size=7).astype(np.float32)
+    shares[2] = [0.5, 0, 0.5, 0, 0]  # what is impossible stays so
+    with np.errstate(divide="ignore"):
+        logprobs = np.minimum(np.log(shares), 0.0)
+    with ShardWriter(tmp_path, whole) as writer:
+        writer.add("a", ids_of(9), whole_targets(logprobs[:4]))
+        writer.add("b", ids_of(8), whole_targets(logprobs[4:]))
+        for wrong in (np.nan, 0.1):
+            damaged = logprobs[:1].copy()
+            damaged[0, 1] = wrong
+            with pytest.raises(ValueError, match=r"."):
+                writer.add("c", ids_of(7), whole_targets(damaged))
+        with pytest.raises(ValueError, match="fit together"):
+            writer.add("c", ids_of(7), whole_targets(logprobs[:1, :4]))
+        sealed = writer.seal()
+    reader = TargetReader(tmp_path, [sealed.stem], whole)
+    read = reader.read([1, 0])
+    np.testing.assert_array_equal(read.logprobs_E.reshape(-1, 5), logprobs[[4, 5, 6, 0, 1, 2, 3]])
+    assert (read.log_tail_N == -np.inf).all()
+    assert reader.known == 7
+
+
+def test_a_shard_from_before_temperatures_is_of_temperature_1():
+    said = {"format": 1, **asdict(BINDING)}
+    del said["temperature"]
+    assert _read_binding(json.dumps(said).encode()) == BINDING
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"vocabulary": 0}, {"head": 2**16}, {"vocabulary": 2**26}, {"draws": -1}, {"temperature": 0.0}],
+)
 def test_what_is_no_binding_is_refused(change):
     with pytest.raises(ValueError, match=r"."):
         replace(BINDING, **change)

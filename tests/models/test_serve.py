@@ -152,6 +152,14 @@ def test_token_ids_are_scored_as_they_were_sent(client, tiny):
         client.completions.create(model="tiny", prompt=ids, stream=True, extra_body={"prompt_logprobs": 0})
 
 
+@pytest.mark.parametrize(("most", "allowed", "refused"), [(20, 20, 21), (64, 64, -1), (-1, -1, -2)])
+def test_a_server_may_be_told_to_tell_more_of_a_prompt(most, allowed, refused):
+    body = {"model": "m", "prompt": [1, 2], "max_tokens": 1}
+    assert wire.completion_request({**body, "prompt_logprobs": allowed}, most).prompt_logprobs == allowed
+    with pytest.raises(wire.WireError, match="prompt_logprobs"):
+        wire.completion_request({**body, "prompt_logprobs": refused}, most)
+
+
 def test_plain_completions_of_texts_and_token_ids(client, tiny):
     ids = text_ids(tiny, "ab")
     for prompt in ("ab", ids):

@@ -66,6 +66,17 @@ def test_a_stored_teacher_gives_the_curve_of_one_that_reads_along(run, folder, t
     assert np.abs(curve(along)).max() > 0.1
 
 
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_stored_targets_are_of_the_temperature_that_is_asked_for(run, folder, teacher, tmp_path, temperature):
+    """All ids in 16 bits, as above, and the scale of T^2 that the loss has."""
+    distil(run, folder, teacher, head=64, draws=0, temperature=temperature, epochs=1)
+    along, drawn = other_run(tmp_path, "along"), other_run(tmp_path, "drawn")
+    distil(along, folder, teacher, online=True, temperature=temperature, epochs=1)
+    assert np.abs(curve(run) - curve(along)).max() < 20 * 2**-11 * temperature
+    distil(drawn, folder, teacher, draws=512, temperature=temperature, epochs=1)
+    assert np.abs(curve(drawn) / curve(along) - 1).max() < 0.1
+
+
 def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(run, folder):
     distil(run, folder, folder, online=True, epochs=1, dtype="float32")
     assert curve(run)[0] == pytest.approx(0.0, abs=1e-6)
@@ -180,7 +191,7 @@ def test_what_cannot_be_learned_is_refused_with_a_way_out(run, folder, teacher, 
     assert "template" in refused.value.why
     for settings, why in (
         ({"divergence": "reverse_kl"}, "forward_kl"),
-        ({"temperature": 2.0}, "temperature 1"),
+        ({"temperature": 2.0, "targets": "answers"}, "temperature 1"),
     ):
         with pytest.raises(UsageError) as refused:
             distil(run, folder, teacher, **settings)

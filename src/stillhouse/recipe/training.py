@@ -75,7 +75,8 @@ class Distil(Measure):
     temperature: float = Field(
         default=1.0,
         gt=0,
-        description='Of both models in the loss; other than 1 needs `online`, or `keep = "all"`.',
+        description="Of both models in the loss. What is stored of a teacher that reads here is of this one; "
+        '`answers`, and what a server tells without `keep = "all"`, are of 1.',
     )
     hard: Fraction = Field(
         default=0.0, description="Share of plain cross-entropy with the answer's own tokens."
@@ -116,11 +117,8 @@ class Distil(Measure):
             raise ValueError('`online` needs the teacher itself: set `targets = "teacher"`')
         if self.online or (self.targets == "teacher" and self.keep == "all"):
             return self
-        if self.temperature != 1.0:
-            raise ValueError(
-                "stored targets are of temperature 1, and another cannot be had from them: set `online`, "
-                'or `keep = "all"`'
-            )
+        if self.targets == "answers" and self.temperature != 1.0:
+            raise ValueError("answers come with probabilities of temperature 1, and another cannot be had")
         if self.targets == "teacher" and self.draws and self.divergence != "forward_kl":
             raise ValueError("drawn targets serve `forward_kl` alone: set `draws = 0`, or `online`")
         if self.targets == "teacher" and not self.head + self.draws:

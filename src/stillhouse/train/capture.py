@@ -166,7 +166,9 @@ def read_here(
             logits_BTV = teacher(input_ids=batch.ids_BT.to(teacher.device), use_cache=False).logits
         for number, at in enumerate(chosen):
             row = rows[at]
-            logits_NV = logits_BTV[number, row.start - 1 : len(row.ids) - 1, : binding.vocabulary]
+            logits_NV = logits_BTV[number, row.start - 1 : len(row.ids) - 1, : binding.vocabulary].float()
+            if binding.temperature != 1.0:
+                logits_NV = logits_NV / binding.temperature
             if not bool(torch.isfinite(logits_NV).all()):
                 raise ModelError(
                     "the teacher gives no probabilities",
@@ -174,7 +176,7 @@ def read_here(
                     "load it in float32 or bfloat16, and look at its weights",
                 )
             if binding.whole:
-                found[at] = whole_targets(torch.log_softmax(logits_NV.float(), -1).numpy(force=True))
+                found[at] = whole_targets(torch.log_softmax(logits_NV, -1).numpy(force=True))
                 continue
             found[at] = sparse_targets(logits_NV, binding.head, binding.draws, _uniform(row, binding, seed))
     for at in range(len(rows)):

@@ -109,6 +109,7 @@ def captured(teacher: LocalModel, name: str, revision: str, settings: Distil) ->
         min(len(vocabulary.raw), teacher.model.get_output_embeddings().weight.shape[0]),
         *settings.kept,
         f"transformers {transformers.__version__}, torch {torch.__version__}, {teacher.model.dtype}",
+        settings.temperature if any(settings.kept) else 1.0,
     )
 
 
@@ -140,6 +141,7 @@ def stored(folder: Path, sources: Sequence[Shards], student: Reader, settings: D
         for bound, digests in sources
     ]
     whole, sampled = any(bound.whole for bound, _ in sources), any(bound.draws for bound, _ in sources)
+    temperature = max((bound.temperature for bound, _ in sources), default=1.0)  # all have one
     found: dict[str, tuple[TargetReader, int]] = {}
 
     def has(row: Row) -> bool:
@@ -155,7 +157,7 @@ def stored(folder: Path, sources: Sequence[Shards], student: Reader, settings: D
         packed = _read([found[row.id] for row in rows])
         if whole:
             return whole_distributions(packed).to(batch.ids_BT.device)
-        return with_text(unpacked(packed, sampled).to(batch.ids_BT.device), batch.targets_N)
+        return with_text(unpacked(packed, sampled, temperature).to(batch.ids_BT.device), batch.targets_N)
 
     size = sum(len(shard.data) for reader in readers for shard in reader.shards)
     shards = tuple(digest for _, digests in sources for digest in digests)

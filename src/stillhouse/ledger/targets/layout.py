@@ -36,6 +36,9 @@ class Binding:
         head k, draws 0    the k likeliest and the mass of the tail
         head 0, draws N    counts of N draws ("Sparse Logit Sampling", arXiv 2503.16870)
         head m, draws n    both: a head without variance, and an unbiased tail
+
+    All of it is of the teacher at `temperature`. Of a part of a distribution another cannot be had, as the
+    tail's mass at another is not known; of a whole one every other can.
     """
 
     teacher: str
@@ -46,12 +49,15 @@ class Binding:
     head: int
     draws: int = 0
     engine: str = ""
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.vocabulary <= 2**_WIDEST:
             raise ValueError(f"a vocabulary of {self.vocabulary} tokens cannot be stored")
         if min(self.head, self.draws) < 0 or not self.head + self.draws < 2**16:
             raise ValueError(f"head {self.head} and draws {self.draws} are no estimator")
+        if not 0.0 < self.temperature < np.inf:
+            raise ValueError(f"a temperature is above 0 and not {self.temperature}")
 
     @property
     def whole(self) -> bool:

@@ -254,10 +254,11 @@ def _read_shard(path: Path, data: NDArray[np.uint8]) -> Shard:
 
 
 def _read_binding(head: bytes) -> Binding:
-    said: dict[str, Any] = json.loads(head)
+    said: dict[str, Any] = {"temperature": 1.0} | json.loads(head)  # which not every shard names
     if said.pop("format") != FORMAT:
         raise ValueError("another version of stillhouse wrote it")
-    kinds = {field.name: int if field.type == "int" else str for field in fields(Binding)}
+    named = {"int": int, "float": float}
+    kinds = {field.name: named.get(str(field.type), str) for field in fields(Binding)}
     if {name: type(value) for name, value in said.items()} != kinds:
         raise ValueError("its binding is not whole")
     return Binding(**said)

@@ -92,9 +92,10 @@ def stratified(
     return SparseTargets(torch.cat([top.indices, drawn_NK], -1), torch.cat([top.values, weights_NK], -1))
 
 
-def unpacked(packed: PackedTargets, sampled: bool) -> SparseTargets:
-    """What a shard's reader gives, as rectangles; `sampled` where its binding has draws. A position with no
-    entries stays unknown. Each mass is made 1 again, which rounding to fp16 moved by some 1e-4."""
+def unpacked(packed: PackedTargets, sampled: bool, temperature: float = 1.0) -> SparseTargets:
+    """What a shard's reader gives, as rectangles; `sampled` where its binding has draws, and `temperature` as
+    there. A position with no entries stays unknown. Each mass is made 1 again, which rounding to fp16 moved
+    by some 1e-4."""
     sizes_N = np.diff(packed.offsets_N1)
     filled = np.arange(int(sizes_N.max(initial=1)))[None, :] < sizes_N[:, None]
     ids_NK = np.zeros(filled.shape, dtype=np.int64)
@@ -103,7 +104,10 @@ def unpacked(packed: PackedTargets, sampled: bool) -> SparseTargets:
     log_weights_NK, log_tail_N = torch.from_numpy(weights_NK), torch.from_numpy(packed.log_tail_N)
     mass_N = torch.cat([log_weights_NK, log_tail_N[:, None]], -1).logsumexp(-1)  # unknown: all is tail, 0
     log_weights_NK -= mass_N[:, None]
-    return SparseTargets(torch.from_numpy(ids_NK), log_weights_NK, None if sampled else log_tail_N - mass_N)
+    log_tail_N = log_tail_N - mass_N
+    return SparseTargets(
+        torch.from_numpy(ids_NK), log_weights_NK, None if sampled else log_tail_N, temperature
+    )
 
 
 def with_text(targets: SparseTargets, ids_N: Tensor) -> SparseTargets:
