@@ -89,7 +89,9 @@ def _row(sample: dict[str, Any], student: LocalModel, limit: int, end: int) -> R
         return made
     ids, start = made
     name = str(sample["leaves"][0]) if sample["leaves"] else sample["id"]
-    return "too long" if len(ids) > limit else Row(ids, start, sample["group"] or sample["id"], name)
+    # Several answers to one prompt are no independent rows: none may be held out while another is learned
+    group = sample["group"] or sample["id"].rpartition("#")[0] or sample["id"]
+    return "too long" if len(ids) > limit else Row(ids, start, group, name)
 
 
 def split_held_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
