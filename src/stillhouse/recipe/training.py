@@ -17,6 +17,7 @@ class Lora(Table):
     targets: list[str] | None = Field(
         default=None, description="Module names; all linear layers when left out."
     )
+    dora: bool = Field(default=False, description="Learn each row's length apart from its direction (DoRA).")
 
 
 class Student(Table):

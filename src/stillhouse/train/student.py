@@ -120,7 +120,8 @@ def _as_local(source: str, folder: str, model: Any, tokenizer: Any) -> LocalMode
 
 
 def with_adapter(student: Student, model: Any, seed: int) -> Any:
-    """The model with its LoRA adapter, or the model itself when the recipe asks for none."""
+    """The model with its LoRA adapter (DoRA: Liu et al. 2024, arXiv:2402.09353), or the model itself when
+    the recipe asks for none."""
     model.requires_grad_(True)
     if student.lora is None:
         return model
@@ -135,6 +136,7 @@ def with_adapter(student: Student, model: Any, seed: int) -> Any:
                 r=student.lora.rank,
                 lora_alpha=student.lora.alpha,
                 target_modules=targets,
+                use_dora=student.lora.dora,
                 task_type=TaskType.CAUSAL_LM,
             ),
         )
