@@ -72,6 +72,7 @@ def recipe_page() -> str:
         ("Focus", "[prompts.focus]"),
         ("LeakSet", "[[curate.leak_sets]]"),
         ("Mix", "[curate.mix]"),
+        ("Width", "[student.keep_width]"),
         ("Lora", "[student.lora]"),
         ("Distil", "[train.distil]"),
         ("OnPolicy", "[train.on_policy]"),

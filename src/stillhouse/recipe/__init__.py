@@ -38,7 +38,7 @@ from stillhouse.recipe.tables import (
     Run,
     Teacher,
 )
-from stillhouse.recipe.training import Distil, Lora, Measure, OnPolicy, Student, Train
+from stillhouse.recipe.training import Distil, Lora, Measure, OnPolicy, Student, Train, Width
 
 __all__ = [
     "Canary",
@@ -63,6 +63,7 @@ __all__ = [
     "Student",
     "Teacher",
     "Train",
+    "Width",
     "load_recipe",
     "parse_recipe",
     "recipe_digest",

@@ -20,14 +20,41 @@ class Lora(Table):
     dora: bool = Field(default=False, description="Learn each row's length apart from its direction (DoRA).")
 
 
+class Width(Table):
+    """How wide a Llama stays that is cut out of its teacher, each a share of what the teacher has."""
+
+    hidden: float = Field(default=1.0, gt=0, le=1, description="Of the channels between the layers.")
+    mlp: float = Field(default=1.0, gt=0, le=1, description="Of each layer's neurons.")
+    heads: float = Field(
+        default=1.0, gt=0, le=1, description="Of each layer's attention heads, by groups that share keys."
+    )
+
+
 class Student(Table):
     init: str = Field(description="`embedded:base`, a folder, a hub id, `from_teacher` or `config`.")
-    keep_layers: list[int] | None = Field(default=None, description="Layers kept by `from_teacher`.")
+    keep_layers: list[int] | Positive | None = Field(
+        default=None,
+        description="Layers kept by `from_teacher`, or how many: those that change most what passes. Left "
+        "out: every second, or all where `keep_width` is set.",
+    )
+    keep_width: Width | None = Field(default=None, description="See [student.keep_width].")
     config: dict[str, Any] | None = Field(default=None, description="Llama config values for `config`.")
     tokenizer: str | None = Field(
         default=None, description="Tokenizer folder for `config`; the teacher's by default."
     )
     lora: Lora | None = None
+
+    @property
+    def pruned(self) -> bool:
+        """Whether it is cut by what its parts matter on the rows."""
+        return self.keep_width is not None or isinstance(self.keep_layers, int)
+
+    @model_validator(mode="after")
+    def _cut_out_of_a_teacher(self) -> Student:
+        for name in ("keep_layers", "keep_width"):
+            if getattr(self, name) is not None and self.init != "from_teacher":
+                raise ValueError(f'`{name}` is only read with `init = "from_teacher"`, not "{self.init}"')
+        return self
 
 
 class Measure(Table):

@@ -90,7 +90,7 @@ def train(
     a loss that is no number, own text that runs on without end), LedgerError (shards that are not those of
     these rows), StorageError, Interrupted.
     """
-    from stillhouse.train import checkpoint, health, loop
+    from stillhouse.train import checkpoint, health, loop, pruning
     from stillhouse.train import rows as row
     from stillhouse.train import student as students
     from stillhouse.train.losses import sound
@@ -116,6 +116,8 @@ def train(
             f"all samples were left out: {left_out}",
             "raise `train.max_length`, or see what curate kept",
         )
+    if recipe.student.pruned:
+        pruning.prune(student.model, recipe.student, learnt, recipe.train.batch_tokens, recipe.run.seed)
     tokenizer = students.tokenizer_digest(student.tokenizer)
     weights = students.weights_of(student.model)
     lessons = [each.name for each in (lesson, own and own.lesson) if each]
