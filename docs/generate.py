@@ -76,6 +76,8 @@ def recipe_page() -> str:
         ("Lora", "[student.lora]"),
         ("Distil", "[train.distil]"),
         ("OnPolicy", "[train.on_policy]"),
+        ("Rationale", "[train.rationale]"),
+        ("Preference", "[train.preference]"),
         ("Judge", "[evaluate.judge]"),
     ):
         parts += _table(place, {"$ref": f"#/$defs/{name}"}, schema)

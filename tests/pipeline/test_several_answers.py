@@ -10,6 +10,7 @@ from provider import answer
 from tiny import TEMPLATE, tiny_model
 
 from stillhouse import pipeline
+from stillhouse.errors import UsageError
 from stillhouse.models.local import load_model
 from stillhouse.recipe import parse_recipe
 from stillhouse.train.rows import read_rows, split_held_out
@@ -81,3 +82,49 @@ def test_curate_may_choose_among_the_answers_that_are_trained_on(provider, works
     prompts = curated["result"]["draws"]["prompts"]
     assert curated["result"]["reasons"] == {"another draw": (DRAWS - 2) * prompts}
     assert trained["result"]["rows"] + trained["result"]["rows_held_out"] == 2 * prompts
+
+
+async def guessed(body: dict, number: int) -> web.Response:
+    """Right in some draws and wrong in others, as a teacher near the edge of what it can do."""
+    asked = int(body["messages"][-1]["content"].removeprefix("say "))
+    return answer(f"{'So: ' * (number % 5)}{asked + number % 2}")
+
+
+def test_right_and_wrong_answers_become_pairs_for_a_real_student(provider, workspace, tmp_path):
+    pytest.importorskip("trl")
+    recipe = make_recipe(tmp_path, provider(guessed).url, verify="all", duplicates=False)
+    tree = recipe.model_dump(mode="json")
+    tree["prompts"]["scorer"] = "numeric"
+    tree["student"]["init"] = "embedded:base"
+    tree["train"]["preference"] = {"pairs": "answers", "epochs": 2, "learning_rate": 1e-4}
+    rows = [{"prompt": f"say {n}", "id": f"p{n}", "reference": str(n)} for n in range(16)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    stages = ["collect", "curate", "train"]
+    run = pipeline.run(parse_recipe(tree), workspace, stages=stages).run
+    dropped = pq.read_table(run.dropped).to_pylist()
+    assert {row["reason"] for row in dropped} == {"wrong answer"}
+    marker = read_marker(run, "train")
+    assert marker is not None
+    told = marker["result"]["preference"]
+    right = marker["result"]["rows"] + marker["result"]["rows_held_out"]
+    assert 8 < told["pairs"] + told["pairs_held_out"] <= min(right, len(dropped))
+    assert told["loss"] < 0.693
+    assert pipeline.run(parse_recipe(tree), workspace, stages=stages).skipped == (
+        "collect",
+        "curate",
+        "train",
+    )
+
+
+def test_pairs_that_could_never_be_made_stop_a_recipe(tmp_path):
+    tree = make_recipe(tmp_path, "http://127.0.0.1:9/v1").model_dump(mode="json")
+    tree["train"]["preference"] = {}
+    with pytest.raises(UsageError, match="not usable") as caught:
+        parse_recipe(tree)
+    assert "curate.verify" in caught.value.why
+    tree["curate"]["verify"], tree["collect"]["samples"] = "all", 1
+    with pytest.raises(UsageError, match="not usable") as caught:
+        parse_recipe(tree)
+    assert "collect.samples" in caught.value.why
+    tree["train"]["preference"] = {"pairs": "own"}
+    assert parse_recipe(tree).train.preference is not None

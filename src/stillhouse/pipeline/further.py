@@ -129,9 +129,8 @@ def _settings(recipe: Recipe, variant: Variant) -> Recipe:
     if variant.student is not None:
         changes["student"] = variant.student
     if variant.kind == "hard_labels":
-        return recipe.model_copy(
-            update={**changes, "train": recipe.train.model_copy(update={"objective": "sequence"})}
-        )
+        alone = {"objective": "sequence", "rationale": None, "preference": None}
+        return recipe.model_copy(update={**changes, "train": recipe.train.model_copy(update=alone)})
     return recipe.model_copy(update=changes)
 
 

@@ -38,7 +38,17 @@ from stillhouse.recipe.tables import (
     Run,
     Teacher,
 )
-from stillhouse.recipe.training import Distil, Lora, Measure, OnPolicy, Student, Train, Width
+from stillhouse.recipe.training import (
+    Distil,
+    Lora,
+    Measure,
+    OnPolicy,
+    Preference,
+    Rationale,
+    Student,
+    Train,
+    Width,
+)
 
 __all__ = [
     "Canary",
@@ -55,8 +65,10 @@ __all__ = [
     "Measure",
     "Mix",
     "OnPolicy",
+    "Preference",
     "Price",
     "Prompts",
+    "Rationale",
     "Recipe",
     "Release",
     "Run",

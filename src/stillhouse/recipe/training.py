@@ -131,6 +131,31 @@ class OnPolicy(Measure):
     divergence: DivergenceName = "reverse_kl"
 
 
+class Rationale(Table):
+    """The student also learns to tell the teacher's rationale, as a task of its own: of each sample that has
+    one a second row, whose prompt asks for it. Its answers stay as they are."""
+
+    weight: float = Field(
+        default=1.0, gt=0, description="What all rationales count in the loss, beside 1 for all answers."
+    )
+
+
+class Preference(Table):
+    """After its objective the student learns from pairs of answers to one prompt to prefer one of them (DPO,
+    by `trl`: needs the extra `preference`)."""
+
+    pairs: Literal["answers", "own"] = Field(
+        default="answers",
+        description="`answers`: right ones against those that `curate.verify` dropped as wrong. `own`: the "
+        "teacher's against what the student answers to the same prompts after its objective.",
+    )
+    beta: float = Field(
+        default=0.1, gt=0, description="How firmly the student is held to what it was before the pairs."
+    )
+    epochs: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=1e-5, gt=0, description="Its peak, with the warm-up of [train].")
+
+
 class Train(Table):
     objective: Literal["sequence", "distil", "on_policy"] = Field(
         default="sequence",
@@ -139,6 +164,8 @@ class Train(Table):
     )
     distil: Distil = Field(default=Distil(), description="See [train.distil].")
     on_policy: OnPolicy = Field(default=OnPolicy(), description="See [train.on_policy].")
+    rationale: Rationale | None = Field(default=None, description="See [train.rationale].")
+    preference: Preference | None = Field(default=None, description="See [train.preference].")
     epochs: float = Field(default=3.0, gt=0)
     batch_tokens: Positive = Field(default=8192, description="Tokens in a batch, padding included.")
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -157,6 +184,15 @@ class Train(Table):
     held_out: Fraction = Field(default=0.03, description="Share of samples kept back to watch the loss.")
     checkpoint_seconds: float = Field(default=60.0, gt=0)
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Type of the autocast.")
+
+    @model_validator(mode="after")
+    def _text_to_learn(self) -> Train:
+        if self.rationale is not None and self.objective != "sequence":
+            raise ValueError(
+                f'rationales are learned as text, which `objective = "{self.objective}"` does not: set '
+                '`objective = "sequence"`, or leave [train.rationale] out'
+            )
+        return self
 
     @model_validator(mode="after")
     def _time_to_write(self) -> Train:

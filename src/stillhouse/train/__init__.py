@@ -7,8 +7,9 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import UsageError, storage
 from stillhouse.recipe import Recipe
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from stillhouse.models.local import LocalModel
     from stillhouse.train.lessons import Lesson
     from stillhouse.train.on_policy import OwnText
+    from stillhouse.train.preference import Preferred
     from stillhouse.train.rows import Row
 
 
@@ -29,8 +31,13 @@ class TrainResult:
     over the last epoch, `held_out_loss` the last one measured, None without held-out rows.
 
     `rows` is what was trained on, `rows_held_out` what only measured the loss, and `rows_left_out` counts the
-    rest by reason: together they are the samples. `tokens` are the tokens read over all epochs without
-    padding, `target_tokens` those of them that bear a loss. `trainable` is less than `parameters` for LoRA.
+    rest by reason: together they are the samples. `rationales` says what the second task had, None without
+    one (see `rationale.Rationales`); held-out loss is that of answers alone, `train_loss` that of both.
+    `tokens` are the tokens read over all epochs without padding, `target_tokens` those of them that bear a
+    loss. `trainable` is less than `parameters` for LoRA.
+
+    `preference` says what pairs of answers did after that (see `preference.Preferred`), None without any; its
+    steps and losses are its own, and nothing else here is about them but `seconds`.
 
     `own` is what the student's own text was like in the last epoch (see `health`), None where it wrote none,
     and `notices` are for whoever asked for the training.
@@ -55,6 +62,8 @@ class TrainResult:
     shards: list[str]
     bytes_per_token: float | None
     own: dict[str, float] | None = None
+    rationales: dict[str, Any] | None = None
+    preference: dict[str, Any] | None = None
     notices: list[str] = field(default_factory=list)
 
 
@@ -76,11 +85,13 @@ def train(
     teacher_folder: str | None = None,
     clock: Callable[[], float] = time.monotonic,
     source: Source | None = None,
+    dropped: Path | None = None,
 ) -> TrainResult:
     """Train the recipe's student on `run.samples`; write `run.student`, `run.student_before`, `run.losses`.
 
     With `train.objective` "distil" it learns probabilities, which `source` says where to find or to keep;
-    with "on_policy" also along text that it writes itself.
+    with "on_policy" also along text that it writes itself. With `train.preference` it goes on with pairs of
+    answers; wrong ones are those in the file `dropped`, the run's own when left out.
 
     `run.student_before` is a folder for a student that was made here (`config`, `from_teacher`) and else a
     one-line file with the folder or hub id that it came from. `run.student` is float32 whatever the autocast.
@@ -90,7 +101,7 @@ def train(
     a loss that is no number, own text that runs on without end), LedgerError (shards that are not those of
     these rows), StorageError, Interrupted.
     """
-    from stillhouse.train import checkpoint, health, loop, pruning
+    from stillhouse.train import checkpoint, health, loop, pruning, rationale
     from stillhouse.train import rows as row
     from stillhouse.train import student as students
     from stillhouse.train.losses import sound
@@ -118,6 +129,10 @@ def train(
         )
     if recipe.student.pruned:
         pruning.prune(student.model, recipe.student, learnt, recipe.train.batch_tokens, recipe.run.seed)
+    why = None
+    if recipe.train.rationale is not None:
+        weight = recipe.train.rationale.weight
+        why = rationale.rationales(run.samples, student, learnt, recipe.train.max_length, weight)
     tokenizer = students.tokenizer_digest(student.tokenizer)
     weights = students.weights_of(student.model)
     lessons = [each.name for each in (lesson, own and own.lesson) if each]
@@ -128,7 +143,7 @@ def train(
     model = students.with_adapter(recipe.student, student.model, recipe.run.seed)
     trained = loop.fit(
         model,
-        learnt,
+        [*learnt, *why.rows] if why else learnt,
         held_out,
         recipe.train,
         recipe.run.seed,
@@ -140,6 +155,21 @@ def train(
         lesson,
         own,
     )
+    preferred = None
+    if recipe.train.preference is not None:
+        preferred = _prefer(
+            model,
+            student,
+            learnt,
+            held_out,
+            recipe,
+            trained.dtype,
+            run,
+            dropped or run.dropped,
+            key,
+            watch,
+            clock,
+        )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     device = student.model.device.type
     students.save_student(student, model, run.student)
@@ -148,7 +178,7 @@ def train(
         epochs=recipe.train.epochs,
         tokens=trained.tokens,
         target_tokens=trained.target_tokens,
-        seconds=trained.seconds,
+        seconds=trained.seconds + (preferred.seconds if preferred else 0.0),
         train_loss=trained.loss,
         held_out_loss=trained.held_out,
         rows=len(learnt),
@@ -163,7 +193,57 @@ def train(
         shards=list(lesson.shards) if lesson else [],
         bytes_per_token=lesson.bytes_per_token if lesson else None,
         own=trained.own,
+        rationales=why.record() if why else None,
+        preference=preferred.record() if preferred else None,
         notices=health.notices(trained.own),
+    )
+
+
+def _prefer(
+    model: Any,
+    student: LocalModel,
+    learnt: Sequence[Row],
+    held_out: Sequence[Row],
+    recipe: Recipe,
+    dtype: str,
+    run: RunFolder,
+    dropped: Path,
+    key: str,
+    watch: Watch,
+    clock: Callable[[], float],
+) -> Preferred:
+    """Let the trained student learn from pairs; held-out rows make the pairs that only measure."""
+    from stillhouse.train import checkpoint, pairs
+    from stillhouse.train.preference import prefer
+
+    settings, seed = recipe.train, recipe.run.seed
+    assert settings.preference is not None
+    if settings.preference.pairs == "answers":
+        limit = settings.max_length
+        better, measured = (
+            pairs.ranked(rows, run.samples, dropped, student, limit) for rows in (learnt, held_out)
+        )
+    else:
+        longest = max(len(row.ids) - row.start for row in learnt)
+        limit = min(settings.max_length, student.context or settings.max_length)
+        ids = len(student.reader.vocabulary().raw)
+        better, measured = (
+            pairs.own(rows, student, 2 * longest, limit, ids, seed) for rows in (learnt, held_out)
+        )
+    about = f"{key} {better.digest} {measured.digest} trl {version('trl')}"
+    return prefer(
+        model,
+        student.tokenizer,
+        better,
+        measured,
+        settings,
+        seed,
+        dtype,
+        checkpoint.folder_of(run.checkpoints, key) / "preference",
+        run.losses,
+        hashlib.sha256(about.encode()).hexdigest(),
+        watch,
+        clock,
     )
 
 

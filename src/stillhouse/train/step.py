@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -28,12 +28,14 @@ Precision = Callable[[], AbstractContextManager[Any]]
 @dataclass(frozen=True, slots=True)
 class Way:
     """How a batch's loss is made. `head` is the student's, where a lesson can use it apart from the rest, and
-    `gather` says the same of plain cross-entropy. `own` marks text of the student's, which is examined."""
+    `gather` says the same of plain cross-entropy. `own` marks text of the student's, which is examined, and
+    `weight` is what each token counts."""
 
     lesson: Lesson | None
     head: Head | None
     gather: bool
     own: bool = False
+    weight: float = 1.0
 
     @property
     def narrow(self) -> bool:
@@ -77,7 +79,7 @@ def take_turn(
     """
     writes = own.writes(numbers, len(rows), step, per_epoch) if own else []
     read = [rows[number] for number in numbers if number not in set(writes)]
-    groups: list[Group] = [(read, way)] if read else []
+    groups = _weighed(read, way)
     if own is None or not writes:
         return Turn(groups, sum(len(row.ids) for row in read), None)
     answered = [rows[number] for number in writes]
@@ -88,6 +90,12 @@ def take_turn(
         groups.append(([written[number] for number in batch], mine))
     tokens = sum(len(row.ids) for row in [*read, *written])
     return Turn(groups, tokens, health.figures(answered, written, own.student.stop_ids))
+
+
+def _weighed(rows: Sequence[Row], way: Way) -> list[Group]:
+    """The rows in groups of one weight each."""
+    weights = dict.fromkeys(row.weight for row in rows)
+    return [([row for row in rows if row.weight == each], replace(way, weight=each)) for each in weights]
 
 
 def train_step(
@@ -104,21 +112,20 @@ def train_step(
     """One optimiser step over the rows of all `groups`.
 
     A group is cut into parts where all its logits at once would be too many; each part's loss is divided by
-    the tokens of the whole, so the gradient is that of one batch. With `halves`, an executor of two threads,
-    a batch that need not be cut is worked in two parts at once. A step whose loss or gradient is not finite
-    changes nothing.
-    """
+    the tokens of the whole, each counted by its weight, so the gradient is that of one batch. With `halves`,
+    an executor of two threads, a batch that need not be cut is worked in two parts at once. A step whose loss
+    or gradient is not finite changes nothing."""
     halved = halves is not None and len(groups) == 1
     cut = [part for group in groups for part in _parts(*group, vocabulary, parts, halved)]
     lessons = [(way, *_prepared(rows, way, causal.device)) for rows, way in cut]
-    count = sum(number for *_, number in lessons)
+    count = sum(way.weight * number for way, *_, number in lessons)
     own = [at for at, (_, way) in enumerate(cut) if way.own]
 
     def backward(part: int) -> tuple[Tensor, Tensor | None]:
         way, batch, targets, _ = lessons[part]
         with precision():
             total, seen = _loss(causal, batch, targets, way)
-            loss = total / max(count, 1)
+            loss = total / ((count or 1) / way.weight)
         loss.backward()
         return loss.detach(), seen
 
@@ -134,12 +141,13 @@ def train_step(
         if math.isfinite(value) and math.isfinite(norm):
             optimiser.step()
         optimiser.zero_grad(set_to_none=True)
+    read = sum(number for *_, number in lessons)
     if not own:
-        return Stepped(value, norm, count)
+        return Stepped(value, norm, read)
     bearing = sum(lessons[part][-1] for part in own)
     loss = float(torch.stack([losses[part] for part in own]).sum()) * count / max(bearing, 1)
     sums = torch.stack([seen for _, seen in done if seen is not None]).sum(0)
-    return Stepped(value, norm, count, {"loss": loss, **health.agreed(sums)})
+    return Stepped(value, norm, read, {"loss": loss, **health.agreed(sums)})
 
 
 def _parts(rows: Sequence[Row], way: Way, vocabulary: int, parts: int | None, halved: bool) -> list[Group]:
