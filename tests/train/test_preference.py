@@ -146,10 +146,25 @@ def test_what_is_reported_is_the_loss_of_the_paper(drawn, folder):
         now = loss(model)
         now.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        assert line["loss"] == pytest.approx(float(now), rel=1e-4)
-        assert line["grad_norm"] == pytest.approx(float(norm), rel=1e-3)
+        assert line["loss"] == pytest.approx(now.item(), rel=1e-4)
+        assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
         optimiser.step()
         optimiser.zero_grad()
+
+
+def test_nothing_is_written_to_the_terminal_meanwhile(drawn, folder, capfd, recwarn):
+    ticks, said = count(), []
+
+    def watch(progress):
+        if progress.note.startswith("pairs"):
+            said.append(capfd.readouterr())
+
+    settings = {"epochs": 1, "preference": DPO | {"epochs": 1}, "checkpoint_seconds": 3}
+    train(drawn, make_recipe(str(folder), settings), watch, clock=lambda: float(next(ticks)))
+    assert list(drawn.checkpoints.glob("*/preference/checkpoint-*"))
+    assert len(said) > 3
+    assert all(one == ("", "") for one in said[1:])
+    assert not [one for one in recwarn if issubclass(one.category, FutureWarning)]
 
 
 def test_a_stopped_training_on_pairs_goes_on_and_ends_with_the_same_weights(drawn, folder):

@@ -96,7 +96,7 @@ def test_the_gradient_is_that_of_the_whole_batch_however_it_is_cut(reasoned, fol
         total = total + weight / 3 * torch.stack(sums_of).sum() / sum(len(r.ids) - r.start for r in rows)
     total.backward()
     norm = torch.stack([p.grad.norm() for p in again.parameters()]).norm()
-    assert stepped.loss == pytest.approx(float(total), rel=1e-5)
+    assert stepped.loss == pytest.approx(total.item(), rel=1e-5)
     assert stepped.norm == pytest.approx(float(norm), rel=1e-4)
     assert stepped.tokens == sum(len(row.ids) - row.start for row in [*labels, *second])
 

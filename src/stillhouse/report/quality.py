@@ -356,6 +356,9 @@ def loss_curves(facts: Facts) -> Html:
     lead = "Mean cross-entropy per token of the teacher’s answers."
     if steps is not None:
         lead += f" {plural(steps, 'step')}" + (f", {epochs:g} epochs." if epochs is not None else ".")
+    if (preferred := facts.result("train", "preference")) is not None:
+        lead += f" Not drawn: {plural(number(preferred, 'pairs'), 'pair')} of answers after that,"
+        lead += f" {percent(number(preferred, 'accuracy'))} in the right order in the end."
     return section(
         "loss",
         title,

@@ -12,6 +12,7 @@ import copy
 import json
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -103,7 +104,7 @@ def prefer(
         log, key, steps, per_epoch, settings.checkpoint_seconds, watch, clock, reached, len(held_out) > 0
     )
     causal = model.get_base_model() if hasattr(model, "peft_config") else model
-    with _as_it_was(causal, model), interrupts() as stopped, storage("write", folder):
+    with _as_it_was(causal, model), _quiet(), interrupts() as stopped, storage("write", folder):
         journal.stopped = stopped
         trainer = _Trainer(
             model=model,
@@ -223,7 +224,7 @@ class _Journal(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step, now = state.global_step, self.clock()
         control.should_evaluate = self.measures and (step % self.per_epoch == 0 or step == self.steps)
-        control.should_save = now - self.saved >= self.every
+        control.should_save = now - self.saved >= self.every and step < self.steps
         if self.stopped.is_set() and step < self.steps:
             control.should_save = control.should_training_stop = True
 
@@ -284,7 +285,7 @@ def _arguments(
         beta=how.beta,
         max_length=None,
         precompute_ref_log_probs=True,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         max_grad_norm=settings.clip,
         seed=seed,
         bf16=dtype == "bfloat16",
@@ -314,6 +315,24 @@ def _check(loss: float, norm: float, step: int) -> None:
             "the loss or its gradient is no longer a finite number",
             "lower `train.preference.learning_rate`, or raise `train.preference.beta`",
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing is written to the terminal within: not by transformers, nor by what it deprecates in trl."""
+    from transformers.utils import logging
+
+    shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(shown[0])
+        if shown[1]:
+            logging.enable_progress_bar()
 
 
 @contextmanager
