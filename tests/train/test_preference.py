@@ -161,7 +161,7 @@ def test_nothing_is_written_to_the_terminal_meanwhile(drawn, folder, capfd, recw
 
     settings = {"epochs": 1, "preference": DPO | {"epochs": 1}, "checkpoint_seconds": 3}
     train(drawn, make_recipe(str(folder), settings), watch, clock=lambda: float(next(ticks)))
-    assert list(drawn.checkpoints.glob("*/preference/checkpoint-*"))
+    assert list(drawn.checkpoints.glob("*/preference/*/checkpoint-*"))
     assert len(said) > 3
     assert all(one == ("", "") for one in said[1:])
     assert not [one for one in recwarn if issubclass(one.category, FutureWarning)]
@@ -195,7 +195,7 @@ def test_a_checkpoint_that_was_torn_is_passed_over(drawn, folder):
     ticks = count()
     settings = {"epochs": 1, "preference": DPO, "checkpoint_seconds": 3}
     train(drawn, make_recipe(str(folder), settings), clock=lambda: float(next(ticks)))
-    kept = sorted(drawn.checkpoints.glob("*/preference/checkpoint-*"))
+    kept = sorted(drawn.checkpoints.glob("*/preference/*/checkpoint-*"))
     assert 1 <= len(kept) <= 2
     first = weights(drawn)
     for path in kept:
@@ -203,6 +203,27 @@ def test_a_checkpoint_that_was_torn_is_passed_over(drawn, folder):
         (path / "whole.json").unlink()
     train(drawn, make_recipe(str(folder), settings), clock=lambda: float(next(ticks)))
     assert weights(drawn) == first
+
+
+def test_other_settings_of_the_pairs_begin_where_the_objective_ended(drawn, folder):
+    ticks, steps = count(), []
+
+    def watch(progress):
+        steps.append(progress.note.startswith("pairs"))
+
+    settings = {"epochs": 1, "preference": DPO, "checkpoint_seconds": 3}
+    train(drawn, make_recipe(str(folder), settings), watch, clock=lambda: float(next(ticks)))
+    assert steps.count(False) > 1
+    steps.clear()
+    settings["preference"] = DPO | {"beta": 0.5, "epochs": 1}
+    result = train(drawn, make_recipe(str(folder), settings), watch, clock=lambda: float(next(ticks)))
+    assert steps
+    assert all(steps), "the objective is not trained again"
+    assert len(list(drawn.checkpoints.glob("*/preference/*"))) == 1
+    other = fill(RunFolder(drawn.root.with_name("other")))
+    train(other, make_recipe(str(folder), settings), clock=lambda: float(next(ticks)))
+    assert weights(drawn) == weights(other)
+    assert len(losses(drawn)) == len(losses(other)) == result.steps + result.preference["steps"]
 
 
 def test_an_adapter_learns_from_pairs_and_is_merged_alone(drawn, folder):

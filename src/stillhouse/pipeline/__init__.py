@@ -282,6 +282,7 @@ def _train(work: Work) -> bool:
             "weights": result["weights"],
             "steps": result["steps"],
             "targets": list(result["shards"]),
+            **({"pairs": result["preference"]["digest"]} if result["preference"] else {}),
         },
     )
     mark(work, "train", inputs, max(result["seconds"], time.monotonic() - started), result)

@@ -230,7 +230,9 @@ def _prefer(
         better, measured = (
             pairs.own(rows, student, 2 * longest, limit, ids, seed) for rows in (learnt, held_out)
         )
-    about = f"{key} {better.digest} {measured.digest} trl {version('trl')}"
+    how = settings.preference.model_dump_json()
+    about = f"{key} {how} {better.digest} {measured.digest} trl {version('trl')}"
+    whole = hashlib.sha256(about.encode()).hexdigest()
     return prefer(
         model,
         student.tokenizer,
@@ -239,9 +241,9 @@ def _prefer(
         settings,
         seed,
         dtype,
-        checkpoint.folder_of(run.checkpoints, key) / "preference",
+        checkpoint.folder_of(checkpoint.folder_of(run.checkpoints, key) / "preference", whole),
         run.losses,
-        hashlib.sha256(about.encode()).hexdigest(),
+        whole,
         watch,
         clock,
     )
@@ -330,7 +332,7 @@ def _key(samples: Path, recipe: Recipe, tokenizer: str, weights: str, lesson: st
 
     with storage("read", samples), samples.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    settings = recipe.train.model_dump(mode="json", exclude={"checkpoint_seconds"})
+    settings = recipe.train.model_dump(mode="json", exclude={"checkpoint_seconds", "preference"})
     parts = [
         digest,
         tokenizer,

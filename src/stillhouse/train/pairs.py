@@ -34,10 +34,11 @@ class Pairs:
 
     @property
     def digest(self) -> str:
+        """SHA-256 (hex) over where answers begin, lengths and token ids, chosen before rejected, as int64."""
         digest = hashlib.sha256()
         for pair in zip(self.chosen, self.rejected, strict=True):
             for row in pair:
-                digest.update(np.array([row.start, len(row.ids), *row.ids], dtype=np.int64).tobytes())
+                digest.update(np.array([row.start, len(row.ids), *row.ids], dtype="<i8").tobytes())
         return digest.hexdigest()
 
     def columns(self) -> dict[str, list[list[int]]]:

@@ -41,11 +41,12 @@ class Preferred:
     """What the pairs did. Losses are in nats per pair: log 2 for a student that has learnt nothing yet.
     `accuracy` is the share of pairs whose chosen answer it has made likelier against the rejected one, and
     `margin` by how many nats, times beta; both are of the last epoch, `held_out_*` of held-out pairs.
-    `without` counts the answers that are in no pair."""
+    `without` counts the answers that are in no pair, `digest` names those that were learned (see `Pairs`)."""
 
     pairs: int
     pairs_held_out: int
     without: dict[str, int]
+    digest: str
     steps: int
     seconds: float
     loss: float
@@ -126,7 +127,7 @@ def prefer(
             "Ctrl-C; a checkpoint was written",
             "run the same command again to go on from this step",
         )
-    return journal.summary(len(learnt), len(held_out), learnt.without)
+    return journal.summary(learnt, len(held_out))
 
 
 def newest(folder: Path, key: str) -> Path | None:
@@ -234,13 +235,14 @@ class _Journal(TrainerCallback):  # type: ignore[misc]
         write_json(path, {"key": self.key, "rows": self.rows})
         self.saved = self.clock()
 
-    def summary(self, pairs: int, held_out: int, without: dict[str, int]) -> Preferred:
+    def summary(self, learnt: Pairs, held_out: int) -> Preferred:
         last = self.rows[-self.per_epoch :]
         of = [row["preference"] for row in last]
         return Preferred(
-            pairs=pairs,
+            pairs=len(learnt),
             pairs_held_out=held_out,
-            without=without,
+            without=learnt.without,
+            digest=learnt.digest,
             steps=self.steps,
             seconds=self.rows[-1]["seconds"] - self.began_at,
             loss=sum(row["loss"] for row in last) / len(last),
