@@ -11,6 +11,7 @@ from tiny import TEMPLATE, tiny_model
 
 from stillhouse import pipeline
 from stillhouse.errors import UsageError
+from stillhouse.ledger import Ledger
 from stillhouse.models.local import load_model
 from stillhouse.recipe import parse_recipe
 from stillhouse.train.rows import read_rows, split_held_out
@@ -109,6 +110,9 @@ def test_right_and_wrong_answers_become_pairs_for_a_real_student(provider, works
     right = marker["result"]["rows"] + marker["result"]["rows_held_out"]
     assert 8 < told["pairs"] + told["pairs_held_out"] <= min(right, len(dropped))
     assert told["loss"] < 0.693
+    with Ledger.open(workspace) as ledger:
+        (leaf,) = ledger.leaves("train_run")
+        assert leaf.body["pairs"] == told["digest"], "what was rejected was trained on as well"
     assert pipeline.run(parse_recipe(tree), workspace, stages=stages).skipped == (
         "collect",
         "curate",
