@@ -167,10 +167,11 @@ def test_nothing_is_written_to_the_terminal_meanwhile(drawn, folder, capfd, recw
     assert not [one for one in recwarn if issubclass(one.category, FutureWarning)]
 
 
-def test_a_stopped_training_on_pairs_goes_on_and_ends_with_the_same_weights(drawn, folder):
+@pytest.mark.parametrize("student", [{}, {"lora": {"rank": 4, "alpha": 8}}], ids=["whole", "adapter"])
+def test_a_stopped_training_on_pairs_goes_on_and_ends_with_the_same_weights(drawn, folder, student):
     settings = {"epochs": 1, "preference": DPO, "checkpoint_seconds": 1e9}
     whole = fill(RunFolder(drawn.root.with_name("whole")))
-    result = train(whole, make_recipe(str(folder), settings))
+    result = train(whole, make_recipe(str(folder), settings, **student))
     stop = [True]
 
     def interrupt(progress):
@@ -178,11 +179,11 @@ def test_a_stopped_training_on_pairs_goes_on_and_ends_with_the_same_weights(draw
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted, match="on pairs") as caught:
-        train(drawn, make_recipe(str(folder), settings), interrupt)
+        train(drawn, make_recipe(str(folder), settings, **student), interrupt)
     assert "same command" in caught.value.mend
     assert not drawn.student.exists()
     stop.clear()
-    again = train(drawn, make_recipe(str(folder), settings))
+    again = train(drawn, make_recipe(str(folder), settings, **student))
     assert weights(drawn) == weights(whole)
     exact = [[(r["step"], r["loss"], r["lr"], r.get("held_out")) for r in losses(r)] for r in (drawn, whole)]
     assert exact[0] == exact[1]

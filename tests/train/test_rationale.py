@@ -13,7 +13,7 @@ from stillhouse.records import Message
 from stillhouse.train import train
 from stillhouse.train.loop import make_optimisers
 from stillhouse.train.rationale import asked_why, rationales
-from stillhouse.train.rows import read_rows
+from stillhouse.train.rows import read_rows, split_held_out
 from stillhouse.train.step import Way, measure, train_step
 from stillhouse.workspace import RunFolder
 
@@ -110,8 +110,6 @@ def test_held_out_rows_have_no_rationale_in_training_and_are_measured_by_their_a
     assert told["rows"] + sum(told["without"].values()) == result.rows
     after = load_model(str(reasoned.student), "float32")
     rows, _ = read_rows(reasoned.samples, after, 1024)
-    from stillhouse.train.rows import split_held_out
-
     _, held_out = split_held_out(rows, 0.25, recipe.run.seed)
     way = Way(None, None, gather=True)
     measured = measure(after.model, after.model, held_out, 160, nullcontext, way)

@@ -82,7 +82,7 @@ def importance(model: Any, rows: Sequence[Row], batch_tokens: int) -> Importance
 
     def over_tokens(values_BTX: Tensor) -> Tensor:
         """The sum over the batch's real tokens, as a share of all rows' tokens."""
-        return (values_BTX * real_BT[..., None]).sum((0, 1)).double().cpu() / tokens
+        return (values_BTX * real_BT[..., None]).sum((0, 1)).cpu().double() / tokens
 
     def norm(place: int, given: Tensor, made: Tensor) -> None:
         found.channels_D.add_(over_tokens(made.abs()))
