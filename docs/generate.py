@@ -72,9 +72,12 @@ def recipe_page() -> str:
         ("Focus", "[prompts.focus]"),
         ("LeakSet", "[[curate.leak_sets]]"),
         ("Mix", "[curate.mix]"),
+        ("Width", "[student.keep_width]"),
         ("Lora", "[student.lora]"),
         ("Distil", "[train.distil]"),
         ("OnPolicy", "[train.on_policy]"),
+        ("Rationale", "[train.rationale]"),
+        ("Preference", "[train.preference]"),
         ("Judge", "[evaluate.judge]"),
     ):
         parts += _table(place, {"$ref": f"#/$defs/{name}"}, schema)

@@ -99,7 +99,8 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A row that may be trained on; `leaves` are the exchange leaves that it was made from."""
+    """A row that may be trained on; `leaves` are the exchange leaves that it was made from, `rationale` what
+    the teacher thought before the completion, where that is known."""
 
     id: str
     messages: tuple[Message, ...]
@@ -108,6 +109,7 @@ class Sample:
     group: str
     teacher: str
     leaves: tuple[int, ...] = field(default=())
+    rationale: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

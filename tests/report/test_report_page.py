@@ -282,6 +282,21 @@ def change(path: Path, *place: str, **values: object) -> None:
     write_json(path, tree)
 
 
+def test_losses_of_pairs_are_told_and_not_drawn_among_those_of_tokens(run):
+    before, _ = read(run)
+    with run.losses.open("a") as file:
+        file.write(
+            json.dumps({"step": 901, "loss": 77.5, "lr": 1e-5, "preference": {"accuracy": 0.5}}) + "\n"
+        )
+    change(run.marker("train"), "result", preference={"pairs": 321, "accuracy": 0.875})
+    text, page = read(run)
+    check_safe(text, page)
+    assert "321 pairs of answers after that, 87.5% in the right order in the end" in page.text
+    drawn = re.findall(r"<path[^>]*>", before)
+    assert drawn
+    assert re.findall(r"<path[^>]*>", text) == drawn
+
+
 def test_unknown_is_never_nothing(run):
     change(run.evaluation, flops_ratio=None, flops=None, parameters=None, tokens_per_second=None)
     change(run.recipe, "teacher", endpoint="http://models.example/v1")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from tiny import TEMPLATE, VOCABULARY, tiny_llama, tiny_model
 from train.tiny_student import BASE, losses, make_recipe, sample, weights, write_samples
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -173,10 +174,29 @@ def test_lora_merges_into_what_the_adapter_computes(run, folder):
     plain = base(input_ids=ids).logits
     adapted = PeftModel.from_pretrained(base, run.student / "adapter").eval()(input_ids=ids).logits
     merged = AutoModelForCausalLM.from_pretrained(run.student).eval()(input_ids=ids).logits
-    torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(merged, adapted, rtol=1e-5, atol=1e-5)
     assert (merged - plain).abs().max() > 0.01
     with pytest.raises(UsageError, match="LoRA adapter does not fit"):
         train(run, make_recipe(str(folder), lora={"targets": ["nothing"]}))
+
+
+def test_dora_merges_into_what_the_adapter_computes(run, folder):
+    from peft import PeftModel
+
+    result = train(run, make_recipe(str(folder), lora={"rank": 4, "alpha": 8, "dora": True}))
+    assert result.trainable < result.parameters
+    assert result.train_loss < losses(run)[0]["loss"]
+    lengths = [
+        name for name in load_file(run.student / "adapter/adapter_model.safetensors") if "magni" in name
+    ]
+    assert lengths, "the length of each row of a matrix is learned apart"
+    ids = torch.tensor([[5, 9, 12, 30, 7], [8, 8, 3, 2, 40]])
+    base = AutoModelForCausalLM.from_pretrained(folder).eval()
+    plain = base(input_ids=ids).logits
+    adapted = PeftModel.from_pretrained(base, run.student / "adapter").eval()(input_ids=ids).logits
+    merged = AutoModelForCausalLM.from_pretrained(run.student).eval()(input_ids=ids).logits
+    torch.testing.assert_close(merged, adapted, rtol=1e-5, atol=1e-5)
+    assert (merged - plain).abs().max() > 0.01
 
 
 def test_from_teacher_keeps_the_named_layers(run, tmp_path):

@@ -18,6 +18,8 @@ BASE |= {"initializer_range": 0.2}
 def write_samples(path: Path, rows: list[dict[str, object]]) -> None:
     turn = pa.struct([("role", pa.string()), ("content", pa.string())])
     text = [(name, pa.string()) for name in ("id", "completion", "family", "group", "teacher")]
+    if any("rationale" in row for row in rows):
+        text.append(("rationale", pa.string()))
     schema = pa.schema([*text, ("messages", pa.list_(turn)), ("leaves", pa.list_(pa.int64()))])
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pa.Table.from_pylist(rows, schema), path)
@@ -49,7 +51,8 @@ def make_recipe(init: str, train: dict[str, object] | None = None, **student: ob
         {
             "run": {"name": "t", "seed": 5},
             "teacher": {"model": "name", **elsewhere},
-            "collect": {"top_logprobs": 8},
+            "collect": {"top_logprobs": 8, "samples": 2},
+            "curate": {"verify": "where_possible"},
             "prompts": {"source": "p.jsonl"},
             "student": {"init": init, **student},
             "train": settings,

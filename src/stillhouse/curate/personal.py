@@ -119,6 +119,9 @@ def find(text: str) -> Iterator[Found]:
         at = match.end()
 
 
+_SAID = ("answer", "reasoning")  # columns with what the teacher said
+
+
 def without_personal(finders: tuple[Finder, ...] = (find,)) -> Filter:
     """Drops a row that holds any; the reason names the first kind."""
 
@@ -142,13 +145,14 @@ def redacting(finders: tuple[Finder, ...] = (find,)) -> Edit:
         if not kinds:
             return row, ()
         messages = [{**m, "content": _redacted(m["content"], finders)} for m in row["messages"]]
-        return {**row, "messages": messages, "answer": _redacted(row["answer"], finders)}, kinds
+        said = {name: _redacted(row[name], finders) for name in _SAID if row.get(name)}
+        return {**row, "messages": messages, **said}, kinds
 
     return redact
 
 
 def _kinds(row: Row, finders: tuple[Finder, ...]) -> list[str]:
-    texts = [*(message["content"] for message in row["messages"]), row["answer"]]
+    texts = [*(message["content"] for message in row["messages"]), *(row.get(name) or "" for name in _SAID)]
     return sorted({found.kind for text in texts for finder in finders for found in finder(text)})
 
 

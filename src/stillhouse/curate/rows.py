@@ -25,6 +25,7 @@ SAMPLES = pa.schema(
         ("id", pa.string()),
         ("messages", MESSAGES),
         ("completion", pa.string()),
+        ("rationale", pa.string()),
         ("family", pa.string()),
         ("group", pa.string()),
         ("teacher", pa.string()),
@@ -38,6 +39,7 @@ UNMIXED = pa.schema(
         ("sample_index", pa.int32()),
         ("messages", MESSAGES),
         ("answer", pa.string()),
+        ("reasoning", pa.string()),
         ("family", pa.string()),
         ("group", pa.string()),
         ("teacher", pa.string()),
@@ -145,6 +147,7 @@ def _sample(row: Row) -> Row:
             for m in row["messages"]
         ],
         "completion": row["answer"],
+        "rationale": row["reasoning"],
         "family": row["family"],
         "group": row["group"],
         "teacher": row["teacher"],

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stillhouse.curate import duplicates, leaks, personal, quality
 from stillhouse.curate.funnel import Filter, Row, Step, filtering, on_a_copy
+from stillhouse.curate.rationale import splitting
 from stillhouse.curate.verified import Draws, verified
 from stillhouse.errors import UsageError
 from stillhouse.models import weights_digest
@@ -73,7 +74,10 @@ def check(settings: Curate, scorers: Mapping[str, Scorer]) -> None:
 
 def alone_of(settings: Curate, scorers: Mapping[str, Scorer]) -> list[Step]:
     """The steps that look at one row alone, and may so be taken on any machine."""
-    steps = [filtering("tools", quality.without_tools), filtering("empty", quality.not_empty)]
+    steps = [filtering("tools", quality.without_tools)]
+    if settings.rationale is not None:
+        steps.append(Step("rationale", edit=splitting(settings.rationale)))
+    steps.append(filtering("empty", quality.not_empty))
     for wanted, name, judge in (
         (settings.truncated, "truncated", quality.not_truncated),
         (settings.refusals, "refusals", quality.not_refused),

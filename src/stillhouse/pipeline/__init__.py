@@ -103,6 +103,8 @@ def run(
         check_reachable(recipe)
     if {"train", "evaluate"} & set(stages):
         need_extra("train", ("torch", "transformers"))
+    if {"train", "evaluate"} & set(stages) and recipe.train.preference:
+        need_extra("preference", ("trl",))
     if "evaluate" in stages and recipe.evaluate.harness:
         need_extra("lmeval", ("lm_eval",))
     folder = workspace.run(recipe.run.name, run_digest(recipe))
@@ -288,6 +290,7 @@ def _train(work: Work) -> bool:
         recipe.run.seed,
         weights_digest(start) if start and Path(start).is_dir() else start,
         source and [source.revision, [digests for _, digests in source.answers]],
+        hashlib.sha256(work.folder.dropped.read_bytes()).hexdigest() if recipe.train.preference else None,
     )
     if is_done(work, "train", inputs, work.folder.student / "config.json", work.folder.student_before):
         dismiss()
@@ -308,6 +311,7 @@ def _train(work: Work) -> bool:
             "weights": result["weights"],
             "steps": result["steps"],
             "targets": list(result["shards"]),
+            **({"pairs": result["preference"]["digest"]} if result["preference"] else {}),
         },
     )
     mark(work, "train", inputs, max(result["seconds"], time.monotonic() - started), result)
@@ -375,7 +379,12 @@ def _evaluate(work: Work) -> bool:
             wanted,
             work.scorers,
             lambda folder, settings: train(
-                folder, settings, work.watch, local_teacher(recipe), source=_source(work)
+                folder,
+                settings,
+                work.watch,
+                local_teacher(recipe),
+                source=_source(work),
+                dropped=work.folder.dropped,
             ),
         )
         prompts = tuple(work.prompts.test)

@@ -48,9 +48,11 @@ class Variant:
         """How it begins, in words."""
         if self.student is None:
             return ""
-        layers = self.student.keep_layers
-        kept = "" if layers is None else f", layers {', '.join(map(str, layers))}"
-        return self.student.init + kept
+        layers, width = self.student.keep_layers, self.student.keep_width
+        kept = f", layers {', '.join(map(str, layers))}" if isinstance(layers, list) else ""
+        kept = f", {layers} layers" if isinstance(layers, int) else kept
+        shares = width.model_dump(exclude_defaults=True) if width else {}
+        return self.student.init + kept + "".join(f", {name} x {share:g}" for name, share in shares.items())
 
 
 def variants(recipe: Recipe) -> list[Variant]:
@@ -127,9 +129,8 @@ def _settings(recipe: Recipe, variant: Variant) -> Recipe:
     if variant.student is not None:
         changes["student"] = variant.student
     if variant.kind == "hard_labels":
-        return recipe.model_copy(
-            update={**changes, "train": recipe.train.model_copy(update={"objective": "sequence"})}
-        )
+        alone = {"objective": "sequence", "rationale": None, "preference": None}
+        return recipe.model_copy(update={**changes, "train": recipe.train.model_copy(update=alone)})
     return recipe.model_copy(update=changes)
 
 

@@ -38,7 +38,17 @@ from stillhouse.recipe.tables import (
     Run,
     Teacher,
 )
-from stillhouse.recipe.training import Distil, Lora, Measure, OnPolicy, Student, Train
+from stillhouse.recipe.training import (
+    Distil,
+    Lora,
+    Measure,
+    OnPolicy,
+    Preference,
+    Rationale,
+    Student,
+    Train,
+    Width,
+)
 
 __all__ = [
     "Canary",
@@ -55,14 +65,17 @@ __all__ = [
     "Measure",
     "Mix",
     "OnPolicy",
+    "Preference",
     "Price",
     "Prompts",
+    "Rationale",
     "Recipe",
     "Release",
     "Run",
     "Student",
     "Teacher",
     "Train",
+    "Width",
     "load_recipe",
     "parse_recipe",
     "recipe_digest",

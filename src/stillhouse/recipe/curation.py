@@ -57,6 +57,11 @@ class Curate(Table):
         "`semantic`.",
     )
     embedding: str | None = Field(default=None, description="Model2Vec model, a folder or a hub id.")
+    rationale: str | None = Field(
+        default=None,
+        description="Regular expression of what a teacher thinks aloud before it answers, such as "
+        "`<think>(.*?)</think>`: taken out of the answer and kept beside it, like what a server gives apart.",
+    )
     truncated: bool = Field(default=True, description="Drop answers that ended at max_tokens.")
     refusals: bool = Field(default=True, description="Drop answers in which the teacher declined.")
     boilerplate: bool = Field(

@@ -338,6 +338,22 @@ class Recipe(Table):
         return self
 
     @model_validator(mode="after")
+    def _what_pairs_are_made_of(self) -> Recipe:
+        if self.train.preference is None or self.train.preference.pairs == "own":
+            return self
+        if self.curate.verify == "off":
+            raise ValueError(
+                "pairs of right and wrong answers need to know which are right: set curate.verify, or "
+                'train.preference.pairs = "own"'
+            )
+        if self.collect.samples == 1 and (not self.teachers or self.collect.teachers == "one"):
+            raise ValueError(
+                "pairs are made of several answers to one prompt, and each gets one: set collect.samples "
+                '(and a temperature), or train.preference.pairs = "own"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _each_teacher_once(self) -> Recipe:
         seen = set()
         for teacher in (self.teacher, *self.teachers):

@@ -17,16 +17,44 @@ class Lora(Table):
     targets: list[str] | None = Field(
         default=None, description="Module names; all linear layers when left out."
     )
+    dora: bool = Field(default=False, description="Learn each row's length apart from its direction (DoRA).")
+
+
+class Width(Table):
+    """How wide a Llama stays that is cut out of its teacher, each a share of what the teacher has."""
+
+    hidden: float = Field(default=1.0, gt=0, le=1, description="Of the channels between the layers.")
+    mlp: float = Field(default=1.0, gt=0, le=1, description="Of each layer's neurons.")
+    heads: float = Field(
+        default=1.0, gt=0, le=1, description="Of each layer's attention heads, by groups that share keys."
+    )
 
 
 class Student(Table):
     init: str = Field(description="`embedded:base`, a folder, a hub id, `from_teacher` or `config`.")
-    keep_layers: list[int] | None = Field(default=None, description="Layers kept by `from_teacher`.")
+    keep_layers: list[int] | Positive | None = Field(
+        default=None,
+        description="Layers kept by `from_teacher`, or how many: those that change most what passes. Left "
+        "out: every second, or all where `keep_width` is set.",
+    )
+    keep_width: Width | None = Field(default=None, description="See [student.keep_width].")
     config: dict[str, Any] | None = Field(default=None, description="Llama config values for `config`.")
     tokenizer: str | None = Field(
         default=None, description="Tokenizer folder for `config`; the teacher's by default."
     )
     lora: Lora | None = None
+
+    @property
+    def pruned(self) -> bool:
+        """Whether it is cut by what its parts matter on the rows."""
+        return self.keep_width is not None or isinstance(self.keep_layers, int)
+
+    @model_validator(mode="after")
+    def _cut_out_of_a_teacher(self) -> Student:
+        for name in ("keep_layers", "keep_width"):
+            if getattr(self, name) is not None and self.init != "from_teacher":
+                raise ValueError(f'`{name}` is only read with `init = "from_teacher"`, not "{self.init}"')
+        return self
 
 
 class Measure(Table):
@@ -143,6 +171,31 @@ class OnPolicy(Measure):
     divergence: DivergenceName = "reverse_kl"
 
 
+class Rationale(Table):
+    """The student also learns to tell the teacher's rationale, as a task of its own: of each sample that has
+    one a second row, whose prompt asks for it. Its answers stay as they are."""
+
+    weight: float = Field(
+        default=1.0, gt=0, description="What all rationales count in the loss, beside 1 for all answers."
+    )
+
+
+class Preference(Table):
+    """After its objective the student learns from pairs of answers to one prompt to prefer one of them (DPO,
+    by `trl`: needs the extra `preference`)."""
+
+    pairs: Literal["answers", "own"] = Field(
+        default="answers",
+        description="`answers`: right ones against those that `curate.verify` dropped as wrong. `own`: the "
+        "teacher's against what the student answers to the same prompts after its objective.",
+    )
+    beta: float = Field(
+        default=0.1, gt=0, description="How firmly the student is held to what it was before the pairs."
+    )
+    epochs: float = Field(default=1.0, gt=0)
+    learning_rate: float = Field(default=1e-5, gt=0, description="Its peak, with the warm-up of [train].")
+
+
 class Train(Table):
     objective: Literal["sequence", "distil", "on_policy"] = Field(
         default="sequence",
@@ -151,6 +204,8 @@ class Train(Table):
     )
     distil: Distil = Field(default=Distil(), description="See [train.distil].")
     on_policy: OnPolicy = Field(default=OnPolicy(), description="See [train.on_policy].")
+    rationale: Rationale | None = Field(default=None, description="See [train.rationale].")
+    preference: Preference | None = Field(default=None, description="See [train.preference].")
     epochs: float = Field(default=3.0, gt=0)
     batch_tokens: Positive = Field(default=8192, description="Tokens in a batch, padding included.")
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -190,6 +245,15 @@ class Train(Table):
         default=None, description="Also show the figures of losses.jsonl there; each is installed apart."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Type of the autocast.")
+
+    @model_validator(mode="after")
+    def _text_to_learn(self) -> Train:
+        if self.rationale is not None and self.objective != "sequence":
+            raise ValueError(
+                f'rationales are learned as text, which `objective = "{self.objective}"` does not: set '
+                '`objective = "sequence"`, or leave [train.rationale] out'
+            )
+        return self
 
     @model_validator(mode="after")
     def _time_to_write(self) -> Train:

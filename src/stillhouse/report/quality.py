@@ -364,6 +364,9 @@ def loss_curves(facts: Facts) -> Html:
     lead = _LOSSES.get(str(facts.result("train", "objective")), _LOSSES["sequence"])
     if steps is not None:
         lead += f" {plural(steps, 'step')}" + (f", {epochs:g} epochs." if epochs is not None else ".")
+    if (preferred := facts.result("train", "preference")) is not None:
+        lead += f" Not drawn: {plural(number(preferred, 'pairs'), 'pair')} of answers after that,"
+        lead += f" {percent(number(preferred, 'accuracy'))} in the right order in the end."
     return section(
         "loss",
         title,

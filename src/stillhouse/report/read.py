@@ -233,6 +233,8 @@ def _steps(path: Path, problems: list[str]) -> Iterator[Step]:
         if step is None:
             broken += 1
             continue
+        if at(row, "preference") is not None:  # its loss is one of pairs, on no axis with those of tokens
+            continue
         yield Step(step, _drawn(row, "loss"), _drawn(row, "held_out"), _drawn(row, "lr"))
     if broken:
         problems.append(f"{path.name}: {broken} of {len(lines)} lines could not be read")

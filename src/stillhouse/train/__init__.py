@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import UsageError, storage
 from stillhouse.recipe import Recipe
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from stillhouse.models.local import LocalModel
     from stillhouse.train.lessons import Lesson
     from stillhouse.train.on_policy import OwnText
+    from stillhouse.train.preference import Preferred
     from stillhouse.train.rows import Row
 
 
@@ -35,8 +37,13 @@ class TrainResult:
     over the last epoch, `held_out_loss` the last one measured, None without held-out rows.
 
     `rows` is what was trained on, `rows_held_out` what only measured the loss, and `rows_left_out` counts the
-    rest by reason: together they are the samples. `tokens` are the tokens read over all epochs without
-    padding, `target_tokens` those of them that bear a loss. `trainable` is less than `parameters` for LoRA.
+    rest by reason: together they are the samples. `rationales` says what the second task had, None without
+    one (see `rationale.Rationales`); held-out loss is that of answers alone, `train_loss` that of both.
+    `tokens` are the tokens read over all epochs without padding, `target_tokens` those of them that bear a
+    loss. `trainable` is less than `parameters` for LoRA.
+
+    `preference` says what pairs of answers did after that (see `preference.Preferred`), None without any; its
+    steps and losses are its own, and nothing else here is about them but `seconds`.
 
     `own` is what the student's own text was like in the last epoch (see `health`), None where it wrote none,
     and `notices` are for whoever asked for the training.
@@ -62,6 +69,8 @@ class TrainResult:
     bytes_per_token: float | None
     processes: int = 1
     own: dict[str, float] | None = None
+    rationales: dict[str, Any] | None = None
+    preference: dict[str, Any] | None = None
     notices: list[str] = field(default_factory=list)
 
 
@@ -78,7 +87,9 @@ class Source:
     remote: Readings | None = None
 
 
-Task = tuple[RunFolder, Recipe, str | None, Source | None]  # what the first process tells the others
+Task = tuple[
+    RunFolder, Recipe, str | None, Source | None, Path | None
+]  # what the first process tells the others
 
 
 def train(
@@ -88,11 +99,13 @@ def train(
     teacher_folder: str | None = None,
     clock: Callable[[], float] = time.monotonic,
     source: Source | None = None,
+    dropped: Path | None = None,
 ) -> TrainResult:
     """Train the recipe's student on `run.samples`; write `run.student`, `run.student_before`, `run.losses`.
 
     With `train.objective` "distil" it learns probabilities, which `source` says where to find or to keep;
-    with "on_policy" also along text that it writes itself.
+    with "on_policy" also along text that it writes itself. With `train.preference` it goes on with pairs of
+    answers; wrong ones are those in the file `dropped`, the run's own when left out.
 
     `run.student_before` is a folder for a student that was made here (`config`, `from_teacher`) and else a
     one-line file with the folder or hub id that it came from. `run.student` is float32 whatever the autocast.
@@ -104,13 +117,19 @@ def train(
     these rows), StorageError, Interrupted, and what `ask.ask` raises where the teacher is at an endpoint.
     """
     processes = join()
+    if processes.count > 1 and recipe.train.preference is not None:
+        raise UsageError(
+            "pairs of answers are learned by one process",
+            f"there are {processes.count}",
+            "train in one process, or leave out `train.preference`",
+        )
     if processes.count > 1 and source is not None and source.remote is not None:
         raise UsageError(
             "a teacher at an endpoint is asked by one process",
             f"there are {processes.count}, each of which would ask for its own rows",
             "train in one process, or keep the teacher's weights here",
         )
-    task: Task = processes.tell((run, recipe, teacher_folder, source))
+    task: Task = processes.tell((run, recipe, teacher_folder, source, dropped))
     return _train(task, watch, clock, processes)
 
 
@@ -128,14 +147,14 @@ def dismiss() -> None:
 
 
 def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Processes) -> TrainResult:
-    from stillhouse.train import checkpoint, health, loop, standing
+    from stillhouse.train import checkpoint, health, loop, pruning, rationale, standing
     from stillhouse.train import rows as row
     from stillhouse.train import student as students
     from stillhouse.train.forward import check_packing
     from stillhouse.train.losses import sound
     from stillhouse.train.tracking import tracked
 
-    run, recipe, teacher_folder, source = task
+    run, recipe, teacher_folder, source, dropped = task
     student = students.initial_student(recipe, teacher_folder)
     rows, left_out = row.read_rows(run.samples, student, recipe.train.max_length)
     lesson = own = None
@@ -160,6 +179,12 @@ def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Proc
             f"all samples were left out: {left_out}",
             "raise `train.max_length`, or see what curate kept",
         )
+    if recipe.student.pruned:
+        pruning.prune(student.model, recipe.student, learnt, recipe.train.batch_tokens, recipe.run.seed)
+    why = None
+    if recipe.train.rationale is not None:
+        weight = recipe.train.rationale.weight
+        why = rationale.rationales(run.samples, student, learnt, recipe.train.max_length, weight)
     tokenizer = students.tokenizer_digest(student.tokenizer)
     weights = students.weights_of(student.model)
     lessons = [each.name for each in (lesson, own and own.lesson) if each]
@@ -177,7 +202,7 @@ def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Proc
     with tracked(tracker, run.root.name, run.logs / "tensorboard") as track:
         trained = loop.fit(
             model,
-            learnt,
+            [*learnt, *why.rows] if why else learnt,
             held_out,
             recipe.train,
             recipe.run.seed,
@@ -191,6 +216,21 @@ def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Proc
             processes,
             track,
         )
+    preferred = None
+    if recipe.train.preference is not None:
+        preferred = _prefer(
+            model,
+            student,
+            learnt,
+            held_out,
+            recipe,
+            trained.dtype,
+            run,
+            dropped or run.dropped,
+            key,
+            watch,
+            clock,
+        )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     device = student.model.device.type
     if processes.first:
@@ -200,7 +240,7 @@ def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Proc
         epochs=recipe.train.epochs,
         tokens=trained.tokens,
         target_tokens=trained.target_tokens,
-        seconds=trained.seconds,
+        seconds=trained.seconds + (preferred.seconds if preferred else 0.0),
         train_loss=trained.loss,
         held_out_loss=trained.held_out,
         rows=len(learnt),
@@ -216,11 +256,63 @@ def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Proc
         bytes_per_token=lesson.bytes_per_token if lesson else None,
         processes=processes.count,
         own=trained.own,
+        rationales=why.record() if why else None,
+        preference=preferred.record() if preferred else None,
         notices=[
             *notices,
             *standing.notices(trained.best, trained.steps, recipe.train.patience),
             *health.notices(trained.own),
         ],
+    )
+
+
+def _prefer(
+    model: Any,
+    student: LocalModel,
+    learnt: Sequence[Row],
+    held_out: Sequence[Row],
+    recipe: Recipe,
+    dtype: str,
+    run: RunFolder,
+    dropped: Path,
+    key: str,
+    watch: Watch,
+    clock: Callable[[], float],
+) -> Preferred:
+    """Let the trained student learn from pairs; held-out rows make the pairs that only measure."""
+    from stillhouse.train import checkpoint, pairs
+    from stillhouse.train.preference import prefer
+
+    settings, seed = recipe.train, recipe.run.seed
+    assert settings.preference is not None
+    if settings.preference.pairs == "answers":
+        limit = settings.max_length
+        better, measured = (
+            pairs.ranked(rows, run.samples, dropped, student, limit) for rows in (learnt, held_out)
+        )
+    else:
+        longest = max(len(row.ids) - row.start for row in learnt)
+        limit = min(settings.max_length, student.context or settings.max_length)
+        ids = len(student.reader.vocabulary().raw)
+        better, measured = (
+            pairs.own(rows, student, 2 * longest, limit, ids, seed) for rows in (learnt, held_out)
+        )
+    how = settings.preference.model_dump_json()
+    about = f"{key} {how} {better.digest} {measured.digest} trl {version('trl')}"
+    whole = hashlib.sha256(about.encode()).hexdigest()
+    return prefer(
+        model,
+        student.tokenizer,
+        better,
+        measured,
+        settings,
+        seed,
+        dtype,
+        checkpoint.folder_of(checkpoint.folder_of(run.checkpoints, key) / "preference", whole),
+        run.losses,
+        whole,
+        watch,
+        clock,
     )
 
 
@@ -326,7 +418,7 @@ def _key(samples: Path, recipe: Recipe, tokenizer: str, weights: str, lesson: st
 
     with storage("read", samples), samples.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    settings = recipe.train.model_dump(mode="json", exclude={"checkpoint_seconds", "track"})
+    settings = recipe.train.model_dump(mode="json", exclude={"checkpoint_seconds", "track", "preference"})
     parts = [
         digest,
         tokenizer,

@@ -56,27 +56,39 @@ class OwnText:
 
         Each draws from a seed of its own, which follows from the run's seed, the step and the row's number.
         """
-        requests = [
-            Request(
-                row.ids[: row.start].tolist(),
-                min(self.max_tokens, self.limit - row.start),
-                temperature=1.0,
-                seed=_seed(self.seed, step, number),
-            )
-            for row, number in zip(rows, numbers, strict=True)
-        ]
-        model = self.student.model
-        was_training = model.training
-        model.eval()
-        try:
-            with _real_ids(model, self.lesson.vocabulary):
-                answers = generate(self.student, requests, batch=len(requests))
-        finally:
-            model.train(was_training)
-        return [
-            replace(row, ids=np.array([*asked.prompt_ids, *said.token_ids, *_end(said)], dtype=np.int32))
-            for row, asked, said in zip(rows, requests, answers, strict=True)
-        ]
+        seeds = [seed_of(self.seed, step, number) for number in numbers]
+        vocabulary = self.lesson.vocabulary
+        return answered(self.student, rows, seeds, self.max_tokens, self.limit, vocabulary, len(rows))
+
+
+def answered(
+    student: LocalModel,
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    max_tokens: int,
+    limit: int,
+    vocabulary: int,
+    batch: int,
+) -> list[Row]:
+    """The rows with answers that the student draws from its whole distribution in place of their own, each by
+    its seed. Answers have at most `max_tokens` tokens, rows at most `limit`, and ids from `vocabulary` on,
+    which only pad the head, are never drawn."""
+    requests = [
+        Request(row.ids[: row.start].tolist(), min(max_tokens, limit - row.start), temperature=1.0, seed=seed)
+        for row, seed in zip(rows, seeds, strict=True)
+    ]
+    model = student.model
+    was_training = model.training
+    model.eval()
+    try:
+        with _real_ids(model, vocabulary):
+            answers = generate(student, requests, batch=batch)
+    finally:
+        model.train(was_training)
+    return [
+        replace(row, ids=np.array([*asked.prompt_ids, *said.token_ids, *_end(said)], dtype=np.int32))
+        for row, asked, said in zip(rows, requests, answers, strict=True)
+    ]
 
 
 @lru_cache(maxsize=2)
@@ -103,8 +115,9 @@ def _end(said: Generation) -> list[int]:
     return [] if said.end is None else [said.end]
 
 
-def _seed(seed: int, step: int, number: int) -> int:
-    digest = hashlib.sha256(f"{seed}:{step}:{number}".encode()).digest()
+def seed_of(*parts: int | str) -> int:
+    """A seed that follows from these alone."""
+    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little")
 
 

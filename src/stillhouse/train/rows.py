@@ -25,18 +25,20 @@ from stillhouse.models.reading import end_id, row_ids
 from stillhouse.records import Message
 
 READ = 1024  # samples read from the file at once
+COLUMNS = ["id", "messages", "completion", "rationale", "group", "leaves", "reason"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """Token ids of prompt and completion; tokens from `start` on are trained. `group` ties rows together.
-    `id` is the leaf of the answer, by which its targets are found and erased; the sample's own where there is
-    none."""
+    """Token ids of prompt and completion; tokens from `start` on are trained, each with `weight` in the loss.
+    `group` ties rows together, and `id` is the leaf of the answer, by which its targets are found and erased;
+    the sample's own where there is none."""
 
     ids: NDArray[np.int32]
     start: int
     group: str
     id: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,10 @@ def read_rows(path: Path, student: LocalModel, max_length: int) -> tuple[list[Ro
 
     Raises UsageError when the file holds no samples, or the student has no token that ends an answer.
     """
-    limit, end = min(max_length, student.context or max_length), end_id(student.reader)
     rows: list[Row] = []
     left_out: dict[str, int] = {}
-    for sample in _samples(path):
-        row = _row(sample, student, limit, end)
+    for sample in samples(path):
+        row = row_of(sample, student, max_length)
         if isinstance(row, Row):
             rows.append(row)
         else:
@@ -74,24 +75,32 @@ def read_rows(path: Path, student: LocalModel, max_length: int) -> tuple[list[Ro
     return rows, left_out
 
 
-def _samples(path: Path) -> Iterator[dict[str, Any]]:
+def samples(path: Path) -> Iterator[dict[str, Any]]:
+    """The samples of a file, in its order; none where there is no file."""
     from pyarrow import parquet
 
     if path.is_file():
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(READ, columns=["id", "messages", "completion", "group", "leaves"]):
+            for batch in file.iter_batches(READ, columns=COLUMNS):
                 yield from batch.to_pylist()
 
 
-def _row(sample: dict[str, Any], student: LocalModel, limit: int, end: int) -> Row | str:
+def row_of(sample: dict[str, Any], student: LocalModel, max_length: int) -> Row | str:
     """The row, or why there is none."""
+    limit, end = min(max_length, student.context or max_length), end_id(student.reader)
     messages = [Message(m["role"], m["content"]) for m in sample["messages"]]
     made = row_ids(student.reader, messages, sample["completion"], end)
     if isinstance(made, str):
         return made
     ids, start = made
-    name = str(sample["leaves"][0]) if sample["leaves"] else sample["id"]
-    return "too long" if len(ids) > limit else Row(ids, start, sample["group"] or sample["id"], name)
+    # Several answers to one prompt are no independent rows: none may be held out while another is learned
+    group = sample["group"] or sample["id"].rpartition("#")[0] or sample["id"]
+    return "too long" if len(ids) > limit else Row(ids, start, group, row_id(sample))
+
+
+def row_id(sample: dict[str, Any]) -> str:
+    """The leaf of the answer that a sample holds, or its own name where there is none."""
+    return str(sample["leaves"][0]) if sample["leaves"] else str(sample["id"])
 
 
 def split_held_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -30,12 +30,14 @@ Precision = Callable[[], AbstractContextManager[Any]]
 class Way:
     """How a batch's loss is made: of a lesson's targets, or of the text itself where `lesson` is None. `head`
     is the student's, where it can be used apart from the rest, so that only the places which predict have
-    logits. `packed` rows stand one behind another. `own` marks text of the student's, which is examined."""
+    logits. `packed` rows stand one behind another. `own` marks text of the student's, which is examined, and
+    `weight` is what each token counts."""
 
     lesson: Lesson | None
     head: Head | None
     packed: bool = False
     own: bool = False
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def take_turn(
     """
     writes = own.writes(numbers, len(rows), step, per_epoch) if own else []
     read = [rows[number] for number in numbers if number not in set(writes)]
-    groups: list[Group] = [(read, way)] if read else []
+    groups = _weighed(read, way)
     if own is None or not writes:
         return Turn(groups, sum(len(row.ids) for row in read), None)
     answered = [rows[number] for number in writes]
@@ -103,25 +105,33 @@ def take_turn(
     return Turn(groups, tokens, health.figures(answered, written, own.student.stop_ids))
 
 
+def _weighed(rows: Sequence[Row], way: Way) -> list[Group]:
+    """The rows in groups of one weight each."""
+    weights = dict.fromkeys(row.weight for row in rows)
+    return [([row for row in rows if row.weight == each], replace(way, weight=each)) for each in weights]
+
+
 def train_step(work: Work, groups: Sequence[Group], halves: Executor | None = None) -> Stepped:
     """One optimiser step over the rows of all `groups`, and over those of the other processes.
 
     A group is cut into parts where it is longer than may be worked at once, or has too many logits; each
-    part's loss is divided by the tokens of the whole, so the gradient is that of one batch. With `halves`, an
-    executor of two threads, a batch that need not be cut is worked in two parts at once. A step whose loss or
-    gradient is not finite changes nothing.
+    part's loss is divided by the tokens of the whole, each counted by its weight, so the gradient is that of
+    one batch. With `halves`, an executor of two threads, a batch that need not be cut is worked in two parts
+    at once. A step whose loss or gradient is not finite changes nothing.
     """
     halved = halves is not None and len(groups) == 1
     cut = [part for group in groups for part in _parts(*group, work, halved)]
     lessons = [(way, *_prepared(rows, way, work.causal.device)) for rows, way in cut]
-    count = round(work.processes.total(sum(number for *_, number in lessons))[0])
+    numbers = [number for *_, number in lessons]
+    weighed = sum(way.weight * number for (way, *_), number in zip(lessons, numbers, strict=True))
+    count, read = work.processes.total(weighed, sum(numbers))
     own = [at for at, (_, way) in enumerate(cut) if way.own]
 
     def backward(part: int) -> tuple[Tensor, Tensor | None]:
         way, batch, targets, _ = lessons[part]
         with work.precision():
             total, seen = _loss(work.causal, batch, targets, way)
-            loss = total / max(count, 1)
+            loss = total / ((count or 1) / way.weight)
         loss.backward()
         return loss.detach(), seen
 
@@ -139,11 +149,11 @@ def train_step(work: Work, groups: Sequence[Group], halves: Executor | None = No
             optimiser.step()
         optimiser.zero_grad(set_to_none=True)
     if not own:
-        return Stepped(value, norm, count)
+        return Stepped(value, norm, round(read))
     bearing = sum(lessons[part][-1] for part in own)
     loss = float(torch.stack([losses[part] for part in own]).sum()) * count / max(bearing, 1)
     sums = torch.stack([seen for _, seen in done if seen is not None]).sum(0)
-    return Stepped(value, norm, count, {"loss": loss, **health.agreed(sums)})
+    return Stepped(value, norm, round(read), {"loss": loss, **health.agreed(sums)})
 
 
 def _parts(rows: Sequence[Row], way: Way, work: Work, halved: bool) -> list[Group]:

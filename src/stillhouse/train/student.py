@@ -19,11 +19,13 @@ from stillhouse.models.local import LocalModel, load_model, make_differentiable
 from stillhouse.models.reading import config_tokenizer, without_teacher
 from stillhouse.recipe import Recipe, Student
 from stillhouse.train.checkpoint import writing
+from stillhouse.train.pruning import keep_layers
 from stillhouse.workspace import write_atomic
 
 
 def initial_student(recipe: Recipe, teacher_folder: str | None) -> LocalModel:
-    """The untrained student in float32, its random parts (if any) drawn by the run's seed.
+    """The untrained student in float32, its random parts (if any) drawn by the run's seed. What is cut by
+    importance (see `pruning`) is still whole: that takes the rows which it will learn.
 
     Raises ModelError for a folder that is not a usable model, UsageError for settings that do not fit.
     """
@@ -89,21 +91,17 @@ def _from_teacher(student: Student, teacher: str | None) -> LocalModel:
             f"{type(model).__name__} does not keep its decoder layers in `model.layers`",
             "start the student from a folder, a hub id or a config",
         )
-    keep = list(range(0, len(layers), 2)) if student.keep_layers is None else student.keep_layers
-    if not keep or sorted(set(keep)) != keep or keep[0] < 0 or keep[-1] >= len(layers):
-        raise UsageError(
-            f"`student.keep_layers` = {keep} does not fit the teacher",
-            f"the teacher has layers 0 to {len(layers) - 1}",
-            "give some of these, in rising order, each once",
-        )
-    model.base_model.layers = torch.nn.ModuleList([layers[i] for i in keep])
-    for place, layer in enumerate(model.base_model.layers):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = place
-    model.config.num_hidden_layers = len(keep)
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [model.config.layer_types[i] for i in keep]
+    keep = student.keep_layers
+    if keep is None and student.keep_width is None:
+        keep = list(range(0, len(layers), 2))
+    if isinstance(keep, list):
+        if not keep or sorted(set(keep)) != keep or keep[0] < 0 or keep[-1] >= len(layers):
+            raise UsageError(
+                f"`student.keep_layers` = {keep} does not fit the teacher",
+                f"the teacher has layers 0 to {len(layers) - 1}",
+                "give some of these, in rising order, each once",
+            )
+        keep_layers(model, keep)
     return _as_local("from_teacher", local.folder, model, local.tokenizer)
 
 
@@ -120,7 +118,8 @@ def _as_local(source: str, folder: str, model: Any, tokenizer: Any) -> LocalMode
 
 
 def with_adapter(student: Student, model: Any, seed: int) -> Any:
-    """The model with its LoRA adapter, or the model itself when the recipe asks for none."""
+    """The model with its LoRA adapter (DoRA: Liu et al. 2024, arXiv:2402.09353), or the model itself when
+    the recipe asks for none."""
     model.requires_grad_(True)
     if student.lora is None:
         return model
@@ -135,6 +134,7 @@ def with_adapter(student: Student, model: Any, seed: int) -> Any:
                 r=student.lora.rank,
                 lora_alpha=student.lora.alpha,
                 target_modules=targets,
+                use_dora=student.lora.dora,
                 task_type=TaskType.CAUSAL_LM,
             ),
         )
