@@ -36,6 +36,7 @@ from stillhouse.pipeline.setup import (
     admit_all,
     check,
     check_reachable,
+    check_reading,
     greedy,
     local_teacher,
     need_extra,
@@ -97,6 +98,8 @@ def run(
     check(recipe, prompts, scorers)
     if ray_workers is not None and "collect" in stages:
         check_reachable(recipe)
+    if {"collect", "train"} & set(stages):
+        check_reading(recipe)
     if {"train", "evaluate"} & set(stages):
         need_extra("train", ("torch", "transformers"))
     if "evaluate" in stages and recipe.evaluate.harness:
@@ -203,7 +206,11 @@ def _collect(work: Work) -> bool:
 def _teach(work: Work, student: Reader, vocabularies: Sequence[Vocabulary | None]) -> list[dict[str, Any]]:
     """Write the targets, and what each teacher's came to."""
     asked = work.recipe.collect.top_logprobs or 0
-    taught = keep_targets(work.folder, work.teachers, vocabularies, student, asked, work.ledger, work.watch)
+    learning = work.recipe.train
+    chunks = learning.objective != "sequence" and learning.distil.unit == "chunk"
+    taught = keep_targets(
+        work.folder, work.teachers, vocabularies, student, asked, work.ledger, work.watch, chunks
+    )
     return [
         {
             "teacher": one.binding.teacher,

@@ -27,7 +27,15 @@ from stillhouse.evaluate.verdict import Foresight, foresee
 from stillhouse.ledger import Ledger
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
 from stillhouse.pipeline.further import variants
-from stillhouse.pipeline.setup import STAGES, admit_all, check, greedy, open_teachers, today
+from stillhouse.pipeline.setup import (
+    STAGES,
+    admit_all,
+    check,
+    check_reading,
+    greedy,
+    open_teachers,
+    today,
+)
 from stillhouse.prices import KnownPrice, price_of
 from stillhouse.recipe import Collect, Recipe, Teacher, run_digest
 from stillhouse.records import Watch, unwatched
@@ -57,6 +65,7 @@ class Plan:
     to_judge: int  # requests to a judge at most, whose cost is known only by what it is asked
     trainings: int  # further students that the evaluation trains for comparison
     foresight: Foresight  # what margin the test prompts can decide
+    reading: str  # how the tokenizers of student and teacher compare; empty where that does not matter
 
 
 def plan(
@@ -76,6 +85,7 @@ def plan(
     run = workspace.run(recipe.run.name, run_digest(recipe))
     prompts = prompts or load_prompts(recipe)
     check(recipe, prompts)
+    reading = check_reading(recipe)
     decisions = admit_all(recipe, ledger)
     grown: list[Grown] = []
     if orders(recipe, prompts):
@@ -124,6 +134,7 @@ def plan(
             to_judge=2 * min(judged, len(prompts.test)),
             trainings=len(variants(recipe)),
             foresight=foresee(prompts.test, recipe.evaluate.margin),
+            reading=reading,
         )
 
 

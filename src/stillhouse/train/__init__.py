@@ -179,8 +179,11 @@ def _teacher(recipe: Recipe, student: LocalModel, folder: str | None) -> LocalMo
     """The teacher itself, where it has to read what is learned."""
     from stillhouse.train import lessons
 
-    if recipe.train.objective == "distil" and recipe.train.distil.targets == "answers":
+    settings = recipe.train.distil
+    if recipe.train.objective == "distil" and settings.targets == "answers":
         return None
+    if recipe.train.objective == "distil" and settings.unit == "chunk":
+        return lessons.open_any_teacher(folder, student.reader)
     return lessons.open_teacher(folder, student.reader)
 
 
@@ -214,13 +217,15 @@ def _lesson(
     watch: Watch,
 ) -> Lesson:
     """What the student learns beside the text of the samples."""
-    from stillhouse.train import lessons
+    from stillhouse.train import chunks, lessons
     from stillhouse.train.capture import capture
 
-    settings = recipe.train.distil
+    settings, tokens = recipe.train.distil, recipe.train.batch_tokens
     if settings.targets == "answers":
         if not source.answers:
             raise lessons.without_answers()
+        if settings.unit == "chunk":
+            return chunks.told(source.folder, source.answers, student.reader, settings.hard)
         return lessons.stored(source.folder, source.answers, student.reader, settings)
     assert teacher is not None
     if settings.online:
@@ -233,8 +238,21 @@ def _lesson(
         done += more
         watch(Progress("train", done, len(unique), "rows", note="the teacher reads them"))
 
+    if settings.unit == "chunk":
+        binding = chunks.bound(teacher, source.teacher, source.revision, student.reader)
+        shards = chunks.capture(
+            teacher,
+            student.reader,
+            run.samples,
+            unique,
+            source.folder,
+            run.captured,
+            binding,
+            tokens,
+            advance,
+        )
+        return chunks.told(source.folder, [(binding, tuple(shards))], student.reader, settings.hard)
     binding = lessons.captured(teacher, source.teacher, source.revision, settings)
-    tokens = recipe.train.batch_tokens
     shards = capture(
         teacher.model, unique, source.folder, run.captured, binding, recipe.run.seed, tokens, advance
     )

@@ -100,13 +100,35 @@ def capture(
     ids alone. `record` names the shards that are whole, so that a capture which was stopped goes on after
     them, and one that is done reads nothing; `advance` is told of rows that are done.
     """
+    return written(
+        rows,
+        lambda some: _read(teacher, some, binding, seed, batch_tokens),
+        folder,
+        record,
+        binding,
+        advance,
+        seed,
+    )
+
+
+def written(
+    rows: Sequence[Row],
+    read: Callable[[Sequence[Row]], Iterator[tuple[Row, Targets]]],
+    folder: Path,
+    record: Path,
+    binding: Binding,
+    advance: Callable[[int], None],
+    seed: int | None = None,
+) -> list[str]:
+    """Write what is `read` of the rows into shards, a shard's rows at a time; see `capture`. Without a `seed`
+    nothing of it is drawn."""
     asked = {"binding": asdict(binding), "seed": seed, "rows": _digest(rows)}
     sealed = _sealed(record, asked, folder)
     done = sum(len(open_shard(folder / f"{digest}.targets").sample_ids) for digest in sealed)
     advance(done)
     while some := rows[done : done + SHARD_ROWS]:
         with ShardWriter(folder, binding) as writer:
-            for row, targets in _read(teacher, some, binding, seed, batch_tokens):
+            for row, targets in read(some):
                 writer.add(row.id, row.ids, targets)
                 advance(1)
             sealed.append(writer.seal().stem)
@@ -137,15 +159,8 @@ def _read(
     teacher: Any, rows: Sequence[Row], binding: Binding, seed: int, batch_tokens: int
 ) -> Iterator[tuple[Row, Targets]]:
     """Rows of like length together, and each with its targets, in the order in which they were given."""
-    order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids))
     found: dict[int, Targets] = {}
-    while order:
-        width = len(rows[order[0]].ids)
-        taken = 1
-        while taken < len(order) and (taken + 1) * max(width, len(rows[order[taken]].ids)) <= batch_tokens:
-            width = max(width, len(rows[order[taken]].ids))
-            taken += 1
-        chosen, order = order[:taken], order[taken:]
+    for chosen in by_length([len(row.ids) for row in rows], batch_tokens):
         batch = collate([rows[at] for at in chosen])
         with torch.no_grad():
             logits_BTV = teacher(input_ids=batch.ids_BT.to(teacher.device), use_cache=False).logits
@@ -153,14 +168,29 @@ def _read(
             row = rows[at]
             logits_NV = logits_BTV[number, row.start - 1 : len(row.ids) - 1, : binding.vocabulary]
             if not bool(torch.isfinite(logits_NV).all()):
-                raise ModelError(
-                    "the teacher gives no probabilities",
-                    f"its logits for the sample {row.id!r} are not finite",
-                    "load it in float32 or bfloat16, and look at its weights",
-                )
+                raise no_probabilities(f"the sample {row.id!r}")
             found[at] = sparse_targets(logits_NV, binding.head, binding.draws, _uniform(row, binding, seed))
     for at in range(len(rows)):
         yield rows[at], found.pop(at)
+
+
+def no_probabilities(of: str) -> ModelError:
+    return ModelError(
+        "the teacher gives no probabilities",
+        f"its logits for {of} are not finite",
+        "load it in float32 or bfloat16, and look at its weights",
+    )
+
+
+def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Numbers of rows of like length, as many at a time as fit into `batch_tokens` with their padding."""
+    order = sorted(range(len(lengths)), key=lambda at: lengths[at])
+    while order:
+        taken = 1
+        while taken < len(order) and (taken + 1) * lengths[order[taken]] <= batch_tokens:
+            taken += 1
+        yield order[:taken]
+        order = order[taken:]
 
 
 def _uniform(row: Row, binding: Binding, seed: int) -> Tensor:

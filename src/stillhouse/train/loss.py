@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from stillhouse.train.forward import scores_at, states_at
 from stillhouse.train.lessons import Lesson
-from stillhouse.train.losses import Head, Targets, distil, head_loss
+from stillhouse.train.losses import ChunkTargets, Head, Targets, chunk_loss, distil, head_loss, token_logprobs
 from stillhouse.train.rows import Batch, Row, collate
 
 ATTENTION = "stillhouse_float32"
@@ -32,17 +32,35 @@ def sequence_loss(model: Any, batch: Batch, gather: bool) -> tuple[Tensor, int]:
 
 
 def taught_loss(
-    model: Any, batch: Batch, head: Head | None, targets: Targets, lesson: Lesson
+    model: Any, batch: Batch, head: Head | None, targets: Targets | ChunkTargets, lesson: Lesson
 ) -> tuple[Tensor, Tensor]:
     """Sum of the lesson's loss in nats over the places that `targets` are of (float32 scalar), see
     `losses.head_loss`, and what the student says at them: its last hidden states (N, D). Without a `head`
     that can be taken apart all logits are made, and those of the places (N, V) are given."""
+    if isinstance(targets, ChunkTargets):
+        return _chunks_taught(model, batch, head, targets, lesson)
     how = targets, lesson.objective, batch.targets_N, lesson.vocabulary
     if head is None:
         scores_NV = scores_at(model, batch)
         return distil(scores_NV, *how)[0], scores_NV.detach()
     hidden_ND = states_at(model, batch)
     return head_loss(hidden_ND, head, *how)[0], hidden_ND.detach()
+
+
+def _chunks_taught(
+    model: Any, batch: Batch, head: Head | None, targets: ChunkTargets, lesson: Lesson
+) -> tuple[Tensor, Tensor]:
+    """As `taught_loss`: (1 - hard) times the chunks' loss at the objective's temperature, and hard times the
+    cross-entropy with the same tokens."""
+    if head is None:
+        seen = scores_at(model, batch)
+        scores_NV = seen[:, : lesson.vocabulary].float()
+        logp_N = -F.cross_entropy(scores_NV, batch.targets_N, reduction="none")
+    else:
+        seen = states_at(model, batch)
+        logp_N = token_logprobs(seen, head, batch.targets_N, lesson.vocabulary)
+    soft = chunk_loss(logp_N, targets, lesson.objective.temperature)[0]
+    return (1 - lesson.objective.hard) * soft - lesson.objective.hard * logp_N.sum(), seen.detach()
 
 
 def can_gather(model: Any) -> bool:

@@ -88,8 +88,12 @@ def _row(sample: dict[str, Any], student: LocalModel, limit: int, end: int) -> R
     if isinstance(made, str):
         return made
     ids, start = made
-    name = str(sample["leaves"][0]) if sample["leaves"] else sample["id"]
-    return "too long" if len(ids) > limit else Row(ids, start, sample["group"] or sample["id"], name)
+    fits = len(ids) <= limit
+    return Row(ids, start, sample["group"] or sample["id"], row_name(sample)) if fits else "too long"
+
+
+def row_name(sample: dict[str, Any]) -> str:
+    return str(sample["leaves"][0]) if sample["leaves"] else str(sample["id"])
 
 
 def split_held_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:

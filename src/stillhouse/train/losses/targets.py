@@ -70,6 +70,26 @@ class SparseTargets:
         return SparseTargets(self.ids_NK.to(device), self.log_weights_NK.to(device), tail_N, self.temperature)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ChunkTargets:
+    """How likely a teacher of any tokenizer held C stretches of the student's text, in nats. `chunk_N` is the
+    number of the chunk that each of N positions belongs to, C where it belongs to none. They say nothing of
+    other texts, so only `losses.chunks` can learn from them."""
+
+    chunk_N: Tensor
+    logprobs_C: Tensor
+
+    def __len__(self) -> int:
+        return len(self.chunk_N)
+
+    @property
+    def known_N(self) -> Tensor:
+        return self.chunk_N < len(self.logprobs_C)
+
+    def to(self, device: torch.device | str) -> ChunkTargets:
+        return ChunkTargets(self.chunk_N.to(device), self.logprobs_C.to(device))
+
+
 Targets = Tensor | TeacherStates | SparseTargets  # a Tensor is a teacher's logits (N, V)
 
 
