@@ -162,8 +162,7 @@ def _chunked(
     answer, ids_N = read_answer(row.response, asked, teacher, row.choice), row.ids[row.start :]
     text = b"".join(student.raw[at] for at in ids_N[:-1])
     targets = chunk_row(ids_N, likelihoods(ids_N.tolist(), student, *spoken(answer.tokens, text)))
-    number_N, held_C = chunks_of(targets)
-    known = int((number_N < len(held_C)).sum()) if len(targets.ids_E) else 0
+    known = chunks_of(targets, [len(ids_N)]).known
     if reason := answer.reason or ("" if known else "the sample is another text than the answer"):
         tally.reasons[reason] += 1
     tally.rows += 1

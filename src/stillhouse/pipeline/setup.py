@@ -179,8 +179,8 @@ def student_reading(recipe: Recipe) -> tuple[Reader, list[Vocabulary | None]] | 
 
 
 def check_reading(recipe: Recipe) -> str:
-    """That the student can learn from what the teacher will tell, in words; empty where nothing
-    but text is learned, or a server tells the rest.
+    """That the student can learn from what the teacher will tell, in words; empty where nothing but text is
+    learned, or a server tells the rest.
 
     Raises UsageError or ModelError where it cannot, before anybody is asked and before anything is trained.
     """

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from stillhouse.ledger.targets import Binding, chunk_binding, chunk_row, chunks_of
 from stillhouse.ledger.targets import Targets as PackedTargets
-from stillhouse.models.chunks import Spoken, likelihoods
+from stillhouse.models.chunks import Spoken, borders, likelihoods
 from stillhouse.models.local import LocalModel
 from stillhouse.models.reading import Reader, end_id, row_ids
 from stillhouse.records import Message
@@ -35,16 +35,19 @@ def told(folder: Path, sources: Sequence[Shards], student: Reader, hard: float) 
     """
     found: dict[str, Place] = {}
     readers = readers_of(folder, sources, student, chunks=True)
+    edges = torch.tensor(borders(student.vocabulary(), [end_id(student)]))
 
     def has(row: Row) -> bool:
         place = place_of(row, readers)
-        if place is not None and len(chunks_of(read([place]))[1]):
+        if place is not None and chunks_of(read([place]), [len(row.ids) - row.start]).known:
             found[row.id] = place
         return row.id in found
 
     def targets(rows: Sequence[Row], batch: Batch) -> ChunkTargets:
-        number_N, held_C = chunks_of(read([found[row.id] for row in rows]))
-        return ChunkTargets(torch.from_numpy(number_N), torch.from_numpy(held_C)).to(batch.ids_BT.device)
+        packed = read([found[row.id] for row in rows])
+        parts = chunks_of(packed, [len(row.ids) - row.start for row in rows])
+        chunk_N, before_N, held_C = (torch.from_numpy(part) for part in parts)
+        return ChunkTargets(chunk_N, before_N, held_C, edges).to(batch.ids_BT.device)
 
     objective = Objective(temperature=TEMPERATURE, hard=hard)
     return of_shards(objective, len(student.vocabulary().raw), has, targets, readers)
@@ -102,19 +105,20 @@ def _texts(samples: Path, wanted: set[str]) -> dict[str, Text]:
 
 def _said(
     teacher: LocalModel, texts: Sequence[Text], batch_tokens: int
-) -> Iterator[tuple[list[Spoken], float | None]]:
+) -> Iterator[tuple[list[Spoken], Spoken]]:
     """Each answer in the teacher's tokens with their log-probabilities, and that of ending there; no tokens
     where it cannot read it. Ids that only pad the teacher's head are left out of its distribution, and it
     ends by whichever of its stop tokens, so their probabilities are added."""
     reader, vocabulary = teacher.reader, teacher.reader.vocabulary()
     end, stops = end_id(reader), torch.tensor(sorted(reader.stop_ids), device=teacher.model.device)
     specials = set(vocabulary.specials.values())
+    edges = torch.tensor(borders(vocabulary, sorted(reader.stop_ids)), device=stops.device)
     made = [row_ids(reader, messages, answer, end) for messages, answer in texts]
     own = {
         at: Row(*each, "") for at, each in enumerate(made)
         if not isinstance(each, str) and len(each[0]) <= (teacher.context or len(each[0]))
     }  # fmt: skip
-    numbers, found = list(own), dict[int, tuple[list[Spoken], float | None]]()
+    numbers, found = list(own), dict[int, tuple[list[Spoken], Spoken]]()
     for chosen in by_length([len(row.ids) for row in own.values()], batch_tokens):
         rows = [own[numbers[at]] for at in chosen]
         batch = collate(rows)
@@ -125,9 +129,12 @@ def _said(
             if not bool(torch.isfinite(scores_NV).all()):
                 raise no_probabilities("one of the answers")
             logp_NV = torch.log_softmax(scores_NV.float(), -1)
-            ids = row.ids[row.start : -1].tolist()
-            said = zip(ids, logp_NV[range(len(ids)), ids].tolist(), strict=True)
-            text = [Spoken(vocabulary.raw[each], None if each in specials else logp) for each, logp in said]
-            found[numbers[at]] = text, float(logp_NV[-1, stops].logsumexp(-1))
+            ids, edge_N = row.ids[row.start : -1].tolist(), logp_NV[:, edges].logsumexp(-1).tolist()
+            logp = logp_NV[range(len(ids)), ids].tolist()
+            text = [
+                Spoken(vocabulary.raw[each], None if each in specials else own, edge)
+                for each, own, edge in zip(ids, logp, edge_N, strict=False)
+            ]
+            found[numbers[at]] = text, Spoken(b"", float(logp_NV[-1, stops].logsumexp(-1)), edge_N[-1])
     for at in range(len(texts)):
-        yield found.get(at, ([], None))
+        yield found.get(at, ([], Spoken(b"", None)))

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from stillhouse.train.forward import scores_at, states_at
 from stillhouse.train.lessons import Lesson
-from stillhouse.train.losses import ChunkTargets, Head, Targets, chunk_loss, distil, head_loss, token_logprobs
+from stillhouse.train.losses import ChunkTargets, Head, Targets, distil, head_loss
+from stillhouse.train.losses.chunks import chunk_loss, logprobs_of, token_logprobs
 from stillhouse.train.rows import Batch, Row, collate
 
 ATTENTION = "stillhouse_float32"
@@ -54,12 +55,11 @@ def _chunks_taught(
     cross-entropy with the same tokens."""
     if head is None:
         seen = scores_at(model, batch)
-        scores_NV = seen[:, : lesson.vocabulary].float()
-        logp_N = -F.cross_entropy(scores_NV, batch.targets_N, reduction="none")
+        logp_N, border_N = logprobs_of(seen[:, : lesson.vocabulary], batch.targets_N, targets.borders)
     else:
         seen = states_at(model, batch)
-        logp_N = token_logprobs(seen, head, batch.targets_N, lesson.vocabulary)
-    soft = chunk_loss(logp_N, targets, lesson.objective.temperature)[0]
+        logp_N, border_N = token_logprobs(seen, head, batch.targets_N, targets.borders, lesson.vocabulary)
+    soft = chunk_loss(logp_N, border_N, targets, lesson.objective.temperature)[0]
     return (1 - lesson.objective.hard) * soft - lesson.objective.hard * logp_N.sum(), seen.detach()
 
 

@@ -1,13 +1,13 @@
 """Shards of a teacher whose tokenizer is not the student's: how likely it held each chunk of an answer.
 
 The position that ends a chunk has one entry, the student's own token there with the log-probability of the
-whole chunk, and the tail is every other text; positions within a chunk have none. The last position of a row
-ends a chunk, or none does.
+whole chunk, and the tail is every other text; positions within a chunk have none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +44,32 @@ def chunk_row(ids_N: NDArray[np.int32], likelihoods: Sequence[float | None]) -> 
     )
 
 
-def chunks_of(targets: Targets) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Of rows with chunks the number of the chunk of each of the N positions, and the log-probabilities (C,)
-    of those that are known. Positions of the others have the number C."""
+class Chunks(NamedTuple):
+    """Of N positions the number of the chunk that each belongs to, and of the chunk that ends before it; of
+    the C chunks that are known the log-probabilities. C stands for no chunk."""
+
+    chunk_N: NDArray[np.int64]
+    before_N: NDArray[np.int64]
+    logprobs_C: NDArray[np.float32]
+
+    @property
+    def known(self) -> int:
+        """Positions in chunks that are known."""
+        return int((self.chunk_N < len(self.logprobs_C)).sum())
+
+
+def chunks_of(targets: Targets, sizes: Sequence[int]) -> Chunks:
+    """The chunks of rows of these sizes, in positions."""
+    row_N, ends_N = np.repeat(np.arange(len(sizes)), sizes), np.diff(targets.offsets_N1) > 0
     known_E = targets.logprobs_E > LEAST
-    number_E = np.where(known_E, np.cumsum(known_E) - 1, known_E.sum())  # an unknown one is no chunk
-    return number_E[targets.offsets_N1[:-1]], targets.logprobs_E[known_E]
+    none = int(known_E.sum())
+    number_E1 = np.append(np.where(known_E, np.cumsum(known_E) - 1, none), none)
+    row_E1 = np.append(row_N[ends_N], -1)
+    at_N = targets.offsets_N1[:-1]  # of each position the entry that ends its chunk, if that is of its row
+    chunk_N = np.where(row_E1[at_N] == row_N, number_E1[at_N], none)
+    before_N = np.full(len(row_N), none)
+    follows_N = np.append(False, ends_N[:-1]) & (np.diff(row_N, prepend=-1) == 0)
+    last_N = np.diff(row_N, append=-1) != 0
+    follows_N &= ~last_N | (chunk_N < none)  # an end that is not known is no border either
+    before_N[follows_N] = chunk_N[np.flatnonzero(follows_N) - 1]
+    return Chunks(chunk_N, before_N, targets.logprobs_E[known_E])

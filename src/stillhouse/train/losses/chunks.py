@@ -1,8 +1,8 @@
 """The loss across tokenizers: how likely teacher and student hold the same stretches of a text.
 
 "Universal Cross-Tokenizer Distillation via Approximate Likelihood Matching" (ALM; Minixhofer, Vulic and Ponti
-2025, arXiv:2503.20083), for chunks that are as small as both tokenizers allow. Which those are, and what the
-teacher holds of them, `models.chunks` says.
+2025, arXiv:2503.20083), for chunks that end with a word. Which those are, and what the teacher holds of them,
+`models.chunks` says.
 
 Shapes: N positions of the student, C chunks, V the vocabulary, D the hidden width.
 """
@@ -13,7 +13,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from stillhouse.train.losses.heads import Head
@@ -22,11 +21,15 @@ from stillhouse.train.losses.targets import ChunkTargets
 LEAST = 1e-10  # how near to 0 a log-probability over the temperature comes: float32 knows none but 0 nearer
 
 
-def chunk_loss(logp_N: Tensor, targets: ChunkTargets, temperature: float = 100.0) -> tuple[Tensor, int]:
+def chunk_loss(
+    logp_N: Tensor, border_N: Tensor, targets: ChunkTargets, temperature: float = 100.0
+) -> tuple[Tensor, int]:
     """Sum of the chunks' losses in nats, see `chunk_losses`, and C. `logp_N` are the student's
-    log-probabilities of its own tokens of the text, differentiable."""
+    log-probabilities of its own tokens of the text, and `border_N` of a border in their place; differentiable
+    both."""
     size = len(targets.logprobs_C)
-    sums_C = logp_N.new_zeros(size + 1).index_add(0, targets.chunk_N, logp_N)[:size]
+    sums_C = logp_N.new_zeros(size + 1).index_add(0, targets.chunk_N, logp_N)
+    sums_C = sums_C.index_add(0, targets.before_N, border_N)[:size]
     return chunk_losses(sums_C, targets.logprobs_C.to(logp_N), temperature).sum(), size
 
 
@@ -55,19 +58,31 @@ def log1mexp(values: Tensor) -> Tensor:
 
 
 def token_logprobs(
-    hidden_ND: Tensor, head: Head, ids_N: Tensor, vocabulary: int | None = None, chunk: int = 1024
-) -> Tensor:
-    """log p(id) of each position (N,) in nats, in float32 at least. Logits are made for `chunk` positions at
-    a time, and again in the backward pass, so that (N, V) never exists."""
+    hidden_ND: Tensor,
+    head: Head,
+    ids_N: Tensor,
+    borders: Tensor,
+    vocabulary: int | None = None,
+    chunk: int = 1024,
+) -> tuple[Tensor, Tensor]:
+    """log p(id) of each position (N,), and the log of what `borders` have together, in nats and float32 at
+    least. Logits are made for `chunk` positions at a time, and again in the backward pass, so that (N, V)
+    never exists."""
     own = head.cut(vocabulary)
 
-    def some(hidden_CD: Tensor, ids_C: Tensor) -> Tensor:
-        logits_CV = own.logits(hidden_CD)
-        logits_CV = logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
-        return -F.cross_entropy(logits_CV, ids_C, reduction="none")
+    def some(hidden_CD: Tensor, ids_C: Tensor) -> tuple[Tensor, Tensor]:
+        return logprobs_of(own.logits(hidden_CD), ids_C, borders)
 
     parts = [
         checkpoint(some, hidden_CD, ids_C, use_reentrant=False)
         for hidden_CD, ids_C in zip(hidden_ND.split(chunk), ids_N.split(chunk), strict=True)
     ]
-    return torch.cat(parts)
+    return torch.cat([logp for logp, _ in parts]), torch.cat([border for _, border in parts])
+
+
+def logprobs_of(logits_NV: Tensor, ids_N: Tensor, borders: Tensor) -> tuple[Tensor, Tensor]:
+    """As `token_logprobs`, from logits."""
+    logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    lse_N = logits_NV.logsumexp(-1)
+    border_N = logits_NV[:, borders].logsumexp(-1) - lse_N
+    return logits_NV.gather(-1, ids_N[:, None])[:, 0] - lse_N, border_N

@@ -72,12 +72,15 @@ class SparseTargets:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChunkTargets:
-    """How likely a teacher of any tokenizer held C stretches of the student's text, in nats. `chunk_N` is the
-    number of the chunk that each of N positions belongs to, C where it belongs to none. They say nothing of
-    other texts, so only `losses.chunks` can learn from them."""
+    """How likely a teacher of any tokenizer held C stretches of the student's text, each with a border after
+    it, in nats. `chunk_N` is the number of the chunk that each of N positions belongs to, and `before_N` that
+    of the chunk whose border is its token's place; C is none. `borders` are the ids that make a border. They
+    say nothing of other texts, so only `losses.chunks` can learn from them."""
 
     chunk_N: Tensor
+    before_N: Tensor
     logprobs_C: Tensor
+    borders: Tensor
 
     def __len__(self) -> int:
         return len(self.chunk_N)
@@ -87,7 +90,8 @@ class ChunkTargets:
         return self.chunk_N < len(self.logprobs_C)
 
     def to(self, device: torch.device | str) -> ChunkTargets:
-        return ChunkTargets(self.chunk_N.to(device), self.logprobs_C.to(device))
+        parts = self.chunk_N, self.before_N, self.logprobs_C, self.borders
+        return ChunkTargets(*(part.to(device) for part in parts))
 
 
 Targets = Tensor | TeacherStates | SparseTargets  # a Tensor is a teacher's logits (N, V)
