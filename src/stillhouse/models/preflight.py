@@ -81,14 +81,15 @@ def check_chunks(student: Reader, teacher: Reader) -> str:
     return f"student and teacher have {same}; {len(alike)} of {len(PROBES)} probes are one text to both"
 
 
-def check_outputs(who: str, reader: Reader, outputs: int) -> None:
-    """That a model has an output for each of its tokens; more are padding, which is left out. Raises
-    ModelError."""
-    if outputs < (ids := len(reader.vocabulary().raw)):
+def check_outputs(tokens: int, student: int, teacher: int) -> None:
+    """That both heads have as many rows for the `tokens` of their one vocabulary. Rows beyond these are
+    padding, of which either may have any number: it is left out of every distribution. Raises ModelError."""
+    if min(student, tokens) != min(teacher, tokens):
         raise ModelError(
-            f"the {who} has more tokens than outputs",
-            f"its tokenizer has ids up to {ids - 1:,} and its head {outputs:,} rows",
-            "save model and tokenizer together, or resize its embeddings to the tokenizer",
+            "student and teacher do not predict the same tokens",
+            f"of {tokens:,} tokens the student has outputs for {min(student, tokens):,}, and the teacher for "
+            f"{min(teacher, tokens):,}",
+            "resize the embeddings of the smaller one to its tokenizer, or take models of one family",
         )
 
 
@@ -103,7 +104,8 @@ def _apart(mine: Vocabulary, its: Vocabulary) -> str:
     if not apart:
         return "their tokens are the same, but other pairs are merged"
     first = ", ".join(f"{at} is {_shown(mine, at)} and {_shown(its, at)}" for at in apart[:SHOWN])
-    return f"{len(apart):,} ids (student's and teacher's: {first}{', ...' if len(apart) > SHOWN else ''})"
+    more = ", ..." if len(apart) > SHOWN else ""
+    return f"ids that differ: {len(apart):,} (the student's and the teacher's: {first}{more})"
 
 
 def _shown(vocabulary: Vocabulary, at: int) -> str:

@@ -177,6 +177,7 @@ def _kept(
 
 def _teacher(recipe: Recipe, student: LocalModel, folder: str | None) -> LocalModel | None:
     """The teacher itself, where it has to read what is learned."""
+    from stillhouse.models import preflight
     from stillhouse.train import lessons
 
     settings = recipe.train.distil
@@ -184,7 +185,10 @@ def _teacher(recipe: Recipe, student: LocalModel, folder: str | None) -> LocalMo
         return None
     if recipe.train.objective == "distil" and settings.unit == "chunk":
         return lessons.open_any_teacher(folder, student.reader)
-    return lessons.open_teacher(folder, student.reader)
+    teacher = lessons.open_teacher(folder, student.reader)
+    rows = (each.model.get_output_embeddings().weight.shape[0] for each in (student, teacher))
+    preflight.check_outputs(len(student.reader.vocabulary().raw), *rows)
+    return teacher
 
 
 def _own_text(
