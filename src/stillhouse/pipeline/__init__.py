@@ -98,13 +98,13 @@ def run(
     check(recipe, prompts, scorers)
     if ray_workers is not None and "collect" in stages:
         check_reachable(recipe)
-    if {"collect", "train"} & set(stages):
-        check_reading(recipe)
     if {"train", "evaluate"} & set(stages):
         need_extra("train", ("torch", "transformers"))
     if "evaluate" in stages and recipe.evaluate.harness:
         need_extra("lmeval", ("lm_eval",))
     folder = workspace.run(recipe.run.name, run_digest(recipe))
+    if {"collect", "train"} & set(stages) and read_marker(folder, "train") is None:
+        check_reading(recipe)
     with (
         locked(folder),
         Ledger.open(workspace) as ledger,
