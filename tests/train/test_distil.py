@@ -208,3 +208,39 @@ def test_a_truncated_shard_is_named_and_the_last_checkpoint_stays(run, folder, t
         distil(run, folder, teacher, epochs=4)
     assert {path: path.read_bytes() for path in kept} == kept
     assert json.loads(run.captured.read_text())["shards"] == list(result.shards)
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_a_teacher_whose_head_is_padded_teaches_what_it_teaches_without(
+    run, folder, teacher, tmp_path, online
+):
+    """The padding would be likelier than all real ids together; the student's own head has none."""
+    model = load_model(str(teacher)).model
+    rows = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(rows + 64, mean_resizing=False)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[rows:] = 50.0
+    wide = tiny_model(tmp_path / "wide", template=TEMPLATE, **TEACHER)
+    model.save_pretrained(wide)
+    distil(run, folder, teacher, online=online, dtype="float32")
+    padded = other_run(tmp_path, "padded")
+    distil(padded, folder, wide, online=online, dtype="float32")
+    assert curve(padded) == pytest.approx(curve(run), rel=1e-4, abs=1e-6)
+
+
+def test_a_teacher_with_other_tokens_is_refused_by_the_first_of_them(run, folder, teacher, tmp_path):
+    """One more real token, which the student's head has no row for; names and files are the same."""
+    from transformers import AutoTokenizer
+
+    more = tiny_model(tmp_path / "more", template=TEMPLATE, **TEACHER)
+    tokenizer = AutoTokenizer.from_pretrained(more)
+    tokenizer.add_tokens(["<tool>"], special_tokens=True)
+    tokenizer.save_pretrained(more)
+    model = load_model(str(more)).model
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.save_pretrained(more)
+    with pytest.raises(UsageError, match="token by token") as refused:
+        distil(run, folder, more, online=True)
+    assert "ids that differ: 1 " in refused.value.why
+    assert f"{len(tokenizer) - 1} is no token and special '<tool>'" in refused.value.why
+    assert 'unit = "chunk"' in refused.value.mend

@@ -52,6 +52,7 @@ def plan_object(recipe: Recipe, plan: Plan) -> dict[str, Any]:
             "to_judge_at_most": plan.to_judge,
         },
         "further_trainings": plan.trainings,
+        "reading": plan.reading or None,
         "price": _price_record(*plan.prices[0]),
         "prices": [{"model": each[0], "price": _price_record(*each)} for each in plan.prices],
         "cost_usd": _estimate(plan.cost),
@@ -83,6 +84,7 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
         + (f", LoRA r={recipe.student.lora.rank}" if recipe.student.lora else ""),
         f"prompts    {len(plan.prompts.train):,} to learn from, {len(plan.prompts.test):,} to test on"
         + (f", {plan.prompts.leaked:,} left out because they are tested" if plan.prompts.leaked else ""),
+        *([f"reading    {plan.reading}"] if plan.reading else []),
         *_more_prompts(recipe, plan),
         f"exchanges  {plan.to_send:,} to send, {plan.answered:,} in the ledger already"
         + (f"; {plan.canaries:,} more to see whether the teacher changes" if plan.canaries else ""),

@@ -10,7 +10,7 @@ from typing import Any
 from stillhouse.collect.targets import TargetTally, total
 from stillhouse.collect.taught import Taught, need_taught, read_taught
 from stillhouse.errors import LedgerError
-from stillhouse.ledger.targets import SUFFIX, Binding, TargetReader, verify_shard
+from stillhouse.ledger.targets import SUFFIX, Binding, TargetReader, holds_chunks, verify_shard
 from stillhouse.ledger.targets.measure import Measured, measure
 from stillhouse.workspace import RunFolder, Workspace
 
@@ -81,7 +81,7 @@ def _figures(measured: Measured, tally: TargetTally) -> dict[str, Any]:
         "without_targets": dict(tally.reasons),
         "rules": dict(tally.counts),
         "bytes_per_token": measured.bytes / measured.positions if measured.positions else None,
-        "coverage": measured.known / measured.positions if measured.positions else None,
+        "coverage": tally.coverage if measured.positions else None,
         "mass_mapped": tally.mass_mapped if tally.given else None,
     }
 
@@ -104,14 +104,17 @@ def _lines(of: Mapping[str, Any]) -> list[str]:
 def _who(one: Taught) -> list[str]:
     bound = one.binding
     drawn = f" and {bound.draws} drawn" if bound.draws else " and the tail" if bound.head else ""
+    kept = f"the {bound.head} likeliest{drawn}"
+    if holds_chunks(bound):
+        kept = "how likely each chunk is"
+    elif bound.whole:
+        kept = "none: whole distributions"
     revision, engine = bound.revision or "not declared", bound.engine or "unknown"
     return [
         f"teacher    {bound.teacher}, revision {revision}, at {engine}",
         f"tokenizer  {bound.tokenizer} ({bound.vocabulary:,} ids)",
         f"template   {bound.template or 'none'}",
-        "estimator  none: whole distributions"
-        if bound.whole
-        else f"estimator  the {bound.head} likeliest{drawn}",
+        f"estimator  {kept}",
     ]
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.ledger.targets import Binding, ShardWriter, Targets
+from stillhouse.ledger.targets import Binding, ShardWriter, Targets, chunk_row, chunks_of, holds_chunks
 from stillhouse.models.alignment import Aligned, align
+from stillhouse.models.chunks import likelihoods, spoken
 from stillhouse.models.logprobs import read_answer
 from stillhouse.models.vocabulary import Vocabulary
 
@@ -96,7 +97,8 @@ def write_shards(
     shard_bytes: int = SHARD_BYTES,
 ) -> Iterator[TargetTally]:
     """Write the targets of all rows into shards in `folder`, at most `binding.head` entries a position, and
-    give the tally of each shard when it is sealed.
+    give the tally of each shard when it is sealed. A binding of chunks asks for these, and for no
+    alternatives.
 
     `asked` is the number of top_logprobs that was asked for; `teacher` is the teacher's own vocabulary,
     where it is known. Every row is written, also one without a single target: a reader tells it from a row
@@ -112,8 +114,12 @@ def write_shards(
         tally = TargetTally()
         with ShardWriter(folder, binding) as writer:
             for row in chain((first,), left):
-                aligned = _aligned(row, student, asked, teacher, tally)
-                writer.add(row.sample_id, row.ids, _targets(aligned.entries, binding.head))
+                if holds_chunks(binding):
+                    targets = _chunked(row, student, asked, teacher, tally)
+                else:
+                    aligned = _aligned(row, student, asked, teacher, tally)
+                    targets = _targets(aligned.entries, binding.head)
+                writer.add(row.sample_id, row.ids, targets)
                 if writer.size >= shard_bytes:
                     break
             sealed = writer.seal()
@@ -148,6 +154,23 @@ def _aligned(
     tally.given += aligned.given
     tally.mapped += aligned.mapped
     return aligned
+
+
+def _chunked(
+    row: TaughtRow, student: Vocabulary, asked: int, teacher: Vocabulary | None, tally: TargetTally
+) -> Targets:
+    answer, ids_N = read_answer(row.response, asked, teacher, row.choice), row.ids[row.start :]
+    text = b"".join(student.raw[at] for at in ids_N[:-1])
+    targets = chunk_row(ids_N, likelihoods(ids_N.tolist(), student, *spoken(answer.tokens, text)))
+    known = chunks_of(targets, [len(ids_N)]).known
+    if reason := answer.reason or ("" if known else "the sample is another text than the answer"):
+        tally.reasons[reason] += 1
+    tally.rows += 1
+    tally.with_targets += known > 0
+    tally.counts.update(answer.counts)
+    tally.positions += len(ids_N)
+    tally.known += known
+    return targets
 
 
 def _targets(entries: Sequence[Sequence[tuple[int, float]]], head: int) -> Targets:

@@ -20,7 +20,7 @@ from stillhouse.ask import Teacher
 from stillhouse.collect.targets import TargetTally, TaughtRow, total, write_shards
 from stillhouse.errors import LedgerError, UsageError
 from stillhouse.ledger import Ledger, StoredExchange
-from stillhouse.ledger.targets import SUFFIX, Binding, open_shard, sweep
+from stillhouse.ledger.targets import SUFFIX, Binding, chunk_binding, open_shard, sweep
 from stillhouse.models.reading import Reader, end_id, row_ids
 from stillhouse.models.vocabulary import Vocabulary
 from stillhouse.records import Message, Progress, Watch, unwatched
@@ -56,12 +56,14 @@ def keep_targets(
     asked: int,
     ledger: Ledger,
     watch: Watch = unwatched,
+    chunks: bool = False,
 ) -> list[Taught]:
     """Write the targets of the run's exchanges into the workspace's shards, and which they are into the run.
 
     Shards of the run that are there already, bound alike and of answers that the run still has, stay as they
     are; only answers that are in none of them are read. `asked` is the number of top_logprobs that was asked
-    for, and `vocabularies` those of the teachers, None where a teacher's is not known.
+    for, and `vocabularies` those of the teachers, None where a teacher's is not known. With `chunks` the
+    targets are how likely chunks of the answers were, whatever the teachers' tokenizers.
 
     Raises LedgerError for a shard that is damaged, ModelError for a student's tokenizer that has no bytes,
     UsageError for one without an end, and StorageError when the disk is full.
@@ -76,6 +78,8 @@ def keep_targets(
         model, revision, endpoint = who
         size, template = len(vocabulary.raw), student.template
         binding = Binding(model, revision, vocabulary.digest, template, size, asked + 1, engine=endpoint)
+        if chunks:
+            binding = chunk_binding(model, revision, vocabulary.digest, template, size, endpoint)
         kept = _kept(before, binding, folder, wanted)
         skip = {leaf for _, leaves in kept for leaf in leaves}
         left_out: Counter[str] = Counter()

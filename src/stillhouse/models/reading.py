@@ -64,6 +64,11 @@ def student_reader(student: Student, teacher: str | None) -> Reader:
     return _reader(student.init, generating=True)
 
 
+def teacher_reader(source: str) -> Reader:
+    """How a teacher reads whose files are here. Raises ModelError."""
+    return _reader(source, generating=True)
+
+
 def teacher_vocabulary(source: str) -> Vocabulary | None:
     """What the tokens of a teacher spell whose files are here; None where they have no bytes of their own."""
     tokenizer = load_part("tokenizer", source, source_folder(source))

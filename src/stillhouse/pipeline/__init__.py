@@ -38,6 +38,7 @@ from stillhouse.pipeline.setup import (
     admit_all,
     check,
     check_reachable,
+    check_reading,
     greedy,
     local_teacher,
     need_extra,
@@ -108,6 +109,8 @@ def run(
     if "evaluate" in stages and recipe.evaluate.harness:
         need_extra("lmeval", ("lm_eval",))
     folder = workspace.run(recipe.run.name, run_digest(recipe))
+    if {"collect", "train"} & set(stages) and read_marker(folder, "train") is None:
+        check_reading(recipe)
     with (
         locked(folder),
         Ledger.open(workspace) as ledger,
@@ -231,7 +234,11 @@ def _collect(work: Work) -> bool:
 def _teach(work: Work, student: Reader, vocabularies: Sequence[Vocabulary | None]) -> list[dict[str, Any]]:
     """Write the targets, and what each teacher's came to."""
     asked = work.recipe.collect.top_logprobs or 0
-    taught = keep_targets(work.folder, work.teachers, vocabularies, student, asked, work.ledger, work.watch)
+    learning = work.recipe.train
+    chunks = learning.objective != "sequence" and learning.distil.unit == "chunk"
+    taught = keep_targets(
+        work.folder, work.teachers, vocabularies, student, asked, work.ledger, work.watch, chunks
+    )
     return [
         {
             "teacher": one.binding.teacher,

@@ -28,7 +28,15 @@ from stillhouse.ledger import Ledger
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
 from stillhouse.pipeline.further import variants
 from stillhouse.pipeline.reading import most_readings
-from stillhouse.pipeline.setup import STAGES, admit_all, check, greedy, open_teachers, today
+from stillhouse.pipeline.setup import (
+    STAGES,
+    admit_all,
+    check,
+    check_reading,
+    greedy,
+    open_teachers,
+    today,
+)
 from stillhouse.prices import KnownPrice, price_of
 from stillhouse.recipe import Collect, Recipe, Teacher, run_digest
 from stillhouse.records import Watch, unwatched
@@ -59,6 +67,7 @@ class Plan:
     to_read: int  # rows that the teacher reads at its endpoint in training at most; in `cost`
     trainings: int  # further students that the evaluation trains for comparison
     foresight: Foresight  # what margin the test prompts can decide
+    reading: str  # how the tokenizers of student and teacher compare; empty where that does not matter
 
 
 def plan(
@@ -78,6 +87,7 @@ def plan(
     run = workspace.run(recipe.run.name, run_digest(recipe))
     prompts = prompts or load_prompts(recipe)
     check(recipe, prompts)
+    reading = check_reading(recipe)
     decisions = admit_all(recipe, ledger)
     grown: list[Grown] = []
     if orders(recipe, prompts):
@@ -132,6 +142,7 @@ def plan(
             to_judge=2 * min(judged, len(prompts.test)),
             trainings=len(variants(recipe)),
             foresight=foresee(prompts.test, recipe.evaluate.margin),
+            reading=reading,
         )
 
 

@@ -16,8 +16,8 @@ from stillhouse.collect.grow import check_growth
 from stillhouse.curate.steps import check as check_filters
 from stillhouse.errors import ModelError, UsageError
 from stillhouse.ledger import Ledger
-from stillhouse.models import source_folder, weights_digest
-from stillhouse.models.reading import Reader, end_id, student_reader, teacher_vocabulary
+from stillhouse.models import preflight, source_folder, weights_digest
+from stillhouse.models.reading import Reader, end_id, student_reader, teacher_reader, teacher_vocabulary
 from stillhouse.models.vocabulary import Vocabulary
 from stillhouse.prices import price_of
 from stillhouse.recipe import Recipe, Teacher
@@ -176,6 +176,24 @@ def student_reading(recipe: Recipe) -> tuple[Reader, list[Vocabulary | None]] | 
     end_id(student)
     sources = [local_model(teacher) for teacher in (recipe.teacher, *recipe.teachers)]
     return student, [None if source is None else teacher_vocabulary(source) for source in sources]
+
+
+def check_reading(recipe: Recipe) -> str:
+    """That the student can learn from what the teacher will tell, in words; empty where nothing but text is
+    learned, or a server tells the rest.
+
+    Raises UsageError or ModelError where it cannot, before anybody is asked and before anything is trained.
+    """
+    source, train = local_teacher(recipe), recipe.train
+    by_answers = train.objective == "distil" and train.distil.targets == "answers"
+    if train.objective == "sequence" or by_answers or source is None:
+        return ""
+    if find_spec("transformers") is None:
+        return "not compared, as the extra `train` is not installed"
+    student, teacher = student_reader(recipe.student, source), teacher_reader(source)
+    if train.objective == "distil" and train.distil.unit == "chunk":
+        return preflight.check_chunks(student, teacher)
+    return preflight.check(student, teacher)
 
 
 def local_teacher(recipe: Recipe) -> str | None:

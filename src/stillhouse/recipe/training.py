@@ -73,8 +73,14 @@ class Distil(Measure):
 
     targets: Literal["teacher", "answers"] = Field(
         default="teacher",
-        description="`teacher`: [teacher] reads every row, here or at its `endpoint`; its tokenizer is the "
-        "student's. `answers`: those that came with the answers, by `collect.top_logprobs`.",
+        description="`teacher`: [teacher] reads every row, here or at its `endpoint`. `answers`: those that "
+        "came with the answers, by `collect.top_logprobs`.",
+    )
+    unit: Literal["token", "chunk"] = Field(
+        default="token",
+        description="`token`: the distribution at each token, of a teacher that reads as the student does. "
+        "`chunk`: how likely the teacher held each stretch of an answer that both tokenizers cut out, "
+        "whatever its tokenizer and template.",
     )
     tokenizer: str | None = Field(
         default=None,
@@ -143,6 +149,14 @@ class Distil(Measure):
     def _what_stored_targets_can_serve(self) -> Distil:
         if self.online and self.targets == "answers":
             raise ValueError('`online` needs the teacher itself: set `targets = "teacher"`')
+        if self.unit == "chunk" and (self.online or self.divergence != "forward_kl"):
+            raise ValueError(
+                '`unit = "chunk"` is stored and has one measure: leave out `online`, `divergence`'
+            )
+        if self.unit == "chunk" and (self.keep == "all" or self.temperature != 1.0):
+            raise ValueError(
+                '`unit = "chunk"` keeps how likely chunks are: leave out `keep` and `temperature`'
+            )
         if self.online or (self.targets == "teacher" and self.keep == "all"):
             return self
         if self.targets == "answers" and self.temperature != 1.0:

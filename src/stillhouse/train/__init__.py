@@ -5,28 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import UsageError, storage
 from stillhouse.recipe import Recipe
-from stillhouse.records import Progress, Watch, unwatched
+from stillhouse.records import Watch, unwatched
 from stillhouse.train.processes import Processes, join, launched
+from stillhouse.train.teaching import Source, Taught, teach
 from stillhouse.workspace import RunFolder
 
 __all__ = ["Source", "TrainResult", "dismiss", "follow", "launched", "train"]
 
 if TYPE_CHECKING:
-    from stillhouse.ask.scores import Readings
-    from stillhouse.ledger.targets import Binding
     from stillhouse.models.local import LocalModel
-    from stillhouse.train.lessons import Lesson
-    from stillhouse.train.on_policy import OwnText
     from stillhouse.train.preference import Preferred
     from stillhouse.train.rows import Row
 
@@ -74,22 +69,8 @@ class TrainResult:
     notices: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where probabilities come from: the workspace's folder of shards, those that collecting wrote of the
-    run's answers (binding and digests), and what the teacher is called and its weights. `remote` is a
-    teacher at an endpoint, that reads the rows there."""
-
-    folder: Path
-    answers: Sequence[tuple[Binding, tuple[str, ...]]] = ()
-    teacher: str = ""
-    revision: str = ""
-    remote: Readings | None = None
-
-
-Task = tuple[
-    RunFolder, Recipe, str | None, Source | None, Path | None
-]  # what the first process tells the others
+# What the first process tells the others
+Task = tuple[RunFolder, Recipe, str | None, Source | None, Path | None]
 
 
 def train(
@@ -157,22 +138,14 @@ def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Proc
     run, recipe, teacher_folder, source, dropped = task
     student = students.initial_student(recipe, teacher_folder)
     rows, left_out = row.read_rows(run.samples, student, recipe.train.max_length)
-    lesson = own = None
-    notices: list[str] = []
+    taught = Taught(rows)
     if recipe.train.objective != "sequence":
         if source is None:
             raise ValueError("to learn probabilities, say where they are kept")
         sound(student.model.device)  # before anything depends on the losses
-        teacher = _teacher(recipe, student, teacher_folder, source)
-        if recipe.train.objective == "on_policy":
-            own = _own_text(recipe, student, rows, teacher, source)
-            rows = _kept(rows, left_out, "too long for the teacher", lambda row: len(row.ids) <= own.limit)
-        with processes.first_before_others():
-            lesson = _lesson(run, recipe, student, rows, teacher, source, watch, notices)
-        if recipe.train.packing and teacher is not None:
-            check_packing(teacher.model, "teacher")
-        rows = _kept(rows, left_out, "no targets", lesson.has)
-    learnt, held_out = row.split_held_out(rows, recipe.train.held_out, recipe.run.seed)
+        taught = teach(run, recipe, student, rows, left_out, teacher_folder, source, watch, processes)
+    lesson, own = taught.lesson, taught.own
+    learnt, held_out = row.split_held_out(taught.rows, recipe.train.held_out, recipe.run.seed)
     if not learnt:
         raise UsageError(
             "there is nothing to train on",
@@ -259,7 +232,7 @@ def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Proc
         rationales=why.record() if why else None,
         preference=preferred.record() if preferred else None,
         notices=[
-            *notices,
+            *taught.notices,
             *standing.notices(trained.best, trained.steps, recipe.train.patience),
             *health.notices(trained.own),
         ],
@@ -314,101 +287,6 @@ def _prefer(
         watch,
         clock,
     )
-
-
-def _kept(
-    rows: Sequence[Row], left_out: dict[str, int], reason: str, fits: Callable[[Row], bool]
-) -> list[Row]:
-    """The rows that fit; the others are counted in `left_out`."""
-    kept = [row for row in rows if fits(row)]
-    if without := len(rows) - len(kept):
-        left_out[reason] = left_out.get(reason, 0) + without
-    return kept
-
-
-def _teacher(recipe: Recipe, student: LocalModel, folder: str | None, source: Source) -> LocalModel | None:
-    """The teacher itself, where it has to read here what is learned."""
-    from stillhouse.train import lessons, remote
-
-    if recipe.train.objective == "distil" and recipe.train.distil.targets == "answers":
-        return None
-    if source.remote is not None:
-        remote.check_tokenizer(recipe.train.distil.tokenizer, student.reader)
-        return None
-    return lessons.open_teacher(folder, student.reader)
-
-
-def _own_text(
-    recipe: Recipe, student: LocalModel, rows: Sequence[Row], teacher: LocalModel | None, source: Source
-) -> OwnText:
-    """The student as one that writes, no longer than both models can read."""
-    from stillhouse.train import lessons, remote
-    from stillhouse.train.on_policy import OwnText
-
-    settings, limits = recipe.train.on_policy, [recipe.train.max_length, student.context]
-    longest = max((len(row.ids) - row.start for row in rows), default=1)
-    if teacher is None:
-        assert source.remote is not None
-        lesson = remote.read_along(source.remote, student.reader, recipe.train.distil, settings)
-    else:
-        lesson = lessons.online(teacher, source.revision, settings)
-        limits.append(teacher.context)
-    return OwnText(
-        student,
-        lesson,
-        settings,
-        settings.max_tokens or 2 * longest,
-        min(limit for limit in limits if limit),
-        recipe.train.batch_tokens,
-        recipe.run.seed,
-    )
-
-
-def _lesson(
-    run: RunFolder,
-    recipe: Recipe,
-    student: LocalModel,
-    rows: Sequence[Row],
-    teacher: LocalModel | None,
-    source: Source,
-    watch: Watch,
-    notices: list[str],
-) -> Lesson:
-    """What the student learns beside the text of the samples; `notices` is told of rows that have nothing."""
-    from stillhouse.train import lessons, remote
-    from stillhouse.train.capture import capture, read_here
-
-    settings = recipe.train.distil
-    if settings.targets == "answers":
-        if not source.answers:
-            raise lessons.without_answers()
-        return lessons.stored(source.folder, source.answers, student.reader, settings)
-    if settings.online:
-        assert teacher is not None
-        return lessons.online(teacher, source.revision, settings, settings.hard)
-    unique = list({row.id: row for row in rows}.values())
-    done = 0
-
-    def advance(more: int) -> None:
-        nonlocal done
-        done += more
-        watch(Progress("train", done, len(unique), "rows", note="the teacher reads them"))
-
-    seed, tokens = recipe.run.seed, recipe.train.batch_tokens
-    if there := source.remote:
-        unread = remote.have_read(there, unique, settings, run.readings, watch)
-        binding = remote.binding_of(there, student.reader, settings)
-        reads = partial(remote.read_there, there, student=student.reader, settings=settings, unread=unread)
-    else:
-        assert teacher is not None
-        unread = Counter()
-        binding = lessons.captured(teacher, source.teacher, source.revision, settings)
-        reads = partial(read_here, teacher.model, binding=binding, seed=seed, batch_tokens=tokens)
-    shards = capture(reads, unique, source.folder, run.captured, binding, seed, advance)
-    if unread:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(unread.items()))
-        notices.append(f"the teacher told nothing of {unread.total()} of {len(unique)} rows: {reasons}")
-    return lessons.stored(source.folder, [(binding, tuple(shards))], student.reader, settings)
 
 
 def _key(samples: Path, recipe: Recipe, tokenizer: str, weights: str, lesson: str) -> str:

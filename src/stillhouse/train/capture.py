@@ -100,13 +100,14 @@ def capture(
     folder: Path,
     record: Path,
     binding: Binding,
-    seed: int,
+    seed: int | None,
     advance: Callable[[int], None],
 ) -> list[str]:
     """Have all rows read and write what there is of targets into shards in `folder`; their digests (hex).
 
     `record` names the shards that are whole, so that a capture which was stopped goes on after them, and one
     of the same rows, binding and seed that is done reads nothing; `advance` is told of rows that are done.
+    `seed` is None where nothing is drawn.
     """
     asked = {"binding": asdict(binding), "seed": seed, "rows": _digest(rows)}
     sealed = _sealed(record, asked, folder)
@@ -152,15 +153,8 @@ def read_here(
     `teacher` is a causal language model of transformers. What is drawn for a row depends on the seed and its
     ids alone.
     """
-    order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids))
     found: dict[int, Targets] = {}
-    while order:
-        width = len(rows[order[0]].ids)
-        taken = 1
-        while taken < len(order) and (taken + 1) * max(width, len(rows[order[taken]].ids)) <= batch_tokens:
-            width = max(width, len(rows[order[taken]].ids))
-            taken += 1
-        chosen, order = order[:taken], order[taken:]
+    for chosen in by_length([len(row.ids) for row in rows], batch_tokens):
         batch = collate([rows[at] for at in chosen])
         with torch.no_grad():
             logits_BTV = teacher(input_ids=batch.ids_BT.to(teacher.device), use_cache=False).logits
@@ -170,17 +164,32 @@ def read_here(
             if binding.temperature != 1.0:
                 logits_NV = logits_NV / binding.temperature
             if not bool(torch.isfinite(logits_NV).all()):
-                raise ModelError(
-                    "the teacher gives no probabilities",
-                    f"its logits for the sample {row.id!r} are not finite",
-                    "load it in float32 or bfloat16, and look at its weights",
-                )
+                raise no_probabilities(f"the sample {row.id!r}")
             if binding.whole:
                 found[at] = whole_targets(torch.log_softmax(logits_NV, -1).numpy(force=True))
                 continue
             found[at] = sparse_targets(logits_NV, binding.head, binding.draws, _uniform(row, binding, seed))
     for at in range(len(rows)):
         yield rows[at], found.pop(at)
+
+
+def no_probabilities(of: str) -> ModelError:
+    return ModelError(
+        "the teacher gives no probabilities",
+        f"its logits for {of} are not finite",
+        "load it in float32 or bfloat16, and look at its weights",
+    )
+
+
+def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Numbers of rows of like length, as many at a time as fit into `batch_tokens` with their padding."""
+    order = sorted(range(len(lengths)), key=lambda at: lengths[at])
+    while order:
+        taken = 1
+        while taken < len(order) and (taken + 1) * lengths[order[taken]] <= batch_tokens:
+            taken += 1
+        yield order[:taken]
+        order = order[taken:]
 
 
 def _uniform(row: Row, binding: Binding, seed: int) -> Tensor:

@@ -12,13 +12,15 @@ import torch
 import transformers
 
 from stillhouse.errors import LedgerError, UsageError
-from stillhouse.ledger.targets import Binding, TargetReader
+from stillhouse.ledger.targets import Binding, TargetReader, holds_chunks
 from stillhouse.ledger.targets import Targets as PackedTargets
+from stillhouse.models import preflight
 from stillhouse.models.local import LocalModel, load_model
 from stillhouse.models.reading import Reader
 from stillhouse.recipe import Distil, Measure
 from stillhouse.train.forward import scores_at, states_at
 from stillhouse.train.losses import (
+    ChunkTargets,
     Divergence,
     Objective,
     Targets,
@@ -44,7 +46,7 @@ class Lesson:
     objective: Objective
     vocabulary: int
     has: Callable[[Row], bool]
-    targets: Callable[[Sequence[Row], Batch], Targets]
+    targets: Callable[[Sequence[Row], Batch], Targets | ChunkTargets]
     shards: tuple[str, ...] = ()
     bytes_per_token: float | None = None
 
@@ -67,26 +69,28 @@ def open_teacher(folder: str | None, student: Reader) -> LocalModel:
     how many there are or what the tokenizer is called.
     """
     if folder is None:
-        raise UsageError(
-            "the teacher cannot read the training rows",
-            "its weights are not on this machine",
-            'set train.distil.targets = "answers" with collect.top_logprobs, where its server tells them',
-        )
+        raise _not_here()
     teacher = load_model(folder)
-    if teacher.reader.vocabulary().digest != student.vocabulary().digest:
-        raise UsageError(
-            "the student cannot learn this teacher's probabilities token by token",
-            "their tokenizers differ, so one's ids mean nothing to the other",
-            'set train.distil.targets = "answers" with collect.top_logprobs, which are mapped by bytes, or '
-            'train.objective = "sequence"',
-        )
-    if teacher.reader.template != student.template:
-        raise UsageError(
-            "the student cannot learn this teacher's probabilities token by token",
-            "their chat templates differ, so the teacher would read a prompt as it was never meant",
-            "give the student the teacher's chat template, or start it from the teacher's family",
-        )
+    preflight.check(student, teacher.reader)
     return teacher
+
+
+def open_any_teacher(folder: str | None, student: Reader) -> LocalModel:
+    """The teacher, to read the answers in its own tokens, by its own template. Raises UsageError where that
+    cannot be."""
+    if folder is None:
+        raise _not_here()
+    teacher = load_model(folder)
+    preflight.check_chunks(student, teacher.reader)
+    return teacher
+
+
+def _not_here() -> UsageError:
+    return UsageError(
+        "the teacher cannot read the training rows",
+        "its weights are not on this machine",
+        'set train.distil.targets = "answers" with collect.top_logprobs, where its server tells them',
+    )
 
 
 def without_answers() -> UsageError:
@@ -135,44 +139,71 @@ def stored(folder: Path, sources: Sequence[Shards], student: Reader, settings: D
     since has none. Raises LedgerError for shards that are missing, damaged, or of another tokenizer or
     template, and ValueError for an objective that they cannot serve.
     """
-    vocabulary = student.vocabulary()
-    readers = [
-        TargetReader(folder, digests, replace(bound, tokenizer=vocabulary.digest, template=student.template))
-        for bound, digests in sources
-    ]
     whole, sampled = any(bound.whole for bound, _ in sources), any(bound.draws for bound, _ in sources)
     temperature = max((bound.temperature for bound, _ in sources), default=1.0)  # all have one
-    found: dict[str, tuple[TargetReader, int]] = {}
+    found: dict[str, Place] = {}
+    readers = readers_of(folder, sources, student, chunks=False)
 
     def has(row: Row) -> bool:
-        for reader in readers:
-            if row.id in reader:
-                try:
-                    found[row.id] = reader, reader.locate(row.id, row.ids, len(row.ids) - row.start)
-                except LedgerError:
-                    return False
-        return row.id in found
+        if (place := place_of(row, readers)) is not None:
+            found[row.id] = place
+        return place is not None
 
     def targets(rows: Sequence[Row], batch: Batch) -> Targets:
-        packed = _read([found[row.id] for row in rows])
+        packed = read([found[row.id] for row in rows])
         if whole:
             return whole_distributions(packed).to(batch.ids_BT.device)
         return with_text(unpacked(packed, sampled, temperature).to(batch.ids_BT.device), batch.targets_N)
 
-    size = sum(len(shard.data) for reader in readers for shard in reader.shards)
-    shards = tuple(digest for _, digests in sources for digest in digests)
-    return Lesson(
-        " ".join(shards),
-        objective_of(settings, settings.hard),
-        len(vocabulary.raw),
-        has,
-        targets,
-        shards,
-        size / max(1, sum(reader.positions for reader in readers)),
-    )
+    objective = objective_of(settings, settings.hard)
+    return of_shards(objective, len(student.vocabulary().raw), has, targets, readers)
 
 
-def _read(places: Sequence[tuple[TargetReader, int]]) -> PackedTargets:
+Place = tuple[TargetReader, int]  # where the targets of a row are
+
+
+def of_shards(
+    objective: Objective,
+    vocabulary: int,
+    has: Callable[[Row], bool],
+    targets: Callable[[Sequence[Row], Batch], Targets | ChunkTargets],
+    readers: Sequence[TargetReader],
+) -> Lesson:
+    shards = [shard for reader in readers for shard in reader.shards]
+    digests = tuple(shard.path.stem for shard in shards)
+    size = sum(len(shard.data) for shard in shards)
+    each = size / max(1, sum(reader.positions for reader in readers))
+    return Lesson(" ".join(digests), objective, vocabulary, has, targets, digests, each)
+
+
+def readers_of(folder: Path, sources: Sequence[Shards], student: Reader, chunks: bool) -> list[TargetReader]:
+    """Raises LedgerError for shards that are missing, damaged, of another tokenizer or template, or of
+    another unit than `chunks` says."""
+    if any(holds_chunks(bound) != chunks for bound, _ in sources):
+        raise LedgerError(
+            "the targets of this run are of another unit than the recipe asks for",
+            f"they are of {'tokens' if chunks else 'chunks'}",
+            "collect again: the shards are written anew from the ledger, and nobody is asked",
+        )
+    tokenizer, template = student.vocabulary().digest, student.template
+    return [
+        TargetReader(folder, digests, replace(bound, tokenizer=tokenizer, template=template))
+        for bound, digests in sources
+    ]
+
+
+def place_of(row: Row, readers: Sequence[TargetReader]) -> Place | None:
+    """None where no shard holds this row, or one holds it with other ids: its answer was changed since."""
+    for reader in readers:
+        if row.id in reader:
+            try:
+                return reader, reader.locate(row.id, row.ids, len(row.ids) - row.start)
+            except LedgerError:
+                return None
+    return None
+
+
+def read(places: Sequence[Place]) -> PackedTargets:
     """The targets of rows, which stand in shards of several teachers at worst."""
     if len({id(reader) for reader, _ in places}) == 1:
         return places[0][0].read([number for _, number in places])

@@ -13,7 +13,17 @@ from torch import Tensor
 
 from stillhouse.train.forward import scores_at, states_at
 from stillhouse.train.lessons import Lesson
-from stillhouse.train.losses import Head, Objective, Targets, cross_entropy, distil, forward_kl, head_loss
+from stillhouse.train.losses import (
+    ChunkTargets,
+    Head,
+    Objective,
+    Targets,
+    cross_entropy,
+    distil,
+    forward_kl,
+    head_loss,
+)
+from stillhouse.train.losses.chunks import chunk_loss, logprobs_of, token_logprobs
 from stillhouse.train.rows import Batch
 
 ATTENTION = "stillhouse_float32"
@@ -21,7 +31,11 @@ TEXT = Objective(forward_kl, hard=1.0)  # the tokens of the text and nobody's pr
 
 
 def batch_loss(
-    model: Any, batch: Batch, head: Head | None, targets: Targets | None = None, lesson: Lesson | None = None
+    model: Any,
+    batch: Batch,
+    head: Head | None,
+    targets: Targets | ChunkTargets | None = None,
+    lesson: Lesson | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum of the loss in nats over the batch's N places (float32 scalar), see `losses.head_loss`, and what
     the student says at them: its last hidden states (N, D), or its logits (N, V) where `head` is None.
@@ -30,6 +44,9 @@ def batch_loss(
     `model` is a causal language model of transformers, and without a head that can be taken apart all logits
     (B, T, V) are made.
     """
+    if lesson is not None and isinstance(targets, ChunkTargets):
+        return _chunks_loss(model, batch, head, targets, lesson)
+    assert not isinstance(targets, ChunkTargets), "chunks are learned by a lesson"
     objective, vocabulary = (lesson.objective, lesson.vocabulary) if lesson else (TEXT, None)
     if head is not None:
         hidden_ND = states_at(model, batch)
@@ -39,6 +56,21 @@ def batch_loss(
     if targets is None:
         return cross_entropy(scores_NV, batch.targets_N)[0], scores_NV.detach()
     return distil(scores_NV, targets, objective, batch.targets_N, vocabulary)[0], scores_NV.detach()
+
+
+def _chunks_loss(
+    model: Any, batch: Batch, head: Head | None, targets: ChunkTargets, lesson: Lesson
+) -> tuple[Tensor, Tensor]:
+    """As `batch_loss`: (1 - hard) times the chunks' loss at the objective's temperature, and hard times the
+    cross-entropy with the same tokens."""
+    if head is None:
+        seen = scores_at(model, batch)
+        logp_N, border_N = logprobs_of(seen[:, : lesson.vocabulary], batch.targets_N, targets.borders)
+    else:
+        seen = states_at(model, batch)
+        logp_N, border_N = token_logprobs(seen, head, batch.targets_N, targets.borders, lesson.vocabulary)
+    soft = chunk_loss(logp_N, border_N, targets, lesson.objective.temperature)[0]
+    return (1 - lesson.objective.hard) * soft - lesson.objective.hard * logp_N.sum(), seen.detach()
 
 
 def attend_in_float32(model: Any) -> None:

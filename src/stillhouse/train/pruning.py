@@ -20,7 +20,6 @@ from torch import Tensor
 
 from stillhouse.errors import ModelError, UsageError
 from stillhouse.recipe import Student, Width
-
 from stillhouse.train.rows import Row, collate, epoch_batches, to_device
 
 ROWS = 1024  # most rows that activations are measured on, as in Minitron

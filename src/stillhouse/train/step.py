@@ -15,7 +15,7 @@ from torch import Tensor
 from stillhouse.train import health
 from stillhouse.train.lessons import Lesson
 from stillhouse.train.loss import batch_loss
-from stillhouse.train.losses import Head, Targets
+from stillhouse.train.losses import ChunkTargets, Head, Targets
 from stillhouse.train.losses.whole import counted
 from stillhouse.train.on_policy import OwnText
 from stillhouse.train.processes import ALONE, Processes
@@ -181,7 +181,7 @@ def measure(work: Work, rows: Sequence[Row], batch_tokens: int, way: Way) -> flo
     return total / max(count, 1)
 
 
-def _prepared(rows: Sequence[Row], way: Way, device: Any) -> tuple[Batch, Targets | None, int]:
+def _prepared(rows: Sequence[Row], way: Way, device: Any) -> tuple[Batch, Targets | ChunkTargets | None, int]:
     """A batch, what the lesson has for it, and how many of its places bear a loss."""
     batch = to_device(pack(rows) if way.packed else collate(rows), device)
     if way.lesson is None:
@@ -190,9 +190,11 @@ def _prepared(rows: Sequence[Row], way: Way, device: Any) -> tuple[Batch, Target
     return batch, targets, counted(targets, way.lesson.objective, len(batch.targets_N))
 
 
-def _loss(causal: Any, batch: Batch, targets: Targets | None, way: Way) -> tuple[Tensor, Tensor | None]:
+def _loss(
+    causal: Any, batch: Batch, targets: Targets | ChunkTargets | None, way: Way
+) -> tuple[Tensor, Tensor | None]:
     """The sum over the batch's places, in nats; for the student's own text `health.agreement` beside it."""
     total, states_ND = batch_loss(causal, batch, way.head, targets, way.lesson)
-    if not way.own or way.lesson is None or targets is None:
+    if not way.own or way.lesson is None or targets is None or isinstance(targets, ChunkTargets):
         return total, None
     return total, health.agreement(states_ND, way.head, targets, way.lesson.vocabulary)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.errors import LedgerError
+from stillhouse.ledger.targets.chunks import chunk_binding, chunk_row, chunks_of, holds_chunks
 from stillhouse.ledger.targets.layout import Binding, Targets, decode, encode, whole_targets
 from stillhouse.ledger.targets.shard import (
     SUFFIX,
@@ -35,8 +36,12 @@ __all__ = [
     "ShardWriter",
     "TargetReader",
     "Targets",
+    "chunk_binding",
+    "chunk_row",
+    "chunks_of",
     "decode",
     "encode",
+    "holds_chunks",
     "ids_digest",
     "open_shard",
     "sweep",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 _WIDEST = 25  # bits that lie within four bytes wherever they begin
 _MASS_ERROR = 1e-3  # what a distribution may miss of 1; providers round their log-probabilities
-_LEAST = -65504.0  # the least number of fp16
+LEAST = -65504.0  # the least number of fp16
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def encode(binding: Binding, targets: Targets) -> bytes:
     if binding.head:
         with np.errstate(divide="ignore"):
             columns.append(np.log(np.minimum(rest_N[known_N], 1.0)).astype("<f2"))
-        columns.append(np.maximum(targets.logprobs_E[~drawn_E], _LEAST).astype("<f2"))
+        columns.append(np.maximum(targets.logprobs_E[~drawn_E], LEAST).astype("<f2"))
     columns += [pack(counts_E - 1, binding.count_bits), pack(targets.ids_E, binding.id_bits)]
     return b"".join(column.tobytes() for column in columns)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.ledger.targets import TargetReader
+from stillhouse.ledger.targets import TargetReader, holds_chunks
 from stillhouse.ledger.targets.layout import Binding, Targets
 
 _ROWS = 512  # decoded at once
@@ -18,7 +18,8 @@ _STEPS = 10_000  # the kept mass is counted in steps of this part of 1
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Over the positions that have targets; None where there is none.
+    """Over the positions that have targets; None where there is none. Of chunks, which are no distributions,
+    only `known` and `entries` are told: the positions that end one.
 
     `kept` is the mean mass that named ids hold, and `kept_p10` what nine tenths of the positions have at
     least (to 1e-4). `bias` bounds how far a position's gradient can lie from that of the whole distribution,
@@ -43,7 +44,8 @@ def measure(readers: Sequence[TargetReader]) -> Measured:
     """Read every row of the shards. Raises LedgerError for a row that cannot be read."""
     steps_S = np.zeros(_STEPS + 1, dtype=np.int64)
     known, entries, kept, variance, can_tell = 0, 0, 0.0, 0.0, True
-    for reader in readers:
+    of_tokens = [reader for reader in readers if not holds_chunks(reader.binding)]
+    for reader in of_tokens:
         can_tell &= reader.binding.draws != 1
         rows = sum(len(shard.sample_ids) for shard in reader.shards)
         for first in range(0, rows, _ROWS):
@@ -59,8 +61,8 @@ def measure(readers: Sequence[TargetReader]) -> Measured:
     return Measured(
         rows=sum(len(shard.sample_ids) for reader in readers for shard in reader.shards),
         positions=sum(reader.positions for reader in readers),
-        known=known,
-        entries=entries,
+        known=sum(reader.known for reader in readers),
+        entries=entries + sum(reader.known for reader in readers if reader not in of_tokens),
         bytes=sum(len(shard.data) for reader in readers for shard in reader.shards),
         kept=mean,
         kept_p10=_quantile(steps_S, 0.1) if known else None,

@@ -6,11 +6,14 @@ A training loop picks the positions that predict (`places`, or `rows.collate`), 
     total, count = distil(logits_NV, targets, objective, labels_N)                   # a classifier
 
 where `targets` are a teacher's logits (N, V), a teacher's hidden states with its head (`TeacherStates`), or
-a few weighted ids of each position (`SparseTargets`; from a shard by `unpacked`). `total` is a sum in nats;
-it is divided once, by the positions of the whole step over all micro-batches and processes (`normalised`).
+a few weighted ids of each position (`SparseTargets`; from a shard by `unpacked`). A teacher of another
+tokenizer has none of these: `chunk_loss` takes how likely it held stretches of the text (`ChunkTargets`), and
+the student's own `token_logprobs`. `total` is a sum in nats; it is divided once, by the positions of the
+whole step over all micro-batches and processes (`normalised`).
 `sound` runs the self-test and refuses to go on where it fails.
 """
 
+from stillhouse.train.losses.chunks import chunk_loss, token_logprobs
 from stillhouse.train.losses.divergence import (
     Divergence,
     Objective,
@@ -24,6 +27,7 @@ from stillhouse.train.losses.fused import head_loss
 from stillhouse.train.losses.heads import Head, head_of
 from stillhouse.train.losses.selftest import Check, self_test, sound
 from stillhouse.train.losses.targets import (
+    ChunkTargets,
     SparseTargets,
     Targets,
     TeacherStates,
@@ -37,12 +41,14 @@ from stillhouse.train.losses.whole import cross_entropy, distil, normalised, pos
 
 __all__ = [
     "Check",
+    "ChunkTargets",
     "Divergence",
     "Head",
     "Objective",
     "SparseTargets",
     "Targets",
     "TeacherStates",
+    "chunk_loss",
     "cross_entropy",
     "distil",
     "forward_kl",
@@ -58,6 +64,7 @@ __all__ = [
     "skew_reverse_kl",
     "sound",
     "stratified",
+    "token_logprobs",
     "unpacked",
     "whole_distributions",
     "with_text",

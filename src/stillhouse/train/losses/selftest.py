@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stillhouse.errors import ModelError
-from stillhouse.train.losses import checks
+from stillhouse.train.losses import checks, chunk_checks
 from stillhouse.train.losses.fused import head_loss
 from stillhouse.train.losses.targets import places
 
@@ -69,10 +69,14 @@ def self_test(
         ("final softcap and logit scale", 1e-5, on(checks.capped)),
         ("bfloat16 products, all else in float32", 1e-4, on(checks.bfloat16)),
         ("logits of tens of thousands", 1e-5, on(checks.extreme)),
+        ("student = teacher, chunks: loss and gradient", 1e-5, lambda: chunk_checks.equal_chunks(case)),
+        ("chunks by their definition", 1e-4, lambda: chunk_checks.chunks_by_definition(case)),
+        ("chunks in any layout", 1e-5, lambda: chunk_checks.chunk_layouts(case)),
     ]
     if here.type != "mps":  # it has no float64, and float32 has too few digits for differences
         fine = checks.make_case(here, torch.float64)
         cases.append(("reported loss is applied gradient", 1e-5, lambda: checks.differences(path, fine)))
+        cases.append(("the same of chunks", 1e-5, lambda: chunk_checks.chunk_differences(fine)))
     return tuple(_checked(*each) for each in cases)
 
 

@@ -70,6 +70,30 @@ class SparseTargets:
         return SparseTargets(self.ids_NK.to(device), self.log_weights_NK.to(device), tail_N, self.temperature)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ChunkTargets:
+    """How likely a teacher of any tokenizer held C stretches of the student's text, each with a border after
+    it, in nats. `chunk_N` is the number of the chunk that each of N positions belongs to, and `before_N` that
+    of the chunk whose border is its token's place; C is none. `borders` are the ids that make a border. They
+    say nothing of other texts, so only `losses.chunks` can learn from them."""
+
+    chunk_N: Tensor
+    before_N: Tensor
+    logprobs_C: Tensor
+    borders: Tensor
+
+    def __len__(self) -> int:
+        return len(self.chunk_N)
+
+    @property
+    def known_N(self) -> Tensor:
+        return self.chunk_N < len(self.logprobs_C)
+
+    def to(self, device: torch.device | str) -> ChunkTargets:
+        parts = self.chunk_N, self.before_N, self.logprobs_C, self.borders
+        return ChunkTargets(*(part.to(device) for part in parts))
+
+
 Targets = Tensor | TeacherStates | SparseTargets  # a Tensor is a teacher's logits (N, V)
 
 

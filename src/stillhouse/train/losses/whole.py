@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.functional import linear
 
 from stillhouse.train.losses.divergence import Objective, forward_kl
-from stillhouse.train.losses.targets import SparseTargets, Targets, TeacherStates
+from stillhouse.train.losses.targets import ChunkTargets, SparseTargets, Targets, TeacherStates
 
 LEAST = -1e30  # the logit of what is left out
 
@@ -65,9 +65,9 @@ def position_losses(
     return loss_N
 
 
-def counted(targets: Targets, objective: Objective, positions: int) -> int:
+def counted(targets: Targets | ChunkTargets, objective: Objective, positions: int) -> int:
     """Positions that bear a loss: all, less unknown ones where there is no cross-entropy either."""
-    if isinstance(targets, SparseTargets) and not objective.hard:
+    if isinstance(targets, SparseTargets | ChunkTargets) and not objective.hard:
         return int(targets.known_N.sum())
     return positions
 
