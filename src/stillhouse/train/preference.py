@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -133,14 +134,18 @@ def prefer(
 
 
 def newest(folder: Path, key: str) -> Path | None:
-    """The newest checkpoint of this very training that was written to its end."""
+    """The newest checkpoint of this very training that was written to its end. Others are deleted: the
+    trainer takes the highest number for the newest, and would delete what it writes itself."""
     found = []
     for path in folder.glob("checkpoint-*"):
         try:
-            if json.loads((path / WHOLE).read_bytes())["key"] == key:
-                found.append(path)
+            ours = json.loads((path / WHOLE).read_bytes())["key"] == key
         except (OSError, ValueError, KeyError, TypeError):
-            continue
+            ours = False
+        if ours:
+            found.append(path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
