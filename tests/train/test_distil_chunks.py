@@ -15,7 +15,11 @@ from stillhouse.models.local import load_model, score
 from stillhouse.models.reading import end_id, row_ids
 from stillhouse.records import Message
 from stillhouse.train import Source, chunks, train
-from stillhouse.train.rows import read_rows
+from stillhouse.train.lessons import Lesson
+from stillhouse.train.loss import batch_loss
+from stillhouse.train.losses import ChunkTargets, Objective, head_of
+from stillhouse.train.losses.whole import counted
+from stillhouse.train.rows import collate, read_rows
 from stillhouse.workspace import RunFolder
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -180,3 +184,19 @@ def test_what_cannot_be_learned_by_chunks(run, folder, tmp_path):
         assert "chunk" in refused.value.why
     other = tiny_model(tmp_path / "retemplated", template=TEMPLATE + " ", **BASE)
     learn(run, folder, other, epochs=1)
+
+
+def test_what_is_in_no_known_chunk_is_learned_from_the_text(run, folder):
+    """Of the end of an answer no server tells: a student must stop all the same."""
+    student = load_model(str(folder))
+    rows, _ = read_rows(run.samples, student, 1024)
+    batch = collate(rows[:3])
+    places = len(batch.targets_N)
+    unknown = torch.zeros(places, dtype=torch.long)  # C, as there is no chunk
+    targets = ChunkTargets(unknown, unknown.clone(), torch.zeros(0), torch.tensor([1]))
+    lesson = Lesson("", Objective(temperature=100.0), len(student.reader.vocabulary().raw), bool, None)
+    for head in (None, head_of(student.model)):
+        text, _ = batch_loss(student.model, batch, head)
+        taught, _ = batch_loss(student.model, batch, head, targets, lesson)
+        assert float(taught) == pytest.approx(float(text), rel=1e-5)
+    assert counted(targets, lesson.objective, places) == places

@@ -62,7 +62,8 @@ def _chunks_loss(
     model: Any, batch: Batch, head: Head | None, targets: ChunkTargets, lesson: Lesson
 ) -> tuple[Tensor, Tensor]:
     """As `batch_loss`: (1 - hard) times the chunks' loss at the objective's temperature, and hard times the
-    cross-entropy with the same tokens."""
+    cross-entropy with the same tokens. Tokens in no chunk whose likelihood is known are learned from text,
+    the end of an answer above all, of which no server tells."""
     if head is None:
         seen = scores_at(model, batch)
         logp_N, border_N = logprobs_of(seen[:, : lesson.vocabulary], batch.targets_N, targets.borders)
@@ -70,6 +71,7 @@ def _chunks_loss(
         seen = states_at(model, batch)
         logp_N, border_N = token_logprobs(seen, head, batch.targets_N, targets.borders, lesson.vocabulary)
     soft = chunk_loss(logp_N, border_N, targets, lesson.objective.temperature)[0]
+    soft = soft - logp_N[~targets.known_N].sum()
     return (1 - lesson.objective.hard) * soft - lesson.objective.hard * logp_N.sum(), seen.detach()
 
 

@@ -66,8 +66,9 @@ def position_losses(
 
 
 def counted(targets: Targets | ChunkTargets, objective: Objective, positions: int) -> int:
-    """Positions that bear a loss: all, less unknown ones where there is no cross-entropy either."""
-    if isinstance(targets, SparseTargets | ChunkTargets) and not objective.hard:
+    """Positions that bear a loss: all, less unknown ones where there is no cross-entropy either. Text in no
+    known chunk has one."""
+    if isinstance(targets, SparseTargets) and not objective.hard:
         return int(targets.known_N.sum())
     return positions
 
