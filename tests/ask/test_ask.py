@@ -97,7 +97,7 @@ def test_a_prompt_that_keeps_failing_is_data(provider: Serve, workspace: Workspa
         return await echo(body, number)
 
     tally = put(workspace, questions(6), teacher(provider(one_bad).url))
-    assert tally.failed == [("p3", 0, "m", "bad_request")]
+    assert tally.failed == [("p3", 0, "m", "bad_request", "HTTP 400: no")]
     assert tally.answered == 5
     assert tally.sent == 6  # a refused request would be refused again
 
