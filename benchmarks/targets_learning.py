@@ -341,8 +341,8 @@ def trained(task: Task, lesson: lessons.Lesson, seed: int, folder: Path) -> Any:
 
 def excess(task: Task, model: Any, dense: lessons.Lesson) -> float:
     """Mean KL(teacher || student) over the held-out rows' tokens."""
-    way = loop.Way(dense, head_of(model), False)
-    return loop.measure(model, model, task.held_out, 2048, loop.autocast("float32", "cpu"), way)
+    work = loop.Work(model, model, [], 1.0, loop.autocast("float32", "cpu"), dense.vocabulary)
+    return loop.measure(work, task.held_out, 2048, loop.Way(dense, head_of(model)))
 
 
 def gradient(model: Any, batch: Sequence[rows.Row], lesson: lessons.Lesson) -> Tensor:

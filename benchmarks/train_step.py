@@ -149,7 +149,7 @@ def spread(found: Found) -> tuple[float, float]:
 
 
 def dtypes() -> list[str]:
-    from stillhouse.train.loop import has_bf16
+    from stillhouse.train.machine import has_bf16
 
     device = header_device()
     return ["float32", "bfloat16"] if has_bf16(device) else ["float32"]

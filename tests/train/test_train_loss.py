@@ -173,7 +173,7 @@ def test_every_target_is_predicted_by_the_place_before_it(rows):
 def test_a_model_with_dropout_is_not_worked_in_halves(rate):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from stillhouse.train.loop import draws
+    from stillhouse.train.machine import draws
 
     rates = {"resid_pdrop": rate, "embd_pdrop": rate, "attn_pdrop": rate, "summary_first_dropout": rate}
     config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=16, **rates)
