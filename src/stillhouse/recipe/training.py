@@ -131,8 +131,8 @@ class Distil(Measure):
             )
         if self.unit == "chunk" and self.targets == "teacher":
             raise ValueError(
-                "a teacher at an endpoint reads the student's tokens and cannot show its own, of which chunks "
-                'are made: set `targets = "answers"` with collect.top_logprobs, or `unit = "token"`'
+                "a teacher at an endpoint reads the student's tokens and cannot show its own, of which "
+                'chunks are made: set `targets = "answers"` with collect.top_logprobs, or `unit = "token"`'
             )
         if self.tokenizer is None:
             raise ValueError(

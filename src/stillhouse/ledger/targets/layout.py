@@ -182,13 +182,14 @@ def whole_targets(logprobs_NV: NDArray[np.float32]) -> Targets:
     )
 
 
-def log_tail(mass_N: NDArray[np.float64], sizes_N: NDArray[np.int64], vocabulary: int) -> NDArray[np.float32]:
+def log_tail(mass_N: NDArray[Any], sizes_N: NDArray[np.int64], vocabulary: int) -> NDArray[np.float32]:
     """The log mass of what a server did not name, where `sizes_N` ids of a position hold `mass_N`: what they
     lack of 1, and at least `LEAST_TAIL` where any id is left. Were it none, a divergence that weighs by the
     student's own distribution would be without bound there."""
+    tail_N = np.maximum(1.0 - mass_N, LEAST_TAIL) * (sizes_N < vocabulary)
     with np.errstate(divide="ignore"):
-        tail_N = np.log(np.maximum(1.0 - mass_N, LEAST_TAIL) * (sizes_N < vocabulary))
-    return tail_N.astype(np.float32)
+        logs_N: NDArray[np.float32] = np.log(tail_N).astype(np.float32)
+    return logs_N
 
 
 def pack(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
