@@ -62,6 +62,21 @@ def recipe(tmp_path):
     return make
 
 
+def test_own_text_of_further_students_is_in_what_is_read_at_most(recipe, workspace):
+    def to_read(seeds, objective):
+        wanted = recipe("https://teacher.example/v1", head=8)
+        train = wanted.train.model_copy(update={"objective": objective, "epochs": 2.0})
+        evaluate = wanted.evaluate.model_copy(update={"seeds": seeds, "hard_labels": True})
+        wanted = wanted.model_copy(update={"train": train, "evaluate": evaluate})
+        with Ledger.open(workspace) as ledger:
+            planned = pipeline.plan(wanted, workspace, ledger)
+        return planned.to_read / len(planned.prompts.train)
+
+    assert to_read(1, "distil") == to_read(3, "distil") == 1, "a row is read once for all of them"
+    assert to_read(1, "on_policy") == 1.5, "half of the second epoch is own text"
+    assert to_read(3, "on_policy") == 1 + 3 * 0.5, "who learns references writes nothing"
+
+
 def test_a_run_pays_for_each_reading_once_and_erasing_names_it(tmp_path, workspace, recipe):
     with background(str(tmp_path / "model"), tmp_path / "server.log") as url:
         wanted = recipe(url, head=8)

@@ -11,10 +11,10 @@ from stillhouse.errors import UsageError
 from stillhouse.models.local import Request, generate, ids_text, load_model, make_differentiable, prompt_ids
 from stillhouse.records import Message
 from stillhouse.train import train
-from stillhouse.train.loop import make_optimisers
+from stillhouse.train.optimisers import make_optimisers
 from stillhouse.train.rationale import asked_why, rationales
 from stillhouse.train.rows import read_rows, split_held_out
-from stillhouse.train.step import Way, measure, train_step
+from stillhouse.train.step import Way, Work, measure, train_step
 from stillhouse.workspace import RunFolder
 
 
@@ -29,6 +29,10 @@ def reasoned(tmp_path) -> RunFolder:
     rows = sums(24)
     write_samples(run.samples, [row | (why(n) if n % 3 else {}) for n, row in enumerate(rows)])
     return run
+
+
+def working(model, optimisers=(), most: int | None = None) -> Work:
+    return Work(model, model, optimisers, 1e9, nullcontext, 48, most)
 
 
 def test_both_tasks_are_learned_and_the_answer_is_asked_for_as_before(reasoned, folder):
@@ -63,12 +67,24 @@ def test_each_task_counts_by_its_own_tokens_however_long_they_are(reasoned, fold
     before = load_model(str(folder), "float32")
     labels, _ = read_rows(reasoned.samples, before, 1024)
     second = rationales(reasoned.samples, before, labels, 1024, 0.25).rows
-    way = Way(None, None, gather=True)
-    label, rationale = (
-        measure(before.model, before.model, rows, 10_000, nullcontext, way) for rows in (labels, second)
-    )
+    work, way = working(before.model), Way(None, None)
+    label, rationale = (measure(work, rows, 10_000, way) for rows in (labels, second))
     assert rationale != pytest.approx(label, rel=0.01)
     assert step["loss"] == pytest.approx((label + 0.25 * rationale) / 1.25, rel=1e-5)
+
+
+def test_a_rationale_that_counts_next_to_nothing_is_not_learned_by_steps_of_its_own(reasoned, folder):
+    """Rows of like length share a batch, so that long rationales would otherwise have batches to themselves,
+    in which whatever weight they all have is divided away."""
+    settings = {"epochs": 8, "batch_tokens": 200, "held_out": 0.0, "learning_rate": 0.02}
+    found = []
+    for weight in (1e-6, 1.0):
+        train(reasoned, make_recipe(str(folder), settings | {"rationale": {"weight": weight}}))
+        after = load_model(str(reasoned.student), "float32")
+        labels, _ = read_rows(reasoned.samples, after, 1024)
+        second = rationales(reasoned.samples, after, labels, 1024, weight).rows
+        found.append(measure(working(after.model), second, 10_000, Way(None, None)))
+    assert found[0] > 1.5 * found[1]
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -79,9 +95,10 @@ def test_the_gradient_is_that_of_the_whole_batch_however_it_is_cut(reasoned, fol
     make_differentiable(local)
     model = local.model.requires_grad_(True).train()
     optimisers = make_optimisers(list(model.named_parameters()), make_recipe(str(folder)).train)
-    ways = [Way(None, None, True), Way(None, None, True, weight=second[0].weight)]
+    ways = [Way(None, None), Way(None, None, weight=second[0].weight)]
     groups = list(zip((labels, second), ways, strict=True))
-    stepped = train_step(model, model, groups, optimisers, 1e9, nullcontext, 48, parts=parts)
+    tokens = max(len(rows) * max(len(row.ids) for row in rows) for rows in (labels, second))
+    stepped = train_step(working(model, optimisers, tokens // parts), groups)
     other = load_model(str(folder), "float32")
     make_differentiable(other)
     again = other.model.requires_grad_(True)
@@ -112,8 +129,7 @@ def test_held_out_rows_have_no_rationale_in_training_and_are_measured_by_their_a
     after = load_model(str(reasoned.student), "float32")
     rows, _ = read_rows(reasoned.samples, after, 1024)
     _, held_out = split_held_out(rows, 0.25, recipe.run.seed)
-    way = Way(None, None, gather=True)
-    measured = measure(after.model, after.model, held_out, 160, nullcontext, way)
+    measured = measure(working(after.model), held_out, 160, Way(None, None))
     assert result.held_out_loss == pytest.approx(measured, rel=1e-3)
 
 

@@ -311,6 +311,8 @@ def test_a_teacher_whose_tokenizer_or_template_is_another_is_not_asked(
         ({"tokenizer": "t"}, None, "draws none"),
         ({"tokenizer": "t", "head": 0, "draws": 0, "keep": "some"}, None, "nothing would be kept"),
         ({"tokenizer": "t", "head": 8, "draws": 0}, own_text(temperature=2.0), "temperature"),
+        ({"tokenizer": "t", "head": 8, "draws": 0, "temperature": 2.0}, own_text(), "temperature"),
+        ({"tokenizer": "t", "head": 8, "draws": 0, "unit": "chunk"}, None, "chunks"),
     ],
 )
 def test_what_a_server_cannot_tell_is_refused_by_the_recipe(run, folder, settings, own, words):

@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.ledger.targets import Binding, ShardWriter, Targets, chunk_row, chunks_of, holds_chunks
+from stillhouse.ledger.targets import (
+    Binding,
+    ShardWriter,
+    Targets,
+    chunk_row,
+    chunks_of,
+    holds_chunks,
+    log_tail,
+)
 from stillhouse.models.alignment import Aligned, align
 from stillhouse.models.chunks import likelihoods, spoken
 from stillhouse.models.logprobs import read_answer
@@ -118,7 +126,7 @@ def write_shards(
                     targets = _chunked(row, student, asked, teacher, tally)
                 else:
                     aligned = _aligned(row, student, asked, teacher, tally)
-                    targets = _targets(aligned.entries, binding.head)
+                    targets = _targets(aligned.entries, binding)
                 writer.add(row.sample_id, row.ids, targets)
                 if writer.size >= shard_bytes:
                     break
@@ -173,17 +181,15 @@ def _chunked(
     return targets
 
 
-def _targets(entries: Sequence[Sequence[tuple[int, float]]], head: int) -> Targets:
-    """The `head` likeliest entries of each position; whatever they lack of a mass of 1 is the tail."""
-    sizes_N = np.array([min(len(position), head) for position in entries], dtype=np.int64)
-    kept = [entry for position in entries for entry in position[:head]]
+def _targets(entries: Sequence[Sequence[tuple[int, float]]], binding: Binding) -> Targets:
+    """The likeliest entries of each position; whatever they lack of a mass of 1 is the tail."""
+    sizes_N = np.array([min(len(position), binding.head) for position in entries], dtype=np.int64)
+    kept = [entry for position in entries for entry in position[: binding.head]]
     logprobs_E = np.array([logprob for _, logprob in kept], dtype=np.float64)
     mass_N = np.bincount(np.repeat(np.arange(len(sizes_N)), sizes_N), np.exp(logprobs_E), len(sizes_N))
-    with np.errstate(divide="ignore"):
-        log_tail_N = np.log(np.maximum(1.0 - mass_N, 0.0))
     return Targets(
         np.concatenate([[0], np.cumsum(sizes_N)]),
         np.array([at for at, _ in kept], dtype=np.int32),
         logprobs_E.astype(np.float32),
-        log_tail_N.astype(np.float32),
+        log_tail(mass_N, sizes_N, binding.vocabulary),
     )

@@ -64,7 +64,7 @@ class Plan:
     slowed_by: str  # the setting of [collect] that `seconds` follows from; empty where none does
     done: tuple[str, ...]  # stages that finished before
     to_judge: int  # requests to a judge at most, whose cost is known only by what it is asked
-    to_read: int  # rows that the teacher reads at its endpoint in training at most; in `cost`
+    to_read: int  # texts that the teacher reads at its endpoint in all trainings at most; in `cost`
     trainings: int  # further students that the evaluation trains for comparison
     foresight: Foresight  # what margin the test prompts can decide
     reading: str  # how the tokenizers of student and teacher compare; empty where that does not matter
@@ -112,7 +112,9 @@ def plan(
         stocks[0].add(tested, greedy(recipe), ledger)
         answered = sum(stock.answered for stock in stocks)
         done = tuple(stage for stage in STAGES if read_marker(run, stage) is not None)
-        to_read = 0 if "train" in done else most_readings(recipe, sum(map(len, asked)))
+        trained, further = "train" in done, [each.kind for each in variants(recipe)]
+        students = (not trained) + (0 if "evaluate" in done else len(further) - further.count("hard_labels"))
+        to_read = most_readings(recipe, sum(map(len, asked)), students, trained)
         seconds, slowed_by = UNKNOWN, ""
         judge = recipe.evaluate.judge
         judged = 0 if judge is None else judge.count or len(prompts.test)  # each in both orders

@@ -19,15 +19,16 @@ def reads_there(recipe: Recipe) -> bool:
     return settings.objective != "sequence" and reads and recipe.teacher.endpoint is not None
 
 
-def most_readings(recipe: Recipe, rows: int) -> int:
-    """How often a row is read there at most, where there are so many rows to learn from."""
+def most_readings(recipe: Recipe, rows: int, students: int, is_read: bool = False) -> int:
+    """How many texts are read there at most, where so many students are to learn from so many rows. A row is
+    read once for all of them, perhaps already; what each writes itself is other text."""
     settings, own = recipe.train, recipe.train.on_policy
     if not reads_there(recipe):
         return 0
-    once = rows if settings.distil.targets == "teacher" else 0
+    once = rows if settings.distil.targets == "teacher" and not is_read else 0
     if settings.objective != "on_policy":
         return once
-    return once + math.ceil(own.share * rows * (settings.epochs - own.after))
+    return once + students * math.ceil(own.share * rows * (settings.epochs - own.after))
 
 
 def readings(work: Work) -> Readings:

@@ -123,11 +123,16 @@ class Distil(Measure):
 
     def check_for_endpoint(self, temperature: float) -> None:
         """Raises ValueError for what a teacher at an endpoint cannot do when it reads rows; `temperature` is
-        that at which what it says is learned."""
+        that at which what it says of the objective's own text is learned."""
         if self.online:
             raise ValueError(
                 "`train.distil.online` needs the weights of [teacher] on this machine, and one that is at an "
                 "endpoint reads each row once: remove `online`"
+            )
+        if self.unit == "chunk" and self.targets == "teacher":
+            raise ValueError(
+                "a teacher at an endpoint reads the student's tokens and cannot show its own, of which "
+                'chunks are made: set `targets = "answers"` with collect.top_logprobs, or `unit = "token"`'
             )
         if self.tokenizer is None:
             raise ValueError(
@@ -139,7 +144,7 @@ class Distil(Measure):
                 "a server tells the likeliest tokens, and draws none: set train.distil.head to how many (20 "
                 'where it does not allow more) and `draws = 0`, or `keep = "all"` where it tells all'
             )
-        if self.keep == "some" and temperature != 1.0:
+        if self.keep == "some" and (temperature, self.temperature) != (1.0, 1.0):
             raise ValueError(
                 "what a server tells is of temperature 1, and another cannot be had from a part of it: set "
                 '`train.distil.keep = "all"` where it tells all, or the temperature to 1'

@@ -175,7 +175,7 @@ def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Proc
     with tracked(tracker, run.root.name, run.logs / "tensorboard") as track:
         trained = loop.fit(
             model,
-            [*learnt, *why.rows] if why else learnt,
+            learnt,
             held_out,
             recipe.train,
             recipe.run.seed,
@@ -188,6 +188,7 @@ def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Proc
             own,
             processes,
             track,
+            why.rows if why else (),
         )
     preferred = None
     if recipe.train.preference is not None:

@@ -28,7 +28,7 @@ from stillhouse.train.machine import autocast, draws, out_of_memory, recompute, 
 from stillhouse.train.on_policy import OwnText, check_health
 from stillhouse.train.optimisers import learning_rate, make_optimisers, set_rate
 from stillhouse.train.processes import ALONE, Processes
-from stillhouse.train.rows import Row, epoch_batches
+from stillhouse.train.rows import Row, epoch_batches, together
 from stillhouse.train.standing import Best, Standing, standing
 from stillhouse.train.step import SCORES, Stepped, Turn, Way, Work, measure, take_turn, train_step
 from stillhouse.train.tracking import Track, untracked
@@ -71,11 +71,13 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     own: OwnText | None = None,
     processes: Processes = ALONE,
     track: Track = untracked,
+    beside: Sequence[Row] = (),
 ) -> Trained:
     """Train `model` in place; continue from the newest checkpoint in `folder` that bears `key`.
 
     Without a `lesson` the text of the rows is learned; with one, all of them have its targets. With `own` the
     student writes answers itself to some of the rows at each step, and learns of them what `own` teaches.
+    Each of the rows `beside` is in the batch of the row of its id, so that all steps weigh them alike.
 
     The result depends on rows, settings, seed and the machine, not on where a run was stopped and resumed:
     number format and number of threads, which change the order of sums, are those of whoever began. Of
@@ -85,7 +87,8 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     in each case.
     """
     # What there is to do: the batches of each epoch follow from the seed alone
-    lengths = [len(row.ids) for row in rows]
+    units, rows = together(rows, beside), [*rows, *beside]
+    lengths = [sum(len(rows[number].ids) for number in unit) for unit in units]
     shuffled = partial(epoch_batches, lengths, settings.batch_tokens, seed, packed=settings.packing)
     per_epoch = len(shuffled(0))
     steps, patience = max(1, round(settings.epochs * per_epoch)), settings.patience
@@ -144,7 +147,8 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
             if random:
                 torch.manual_seed(_seed(seed, step, processes.number))
             with out_of_memory(step, device), saved_where_asking_ends(save):
-                numbers = processes.share(batches[step % per_epoch])
+                mine = processes.share(batches[step % per_epoch])
+                numbers = [number for place in mine for number in units[place]]
                 turn = take_turn(rows, numbers, way, own, step, per_epoch, precision)
                 stepped = train_step(work, turn.groups, two)
             _check_step(stepped.loss, stepped.norm, step, settings)

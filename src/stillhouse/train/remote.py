@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from stillhouse.ask.scores import ALL, Readings, Said, Text
 from stillhouse.errors import EndpointError, UsageError, storage
-from stillhouse.ledger.targets import Binding, whole_targets
+from stillhouse.ledger.targets import Binding, log_tail, whole_targets
 from stillhouse.ledger.targets import Targets as PackedTargets
 from stillhouse.models.reading import Reader, load_tokenizer
 from stillhouse.models.scores import Scores, read_scores
@@ -167,20 +167,17 @@ def _whole(scores: Scores, vocabulary: int) -> PackedTargets | str:
 
 
 def _likeliest(scores: Scores, binding: Binding) -> PackedTargets:
-    """At most `head` entries of each position; what they lack of a mass of 1 is the tail, where any id is
-    left to be in it."""
+    """At most `head` entries of each position; what they lack of a mass of 1 is the tail."""
     place_E = _places(scores)
     kept_E = np.arange(len(place_E)) - scores.offsets_N1[place_E] < binding.head
     place_E, logprobs_E = place_E[kept_E], scores.logprobs_E[kept_E]
     sizes_N = np.bincount(place_E, minlength=len(scores.offsets_N1) - 1)
     mass_N = np.bincount(place_E, np.exp(logprobs_E), len(sizes_N))
-    with np.errstate(divide="ignore"):
-        log_tail_N = np.log(np.maximum(1.0 - mass_N, 0.0) * (sizes_N < binding.vocabulary))
     return PackedTargets(
         np.concatenate([[0], np.cumsum(sizes_N)]),
         scores.ids_E[kept_E].astype(np.int32),
         logprobs_E.astype(np.float32),
-        log_tail_N.astype(np.float32),
+        log_tail(mass_N, sizes_N, binding.vocabulary),
     )
 
 

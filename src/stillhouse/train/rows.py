@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,17 @@ def split_held_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[R
             held.add(group)
             room -= len(groups[group])
     return [r for r in rows if r.group not in held], [r for r in rows if r.group in held]
+
+
+def together(rows: Sequence[Row], beside: Sequence[Row]) -> list[list[int]]:
+    """For each of the rows the numbers, in both lists one behind the other, of what is learned in one batch:
+    its own, and that of the first row `beside` with its id that none before it has."""
+    left: dict[str, deque[int]] = {}
+    for number, row in enumerate(beside, len(rows)):
+        left.setdefault(row.id, deque()).append(number)
+    return [
+        [number, left[row.id].popleft()] if left.get(row.id) else [number] for number, row in enumerate(rows)
+    ]
 
 
 def epoch_batches(

@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 
 from stillhouse.errors import LedgerError
 from stillhouse.ledger.targets.chunks import chunk_binding, chunk_row, chunks_of, holds_chunks
-from stillhouse.ledger.targets.layout import Binding, Targets, decode, encode, whole_targets
+from stillhouse.ledger.targets.layout import (
+    LEAST_TAIL,
+    Binding,
+    Targets,
+    decode,
+    encode,
+    log_tail,
+    whole_targets,
+)
 from stillhouse.ledger.targets.shard import (
     SUFFIX,
     Shard,
@@ -30,6 +38,7 @@ from stillhouse.ledger.targets.shard import (
 )
 
 __all__ = [
+    "LEAST_TAIL",
     "SUFFIX",
     "Binding",
     "Shard",
@@ -43,6 +52,7 @@ __all__ = [
     "encode",
     "holds_chunks",
     "ids_digest",
+    "log_tail",
     "open_shard",
     "sweep",
     "unsealed",

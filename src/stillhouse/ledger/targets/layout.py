@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 _WIDEST = 25  # bits that lie within four bytes wherever they begin
 _MASS_ERROR = 1e-3  # what a distribution may miss of 1; providers round their log-probabilities
 LEAST = -65504.0  # the least number of fp16
+LEAST_TAIL = 1e-6  # mass below which what a server did not name cannot be told from its rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,16 @@ def whole_targets(logprobs_NV: NDArray[np.float32]) -> Targets:
         logprobs_NV.ravel(),
         np.full(positions, -np.inf, dtype=np.float32),
     )
+
+
+def log_tail(mass_N: NDArray[Any], sizes_N: NDArray[np.int64], vocabulary: int) -> NDArray[np.float32]:
+    """The log mass of what a server did not name, where `sizes_N` ids of a position hold `mass_N`: what they
+    lack of 1, and at least `LEAST_TAIL` where any id is left. Were it none, a divergence that weighs by the
+    student's own distribution would be without bound there."""
+    tail_N = np.maximum(1.0 - mass_N, LEAST_TAIL) * (sizes_N < vocabulary)
+    with np.errstate(divide="ignore"):
+        logs_N: NDArray[np.float32] = np.log(tail_N).astype(np.float32)
+    return logs_N
 
 
 def pack(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:

@@ -5,12 +5,14 @@ Shapes: N positions, V the vocabulary, K entries of a position, D a hidden width
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from stillhouse.ledger.targets import LEAST_TAIL
 from stillhouse.ledger.targets import Targets as PackedTargets
 from stillhouse.train.losses.heads import Head
 
@@ -135,7 +137,7 @@ def unpacked(packed: PackedTargets, sampled: bool, temperature: float = 1.0) -> 
 
 
 def with_text(targets: SparseTargets, ids_N: Tensor) -> SparseTargets:
-    """Of a position that nothing is known of, the text's own token holds all.
+    """Of a position that nothing is known of, the text's own token holds all, but for `LEAST_TAIL`.
 
     Servers tell nothing of the token that ends an answer, for one: a student that learned only what is told
     would never stop.
@@ -146,7 +148,7 @@ def with_text(targets: SparseTargets, ids_N: Tensor) -> SparseTargets:
     weights_NK = torch.where(known_N1 | ~first_1K, targets.log_weights_NK, 0.0)
     tail_N = targets.log_tail_N
     if tail_N is not None:
-        tail_N = torch.where(targets.known_N, tail_N, -torch.inf)
+        tail_N = torch.where(targets.known_N, tail_N, math.log(LEAST_TAIL))
     return SparseTargets(ids_NK, weights_NK, tail_N, targets.temperature)
 
 
