@@ -1,15 +1,16 @@
 """Ways to learn from one teacher, from the same answers and in the same number of steps.
 
-    .venv/bin/python benchmarks/ways.py [--quick] [--json FILE]
+    .venv/bin/python benchmarks/ways.py [--quick] [--folder FOLDER] [--json FILE]
 
 The quickstart's recipe with each objective, in one workspace: the answers are bought once. Intervals are
 over the test prompts; each way is trained once, so that how far another seed would have come is not in them.
-The peer of each way is learning the text. --quick takes 300 answers and two epochs: it shows that the path
-works, not what it reaches.
+The peer of each way is learning the text. What is in --folder is not done again. --quick takes 300 answers
+and two epochs: it shows that the path works, not what it reaches.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rows import Row, arguments, header, show
+from rows import Row, header, show
 
 RECIPE = Path(__file__).parents[1] / "examples" / "quickstart" / "recipe.toml"
 WAYS: dict[str, dict[str, Any]] = {
@@ -78,9 +79,15 @@ def figures(found: dict[str, Figure]) -> Iterator[Row]:
 
 
 def main() -> None:
-    options = arguments(__doc__ or "")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="smaller, but honest")
+    parser.add_argument("--folder", type=Path, help="work there, and go on with what is there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write header and rows there")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        found = {way: run(Path(name), recipe_of(way, options.quick)) for way in WAYS}
+        folder = (options.folder or Path(name)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {way: run(folder, recipe_of(way, options.quick)) for way in WAYS}
     sent = sum(each["exchanges"]["sent"] for each in found.values())
     rows = [*figures(found), Row("exchanges sent, all runs together", sent, "")]
     show(header(17, ["stillhouse", "torch", "transformers"]), rows, options.json)
