@@ -1,6 +1,7 @@
 """Learning a teacher's probabilities: the same lesson whoever tells it, and what cannot be learned."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from tiny import TEMPLATE, tiny_model
 from train.tiny_student import BASE, losses, make_recipe, sums, weights, write_samples
+from transformers import BloomConfig, BloomForCausalLM
 
 from stillhouse.errors import Interrupted, LedgerError, UsageError
 from stillhouse.ledger.targets import Binding, ShardWriter, open_shard
@@ -244,3 +246,26 @@ def test_a_teacher_with_other_tokens_is_refused_by_the_first_of_them(run, folder
     assert "ids that differ: 1 " in refused.value.why
     assert f"{len(tokenizer) - 1} is no token and special '<tool>'" in refused.value.why
     assert 'unit = "chunk"' in refused.value.mend
+
+
+def test_rows_are_packed_for_the_student_alone_where_the_teacher_reads_them_before(
+    run, folder, teacher, tmp_path
+):
+    """Bloom tells places apart by their distance and cannot be packed."""
+    shutil.copytree(teacher, tmp_path / "bloom")
+    config = BloomConfig(
+        vocab_size=len(load_model(str(teacher)).tokenizer), hidden_size=16, n_layer=1, n_head=2
+    )
+    config.eos_token_id = load_model(str(teacher)).model.config.eos_token_id
+    BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
+
+    def learn(**settings):
+        recipe = make_recipe(
+            str(folder), {"objective": "distil", "epochs": 1, "packing": True, "distil": settings}
+        )
+        source = Source(tmp_path / "targets", (), "teacher", "r1")
+        return train(run, recipe, teacher_folder=str(tmp_path / "bloom"), source=source)
+
+    assert learn(draws=8).steps > 0
+    with pytest.raises(UsageError, match="cannot be packed for this teacher"):
+        learn(online=True)

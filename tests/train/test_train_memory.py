@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import count
 
@@ -22,7 +24,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from stillhouse.errors import Interrupted, UsageError
-from stillhouse.train import loop, train
+from stillhouse.train import loop, step, train
 from stillhouse.train.forward import check_packing
 from stillhouse.train.loss import batch_loss
 from stillhouse.train.losses import head_of
@@ -100,6 +102,24 @@ def test_a_step_on_packed_rows_is_the_step_on_padded_ones_in_however_many_parts(
     assert (stepped.loss, stepped.norm) == pytest.approx((wanted.loss, wanted.norm), rel=1e-6)
     assert stepped.tokens == wanted.tokens == 10
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("most", "threads"), [(None, 2), (24, 1)])
+def test_a_bound_on_the_tokens_worked_at_once_holds_over_all_threads(most, threads, monkeypatch):
+    model, seen, both = tiny_llama(**BASE), set(), threading.Barrier(threads)
+    rows = [Row(np.arange(1, 9, dtype=np.int32), 2, str(number)) for number in range(6)]
+    plain = step._loss
+
+    def loss(*given):
+        seen.add(threading.get_ident())
+        both.wait(60)
+        return plain(*given)
+
+    monkeypatch.setattr(step, "_loss", loss)
+    work = Work(model, model, [torch.optim.SGD(model.parameters(), 0.1)], 1.0, nullcontext, VOCABULARY, most)
+    with ThreadPoolExecutor(2) as halves:
+        assert train_step(work, [(rows, Way(None, None))], halves).tokens == 36
+    assert len(seen) == threads
 
 
 @pytest.mark.parametrize("model", [bloom, mamba])
@@ -193,6 +213,7 @@ def test_patience_ends_a_training_with_the_weights_of_its_best_step_also_when_it
     assert [row["held_out"] for row in lines if "held_out" in row] == [3.0, 2.0, 2.5, 2.2]
     assert result.steps == len(lines) == lines[-1]["step"]
     assert result.held_out_loss == 2.0
+    assert result.epochs == 4.0, "of 9"
     (notice,) = result.notices
     assert f"of {result.steps} (2.0000 nats" in notice
     kept = dict(AutoModelForCausalLM.from_pretrained(run.student).named_parameters())

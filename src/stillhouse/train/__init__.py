@@ -211,7 +211,7 @@ def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Proc
         students.save_student(student, model, run.student)
     return TrainResult(
         steps=trained.steps,
-        epochs=recipe.train.epochs,
+        epochs=trained.epochs,
         tokens=trained.tokens,
         target_tokens=trained.target_tokens,
         seconds=trained.seconds + (preferred.seconds if preferred else 0.0),

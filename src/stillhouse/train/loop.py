@@ -42,7 +42,8 @@ class Trained:
 
     `loss` is the mean over the target tokens of the last epoch's steps, `dtype` what the forward pass ran in,
     and `own` what the student's own text was like in the last epoch, None where it wrote none. `best` is
-    where the held-out loss was lowest; a training with patience ends with the weights of then.
+    where the held-out loss was lowest; a training with patience ends with the weights of then, and perhaps
+    after fewer `epochs` than were asked for.
     """
 
     steps: int
@@ -53,6 +54,7 @@ class Trained:
     held_out: float | None
     dtype: str
     best: Best
+    epochs: float
     own: dict[str, float] | None = None
 
 
@@ -107,9 +109,8 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
         recompute(causal)
     way, random = Way(lesson, head_of(causal), settings.packing), draws(model)
     trainable = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    optimisers = make_optimisers(trainable, settings)
+    optimisers, most = make_optimisers(trainable, settings), settings.micro_tokens
     precision, vocabulary = autocast(dtype, device.type), causal.get_input_embeddings().num_embeddings
-    most = settings.micro_tokens
     work = Work(model, causal, optimisers, settings.clip, precision, vocabulary, most, processes)
 
     # Where it stands
@@ -117,10 +118,8 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     processes.check_same((key, now.done))
     if state:
         restore(trainable, optimisers, state)
-    lines = _kept_lines(log, now.done)
     began = clock() - (state["seconds"] if state else 0.0)
-    pace = Pace(clock)
-    saved = clock()
+    lines, pace, saved = _kept_lines(log, now.done), Pace(clock), clock()
 
     def save() -> None:
         content = {"seconds": clock() - began, "dtype": dtype, "threads": threads}
@@ -177,8 +176,8 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     if now.weights is not None:
         now.held_out = now.best.loss
         put_back(trainable, now.weights)
-    counts = now.done, now.tokens, now.targets
-    return Trained(*counts, clock() - began, now.loss, now.held_out, dtype, now.best, now.own)
+    counts, epochs = (now.done, now.tokens, now.targets), settings.epochs * now.done / steps
+    return Trained(*counts, clock() - began, now.loss, now.held_out, dtype, now.best, epochs, now.own)
 
 
 @dataclass(slots=True)

@@ -117,8 +117,10 @@ def train_step(work: Work, groups: Sequence[Group], halves: Executor | None = No
     A group is cut into parts where it is longer than may be worked at once, or has too many logits; each
     part's loss is divided by the tokens of the whole, each counted by its weight, so the gradient is that of
     one batch. With `halves`, an executor of two threads, a batch that need not be cut is worked in two parts
-    at once. A step whose loss or gradient is not finite changes nothing.
+    at once; not under a bound on the tokens worked at once, which is there to save memory. A step whose loss
+    or gradient is not finite changes nothing.
     """
+    halves = halves if work.most is None else None
     halved = halves is not None and len(groups) == 1
     cut = [part for group in groups for part in _parts(*group, work, halved)]
     lessons = [(way, *_prepared(rows, way, work.causal.device)) for rows, way in cut]

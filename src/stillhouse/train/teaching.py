@@ -72,7 +72,8 @@ def teach(
         rows = _kept(rows, left_out, "too long for the teacher", lambda row: len(row.ids) <= limit)
     with processes.first_before_others():
         lesson = _lesson(run, recipe, student, rows, teacher, source, watch, notices)
-    if recipe.train.packing and teacher is not None:
+    along = recipe.train.objective == "on_policy" or recipe.train.distil.online
+    if recipe.train.packing and along and teacher is not None:  # else it reads rows apart, and once
         check_packing(teacher.model, "teacher")
     return Taught(_kept(rows, left_out, "no targets", lesson.has), lesson, own, notices)
 
