@@ -43,6 +43,7 @@ from stillhouse.recipe import Recipe, parse_recipe
 from stillhouse.records import Message, unwatched
 from stillhouse.stats import t_quantile
 from stillhouse.train import chunks, loop, rows
+from stillhouse.train.capture import capture
 from stillhouse.train.lessons import Lesson
 from stillhouse.train.student import initial_student
 
@@ -105,17 +106,8 @@ def prepared(quick: bool, folder: Path) -> Task:
     write(samples, told[:taught])
     learned, _ = rows.read_rows(samples, start, recipe.train.max_length)
     binding = chunks.bound(teacher, "babyllama361", "", start.reader)
-    shards = chunks.capture(
-        teacher,
-        start.reader,
-        samples,
-        learned,
-        folder,
-        folder / "captured.json",
-        binding,
-        4096,
-        lambda _: None,
-    )
+    reads = chunks.reading(teacher, start.reader, samples, learned, 4096)
+    shards = capture(reads, learned, folder, folder / "captured.json", binding, None, lambda _: None)
     lessons: dict[str, Lesson | None] = {
         way: None if hard is None else chunks.told(folder, [(binding, tuple(shards))], start.reader, hard)
         for way, hard in WAYS.items()

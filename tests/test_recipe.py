@@ -126,6 +126,11 @@ def test_the_same_teacher_twice_is_said_and_not_a_crash():
         ('[train.distil]\ntargets = "answers"\n', "set collect.top_logprobs"),
         ("", "in train.distil.tokenizer"),
         ("[train.distil]\nonline = true\n", "needs the weights of [teacher]"),
+        (
+            '[train.distil]\ntargets = "answers"\n[collect]\ntop_logprobs = 5\n'
+            '[curate]\nrationale = "<(.*)>"\n',
+            "takes text out of answers",
+        ),
     ],
 )
 def test_what_distilling_needs_is_said_before_anything_is_paid_for(more: str, why: str):

@@ -18,6 +18,7 @@ from stillhouse.models.local import load_model
 from stillhouse.models.serve import background
 from stillhouse.recipe import parse_recipe
 from stillhouse.train import chunks
+from stillhouse.train.capture import capture
 from stillhouse.train.rows import read_rows
 from stillhouse.workspace import read_marker
 
@@ -105,9 +106,8 @@ def test_a_student_learns_from_what_a_server_says_of_its_words(recipe, teacher, 
     local = load_model(str(student))
     rows, _ = read_rows(run.samples, local, 256)
     bound = chunks.bound(here, "t", "", local.reader)
-    shards = chunks.capture(
-        here, local.reader, run.samples, rows, tmp_path, tmp_path / "c.json", bound, 512, lambda _: None
-    )
+    reads = chunks.reading(here, local.reader, run.samples, rows, 512)
+    shards = capture(reads, rows, tmp_path, tmp_path / "c.json", bound, None, lambda _: None)
     served, read = (
         TargetReader(workspace.targets, taught.tally.shards, taught.binding),
         TargetReader(tmp_path, shards, bound),

@@ -110,6 +110,7 @@ def test_a_run_pays_for_each_reading_once_and_erasing_names_it(tmp_path, workspa
         assert rows[0]["reading"] in erased.readings
         assert rows[0]["row"] not in {row["row"] for row in pq.read_table(done.run.readings).to_pylist()}
         erase(ledger, rows[0]["reading"], "request of the person")
+        assert erase(ledger, rows[1]["reading"], "request of the person").shards, "targets were made from it"
 
 
 def test_whole_distributions_say_what_they_take(tmp_path, workspace, recipe):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,8 +70,9 @@ def erase(ledger: Ledger, leaf: int, reason: str) -> Erased:
         for run in runs:
             stack.enter_context(locked(run))
         sweep(workspace.targets)
+        named = {str(leaf), *_read_as(runs, leaf)}
         for path in sorted(workspace.targets.glob(f"*{SUFFIX}")):
-            fresh = without(path, {str(leaf)})
+            fresh = without(path, named)
             if fresh != path:
                 done.shards[path.stem] = None if fresh is None else fresh.stem
         for run in runs:
@@ -82,6 +83,13 @@ def erase(ledger: Ledger, leaf: int, reason: str) -> Erased:
             if not done.shards and not done.rows:
                 raise
     return done
+
+
+def _read_as(runs: Sequence[RunFolder], leaf: int) -> set[str]:
+    """The rows of which this leaf is a reading, by the names that shards have for them."""
+    folders = [each for run in runs for each in (run, *run.all_further())]
+    records = [row for each in folders for row in _rows(each.readings, ["row", "reading"])]
+    return {row["row"] for row in records if row["reading"] == leaf}
 
 
 def _erase_from_run(run: RunFolder, leaf: int, done: Erased) -> None:

@@ -190,10 +190,14 @@ def check_reading(recipe: Recipe) -> str:
         return ""
     if find_spec("transformers") is None:
         return "not compared, as the extra `train` is not installed"
-    student, teacher = student_reader(recipe.student, source), teacher_reader(source)
-    if train.objective == "distil" and train.distil.unit == "chunk":
-        return preflight.check_chunks(student, teacher)
-    return preflight.check(student, teacher)
+    chunks = train.objective == "distil" and train.distil.unit == "chunk"
+    compare = preflight.check_chunks if chunks else preflight.check
+    teacher = teacher_reader(source)
+    own, *_ = [
+        compare(student_reader(student, source), teacher)
+        for student in (recipe.student, *(recipe.evaluate.students or ()))
+    ]
+    return own
 
 
 def local_teacher(recipe: Recipe) -> str | None:

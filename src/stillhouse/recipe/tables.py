@@ -320,6 +320,11 @@ class Recipe(Table):
                 'train.distil.targets = "answers" learns probabilities, and none are asked for: set '
                 "collect.top_logprobs"
             )
+        if objective != "sequence" and told and self.curate.rationale is not None:
+            raise ValueError(
+                "`curate.rationale` takes text out of answers, and the probabilities that came with them are "
+                'of the whole: leave it out, or learn with train.distil.targets = "teacher"'
+            )
         if objective == "on_policy" or (objective == "distil" and not told):
             what = f'train.objective = "{objective}"' + ("" if objective == "on_policy" else ' by "teacher"')
             if self.teacher.imported:

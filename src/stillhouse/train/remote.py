@@ -66,19 +66,28 @@ def binding_of(remote: Readings, student: Reader, settings: Distil) -> Binding:
 def have_read(
     remote: Readings, rows: Sequence[Row], settings: Distil, record: Path, watch: Watch
 ) -> Counter[str]:
-    """Have all rows read that the ledger has no reading of, and write into `record` which leaf holds whose.
+    """Have all rows read that the ledger has no reading of, and write into `record` which leaf holds whose,
+    also where asking ends early.
 
     Those that could not be read are counted by reason. Raises what `ask.ask` raises.
     """
     told, texts = _told(settings), [_text(row) for row in rows]
-    tally = remote.ask(texts, told, watch)
-    if tally.answered or not record.is_file():
-        found = [(said.text.name, said.leaf) for said in remote.said(texts, told) if said.leaf is not None]
-        schema = pa.schema([("row", pa.string()), ("reading", pa.int64())])
-        columns = [pa.array([each[at] for each in found], kind.type) for at, kind in enumerate(schema)]
-        with storage("write", record):
-            parquet.write_table(pa.Table.from_arrays(columns, schema=schema), record)
+    new = True
+    try:
+        tally = remote.ask(texts, told, watch)
+        new = tally.answered > 0
+    finally:
+        if new or not record.is_file():
+            _record(remote, texts, told, record)
     return Counter(question.reason for question in tally.failed)
+
+
+def _record(remote: Readings, texts: Sequence[Text], told: int, record: Path) -> None:
+    found = [(said.text.name, said.leaf) for said in remote.said(texts, told) if said.leaf is not None]
+    schema = pa.schema([("row", pa.string()), ("reading", pa.int64())])
+    columns = [pa.array([each[at] for each in found], kind.type) for at, kind in enumerate(schema)]
+    with storage("write", record):
+        parquet.write_table(pa.Table.from_arrays(columns, schema=schema), record)
 
 
 def read_there(
