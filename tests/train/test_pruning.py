@@ -18,7 +18,8 @@ from stillhouse.recipe import Student, Width
 from stillhouse.train import train
 from stillhouse.train.pruning import prune
 from stillhouse.train.rows import Row, read_rows
-from stillhouse.train.step import Way, measure
+from stillhouse.train.losses import head_of
+from stillhouse.train.step import Way, Work, measure
 from stillhouse.workspace import RunFolder
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -132,8 +133,9 @@ def test_a_pruned_student_is_ahead_of_a_random_one_before_and_after_some_steps(t
         fresh = load_model(str(run.student_before), "float32")
         assert result.parameters == sum(p.numel() for p in fresh.model.parameters())
         test, _ = read_rows(run.samples, fresh, 1024)
-        way = Way(None, None, gather=True)
-        before[name] = measure(fresh.model, fresh.model, test[:40], 2048, nullcontext, way)
+        size = fresh.model.config.vocab_size
+        work = Work(fresh.model, fresh.model, [], 1.0, nullcontext, size)
+        before[name] = measure(work, test[:40], 2048, Way(None, head_of(fresh.model)))
         after[name] = result.held_out_loss
         assert result.steps < 30
     assert result.parameters < 0.3 * sum(p.numel() for p in load_model(str(BABY)).model.parameters())

@@ -81,12 +81,12 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     student writes answers itself to some of the rows at each step, and learns of them what `own` teaches.
     Each of the rows `beside` is in the batch of the row of its id, so that all steps weigh them alike.
 
-    The result depends on rows, settings, seed and the machine, not on where a run was stopped and resumed:
-    number format and number of threads, which change the order of sums, are those of whoever began. Of
-    several `processes` each calls this with the same, and the first one writes. One line per step goes to
-    `log` and to `track`. Raises UsageError for settings that do not fit; ModelError when the loss is no
-    number, memory runs out or another process is gone; Interrupted after Ctrl-C. The last checkpoint is whole
-    in each case.
+    The result depends on rows, settings, seed and machine, not on where a run was stopped and resumed: number
+    format and threads, which change the order of sums, are those of whoever began. Of several `processes`
+    each calls this with the same, and the first writes. One line per step goes to `log` and to `track`.
+
+    Raises UsageError for settings that do not fit; ModelError when the loss is no number, memory runs out or
+    another process is gone; Interrupted after Ctrl-C. The last checkpoint is whole in each case.
     """
     # What there is to do: the batches of each epoch follow from the seed alone
     units, rows = together(rows, beside), [*rows, *beside]
@@ -109,8 +109,8 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
         recompute(causal)
     way, random = Way(lesson, head_of(causal), settings.packing), draws(model)
     trainable = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    optimisers, most = make_optimisers(trainable, settings), settings.micro_tokens
-    precision, vocabulary = autocast(dtype, device.type), causal.get_input_embeddings().num_embeddings
+    optimisers, precision = make_optimisers(trainable, settings), autocast(dtype, device.type)
+    vocabulary, most = causal.get_input_embeddings().num_embeddings, settings.micro_tokens
     work = Work(model, causal, optimisers, settings.clip, precision, vocabulary, most, processes)
 
     # Where it stands
@@ -141,13 +141,12 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
             step = now.done
             if step % per_epoch == 0:
                 batches = shuffled(step // per_epoch)
-            rate = learning_rate(step, steps, settings)
-            set_rate(optimisers, rate)
+            set_rate(optimisers, rate := learning_rate(step, steps, settings))
             if random:
                 torch.manual_seed(_seed(seed, step, processes.number))
             with out_of_memory(step, device), saved_where_asking_ends(save):
-                mine = processes.share(batches[step % per_epoch])
-                numbers = [number for place in mine for number in units[place]]
+                places = processes.share(batches[step % per_epoch])
+                numbers = [number for place in places for number in units[place]]
                 turn = take_turn(rows, numbers, way, own, step, per_epoch, precision)
                 stepped = train_step(work, turn.groups, two)
             _check_step(stepped.loss, stepped.norm, step, settings)
@@ -160,9 +159,8 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
                 now.measured(measure(work, held_out, settings.batch_tokens, way), patience, trainable)
                 row["held_out"] = now.held_out
             time = clock()
-            row |= {"tokens": now.tokens, "seconds": round(time - began, 3)}
-            write(row)
-            track(row)
+            for tell in (write, track):
+                tell(row | {"tokens": now.tokens, "seconds": round(time - began, 3)})
             check_health(now.window, now.done)
             ended = now.ended(steps, patience)
             if pace.is_due(time, read) or ended or step == 0:
