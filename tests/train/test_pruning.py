@@ -16,9 +16,9 @@ from stillhouse.errors import ModelError, UsageError
 from stillhouse.models.local import load_model
 from stillhouse.recipe import Student, Width
 from stillhouse.train import train
+from stillhouse.train.losses import head_of
 from stillhouse.train.pruning import prune
 from stillhouse.train.rows import Row, read_rows
-from stillhouse.train.losses import head_of
 from stillhouse.train.step import Way, Work, measure
 from stillhouse.workspace import RunFolder
 
