@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup quickstart test test-all test-lmeval lint docs teacher clean
+.PHONY: setup quickstart test test-apart test-rest test-all test-lmeval lint docs teacher clean
 
 setup: .venv/ready
 
@@ -16,8 +16,17 @@ setup: .venv/ready
 quickstart: setup
 	$(BIN)/stillhouse run examples/quickstart/recipe.toml
 
+# In two processes, which take about as long: most tests keep one core busy.
+APART := tests/ask tests/cli tests/collect tests/curate
+
 test: setup lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(MAKE) --jobs 2 --keep-going test-apart test-rest
+
+test-apart: setup
+	$(BIN)/python -m pytest -m "not slow" $(APART)
+
+test-rest: setup
+	$(BIN)/python -m pytest -m "not slow" $(addprefix --ignore ,$(APART))
 
 test-all: setup lint
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ray.lock

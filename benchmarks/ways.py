@@ -88,9 +88,7 @@ def main() -> None:
         folder = (options.folder or Path(name)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         found = {way: run(folder, recipe_of(way, options.quick)) for way in WAYS}
-    sent = sum(each["exchanges"]["sent"] for each in found.values())
-    rows = [*figures(found), Row("exchanges sent, all runs together", sent, "")]
-    show(header(17, ["stillhouse", "torch", "transformers"]), rows, options.json)
+    show(header(17, ["stillhouse", "torch", "transformers"]), list(figures(found)), options.json)
 
 
 if __name__ == "__main__":
