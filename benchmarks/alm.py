@@ -34,14 +34,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from rows import DATA, Row, arguments, header, need, show
+from rows import DATA, Row, arguments, header, interval, need, show
 
 from stillhouse.curate import SAMPLES
 from stillhouse.models.local import LocalModel, Request, generate, load_model, prompt_ids, score
 from stillhouse.models.reading import end_id, row_ids
 from stillhouse.recipe import Recipe, parse_recipe
 from stillhouse.records import Message, unwatched
-from stillhouse.stats import t_quantile
 from stillhouse.train import chunks, loop, rows
 from stillhouse.train.capture import capture
 from stillhouse.train.lessons import Lesson
@@ -238,15 +237,6 @@ def figures(
             target = {"target": "< 0", "holds": less.high is not None and less.high < 0} if at == 0 else {}
             made.append(replace(less, **target))
     return made
-
-
-def interval(what: str, values: Any, unit: str) -> Row:
-    """The mean over seeds; its 95 % interval where there are two."""
-    mean = float(values.mean())
-    if len(values) < 2:
-        return Row(what, mean, unit)
-    half = t_quantile(0.95, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return Row(what, mean, unit, mean - half, mean + half)
 
 
 if __name__ == "__main__":

@@ -13,21 +13,18 @@ it shows that the path works, not what it reaches.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import subprocess
 import sys
-import tempfile
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from rows import Row, header, show
-from scipy import stats
+from rows import Row, arguments, header, interval, show, working_folder
 
 from stillhouse.evaluate.students import local_answers
 from stillhouse.models import source_folder
@@ -126,14 +123,6 @@ def needed(budgets: Sequence[int], kept: Sequence[float], level: float) -> tuple
     return budgets[len(kept) - 1], "more than"
 
 
-def spread(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """A 95 % interval of the mean over seeds, by Student's t; unknown for one seed."""
-    if len(values) < 2:
-        return None, None
-    half = stdev(values) / len(values) ** 0.5 * float(stats.t.ppf(0.975, len(values) - 1))
-    return mean(values) - half, mean(values) + half
-
-
 def figures(kept: dict[str, dict[int, list[float]]], scale: Scale) -> list[Row]:
     """`kept` holds shares of the teacher's score by method and seed, one for each budget."""
     rows = []
@@ -141,17 +130,16 @@ def figures(kept: dict[str, dict[int, list[float]]], scale: Scale) -> list[Row]:
         for at, budget in enumerate(scale.budgets):
             values = [shares[at] for shares in by_seed.values() if at < len(shares)]
             if values:
-                what = f"{method}: share kept with {budget:,} exchanges"
-                rows.append(Row(what, mean(values), "", *spread(values)))
+                rows.append(interval(f"{method}: share kept with {budget:,} exchanges", values, ""))
     for level in LEVELS:
         text: float | None = None
         for method, by_seed in kept.items():
             found = [needed(scale.budgets, shares, level) for shares in by_seed.values()]
             values, bounds = [value for value, _ in found], {bound for _, bound in found if bound}
             bound = f", {' or '.join(sorted(bounds))}" if bounds else ""
-            row = Row(f"{method}: exchanges for {level:.0%}{bound}", mean(values), "")
-            if not bounds:
-                row = replace(row, **dict(zip(("low", "high"), spread(values), strict=True)))
+            row = interval(f"{method}: exchanges for {level:.0%}{bound}", values, "")
+            if bounds:
+                row = replace(row, low=None, high=None)
             if method == "text":
                 text = mean(values)
             elif text is not None:
@@ -186,15 +174,9 @@ def measure(folder: Path, scale: Scale) -> dict[str, dict[int, list[float]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="smaller, but honest")
-    parser.add_argument("--folder", type=Path, help="work there, and go on with what is there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write header and rows there")
-    options = parser.parse_args()
+    options = arguments(__doc__ or "", resumable=True)
     scale = SMALL if options.quick else FULL
-    with tempfile.TemporaryDirectory() as name:
-        folder = (options.folder or Path(name)).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+    with working_folder(options.folder) as folder:
         kept = measure(folder, scale)
     packages = ["stillhouse", "torch", "transformers"]
     show(header(scale.seeds[0], packages), figures(kept, scale), options.json)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
+import statistics
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,11 +35,34 @@ class Row:
     holds: bool | None = None
 
 
-def arguments(description: str) -> argparse.Namespace:
+def arguments(description: str, resumable: bool = False) -> argparse.Namespace:
+    """With `resumable` also `folder`, None where a folder of its own will do that is deleted afterwards."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="under a minute: smaller, but honest")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write header and rows there")
+    if resumable:
+        parser.add_argument("--folder", type=Path, help="work there, and go on with what is there")
     return parser.parse_args()
+
+
+@contextmanager
+def working_folder(given: Path | None) -> Iterator[Path]:
+    """The folder of `--folder`, made where it is missing; without one a new one, deleted afterwards."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = (given or Path(name)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+
+
+def interval(what: str, values: Sequence[float], unit: str) -> Row:
+    """The mean over seeds; its 95 % interval where there are two."""
+    from stillhouse.stats import t_quantile  # here, as peers' environments import this module without it
+
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Row(what, mean, unit)
+    half = t_quantile(0.95, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return Row(what, mean, unit, mean - half, mean + half)
 
 
 def need(path: Path) -> Path:

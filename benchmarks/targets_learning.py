@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rows import DATA, Row, arguments, header, need, show
+from rows import DATA, Row, arguments, header, interval, need, show
 from torch import Tensor
 
 from stillhouse.ledger.targets import Binding, ShardWriter, Targets, encode
@@ -47,10 +47,9 @@ from stillhouse.models.local import LocalModel, Request, generate, load_model
 from stillhouse.models.reading import end_id, prompt_ids, row_ids
 from stillhouse.recipe import Recipe, parse_recipe
 from stillhouse.records import Message, unwatched
-from stillhouse.stats import t_quantile
 from stillhouse.train import lessons, loop, rows
 from stillhouse.train.capture import sparse_targets, spread
-from stillhouse.train.loss import taught_loss
+from stillhouse.train.loss import batch_loss
 from stillhouse.train.losses import head_of
 from stillhouse.train.student import initial_student
 
@@ -348,7 +347,8 @@ def excess(task: Task, model: Any, dense: lessons.Lesson) -> float:
 def gradient(model: Any, batch: Sequence[rows.Row], lesson: lessons.Lesson) -> Tensor:
     model.zero_grad(set_to_none=True)
     collated = rows.collate(batch)
-    taught_loss(model, collated, head_of(model), lesson.targets(batch, collated), lesson).backward()
+    loss, _ = batch_loss(model, collated, head_of(model), lesson.targets(batch, collated), lesson)
+    loss.backward()
     return torch.cat(
         [value.grad.flatten() for value in model.parameters() if value.grad is not None]
     ).double()
@@ -407,15 +407,6 @@ def drawing(task: Task) -> list[Row]:
 def entropy(logits_NV: Tensor) -> float:
     logp_NV = torch.log_softmax(logits_NV.double(), -1)
     return float(-(logp_NV.exp() * logp_NV).sum(-1).mean())
-
-
-def interval(what: str, values: Any, unit: str) -> Row:
-    """The mean over seeds; its 95 % interval where there are two."""
-    mean = float(values.mean())
-    if len(values) < 2:
-        return Row(what, mean, unit)
-    half = t_quantile(0.95, len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return Row(what, mean, unit, mean - half, mean + half)
 
 
 def beside(row: Row, peer: str, value: float) -> Row:

@@ -10,18 +10,16 @@ and two epochs: it shows that the path works, not what it reaches.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rows import Row, header, show
+from rows import Row, arguments, header, show, working_folder
 
 RECIPE = Path(__file__).parents[1] / "examples" / "quickstart" / "recipe.toml"
 WAYS: dict[str, dict[str, Any]] = {
@@ -79,14 +77,8 @@ def figures(found: dict[str, Figure]) -> Iterator[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="smaller, but honest")
-    parser.add_argument("--folder", type=Path, help="work there, and go on with what is there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write header and rows there")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = (options.folder or Path(name)).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+    options = arguments(__doc__ or "", resumable=True)
+    with working_folder(options.folder) as folder:
         found = {way: run(folder, recipe_of(way, options.quick)) for way in WAYS}
     show(header(17, ["stillhouse", "torch", "transformers"]), list(figures(found)), options.json)
 

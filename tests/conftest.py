@@ -15,6 +15,18 @@ from provider import Handler, Provider, echo
 from stillhouse.workspace import Workspace, init_workspace
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Models as small as the tests' are slower on two threads, on busy cores much slower; sums keep their
+    order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def provider() -> Iterator[Callable[[Handler], Provider]]:
     loop = asyncio.new_event_loop()

@@ -22,20 +22,14 @@ from stillhouse.recipe import parse_recipe
 from stillhouse.records import Message
 from stillhouse.workspace import init_workspace
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT.parent / "shared" / "data" / "models"
 BASE = ROOT / "src" / "stillhouse" / "models" / "embedded" / "base" / "tokenizer.json"
 OPENINGS = ["Once upon a time", "The dog saw", "Lily and Tom went to the", "One day, a big bird"]
 ASKED = 20
 HALF = 2.0**-11
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def binding_of(vocabulary, head=ASKED + 1, **more):

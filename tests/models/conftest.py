@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 from small_models import make_folder
 
 
@@ -11,12 +10,8 @@ def tiny_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models of this size are slower on two threads, on busy cores much slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def always_one_thread(one_thread):
+    """Of every test here."""
 
 
 @pytest.fixture(scope="session")

@@ -22,13 +22,7 @@ from stillhouse.train.capture import capture
 from stillhouse.train.rows import read_rows
 from stillhouse.workspace import read_marker
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

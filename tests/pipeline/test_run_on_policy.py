@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from tiny import TEMPLATE, tiny_model
 
 from stillhouse import pipeline
@@ -11,13 +10,7 @@ from stillhouse.recipe import parse_recipe
 from stillhouse.train import health
 from stillhouse.workspace import read_marker
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_run_tells_how_its_own_text_was_and_does_not_train_twice(tmp_path, workspace):

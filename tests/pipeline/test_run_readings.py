@@ -4,7 +4,6 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 from tiny import TEMPLATE, tiny_model
 
 from stillhouse import pipeline
@@ -15,15 +14,9 @@ from stillhouse.models.serve import background
 from stillhouse.recipe import parse_recipe
 from stillhouse.workspace import read_marker
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STAGES = ["collect", "curate", "train"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

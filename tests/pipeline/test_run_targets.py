@@ -8,7 +8,6 @@ import numpy as np
 import orjson
 import pyarrow.parquet as pq
 import pytest
-import torch
 from provider import Provider, answer
 from tiny import TEMPLATE, tiny_model
 
@@ -27,15 +26,9 @@ from stillhouse.train.rows import read_rows
 from stillhouse.train.student import initial_student
 from stillhouse.workspace import read_marker
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ASKED = 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 from aiohttp import web
 from provider import answer
 from tiny import TEMPLATE, tiny_model
@@ -17,15 +16,9 @@ from stillhouse.recipe import parse_recipe
 from stillhouse.train.rows import read_rows, split_held_out
 from stillhouse.workspace import read_marker
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DRAWS, PROMPTS = 4, 12
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 async def varied(body: dict, number: int) -> web.Response:

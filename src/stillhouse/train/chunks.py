@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from pyarrow import parquet
 
 from stillhouse.ledger.targets import Binding, chunk_binding, chunk_row, chunks_of
 from stillhouse.ledger.targets import Targets as PackedTargets
@@ -22,7 +21,7 @@ from stillhouse.records import Message
 from stillhouse.train.capture import by_length, no_probabilities
 from stillhouse.train.lessons import Lesson, Place, Shards, of_shards, place_of, read, readers_of
 from stillhouse.train.losses import ChunkTargets, Objective
-from stillhouse.train.rows import Batch, Row, collate, row_id
+from stillhouse.train.rows import Batch, Row, collate, row_id, samples
 
 TEMPERATURE = 100.0  # of the paper; a chunk of 5 nats has 97.5 % of the gradient that it tends to
 
@@ -62,15 +61,15 @@ def bound(teacher: LocalModel, name: str, revision: str, student: Reader) -> Bin
 
 
 def reading(
-    teacher: LocalModel, student: Reader, samples: Path, rows: Sequence[Row], batch_tokens: int
+    teacher: LocalModel, student: Reader, path: Path, rows: Sequence[Row], batch_tokens: int
 ) -> Callable[[Sequence[Row]], Iterator[tuple[Row, PackedTargets]]]:
-    """How `capture` has rows read: the teacher reads the `samples` that they were made of, once.
+    """How `capture` has rows read: the teacher reads the samples at `path` that they were made of, once.
 
     A row whose answer is another text in the teacher's tokens, or is too long for it, or whose conversation
     its template refuses, is written without targets.
     """
     vocabulary = student.vocabulary()
-    texts = _texts(samples, {row.id for row in rows})
+    texts = _texts(path, {row.id for row in rows})
 
     def heard(some: Sequence[Row]) -> Iterator[tuple[Row, PackedTargets]]:
         said = _said(teacher, [texts[row.id] for row in some], batch_tokens)
@@ -84,14 +83,12 @@ def reading(
 Text = tuple[list[Message], str]  # a conversation and the answer
 
 
-def _texts(samples: Path, wanted: set[str]) -> dict[str, Text]:
+def _texts(path: Path, wanted: set[str]) -> dict[str, Text]:
     found: dict[str, Text] = {}
-    with parquet.ParquetFile(samples) as file:
-        for batch in file.iter_batches(columns=["id", "messages", "completion", "leaves"]):
-            for sample in batch.to_pylist():
-                if (name := row_id(sample)) in wanted:
-                    messages = [Message(m["role"], m["content"]) for m in sample["messages"]]
-                    found.setdefault(name, (messages, sample["completion"]))
+    for sample in samples(path):
+        if (name := row_id(sample)) in wanted:
+            messages = [Message(m["role"], m["content"]) for m in sample["messages"]]
+            found.setdefault(name, (messages, sample["completion"]))
     return found
 
 

@@ -19,6 +19,7 @@ from stillhouse.ask.scores import ALL, Readings, Said, Text
 from stillhouse.errors import EndpointError, UsageError, storage
 from stillhouse.ledger.targets import Binding, log_tail, whole_targets
 from stillhouse.ledger.targets import Targets as PackedTargets
+from stillhouse.models import preflight
 from stillhouse.models.reading import Reader, load_tokenizer
 from stillhouse.models.scores import Scores, read_scores
 from stillhouse.models.vocabulary import Vocabulary
@@ -34,18 +35,15 @@ _MASS_ERROR = 1e-3  # what the ids that only pad a head may hold
 def check_tokenizer(source: str | None, student: Reader) -> None:
     """Raises UsageError unless a teacher with this tokenizer reads the student's ids as the student does."""
     assert source is not None, "the recipe asks for it"
-    teacher = Reader(load_tokenizer(source, "train.distil.tokenizer"), frozenset())
-    differ = "their tokenizers differ, so one's ids mean nothing to the other"
-    if teacher.vocabulary().digest == student.vocabulary().digest:
-        differ = "their chat templates differ, so the teacher would read a prompt as it was never meant"
-        if teacher.template == student.template:
-            return
-    raise UsageError(
-        "the teacher at the endpoint cannot read the student's rows",
-        differ,
-        'start the student from the teacher\'s family, or set train.distil.targets = "answers" with '
-        "collect.top_logprobs, which are mapped by bytes",
-    )
+    try:
+        preflight.check(student, Reader(load_tokenizer(source, "train.distil.tokenizer"), frozenset()))
+    except UsageError as error:
+        raise UsageError(
+            "the teacher at the endpoint cannot read the student's rows",
+            error.why,
+            'start the student from the teacher\'s family, or set train.distil.targets = "answers" with '
+            "collect.top_logprobs, which are mapped by bytes",
+        ) from error
 
 
 def binding_of(remote: Readings, student: Reader, settings: Distil) -> Binding:
