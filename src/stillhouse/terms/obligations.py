@@ -1,0 +1,198 @@
+"""What a student owes to those it learned from: all of it added up, and whether one release can meet it all.
+
+Pure. At plan time the conflicts are said before any money is spent; at release the files that obligations
+ask for are written from the same settlement, and what is unmet fails it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from stillhouse.terms.facts import Mode, Obligation
+
+# What no file can show: somebody must say that it was done.
+PROMISES = ("notify", "check_output", "keep_signals")
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """An obligation, the key of the row whose text asks for it, and the teacher that brought it."""
+
+    row: str
+    teacher: str
+    obligation: Obligation
+
+    @property
+    def source(self) -> str:
+        return f"{self.row} (by {self.teacher})"
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What a release must hold so that every obligation is met.
+
+    `prefix` begins the name ("" where nothing asks), `marks` are not in it, `licence` is the one that the
+    student is under ("" where it is free to choose), `copies` are teachers whose licence text goes along,
+    `policies` use policies that bind whoever gets the model. `promises` are obligations that only a person
+    can meet, as (kind, what). `conflicts` say why no release can meet everything, `unmet` what this one lacks.
+    """
+
+    prefix: str = ""
+    marks: tuple[str, ...] = ()
+    licence: str = ""
+    credits: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+    policies: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    labelled: bool = False
+    promises: tuple[tuple[str, str], ...] = ()
+    conflicts: tuple[str, ...] = ()
+    unmet: tuple[str, ...] = ()
+
+
+def due(owed: Iterable[Owed], mode: Mode, redistributes: bool) -> tuple[Owed, ...]:
+    """Those that a student given out in this way owes; `redistributes`: a teacher's weights are in it."""
+    return tuple(
+        one
+        for one in owed
+        if mode in one.obligation.modes and (redistributes or not one.obligation.redistributes)
+    )
+
+
+def settle(
+    owed: Sequence[Owed],
+    name: str,
+    licence: str | None,
+    confirmed: Collection[str] = (),
+    copied: Collection[str] = (),
+) -> Settlement:
+    """What a release of this name and licence must hold, and what it lacks.
+
+    `owed` is what is due. `confirmed` are the kinds that the operator says are done, `copied` the teachers
+    whose licence text is at hand.
+    """
+    of = {kind: [one for one in owed if one.obligation.kind == kind] for kind in _KINDS}
+    conflicts: list[str] = []
+    unmet: list[str] = []
+    prefix = _prefix(of["name_prefix"], conflicts)
+    marks = _texts(of["no_mark"])
+    inherited = _inherited(of["inherits"], conflicts)
+    for one in of["no_mark"]:
+        for mark in one.obligation.texts:
+            if mark.casefold() in prefix.casefold():
+                conflicts.append(
+                    f"the name must begin with {prefix!r}, and {one.source} does not allow {mark!r} in it"
+                )
+            elif mark.casefold() in name.casefold():
+                unmet.append(f"{one.source} does not allow {mark!r} in the name {name!r}")
+    if prefix and not name.startswith(prefix):
+        unmet.append(
+            f"the name {name!r} must begin with {prefix!r}: set release.name, such as {f'{prefix}-{name}'!r}"
+        )
+    if inherited and licence != inherited:
+        stated = f"release.licence is {licence!r}" if licence else "release.licence is not set"
+        unmet.append(f"the student is under {inherited!r} itself, and {stated}")
+    for one in of["licence_copy"]:
+        if one.teacher not in copied:
+            unmet.append(
+                f"{one.source} asks for a copy of its licence, and no text of it is at hand: "
+                "name the file in `licence` of that teacher"
+            )
+    promises = [(kind, one) for kind in PROMISES for one in of[kind]]
+    for kind, one in promises:
+        if kind not in confirmed:
+            unmet.append(
+                f"{one.source} asks to {_ASKS[kind]}: when it is done, add {kind!r} to release.confirmed"
+            )
+    return Settlement(
+        prefix=prefix,
+        marks=marks,
+        licence=inherited,
+        credits=_one_of_each(of["credit"]),
+        notices=_texts(of["notice"]),
+        copies=tuple(dict.fromkeys(one.teacher for one in of["licence_copy"])),
+        policies=_texts(of["use_policy"]),
+        notes=_texts(of["note"]),
+        labelled=bool(of["label_ai"]),
+        promises=tuple((kind, " or ".join(one.obligation.texts) or one.source) for kind, one in promises),
+        conflicts=tuple(dict.fromkeys(conflicts)),
+        unmet=tuple(dict.fromkeys(unmet)),
+    )
+
+
+def of_seeds(source: str, licence: str) -> tuple[Owed, ...]:
+    """What prompts under a licence bring: an answer to a text is no way out of the text's own terms.
+
+    A share-alike licence reaches the student, attribution asks for a line; others bring nothing here (the
+    gate judges NC and ND, which are about the use).
+    """
+    name = licence.upper()
+    owed = []
+    if any(name.startswith(family) for family in _SHARE_ALIKE):
+        owed.append(Obligation("inherits", (licence,)))
+    if name.startswith("CC-BY"):
+        owed.append(Obligation("note", (f"Prompts from {source}, under {licence}.",)))
+    return tuple(Owed(f"prompts under {licence}", source, one) for one in owed)
+
+
+_SHARE_ALIKE = ("CC-BY-SA", "CC-BY-NC-SA", "ODBL", "GFDL", "GPL", "AGPL", "LGPL")
+_KINDS = (
+    "name_prefix",
+    "no_mark",
+    "credit",
+    "notice",
+    "licence_copy",
+    "inherits",
+    "use_policy",
+    "label_ai",
+    "check_output",
+    "keep_signals",
+    "notify",
+    "note",
+)
+_ASKS = {
+    "notify": "tell the licensor",
+    "check_output": "have output checked before it is published",
+    "keep_signals": "keep the marks of provenance in the answers",
+}
+
+
+def _prefix(owed: Sequence[Owed], conflicts: list[str]) -> str:
+    """The longest of the prefixes, where each of the others begins it; what stands apart is a conflict."""
+    longest = ""
+    for one in owed:
+        for prefix in one.obligation.texts:
+            if prefix.startswith(longest):
+                longest = prefix
+            elif not longest.startswith(prefix):
+                conflicts.append(
+                    f"the name cannot begin with both {longest!r} and {prefix!r} ({one.source}): "
+                    "leave one of the teachers out"
+                )
+    return longest
+
+
+def _inherited(owed: Sequence[Owed], conflicts: list[str]) -> str:
+    licences = dict.fromkeys(text for one in owed for text in one.obligation.texts)
+    if len(licences) > 1:
+        who = " and ".join(f"{' or '.join(one.obligation.texts)} by {one.source}" for one in owed)
+        conflicts.append(
+            f"the student would be under several licences at once, {who}: leave all but one of them out"
+        )
+    return next(iter(licences), "")
+
+
+def _texts(owed: Sequence[Owed]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for one in owed for text in one.obligation.texts))
+
+
+def _one_of_each(owed: Sequence[Owed]) -> tuple[str, ...]:
+    """One wording for each obligation; what one asks for serves another that has a choice."""
+    chosen = dict.fromkeys(one.obligation.texts[0] for one in owed if len(one.obligation.texts) == 1)
+    for one in owed:
+        texts = one.obligation.texts
+        if texts and not any(text in chosen for text in texts):
+            chosen[texts[0]] = None
+    return tuple(chosen)

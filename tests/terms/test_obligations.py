@@ -1,0 +1,136 @@
+from dataclasses import replace
+from itertools import permutations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillhouse.terms.facts import Obligation
+from stillhouse.terms.obligations import Owed, due, of_seeds, settle
+
+LLAMA = [
+    Owed("llama3.1", "Llama-3.1-8B", Obligation("name_prefix", ("Llama",))),
+    Owed("llama3.1", "Llama-3.1-8B", Obligation("credit", ("Built with Llama",), where="model card")),
+    Owed("llama3.1", "Llama-3.1-8B", Obligation("licence_copy")),
+]
+QWEN = Owed("qwen2.5-72b", "Qwen2.5-72B", Obligation("credit", ("Built with Qwen", "Improved using Qwen")))
+GEMMA = Owed("gemma1-3n", "gemma-3-4b-it", Obligation("inherits", ("Gemma Terms of Use",)))
+
+
+def test_a_name_without_the_prefix_is_unmet_and_the_message_has_one_that_would_do():
+    found = settle(LLAMA, "desk-small", None, copied=["Llama-3.1-8B"])
+    assert found.prefix == "Llama"
+    (line,) = found.unmet
+    assert "'desk-small'" in line
+    assert "'Llama-desk-small'" in line
+    assert settle(LLAMA, "Llama-desk-small", None, copied=["Llama-3.1-8B"]).unmet == ()
+    assert not found.conflicts
+
+
+def test_a_licence_copy_needs_a_text():
+    (line,) = settle(LLAMA, "Llama-x", None).unmet
+    assert "llama3.1" in line
+    assert "licence" in line
+
+
+def test_the_longer_of_two_prefixes_serves_both_and_strangers_are_a_conflict():
+    older = Owed("llama3.0", "Meta-Llama-3-8B", Obligation("name_prefix", ("Llama 3",)))
+    for order in permutations([LLAMA[0], older]):
+        assert settle(list(order), "Llama 3 x", None).prefix == "Llama 3"
+    other = Owed("b", "B", Obligation("name_prefix", ("Bee",)))
+    for order in permutations([LLAMA[0], other]):
+        (line,) = settle(list(order), "Llama", None).conflicts
+        assert "Bee" in line
+        assert "Llama" in line
+
+
+def test_a_prefix_that_another_teacher_does_not_allow_in_a_name_is_a_conflict():
+    ban = Owed("deepseek-api", "deepseek-chat", Obligation("no_mark", ("DeepSeek",)))
+    assert settle([*LLAMA[:1], ban], "Llama-x", None).conflicts == ()
+    (line,) = settle([*LLAMA[:1], ban], "Llama-deepseek-x", None).unmet
+    assert "'DeepSeek'" in line
+    llama_ban = Owed("other", "o", Obligation("no_mark", ("llama",)))
+    (line,) = settle([*LLAMA[:1], llama_ban], "Llama-x", None).conflicts
+    assert "other" in line
+
+
+def test_an_inherited_licence_must_be_the_students():
+    assert settle([GEMMA], "x", "Apache-2.0").unmet
+    assert settle([GEMMA], "x", "Gemma Terms of Use").unmet == ()
+    share_alike = of_seeds("wiki.jsonl", "CC-BY-SA-4.0")
+    (line,) = settle([GEMMA, *share_alike], "x", "Gemma Terms of Use").conflicts
+    assert "CC-BY-SA-4.0" in line
+    assert "Gemma" in line
+
+
+def test_a_credit_that_has_a_choice_takes_what_is_owed_anyway():
+    tulu = Owed("tulu3", "Tulu", Obligation("credit", ("Improved using Qwen",)))
+    assert settle([QWEN, tulu], "x", None).credits == ("Improved using Qwen",)
+    assert settle([QWEN], "x", None).credits == ("Built with Qwen",)
+
+
+def test_what_only_a_person_can_do_must_be_confirmed():
+    tell = Owed("minimax-m3", "M3", Obligation("notify", ("MiniMax",)))
+    (line,) = settle([tell], "x", None).unmet
+    assert "release.confirmed" in line
+    assert settle([tell], "x", None, confirmed=["notify"]).unmet == ()
+
+
+def test_what_is_not_given_away_owes_nothing_that_is_about_giving():
+    inside = Owed("a", "A", Obligation("label_ai", modes=("internal", "hosted", "weights")))
+    weights = Owed("a", "A", Obligation("notice", ("N",), redistributes=True))
+    assert due([*LLAMA, inside, weights], "internal", True) == (inside,)
+    assert due([*LLAMA, weights], "weights", False) == tuple(LLAMA)
+    assert due([weights], "weights", True) == (weights,)
+
+
+KINDS = st.sampled_from(
+    ["name_prefix", "no_mark", "credit", "notice", "inherits", "note", "label_ai", "notify"]
+)
+OWED = st.builds(
+    Owed,
+    st.sampled_from(["r1", "r2", "r3"]),
+    st.sampled_from(["t1", "t2"]),
+    st.builds(
+        Obligation, KINDS, st.lists(st.text("abL", min_size=1, max_size=3), min_size=1, max_size=2).map(tuple)
+    ),
+)
+
+
+@given(st.lists(OWED, max_size=6), OWED, st.text("abL", max_size=5))
+def test_one_more_obligation_never_makes_a_release_easier(owed, more, name):
+    before, after = settle(owed, name, "a"), settle([*owed, more], name, "a")
+    assert not before.conflicts or after.conflicts
+    assert not (before.conflicts or before.unmet) or after.conflicts or after.unmet
+
+
+@given(st.lists(OWED, max_size=6), st.text("abL", max_size=5))
+def test_what_settles_is_met(owed, name):
+    """Checked by the obligations themselves, not by the settlement's own reckoning."""
+    found = settle(owed, name, "a", confirmed=["notify"])
+    if found.conflicts or found.unmet:
+        return
+    for one in owed:
+        kind, texts = one.obligation.kind, one.obligation.texts
+        if kind == "name_prefix":
+            assert all(name.startswith(text) for text in texts)
+        elif kind == "no_mark":
+            assert not any(text.lower() in name.lower() for text in texts)
+        elif kind == "credit":
+            assert any(text in found.credits for text in texts)
+        elif kind == "notice":
+            assert all(text in found.notices for text in texts)
+        elif kind == "inherits":
+            assert texts == ("a",) or set(texts) == {"a"}
+
+
+@pytest.mark.parametrize("licence", ["MIT", "Apache-2.0", "CC0-1.0"])
+def test_permissive_prompts_bring_nothing(licence):
+    assert of_seeds("p.jsonl", licence) == ()
+
+
+def test_seeds_are_named_in_what_they_bring():
+    (note,) = of_seeds("p.jsonl", "CC-BY-4.0")
+    assert note.obligation.kind == "note"
+    assert "p.jsonl" in note.obligation.texts[0]
+    assert replace(note, row="x").source == "x (by p.jsonl)"
