@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,3 +60,43 @@ def answer(
 
 async def echo(body: dict[str, Any], number: int) -> web.Response:
     return answer("answer to " + body["messages"][-1]["content"])
+
+
+@contextmanager
+def providers() -> Iterator[Callable[[Handler], Provider]]:
+    """Makes providers that answer until the block ends."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    runners: list[web.AppRunner] = []
+
+    def call(coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
+
+    async def start(made: Provider) -> None:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", made.chat)
+        app.router.add_post("/v1/completions", made.chat)
+        app.router.add_get("/v1/models", models)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        runners.append(runner)
+        made.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+
+    def make(handler: Handler = echo) -> Provider:
+        made = Provider(handler)
+        call(start(made))
+        return made
+
+    yield make
+    for runner in runners:
+        call(runner.cleanup())
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+    loop.close()
+
+
+async def models(_: web.Request) -> web.Response:
+    return web.json_response({"object": "list", "data": [{"id": "m"}]})

@@ -109,7 +109,7 @@ def test_a_whole_run_from_the_command_line(provider: Serve, recipe: Callable[...
     verified = stillhouse("ledger", "verify", cwd=tmp_path)
     assert verified.returncode == 0
     assert "unanchored: internally consistent only" in verified.stdout
-    kept = Path(result["folder"]) / "release" / "ledger.checkpoint"
+    kept = Path(result["folder"]) / "release" / "provenance" / "checkpoint"
     anchored = stillhouse("ledger", "verify", "--against", kept, cwd=tmp_path)
     assert "anchored at size" in anchored.stdout
     assert stillhouse("ledger", "export", tmp_path / "out", cwd=tmp_path).returncode == 0

@@ -107,11 +107,11 @@ def test_a_run_leaves_everything_it_promises_and_a_second_one_asks_nothing(
     assert {
         "README.md",
         "provenance.json",
-        "ledger.checkpoint",
+        "MANIFEST",
         "model.safetensors",
         "config.json",
     } <= released
-    checkpoint = read_checkpoint((run.release / "ledger.checkpoint").read_bytes())
+    checkpoint = read_checkpoint((run.release / "provenance" / "checkpoint").read_bytes())
     before = weights(workspace, first)
 
     second = pipeline.run(recipe(server.url), workspace)
@@ -122,7 +122,7 @@ def test_a_run_leaves_everything_it_promises_and_a_second_one_asks_nothing(
     assert weights(workspace, second) == before
 
     with Ledger.open(workspace) as ledger:
-        done = ledger.verify((run.release / "ledger.checkpoint").read_bytes())
+        done = ledger.verify((run.release / "provenance" / "checkpoint").read_bytes())
         assert done.ok
         assert done.anchored == checkpoint.size
         kinds = {leaf.kind for leaf in ledger.leaves()}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import UsageError
-from stillhouse.ledger import Ledger
+from stillhouse.ledger import Ledger, Verification
 
 
 def overview(ledger: Ledger, kind: str | None, limit: int) -> tuple[dict[str, Any], str]:
@@ -68,10 +68,15 @@ def verification(ledger: Ledger, against: Path | None) -> tuple[dict[str, Any], 
             f"no checkpoint at {against}", "the file does not exist", "give the file that was kept"
         )
     done = ledger.verify(None if against is None else against.read_bytes())
+    return *checked(done), done.ok
+
+
+def checked(done: Verification) -> tuple[dict[str, Any], str]:
+    """A line for each check, and the state."""
     rows = [{"check": check.name, "ok": check.ok, "detail": check.detail} for check in done.checks]
     lines = [f"{'ok  ' if row['ok'] else 'FAIL'}  {row['check']:<24} {row['detail']}" for row in rows]
     lines.append(done.state)
-    return {"checks": rows, "ok": done.ok, "state": done.state}, "\n".join(lines), done.ok
+    return {"checks": rows, "ok": done.ok, "state": done.state}, "\n".join(lines)
 
 
 def _short(body: Any) -> str:

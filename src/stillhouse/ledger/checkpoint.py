@@ -36,9 +36,13 @@ class Checkpoint:
 
 def sign_checkpoint(origin: str, size: int, root: bytes, key: Ed25519PrivateKey) -> Checkpoint:
     text = f"{origin}\n{size}\n{base64.b64encode(root).decode()}\n"
-    signature = key_id(origin, public_bytes(key)) + key.sign(text.encode())
-    note = f"{text}\n{_MARK}{origin} {base64.b64encode(signature).decode()}\n"
-    return Checkpoint(origin, size, root, note.encode())
+    return Checkpoint(origin, size, root, sign_note(origin, text, key))
+
+
+def sign_note(name: str, text: str, key: Ed25519PrivateKey) -> bytes:
+    """A C2SP signed-note by one signer; `text` ends with a newline."""
+    signature = key_id(name, public_bytes(key)) + key.sign(text.encode())
+    return f"{text}\n{_MARK}{name} {base64.b64encode(signature).decode()}\n".encode()
 
 
 def read_checkpoint(note: bytes) -> Checkpoint:
@@ -47,7 +51,8 @@ def read_checkpoint(note: bytes) -> Checkpoint:
     lines = text.split("\n")
     try:
         origin, size, root = lines[0], lines[1], base64.b64decode(lines[2], validate=True)
-        if not origin or str(int(size)) != size or int(size) < 0 or len(root) != 32:
+        plain = base64.b64encode(root).decode() == lines[2]
+        if not origin or str(int(size)) != size or int(size) < 0 or len(root) != 32 or not plain:
             raise ValueError
     except (IndexError, ValueError, binascii.Error):
         raise _not_a_checkpoint("its first three lines are not an origin, a size and a root") from None
@@ -83,6 +88,11 @@ def key_id(name: str, public: bytes) -> bytes:
     return sha256(name.encode() + b"\n" + _ED25519 + public).digest()[:4]
 
 
+def note_text(note: bytes) -> str:
+    """What a signed note says, whoever signed it. Raises LedgerError when it is none."""
+    return _parts(note)[0]
+
+
 def _parts(note: bytes) -> tuple[str, list[tuple[str, bytes]]]:
     """The signed text with its last newline, and the signatures as (name, key id + signature)."""
     try:
@@ -99,7 +109,8 @@ def _parts(note: bytes) -> tuple[str, list[tuple[str, bytes]]]:
             raw = base64.b64decode(blob, validate=True)
         except (binascii.Error, ValueError):
             raw = b""
-        if not line.startswith(_MARK) or not name or not space or len(raw) < 5:
+        plain = base64.b64encode(raw).decode() == blob  # the same bits have other spellings
+        if not line.startswith(_MARK) or not name or not space or len(raw) < 5 or not plain:
             raise _not_a_checkpoint(f"{line[:60]!r} is not a signature line")
         signatures.append((name, raw))
     return text + "\n", signatures

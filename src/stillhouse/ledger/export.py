@@ -47,7 +47,7 @@ def export(ledger: Ledger, folder: Path, contents: bool = False) -> Checkpoint:
     with storage("export the ledger to", folder):
         folder.mkdir(parents=True, exist_ok=True)
         _write_leaves(ledger, folder, checkpoint.size)
-        _write_hashes(ledger, folder, checkpoint.size)
+        write_hashes(ledger, folder, checkpoint.size)
         if contents:
             _write_contents(ledger, folder, checkpoint.size)
         (folder / "public-key.pem").write_bytes(public_pem(public_bytes(read_signing_key(ledger.workspace))))
@@ -73,13 +73,11 @@ def _write_leaves(ledger: Ledger, folder: Path, size: int) -> None:
             lines.writelines(leaf.data + b"\n" for leaf in tile)
             entries = b"".join(len(leaf.data).to_bytes(2, "big") + leaf.data for leaf in tile)
             _write(folder / tile_path("entries", number, len(tile)), entries)
-            hashes = b"".join(leaf.hash for leaf in tile)
-            _write(folder / tile_path(0, number, len(tile)), hashes)
 
 
-def _write_hashes(ledger: Ledger, folder: Path, size: int) -> None:
-    """The levels above the leaves: a hash at level L stands for 256**L leaves, complete ones only."""
-    node, level = stored_nodes(ledger.read), 1
+def write_hashes(ledger: Ledger, folder: Path, size: int) -> None:
+    """Tiles of hashes: one at level L stands for 256**L leaves, complete ones only."""
+    node, level = stored_nodes(ledger.read), 0
     while complete := size >> (8 * level):
         for number, start in enumerate(range(0, complete, TILE)):
             width = min(TILE, complete - start)

@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from stillhouse.errors import UsageError, storage
+from stillhouse.errors import LedgerError, UsageError, storage
 from stillhouse.ledger.leaves import canonical
 from stillhouse.workspace import Workspace, write_atomic
 
@@ -86,11 +86,21 @@ def read_public_key(workspace: Workspace) -> bytes:
     """The 32 bytes of the public key in force. Raises UsageError when the file is missing or damaged."""
     path = workspace.verifying_key
     try:
-        key = serialization.load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        return public_of_pem(path.read_bytes())
+    except (OSError, LedgerError) as error:
         raise _lost(path, str(error)) from None
+
+
+def public_of_pem(pem: bytes) -> bytes:
+    """The 32 bytes of an Ed25519 public key. Raises LedgerError when it is none."""
+    try:
+        key = serialization.load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        key, why = None, str(error)
+    else:
+        why = "it is a key of another kind"
     if not isinstance(key, Ed25519PublicKey):
-        raise _lost(path, "it is not an Ed25519 key")
+        raise LedgerError("this is no Ed25519 public key", why, "give the PEM file that the maker published")
     return public_bytes(key)
 
 

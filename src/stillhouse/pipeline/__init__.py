@@ -475,8 +475,10 @@ def _release(work: Work) -> bool:
     inputs = digest(trained["weights"], evaluated and evaluated["inputs"], work.recipe.release.model_dump())
     if is_done(work, "release", inputs, work.folder.release / "README.md"):
         return False
-    started = time.monotonic()
-    result = release(work.folder, work.recipe, work.ledger)
+    started, now = time.monotonic(), datetime.now(UTC)
+    teachers = (work.recipe.teacher, *work.recipe.teachers)
+    decided = [gate.admit(teacher, "train_target", work.ledger, now) for teacher in teachers]
+    result = release(work.folder, work.recipe, work.ledger, decided)
     checkpoint = {"size": result.size, "root": result.root}
     recorded = {"folder": result.folder, "leaf": result.leaf, "files": result.files, "checkpoint": checkpoint}
     mark(work, "release", inputs, time.monotonic() - started, {**recorded, "anchored": False})

@@ -1,21 +1,22 @@
-"""release: the student's folder, its card made from recorded facts, and the ledger's checkpoint."""
+"""release: the student's folder, its card made from recorded facts, and the proofs of where it came from."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from stillhouse.errors import storage
-from stillhouse.ledger import Ledger
+from stillhouse.ledger import Leaf, LeafKind, Ledger, disclosure, manifest
+from stillhouse.ledger.keys import read_signing_key
 from stillhouse.recipe import Recipe
+from stillhouse.release.provenance import Provenance, as_json, trace
 from stillhouse.workspace import RunFolder, write_atomic, write_json
+
+PROOFS = "provenance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,31 +28,48 @@ class Released:
     files: dict[str, str]  # name -> SHA-256
 
 
-def release(run: RunFolder, recipe: Recipe, ledger: Ledger) -> Released:
-    """Write `release/`: the student as a transformers folder, README.md, provenance.json, and the checkpoint.
+def release(run: RunFolder, recipe: Recipe, ledger: Ledger, decided: Sequence[int]) -> Released:
+    """Write `release/`: the student as a transformers folder, its documents, the proofs, and the manifest.
 
-    The release leaf holds the SHA-256 of every file but the checkpoint, which is signed after it and so
-    covers it. The folder is replaced as a whole; a half-written one is never left behind.
+    `decided` are the decisions of now that each teacher's answers may be trained on. The release leaf holds
+    the SHA-256 of every file that is there before it; checkpoint, leaves and hashes come after, and the
+    signed manifest, written last, covers them all. The folder is replaced as a whole; a half-written one is
+    never left behind.
     """
     temporary = run.release.with_name("release.new")
     with storage("write the release", run.release):
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(run.student, temporary)
+        (temporary / PROOFS).mkdir()
+    markers = {stage: json.loads(run.marker(stage).read_bytes()) for stage in ("collect", "curate", "train")}
+    transform = markers["curate"]["result"]["transform"]
+    traced = trace(ledger, run, transform, temporary / PROOFS / "rows.parquet")
+    trained = _newest(ledger, "train_run", run, weights=markers["train"]["result"]["weights"])
+    evaluated = _newest(ledger, "evaluation", run, weights=markers["train"]["result"]["weights"])
     evaluation = json.loads(run.evaluation.read_bytes())
-    decisions = sorted(set(pq.read_table(run.exchanges, columns=["decision"])["decision"].to_pylist()))
-    facts = _facts(run, recipe, evaluation, decisions)
+    facts = _facts(run, recipe, evaluation, traced.decisions, markers)
+    write_json(temporary / PROOFS / "teachers.json", as_json(traced))
     write_json(temporary / "provenance.json", facts)
     write_json(temporary / "evaluation.json", evaluation)
     write_atomic(temporary / "README.md", model_card(recipe, run.root.name, evaluation, facts).encode())
-    files = {
-        p.relative_to(temporary).as_posix(): _sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()
-    }
+    files = manifest.digests(temporary)
     leaf = ledger.append(
-        "release", {"run": run.root.name, "name": _name(recipe), "decisions": decisions, "files": files}
+        "release",
+        {
+            "run": run.root.name,
+            "name": _name(recipe),
+            "rows": traced.rows,
+            "decisions": sorted({*traced.decisions, *decided}),
+            "transform": transform,
+            "train_run": trained.index,
+            "evaluation": evaluated.index,
+            "files": files,
+        },
     )
     checkpoint = ledger.checkpoint()
-    write_atomic(temporary / "ledger.checkpoint", checkpoint.note)
-    write_atomic(temporary / "ledger.pub", ledger.workspace.verifying_key.read_bytes())
+    shown = {*traced.leaves, *decided, trained.index, evaluated.index, leaf, *_corrections(ledger, traced)}
+    disclosure.disclose(ledger, temporary / PROOFS, shown, checkpoint)
+    manifest.seal(temporary, ledger.origin, _name(recipe), read_signing_key(ledger.workspace))
     with storage("write the release", run.release):
         shutil.rmtree(run.release, ignore_errors=True)
         temporary.rename(run.release)
@@ -60,10 +78,33 @@ def release(run: RunFolder, recipe: Recipe, ledger: Ledger) -> Released:
     )
 
 
+def _newest(ledger: Ledger, kind: LeafKind, run: RunFolder, weights: str) -> Leaf:
+    """What the log says last of the training, or the evaluation, of these weights in this run."""
+    found = [
+        leaf
+        for leaf in ledger.leaves(kind)
+        if (leaf.body["run"], leaf.body["weights"]) == (run.root.name, weights)
+    ]
+    return found[-1]
+
+
+def _corrections(ledger: Ledger, traced: Provenance) -> set[int]:
+    """Changes of the signing key and of permissions, and what was erased of the leaves that are shown."""
+    erased = {
+        leaf.index
+        for leaf in ledger.leaves("tombstone")
+        if not traced.leaves.isdisjoint((leaf.body["leaf"], *leaf.body.get("rows", ())))
+    }
+    return erased | {leaf.index for leaf in ledger.leaves("correction")}
+
+
 def _facts(
-    run: RunFolder, recipe: Recipe, evaluation: dict[str, Any], decisions: list[int]
+    run: RunFolder,
+    recipe: Recipe,
+    evaluation: dict[str, Any],
+    decisions: list[int],
+    markers: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    markers = {stage: json.loads(run.marker(stage).read_bytes()) for stage in ("collect", "curate", "train")}
     asked = markers["collect"]["result"]["teachers"]
     teachers = [
         {
@@ -131,8 +172,7 @@ def model_card(recipe: Recipe, run: str, evaluation: dict[str, Any], facts: dict
             f"{samples['kept']} rows were kept of {samples['rows']} teacher answers; dropped: "
             f"{json.dumps(samples['reasons'], sort_keys=True)}. Every row is a leaf in the ledger that names "
             "the teacher's answer, and every answer names the decision by which it was allowed (leaves "
-            f"{', '.join(map(str, facts['decision_leaves']))}). `ledger.checkpoint` is the "
-            "ledger's signed head.",
+            f"{', '.join(map(str, facts['decision_leaves']))}). `provenance/` shows it.",
             "",
             "unanchored: internally consistent only. Nobody else is known to hold a checkpoint.",
             "",
@@ -160,8 +200,3 @@ def _interval(value: float | None, low: float | None, high: float | None) -> str
 
 def _percent(value: float | None) -> str:
     return "unknown" if value is None else f"{100 * value:.1f} %"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -35,7 +35,8 @@ class Settlement:
     `prefix` begins the name ("" where nothing asks), `marks` are not in it, `licence` is the one that the
     student is under ("" where it is free to choose), `copies` are teachers whose licence text goes along,
     `policies` use policies that bind whoever gets the model. `promises` are obligations that only a person
-    can meet, as (kind, what). `conflicts` say why no release can meet everything, `unmet` what this one lacks.
+    can meet, as (kind, what). `conflicts` say why no release can meet everything, `unmet` what this one
+    lacks.
     """
 
     prefix: str = ""

@@ -1,0 +1,309 @@
+"""Check a release from its files alone: signatures, hashes, every training row, decisions, what is owed.
+
+Each check is one line. A release whose maker also holds its key shows that nothing was changed later only
+against a key that was pinned before and a checkpoint that someone else kept; without such a checkpoint the
+answer is `unanchored: internally consistent only`. No check can show that everything was logged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from stillhouse.audit.trail import Trail, follow
+from stillhouse.errors import LedgerError, StillhouseError, storage
+from stillhouse.ledger import Check, Checkpoint, Verification, read_checkpoint
+from stillhouse.ledger.checkpoint import signer_of
+from stillhouse.ledger.disclosure import LEAVES, check_upper_tiles, leaf_hashes, root_at
+from stillhouse.ledger.keys import public_of_pem
+from stillhouse.ledger.manifest import NAME, Manifest, digests, read_manifest
+from stillhouse.models import weights_digest
+
+PROOFS = "provenance"
+_NAMED = 3  # faults that a line names
+
+
+@dataclass(slots=True)
+class _Bundle:
+    """What the checks find out one after the other; None for what could not be read."""
+
+    folder: Path
+    public: bytes | None = None
+    manifest: Manifest | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+    hashes: bytes | None = None
+    trail: Trail | None = None
+
+    @property
+    def proofs(self) -> Path:
+        return self.folder / PROOFS
+
+
+def verify(folder: Path, pinned: bytes | None = None, against: bytes | None = None) -> Verification:
+    """Check a release. `pinned` is the public key (32 bytes) that its maker gave before, `against` a
+    checkpoint (the bytes of its note) that someone else kept.
+
+    Raises StorageError when the folder cannot be read at all.
+    """
+    with storage("read the release", folder):
+        next(folder.iterdir(), None)
+    bundle = _Bundle(folder)
+    checks = [
+        _checked("files", _files, bundle),
+        _checked("checkpoint", _checkpoint, bundle),
+        _checked("log", _log, bundle),
+        _checked("leaves", _leaves, bundle),
+        _checked("signature", lambda bundle: _signature(bundle, pinned), bundle),
+        _checked("release", _release, bundle),
+        _checked("weights", _weights, bundle),
+        _checked("rows", _rows, bundle),
+        _checked("teachers", _teachers, bundle),
+        _checked("decisions", _decisions, bundle),
+        _checked("evaluation", _evaluation, bundle),
+    ]
+    anchored = None
+    if against is not None:
+        checks.append(_checked("anchor", lambda bundle: _anchor(bundle, against), bundle))
+        anchored = read_checkpoint(against).size if checks[-1].ok else None
+    signed = bundle.checkpoint
+    return Verification(tuple(checks), signed.size if signed else 0, signed.root if signed else b"", anchored)
+
+
+def _checked(name: str, check: Callable[[_Bundle], str], bundle: _Bundle) -> Check:
+    try:
+        return Check(name, True, check(bundle))
+    except _Missing as error:
+        return Check(name, False, f"not checked: {error}")
+    except StillhouseError as error:
+        return Check(name, False, f"{error.what}: {error.why}" if error.why else error.what)
+    except FileNotFoundError as error:
+        missing = Path(error.filename).relative_to(bundle.folder).as_posix()
+        return Check(name, False, f"{missing} is missing")
+    except Exception as error:  # files of a stranger break readers in ways that no list of errors holds
+        return Check(
+            name, False, f"a file is not in the form that it must have ({type(error).__name__}: {error})"
+        )
+
+
+class _Missing(Exception):
+    """An earlier check failed, and this one stands on it."""
+
+
+def _need(value: Any, what: str) -> Any:
+    if value is None:
+        raise _Missing(f"{what} could not be read")
+    return value
+
+
+def _files(bundle: _Bundle) -> str:
+    bundle.files = digests(bundle.folder)
+    if NAME not in bundle.files:
+        raise _fault("there is no MANIFEST")
+    bundle.manifest = manifest = read_manifest((bundle.folder / NAME).read_bytes())
+    there = {name: digest for name, digest in bundle.files.items() if name != NAME}
+    faults = [f"{name} is missing" for name in manifest.files if name not in there]
+    faults += [f"{name} is not in the manifest" for name in there if name not in manifest.files]
+    faults += [
+        f"{name} was changed" for name in there if manifest.files.get(name, there[name]) != there[name]
+    ]
+    _none(faults)
+    return f"{len(there)} files of {manifest.release}, each with the SHA-256 of the manifest"
+
+
+def _checkpoint(bundle: _Bundle) -> str:
+    bundle.public = public = public_of_pem((bundle.proofs / "public-key.pem").read_bytes())
+    note = (bundle.proofs / "checkpoint").read_bytes()
+    checkpoint = read_checkpoint(note)
+    if signer_of(note, [public]) is None:
+        raise _fault("provenance/checkpoint is not signed by the key beside it")
+    manifest = _need(bundle.manifest, "the manifest")
+    if checkpoint.origin != manifest.origin:
+        raise _fault(f"the checkpoint is of {checkpoint.origin}, the manifest of {manifest.origin}")
+    bundle.checkpoint = checkpoint
+    return f"{checkpoint.size} leaves of {checkpoint.origin}, signed"
+
+
+def _log(bundle: _Bundle) -> str:
+    checkpoint = _need(bundle.checkpoint, "the checkpoint")
+    hashes = leaf_hashes(bundle.proofs, checkpoint.size)
+    if root_at(hashes, checkpoint.size) != checkpoint.root:
+        raise _fault("the hashes in provenance/tile do not make the root of the checkpoint")
+    check_upper_tiles(bundle.proofs, hashes, checkpoint.size)
+    bundle.hashes = hashes
+    return f"{checkpoint.size} hashes make the signed root"
+
+
+def _leaves(bundle: _Bundle) -> str:
+    hashes = _need(bundle.hashes, "the log")
+    bundle.trail = trail = follow(bundle.proofs, hashes)
+    _none(trail.faults)
+    return f"{trail.leaves} leaves are shown, each in the log at its place"
+
+
+def _signature(bundle: _Bundle, pinned: bytes | None) -> str:
+    manifest, public = _need(bundle.manifest, "the manifest"), _need(bundle.public, "the key")
+    if signer_of(manifest.note, [public]) is None:
+        raise _fault("MANIFEST is not signed by the key of the checkpoint")
+    name = f"{public.hex()[:8]}..."
+    if pinned is None:
+        return f"by {name}, the key that lies in the release itself: pin it with --key"
+    if pinned == public:
+        return f"by {name}, the pinned key"
+    turns = _need(bundle.trail, "the leaves").rotations
+    held = pinned
+    for old, new in turns:
+        held = new if old == held else held
+    if held != public:
+        raise _fault(
+            f"it is signed by {name}, not by the pinned key {pinned.hex()[:8]}..., which signed no successor"
+        )
+    return f"by {name}, to which the pinned key was changed under its own signature"
+
+
+def _release(bundle: _Bundle) -> str:
+    trail, manifest = _need(bundle.trail, "the leaves"), _need(bundle.manifest, "the manifest")
+    body = _need(trail.release, "the release's leaf").body
+    if body["name"] != manifest.release:
+        raise _fault(f"the log's release is {body['name']!r}, the manifest's {manifest.release!r}")
+    faults = [f"{name} is missing" for name in body["files"] if name not in bundle.files]
+    faults += [
+        f"{name} is not what was logged"
+        for name, digest in body["files"].items()
+        if bundle.files.get(name, digest) != digest
+    ]
+    faults += [
+        f"{name} is not in the log" for name in bundle.files if name not in body["files"] and not _after(name)
+    ]
+    _none(faults)
+    return f"leaf {trail.release.index} names the SHA-256 of {len(body['files'])} files"
+
+
+def _after(name: str) -> bool:
+    """Whether a file can only be written after the release's leaf: its proofs, and the signatures."""
+    late = (f"{PROOFS}/checkpoint", f"{PROOFS}/public-key.pem", f"{PROOFS}/{LEAVES}", "model.sig", NAME)
+    return name in late or name.startswith(f"{PROOFS}/tile/")
+
+
+def _weights(bundle: _Bundle) -> str:
+    trail = _need(bundle.trail, "the leaves")
+    trained = _need(trail.trained, "the training's leaf")
+    digest = weights_digest(bundle.folder)
+    if trained.body["weights"] != digest:
+        raise _fault(
+            f"leaf {trained.index} trained {trained.body['weights'][:12]}..., here lies {digest[:12]}..."
+        )
+    return f"leaf {trained.index} trained these weights, from the rows of leaf {trained.body['transform']}"
+
+
+def _rows(bundle: _Bundle) -> str:
+    trail = _need(bundle.trail, "the leaves")
+    body = _need(trail.release, "the release's leaf").body
+    faults, seen = [], 0
+    named: set[int] = set()
+    for row in _table(bundle.proofs / "rows.parquet"):
+        seen += 1
+        leaf = trail.rows.get(row["leaf"])
+        if leaf is None:
+            faults.append(f"the row {row['id']} names leaf {row['leaf']}, which is no row that is shown")
+            continue
+        named.add(row["leaf"])
+        teacher, decision = trail.exchanges[leaf[0]][:2]
+        if (list(leaf), teacher[:2], decision) != (
+            row["exchanges"],
+            (row["teacher"], row["revision"]),
+            row["decision"],
+        ):
+            faults.append(f"the row {row['id']} is not what leaf {row['leaf']} and its exchanges say")
+    if not seen == len(named) == len(trail.rows) == body["rows"]:
+        faults.append(
+            f"{seen} rows name {len(named)} leaves, {len(trail.rows)} row leaves are shown, "
+            f"and {body['rows']} were released"
+        )
+    _none(faults)
+    return f"{seen} training rows, each a leaf that names its exchanges, all before the training"
+
+
+def _teachers(bundle: _Bundle) -> str:
+    trail = _need(bundle.trail, "the leaves")
+    stated = {
+        (entry["model"], entry["revision"], entry["endpoint"]): entry
+        for entry in json.loads((bundle.proofs / "teachers.json").read_bytes())
+    }
+    faults = []
+    for name in stated.keys() ^ trail.teachers.keys():
+        faults.append(f"{name[0]} is in only one of teachers.json and the log")
+    for name in stated.keys() & trail.teachers.keys():
+        for what, value in trail.teachers[name].items():
+            if stated[name][what] != value:
+                faults.append(
+                    f"{name[0]}: teachers.json says {what} {stated[name][what]!r}, the leaves {value!r}"
+                )
+    _none(faults)
+    shares = (
+        f"{name[0]} {len(trail.rows) and entry['rows'] / len(trail.rows):.1%}"
+        for name, entry in trail.teachers.items()
+    )
+    return ", ".join(shares) + " of the rows"
+
+
+def _decisions(bundle: _Bundle) -> str:
+    trail = _need(bundle.trail, "the leaves")
+    _none(trail.wrongs)
+    return (
+        f"{len(trail.exchanges)} exchanges after {trail.decided} decisions that allowed them,"
+        f" {trail.permitted} under a recorded permission in force"
+    )
+
+
+def _evaluation(bundle: _Bundle) -> str:
+    trail = _need(bundle.trail, "the leaves")
+    leaf = _need(trail.evaluated, "the evaluation's leaf")
+    trained = _need(trail.trained, "the training's leaf")
+    evaluation = json.loads((bundle.folder / "evaluation.json").read_bytes())
+    if leaf.body["weights"] != trained.body["weights"]:
+        raise _fault("the evaluation in the log is of other weights")
+    if leaf.body["retention"] != evaluation["retention"]:
+        raise _fault("evaluation.json does not have the figures of the log")
+    return f"leaf {leaf.index} has the figures of evaluation.json for these weights"
+
+
+def _anchor(bundle: _Bundle, note: bytes) -> str:
+    outside, checkpoint = read_checkpoint(note), _need(bundle.checkpoint, "the checkpoint")
+    hashes, public = _need(bundle.hashes, "the log"), _need(bundle.public, "the key")
+    keys = [public, *(old for old, _ in _need(bundle.trail, "the leaves").rotations)]
+    if signer_of(note, keys) is None:
+        raise _fault("the kept checkpoint is not signed by a key of this log")
+    if outside.origin != checkpoint.origin:
+        raise _fault(f"the kept checkpoint is of {outside.origin}, the release of {checkpoint.origin}")
+    if outside.size > checkpoint.size:
+        raise _fault(
+            f"the kept checkpoint has {outside.size} leaves, the release's only {checkpoint.size}: "
+            "give one from before the release, or a newer release"
+        )
+    if root_at(hashes, outside.size) != outside.root:
+        raise _fault(
+            f"the first {outside.size} leaves are not those of the kept checkpoint: the log was rebuilt"
+        )
+    return f"the kept checkpoint of {outside.size} leaves is a part of this log's history"
+
+
+def _table(path: Path) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            yield from batch.to_pylist()
+
+
+def _none(faults: list[str]) -> None:
+    if faults:
+        more = f" (and {len(faults) - _NAMED} more)" if len(faults) > _NAMED else ""
+        raise _fault("; ".join(sorted(faults)[:_NAMED]) + more)
+
+
+def _fault(what: str) -> LedgerError:
+    return LedgerError(what)

@@ -1,0 +1,206 @@
+"""One walk through the leaves that a release shows: permission, decision, exchange, row, training.
+
+Leaves come in the order of the log, and nothing may rest on what came later; so one pass is enough.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from stillhouse.errors import LedgerError
+from stillhouse.ledger import Leaf, canonical
+from stillhouse.ledger.disclosure import disclosed
+from stillhouse.ledger.keys import rotation_signed
+
+ALLOWS = ("allow", "allow_with_obligations")
+Teacher = tuple[str, str, str]  # model, revision, endpoint
+
+
+@dataclass(slots=True)
+class Trail:
+    """`faults` say which leaves are not what the log has, `wrongs` where a use was not allowed at its time.
+
+    `exchanges` are (teacher, decision) by leaf, `rows` the exchanges that a row names by its leaf, `teachers`
+    what each teacher gave as `teachers.json` has it; `rotations` are changes of the signing key that the old
+    key signed.
+    """
+
+    leaves: int = 0
+    faults: list[str] = field(default_factory=list)
+    wrongs: list[str] = field(default_factory=list)
+    decisions: dict[int, Leaf] = field(default_factory=dict)
+    permissions: dict[int, Leaf] = field(default_factory=dict)
+    revoked: dict[int, str] = field(default_factory=dict)
+    exchanges: dict[int, tuple[Teacher, int]] = field(default_factory=dict)
+    rows: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    teachers: dict[Teacher, dict[str, Any]] = field(default_factory=dict)
+    used: Counter[int] = field(default_factory=Counter)
+    rotations: list[tuple[bytes, bytes]] = field(default_factory=list)
+    transforms: set[int] = field(default_factory=set)
+    trained: Leaf | None = None
+    evaluated: Leaf | None = None
+    release: Leaf | None = None
+
+    @property
+    def decided(self) -> int:
+        return len({decision for _, decision in self.exchanges.values()})
+
+    @property
+    def permitted(self) -> int:
+        return sum(self.used.values())
+
+
+def follow(proofs: Path, hashes: bytes) -> Trail:
+    """Check every shown leaf against the log's hashes (32 bytes each), and follow what rests on what.
+
+    Raises LedgerError where the leaves cannot be read.
+    """
+    trail = Trail()
+    for leaf in disclosed(proofs):
+        trail.leaves += 1
+        if hashes[32 * leaf.index : 32 * leaf.index + 32] != leaf.hash:
+            trail.faults.append(f"leaf {leaf.index} is not the one in the log")
+        elif not _plain(leaf):
+            trail.faults.append(f"leaf {leaf.index} is not canonical")
+        else:
+            try:
+                _take(trail, leaf)
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                trail.faults.append(f"leaf {leaf.index} is not a {leaf.kind}: it lacks {error}")
+    for teacher in trail.teachers.values():
+        teacher["decisions"] = sorted(teacher["decisions"])
+        teacher["share"] = teacher["rows"] / len(trail.rows) if trail.rows else 0.0
+    _check_uses(trail)
+    return trail
+
+
+def _plain(leaf: Leaf) -> bool:
+    try:
+        return canonical(orjson.loads(leaf.data)) == leaf.data
+    except LedgerError:
+        return False
+
+
+def _take(trail: Trail, leaf: Leaf) -> None:
+    body = leaf.body
+    if leaf.kind == "authorisation":
+        trail.permissions[leaf.index] = leaf
+    elif leaf.kind == "decision":
+        trail.decisions[leaf.index] = leaf
+    elif leaf.kind == "correction":
+        _correct(trail, leaf)
+    elif leaf.kind in ("exchange", "import"):
+        _exchange(trail, leaf)
+    elif leaf.kind == "transform":
+        trail.transforms.add(leaf.index)
+    elif leaf.kind == "row":
+        _row(trail, leaf)
+    elif leaf.kind == "train_run":
+        trail.trained = leaf
+    elif leaf.kind == "evaluation":
+        trail.evaluated = leaf
+    elif leaf.kind == "release":
+        trail.release = leaf
+        for name, found in (("train_run", trail.trained), ("evaluation", trail.evaluated)):
+            if found is None or body[name] != found.index:
+                trail.faults.append(f"the release rests on {name} {body[name]}, which is not shown")
+
+
+def _correct(trail: Trail, leaf: Leaf) -> None:
+    if leaf.body["what"] == "signing key replaced" and rotation_signed(leaf.body):
+        old, new = (base64.b64decode(leaf.body[name]) for name in ("old_public_key", "new_public_key"))
+        trail.rotations.append((old, new))
+    elif leaf.body["what"] == "authorisation revoked":
+        trail.revoked[leaf.body["authorisation"]] = leaf.time
+
+
+def _exchange(trail: Trail, leaf: Leaf) -> None:
+    """An exchange is allowed by a decision from before it about the same teacher."""
+    body = leaf.body
+    asked, decision = body["teacher"], trail.decisions.get(body["decision"])
+    teacher = asked["model"], asked["revision"], asked["endpoint"]
+    trail.exchanges[leaf.index] = teacher, body["decision"]
+    given = trail.teachers.setdefault(
+        teacher,
+        {"rows": 0, "exchanges": 0, "readings": 0, "prompt_tokens": 0, "completion_tokens": 0}
+        | {"first": leaf.time, "last": leaf.time, "decisions": set()},
+    )
+    given["readings" if body.get("stage") == "read" else "exchanges"] += 1
+    given["first"], given["last"] = min(given["first"], leaf.time), max(given["last"], leaf.time)
+    given["decisions"].add(body["decision"])
+    for name in ("prompt_tokens", "completion_tokens"):
+        had, more = given[name], body.get(name)
+        given[name] = None if had is None or more is None else had + more
+    wrong = _not_allowed(trail, leaf, decision)
+    if wrong:
+        trail.wrongs.append(f"the exchange at leaf {leaf.index} {wrong}")
+
+
+def _not_allowed(trail: Trail, exchange: Leaf, decision: Leaf | None) -> str:
+    """Why this decision did not allow this exchange when it was made; empty when it did."""
+    if decision is None:
+        return f"names the decision {exchange.body['decision']}, which is not shown before it"
+    body = decision.body
+    if body["verdict"] not in ALLOWS:
+        return f"was made although leaf {decision.index} says {body['verdict']}"
+    if body["teacher"]["model"] != exchange.body["teacher"]["model"]:
+        return f"asks another teacher than leaf {decision.index} is about"
+    rests_on = body.get("authorisation")
+    if rests_on is None:
+        return ""
+    permission = trail.permissions.get(rests_on)
+    if permission is None:
+        return f"rests on leaf {rests_on}, which is not shown before it"
+    if permission.body.get("what") != "permission":  # the operator's own reading of a text: it has no term
+        return ""
+    trail.used[rests_on] += 1
+    return out_of_force(permission.body, exchange.time, trail.revoked.get(rests_on))
+
+
+def out_of_force(permission: dict[str, Any], time: str, revoked: str | None) -> str:
+    """Why a permission was not in force at `time` (as leaves have it); empty when it was."""
+    if time[:10] < permission["valid_from"]:
+        return f"is of {time[:10]}, and its permission begins on {permission['valid_from']}"
+    if permission.get("valid_to") and time[:10] > permission["valid_to"]:
+        return f"is of {time[:10]}, and its permission ended with {permission['valid_to']}"
+    if revoked is not None and time > revoked:
+        return f"is of {time}, and its permission was revoked at {revoked}"
+    return ""
+
+
+def _row(trail: Trail, leaf: Leaf) -> None:
+    made_from, transform = tuple(leaf.body["exchanges"]), leaf.body["transform"]
+    trail.rows[leaf.index] = made_from
+    if transform not in trail.transforms:
+        trail.faults.append(f"the row at leaf {leaf.index} is of transform {transform}, which is not shown")
+    missing = [index for index in made_from if index not in trail.exchanges]
+    if missing or not made_from:
+        trail.faults.append(f"the row at leaf {leaf.index} names exchanges {missing} that are not shown")
+        return
+    trail.teachers[trail.exchanges[made_from[0]][0]]["rows"] += 1
+
+
+def _check_uses(trail: Trail) -> None:
+    """Each teacher of the rows needs a decision that allows training; permissions have a volume."""
+    if trail.release is None:
+        return
+    allowed = {
+        leaf.body["teacher"]["model"]
+        for index in trail.release.body["decisions"]
+        if (leaf := trail.decisions.get(index))
+        and leaf.body["use"] == "train_target"
+        and leaf.body["verdict"] in ALLOWS
+    }
+    for model in sorted({teacher[0] for teacher in trail.teachers} - allowed):
+        trail.wrongs.append(f"no decision that is shown allows training on answers of {model}")
+    for index, used in trail.used.items():
+        permission = trail.permissions.get(index)
+        most = permission.body["scope"].get("volume") if permission else None
+        if most is not None and used > most:
+            trail.wrongs.append(f"{used} exchanges rest on the permission {index}, which is for {most}")

@@ -1,0 +1,92 @@
+"""The last file of a release: every other file's SHA-256, as a C2SP signed-note.
+
+stillhouse/1f2e3d4c5b6a7988
+release desk-small
+4bf5...  README.md
+...
+
+— stillhouse/1f2e3d4c5b6a7988 KEY-ID-AND-SIGNATURE-IN-BASE64
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from stillhouse.errors import LedgerError, storage
+from stillhouse.ledger.checkpoint import note_text, sign_note
+from stillhouse.workspace import write_atomic
+
+NAME = "MANIFEST"
+_LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """`files` are SHA-256 (hex) by path; `note` is the whole file, signature and all."""
+
+    origin: str
+    release: str
+    files: dict[str, str]
+    note: bytes
+
+
+def seal(folder: Path, origin: str, release: str, key: Ed25519PrivateKey) -> Manifest:
+    """Write the manifest of all that lies in the folder. Raises LedgerError for a name with a line break."""
+    files = digests(folder)
+    files.pop(NAME, None)
+    for name in (release, *files):
+        if name != name.strip() or "\n" in name or "\r" in name or not name:
+            raise LedgerError(
+                f"{name!r} cannot stand in a manifest",
+                "it has blanks at its ends or a line break",
+                "rename it",
+            )
+    lines = [f"{digest}  {name}" for name, digest in files.items()]
+    text = "\n".join([origin, f"release {release}", *lines]) + "\n"
+    note = sign_note(origin, text, key)
+    write_atomic(folder / NAME, note)
+    return Manifest(origin, release, files, note)
+
+
+def read_manifest(note: bytes) -> Manifest:
+    """Parse a manifest without looking at its signature. Raises LedgerError when it is none."""
+    lines = note_text(note)[:-1].split("\n")
+    found = [_LINE.fullmatch(line) for line in lines[2:]]
+    matches = [match for match in found if match]
+    files = {match[2]: match[1] for match in matches}
+    if len(lines) < 2 or not lines[1].startswith("release ") or not len(found) == len(matches) == len(files):
+        raise LedgerError(
+            "this is no manifest of a release",
+            "a line is not a SHA-256, two blanks and a path, or a path stands there twice",
+            "give the folder that `stillhouse release` wrote, unchanged",
+        )
+    return Manifest(lines[0], lines[1].removeprefix("release "), files, note)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 (hex) of every file below the folder, by path in order.
+
+    Raises LedgerError for a link: what it holds is not the folder's.
+    """
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in _files(folder)}
+
+
+def sha256_of(path: Path) -> str:
+    with storage("read", path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise LedgerError(
+                f"{path} is a link", "a release holds its files itself", "put the file there in its place"
+            )
+        if not path.is_dir():
+            yield path
