@@ -268,3 +268,34 @@ def test_a_proof_with_any_bit_changed_proves_nothing(made):
         data[place] ^= bit
         with pytest.raises(LedgerError):
             read_proof(bytes(data), made.key)
+
+
+CHECKER = Path(__file__).parents[2] / "docs" / "check_release.py"
+
+
+def by_the_checker(release, *more):
+    command = [sys.executable, "-I", str(CHECKER), str(release), *map(str, more)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_checker_that_needs_nothing_agrees(made, bundle, tmp_path):
+    (tmp_path / "key.pem").write_bytes(public_pem(made.key))
+    done = by_the_checker(bundle, tmp_path / "key.pem")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ok")
+    (tmp_path / "other.pem").write_bytes(public_pem(public_bytes(Ed25519PrivateKey.generate())))
+    assert "not signed by this key" in by_the_checker(bundle, tmp_path / "other.pem").stderr
+    rewritten(bundle, backdate)
+    resealed(bundle, made)
+    assert "is not in the log" in by_the_checker(bundle).stderr
+    assert len(CHECKER.read_text().splitlines()) < 100
+
+
+def test_the_checker_misses_no_flipped_bit_either(bundle):
+    for path, place, bit in flips(bundle, 40, 3):
+        data = bytearray(path.read_bytes())
+        data[place] ^= bit
+        path.write_bytes(data)
+        assert by_the_checker(bundle).returncode != 0, (path.name, place, bit)
+        data[place] ^= bit
+        path.write_bytes(data)
