@@ -66,7 +66,8 @@ def learn(run, student, teacher=None, remote=None, own=None, **settings):
     of_train = {key: settings.pop(key) for key in ("epochs", "dtype") if key in settings}
     tree = {"objective": "on_policy" if own else "distil", "distil": settings, **EXACT, **of_train}
     tree |= {"on_policy": own} if own else {}
-    recipe = make_recipe(str(student), tree).model_dump(mode="json")
+    recipe = make_recipe(str(student)).model_dump(mode="json")
+    recipe["train"] |= tree
     recipe["teacher"]["endpoint"] = "http://127.0.0.1:9/v1" if remote else None
     source = Source(run.root.parent / "targets", (), "teacher", "r1", remote)
     return train(run, parse_recipe(recipe), teacher_folder=teacher and str(teacher), source=source)
