@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from stillhouse.models.local import LocalModel
     from stillhouse.train.preference import Preferred
     from stillhouse.train.rows import Row
+    from stillhouse.train.tracking import Track
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,21 +191,12 @@ def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Proc
             track,
             why.rows if why else (),
         )
-    preferred = None
-    if recipe.train.preference is not None:
-        preferred = _prefer(
-            model,
-            student,
-            learnt,
-            held_out,
-            recipe,
-            trained.dtype,
-            run,
-            dropped or run.dropped,
-            key,
-            watch,
-            clock,
-        )
+        preferred = None
+        if recipe.train.preference is not None:
+            wrong = dropped or run.dropped
+            preferred = _prefer(
+                model, student, learnt, held_out, recipe, trained.dtype, run, wrong, key, watch, clock, track
+            )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     device = student.model.device.type
     if processes.first:
@@ -252,6 +244,7 @@ def _prefer(
     key: str,
     watch: Watch,
     clock: Callable[[], float],
+    track: Track,
 ) -> Preferred:
     """Let the trained student learn from pairs; held-out rows make the pairs that only measure."""
     from stillhouse.train import checkpoint, pairs
@@ -287,6 +280,7 @@ def _prefer(
         whole,
         watch,
         clock,
+        track,
     )
 
 
