@@ -140,6 +140,47 @@ def test_what_distilling_needs_is_said_before_anything_is_paid_for(more: str, wh
     assert why in caught.value.why
 
 
+ANSWERS = 'objective = "distil"\n[collect]\ntop_logprobs = 5\n[train.distil]\ntargets = "answers"\n'
+DISTIL = 'objective = "distil"\n[train.distil]\n'
+
+
+@pytest.mark.parametrize(
+    ("train", "named", "why"),
+    [
+        ("[train.distil]\nhead = 4\n", "train.distil.head", "learns text alone"),
+        ("[train.on_policy]\nshare = 0.3\n", "train.on_policy.share", "no student writes"),
+        (DISTIL + "[train.on_policy]\nafter = 0.5\n", "train.on_policy.after", "no student writes"),
+        (ANSWERS + 'keep = "all"\n', "train.distil.keep", "collect.top_logprobs"),
+        (ANSWERS + "head = 4\n", "train.distil.head", "collect.top_logprobs"),
+        (ANSWERS + "draws = 0\n", "train.distil.draws", "collect.top_logprobs"),
+        (ANSWERS + 'tokenizer = "x"\n', "train.distil.tokenizer", "`endpoint`"),
+        (DISTIL + "online = true\nhead = 4\n", "train.distil.head", "`online` keeps no"),
+        (DISTIL + 'unit = "chunk"\ndraws = 4\n', "train.distil.draws", "one for each chunk"),
+        (DISTIL + 'keep = "all"\nhead = 4\n', "train.distil.head", "those of every token"),
+        (DISTIL + "beta = 0.2\n", "train.distil.beta", "`forward_kl` has no beta"),
+        ('objective = "on_policy"\n[train.on_policy]\nskew = 0.2\n', "train.on_policy.skew", "no skew"),
+    ],
+)
+def test_a_setting_that_nothing_would_read_is_refused_by_name(train: str, named: str, why: str):
+    with pytest.raises(UsageError) as caught:
+        parse(GOOD + train)
+    assert f"`{named}` would change nothing" in caught.value.why
+    assert why in caught.value.why
+
+
+@pytest.mark.parametrize("train", ["", ANSWERS, DISTIL + "online = true\n"])
+def test_a_resolved_recipe_which_states_all_settings_is_a_recipe(train: str):
+    recipe = parse(GOOD + train)
+    assert parse_recipe(recipe.model_dump(mode="json")) == recipe
+
+
+def test_own_text_that_an_endpoint_reads_needs_settings_that_answers_do_not():
+    """The rows are learned by answers, what the student writes by what the endpoint tells."""
+    remote = GOOD.replace('model = "embedded:desk"', 'model = "m"\nendpoint = "http://x/v1"', 1)
+    told = ANSWERS.replace('"distil"', '"on_policy"') + 'tokenizer = "x"\nhead = 20\ndraws = 0\n'
+    assert parse(remote + told).train.distil.kept == (20, 0)
+
+
 KEYS = st.sampled_from(["a", "b", "model", "weight"])
 VALUES = st.recursive(
     st.sampled_from(["1", "-2.5", '"a = [1]"', "'}'", '"""x\n[a]\nb = 1"""', "2026-01-02 10:00:00", "true"]),

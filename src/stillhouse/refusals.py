@@ -36,6 +36,11 @@ _DECLINES = re.compile(
     rf"|(?:\A\W*|[.!?:,]\W+|\b(?:but|so|and|that) )i ?{_CANNOT} (?:\w+ ){{0,3}}?{_DOES}\b",
     re.IGNORECASE,
 )
+_PROMPT_DECLINES = re.compile(
+    rf"\A\W*(?:as an ai\b|(?:{_SORRY}\b.{{0,20}}?)?\bi ?{_CANNOT} "
+    r"(?:help|assist|comply|fulfil|provide|do that)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
 _OPENING = 250  # characters in which it stands
 _GIVES = re.compile(
     r"\b(?:however|nevertheless|that said|here(?:'s| is| are)|for example"
@@ -55,6 +60,12 @@ def declines(answer: str) -> bool:
         return False
     rest = text[found.end() :]
     return len(rest) < _BRIEF or _GIVES.search(rest) is None
+
+
+def declines_as_prompt(text: str) -> bool:
+    """Whether what a teacher wrote as a prompt declines to write one. "I'm sorry, I can't log in" is what
+    somebody asks, so less counts than in an answer."""
+    return _PROMPT_DECLINES.match(straight(text)) is not None
 
 
 def straight(text: str) -> str:

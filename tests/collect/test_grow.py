@@ -16,6 +16,7 @@ from stillhouse.errors import EndpointError, UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.recipe import Recipe, parse_recipe
 from stillhouse.records import Message, Prompt
+from stillhouse.refusals import declines, declines_as_prompt
 from stillhouse.workspace import Workspace
 
 Serve = Callable[..., Provider]
@@ -235,6 +236,20 @@ def test_a_teacher_that_repeats_itself_is_given_up_and_it_is_said(provider: Serv
     assert grown.left == 0
     assert len(server.bodies) == 80
     assert grown.refused() == {"repeats a grown prompt": 395}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("I\u2019m sorry, I can\u2019t help with such requests.", True),
+        ("Unfortunately, I cannot provide further prompts.", True),
+        ("I'm sorry, I can't log in. What do I do?", False),
+        ("Unfortunately I can't access my account since Monday.", False),
+    ],
+)
+def test_a_complaint_is_a_prompt_and_a_refusal_is_none(text: str, said: bool):
+    assert declines_as_prompt(text) is said
+    assert declines(text), "as an answer each of them declines"
 
 
 def test_declined_cut_off_and_failed_replies_are_told_apart(provider: Serve, workspace: Workspace):

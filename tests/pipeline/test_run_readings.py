@@ -45,7 +45,7 @@ def recipe(tmp_path):
                 "student": {"init": str(model)},
                 "train": {
                     "objective": "distil",
-                    "distil": {"tokenizer": str(model), "draws": 0, **distil},
+                    "distil": {"tokenizer": str(model), **distil},
                     "epochs": 1,
                 },
                 "evaluate": {"held_out": 0.2},
@@ -57,7 +57,7 @@ def recipe(tmp_path):
 
 def test_own_text_of_further_students_is_in_what_is_read_at_most(recipe, workspace):
     def to_read(seeds, objective):
-        wanted = recipe("https://teacher.example/v1", head=8)
+        wanted = recipe("https://teacher.example/v1", head=8, draws=0)
         train = wanted.train.model_copy(update={"objective": objective, "epochs": 2.0})
         evaluate = wanted.evaluate.model_copy(update={"seeds": seeds, "hard_labels": True})
         wanted = wanted.model_copy(update={"train": train, "evaluate": evaluate})
@@ -72,7 +72,7 @@ def test_own_text_of_further_students_is_in_what_is_read_at_most(recipe, workspa
 
 def test_a_run_pays_for_each_reading_once_and_erasing_names_it(tmp_path, workspace, recipe):
     with background(str(tmp_path / "model"), tmp_path / "server.log") as url:
-        wanted = recipe(url, head=8)
+        wanted = recipe(url, head=8, draws=0)
         with Ledger.open(workspace) as ledger:
             planned = pipeline.plan(wanted, workspace, ledger)
         done = pipeline.run(wanted, workspace, stages=STAGES)

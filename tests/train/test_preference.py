@@ -255,3 +255,25 @@ def test_without_wrong_answers_the_students_own_are_rejected_and_nobody_is_told(
     assert told["pairs"] + sum(told["without"].values()) == result.rows == 48
     assert told["pairs"] > 10
     assert told["loss"] < log(2)
+
+
+def test_a_tracker_is_shown_the_pairs_after_the_objective(drawn, folder):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = {"epochs": 1, "track": "tensorboard", "preference": DPO | {"epochs": 1}}
+    train(drawn, make_recipe(str(folder), settings))
+    shown, rows = EventAccumulator(str(drawn.logs / "tensorboard")).Reload(), losses(drawn)
+    assert [event.step for event in shown.Scalars("loss")] == [row["step"] for row in rows]
+    for figure in ("chosen", "rejected", "margins", "accuracy"):
+        wanted = [row["preference"][figure] for row in rows if "preference" in row]
+        seen = [event.value for event in shown.Scalars(f"preference/{figure}")]
+        assert seen == pytest.approx(wanted)
+        assert len(seen) > 1
+
+
+@pytest.mark.parametrize("setting", [{"micro_tokens": 64}, {"packing": True}])
+def test_what_cannot_be_done_with_pairs_is_refused_by_the_recipe(folder, setting):
+    with pytest.raises(UsageError) as refused:
+        make_recipe(str(folder), {"preference": DPO, **setting})
+    assert f"`{next(iter(setting))}`" in refused.value.why

@@ -15,6 +15,7 @@ from tiny import TEMPLATE, tiny_model
 from train.tiny_student import BASE, losses, make_recipe, sums, weights, write_samples
 
 from stillhouse.errors import UsageError
+from stillhouse.recipe import parse_recipe
 from stillhouse.train import Source, processes, train
 from stillhouse.train.processes import Processes
 from stillhouse.workspace import RunFolder
@@ -166,3 +167,23 @@ def test_only_training_is_shared_out(monkeypatch, tmp_path, folder):
     with pytest.raises(UsageError, match="only training is shared out") as caught:
         pipeline.run(make_recipe(str(folder)), init_workspace(tmp_path))
     assert "launcher" in caught.value.mend
+
+
+def test_what_processes_cannot_share_is_refused_before_anybody_is_asked(monkeypatch, tmp_path, folder):
+    from stillhouse import pipeline
+    from stillhouse.ledger import Ledger
+    from stillhouse.workspace import init_workspace
+
+    workspace, prompts = init_workspace(tmp_path), tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"{n}?", "id": f"p{n}"}) + "\n" for n in range(8)))
+    tree = make_recipe(str(folder)).model_dump(mode="json")
+    tree["prompts"]["source"] = str(prompts)
+    read = {"objective": "distil", "distil": {"tokenizer": "t", "head": 8, "draws": 0}}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for of_train, words in (({"preference": {}}, "learned by one process"), (read, "asked by one process")):
+        recipe = parse_recipe(tree | {"train": tree["train"] | of_train})
+        with pytest.raises(UsageError, match=words):
+            pipeline.run(recipe, workspace, stages=["train"])
+        with Ledger.open(workspace) as ledger, pytest.raises(UsageError, match=words):
+            pipeline.plan(recipe, workspace, ledger, pilot=2)
+    assert not list(workspace.runs.glob("*"))

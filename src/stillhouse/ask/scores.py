@@ -7,7 +7,7 @@ bought again, and what it said can be read from the ledger for another student.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -39,22 +39,19 @@ class Said(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """A teacher, ready to be sent texts to read. `tallies` say what that took."""
+    """A teacher, ready to be sent texts to read."""
 
     teacher: Teacher
     decision: int
     limits: Limits
     ledger: Ledger
     run: str
-    tallies: list[Tally] = field(default_factory=list)
 
     def ask(self, texts: Sequence[Text], told: int, watch: Watch = unwatched) -> Tally:
         """Have every text read that the ledger has no reading of, each token with the `told` likeliest in
         its place. Raises what `ask.ask` raises."""
         part = Part(self.teacher, self.decision, _Questions(texts))
-        tally = ask_all([part], _asking(told), self.limits, self.ledger, self.run, watch, STAGE)
-        self.tallies.append(tally)
-        return tally
+        return ask_all([part], _asking(told), self.limits, self.ledger, self.run, watch, STAGE)
 
     def said(self, texts: Sequence[Text], told: int) -> Iterator[Said]:
         """What the ledger has of each text, in order."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +30,7 @@ from stillhouse.errors import UsageError, storage
 from stillhouse.ledger import Ledger
 from stillhouse.recipe import Grow, Recipe
 from stillhouse.records import Completion, Exchange, Message, Prompt
+from stillhouse.refusals import declines, declines_as_prompt
 from stillhouse.similar import NearIndex, NgramIndex
 from stillhouse.text import is_unicode, normalise, words
 from stillhouse.workspace import RunFolder, read_marker, write_json
@@ -56,13 +56,6 @@ GROWN = pa.schema(
         ("key", pa.string()),
         ("leaf", pa.int64()),
     ]
-)
-# A teacher that declines. "I'm sorry, I can't log in" is somebody's request, as prompts go.
-_DECLINES = re.compile(
-    r"\W*(?:as an ai\b|(?:i(?:'m| am) (?:very |really )?sorry\b.{0,20}?)?\bi "
-    r"(?:can(?:'t|not|\snot)|won't|am (?:unable|not able) to) "
-    r"(?:help|assist|comply|fulfil|provide|do that)\b)",
-    re.IGNORECASE | re.DOTALL,
 )
 
 Row = dict[str, Any]
@@ -248,7 +241,7 @@ def read_reply(completion: Completion) -> list[str] | str:
         return "cut off"
     listed = read_list(completion.text)
     if listed is None:
-        return "refusal" if _DECLINES.match(completion.text) else "not a list"
+        return "refusal" if declines(completion.text) else "not a list"
     return listed
 
 
@@ -304,7 +297,7 @@ class Judge:
         size = len(words(text))
         if size < self._short or size > self._long:
             return "too short" if size < self._short else "too long", None
-        if _DECLINES.match(text):
+        if declines_as_prompt(text):
             return "refusal", None
         if told.is_repeated_by(text):
             return "repeats the instruction", None

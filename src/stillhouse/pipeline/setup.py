@@ -19,12 +19,14 @@ from stillhouse.ledger import Ledger
 from stillhouse.models import preflight, source_folder, weights_digest
 from stillhouse.models.reading import Reader, end_id, student_reader, teacher_reader, teacher_vocabulary
 from stillhouse.models.vocabulary import Vocabulary
+from stillhouse.pipeline.reading import reads_there
 from stillhouse.prices import price_of
 from stillhouse.recipe import Recipe, Teacher
 from stillhouse.scoring import Scorer
 from stillhouse.scoring import check as check_scorers
 from stillhouse.scoring import scorers as installed_scorers
 from stillhouse.terms import gate
+from stillhouse.train import check_shared, launched
 
 STAGES = ("collect", "curate", "train", "evaluate", "release")
 
@@ -97,6 +99,7 @@ def check(recipe: Recipe, prompts: PromptSet, scorers: Mapping[str, Scorer] | No
     check_scorers(prompts.scorers(), scorers)
     check_filters(recipe.curate, scorers)
     check_growth(recipe, prompts)
+    check_shared(recipe, reads_there(recipe), launched()[1])
     _check_slice(recipe.evaluate.slice or (), prompts)
     for teacher in (recipe.teacher, *recipe.teachers):
         if recipe.collect.mode == "batch" and teacher.endpoint is None:

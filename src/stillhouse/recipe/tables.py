@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from stillhouse.recipe.base import Fraction, Positive, Table
 from stillhouse.recipe.curation import Curate
+from stillhouse.recipe.effect import without_effect
 from stillhouse.recipe.training import Student, Train
 
 
@@ -340,6 +341,14 @@ class Recipe(Table):
                     f"{what} has the teacher read rows without `teacher.system`, under which it answered: "
                     'learn by "distil" with train.distil.targets = "answers"'
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> Recipe:
+        train = self.train
+        reads = train.objective == "on_policy" or train.distil.targets == "teacher"
+        for name, why in without_effect(train, reads and self.teacher.endpoint is not None):
+            raise ValueError(f"`{name}` would change nothing: {why}; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -275,6 +275,19 @@ class Train(Table):
         return self
 
     @model_validator(mode="after")
+    def _what_pairs_can_use(self) -> Train:
+        if self.preference is not None and self.micro_tokens is not None:
+            raise ValueError(
+                "pairs of answers are worked a whole batch at a time, and `micro_tokens` divides none: lower "
+                "`batch_tokens` in its place, or leave [train.preference] out"
+            )
+        if self.preference is not None and self.packing:
+            raise ValueError(
+                "pairs of answers are padded and never packed: leave `packing` or [train.preference] out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _time_to_write(self) -> Train:
         if self.objective == "on_policy" and self.on_policy.after >= self.epochs:
             raise ValueError(

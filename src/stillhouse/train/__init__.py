@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.errors import UsageError, storage
 from stillhouse.recipe import Recipe
 from stillhouse.records import Watch, unwatched
-from stillhouse.train.processes import Processes, join, launched
+from stillhouse.train.processes import Processes, check_shared, join, launched
 from stillhouse.train.teaching import Source, Taught, teach
 from stillhouse.workspace import RunFolder
 
-__all__ = ["Source", "TrainResult", "dismiss", "follow", "launched", "train"]
+__all__ = ["Source", "TrainResult", "check_shared", "dismiss", "follow", "launched", "train"]
 
 if TYPE_CHECKING:
     from stillhouse.models.local import LocalModel
     from stillhouse.train.preference import Preferred
     from stillhouse.train.rows import Row
+    from stillhouse.train.tracking import Track
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +99,7 @@ def train(
     these rows), StorageError, Interrupted, and what `ask.ask` raises where the teacher is at an endpoint.
     """
     processes = join()
-    if processes.count > 1 and recipe.train.preference is not None:
-        raise UsageError(
-            "pairs of answers are learned by one process",
-            f"there are {processes.count}",
-            "train in one process, or leave out `train.preference`",
-        )
-    if processes.count > 1 and source is not None and source.remote is not None:
-        raise UsageError(
-            "a teacher at an endpoint is asked by one process",
-            f"there are {processes.count}, each of which would ask for its own rows",
-            "train in one process, or keep the teacher's weights here",
-        )
+    check_shared(recipe, source is not None and source.remote is not None, processes.count)
     task: Task = processes.tell((run, recipe, teacher_folder, source, dropped))
     return _train(task, watch, clock, processes)
 
@@ -190,21 +180,12 @@ def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Proc
             track,
             why.rows if why else (),
         )
-    preferred = None
-    if recipe.train.preference is not None:
-        preferred = _prefer(
-            model,
-            student,
-            learnt,
-            held_out,
-            recipe,
-            trained.dtype,
-            run,
-            dropped or run.dropped,
-            key,
-            watch,
-            clock,
-        )
+        preferred = None
+        if recipe.train.preference is not None:
+            wrong = dropped or run.dropped
+            preferred = _prefer(
+                model, student, learnt, held_out, recipe, trained.dtype, run, wrong, key, watch, clock, track
+            )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     device = student.model.device.type
     if processes.first:
@@ -252,6 +233,7 @@ def _prefer(
     key: str,
     watch: Watch,
     clock: Callable[[], float],
+    track: Track,
 ) -> Preferred:
     """Let the trained student learn from pairs; held-out rows make the pairs that only measure."""
     from stillhouse.train import checkpoint, pairs
@@ -287,6 +269,7 @@ def _prefer(
         whole,
         watch,
         clock,
+        track,
     )
 
 

@@ -33,6 +33,7 @@ from stillhouse.train.loop import interrupts
 from stillhouse.train.machine import out_of_memory
 from stillhouse.train.optimisers import learning_rate, make_optimisers
 from stillhouse.train.pairs import Pairs
+from stillhouse.train.tracking import Track, untracked
 from stillhouse.workspace import write_json
 
 WATCH_SECONDS = 0.3
@@ -75,9 +76,11 @@ def prefer(
     key: str,
     watch: Watch,
     clock: Callable[[], float],
+    track: Track = untracked,
 ) -> Preferred:
     """Train `model` (with its adapter, where it has one) in place on pairs; go on from the newest whole
-    checkpoint in `folder` that bears `key`. Lines are added to `log`, whose steps are counted on.
+    checkpoint in `folder` that bears `key`. Lines are added to `log` and told to `track`, their steps counted
+    on.
 
     Raises UsageError where there are no pairs, ModelError when the loss is no number or memory runs out,
     Interrupted after Ctrl-C.
@@ -105,7 +108,16 @@ def prefer(
     )
     reached = newest(folder, key)
     journal = _Journal(
-        log, key, steps, per_epoch, settings.checkpoint_seconds, watch, clock, reached, len(held_out) > 0
+        log,
+        key,
+        steps,
+        per_epoch,
+        settings.checkpoint_seconds,
+        watch,
+        clock,
+        reached,
+        len(held_out) > 0,
+        track,
     )
     causal = model.get_base_model() if hasattr(model, "peft_config") else model
     with _as_it_was(causal, model), _quiet(), interrupts() as stopped, storage("write", folder):
@@ -187,6 +199,7 @@ class _Journal(TrainerCallback):  # type: ignore[misc]
         clock: Callable[[], float],
         reached: Path | None,
         measures: bool,
+        track: Track,
     ) -> None:
         lines = log.read_text().splitlines(keepends=True)
         last = json.loads(lines[-1])
@@ -196,7 +209,7 @@ class _Journal(TrainerCallback):  # type: ignore[misc]
         )
         self.log, self.key, self.steps, self.per_epoch, self.every = log, key, steps, per_epoch, seconds
         self.watch, self.clock, self.stopped = watch, clock, threading.Event()
-        self.measures = measures
+        self.measures, self.track = measures, track
         self.step = len(self.rows)
         self.read = self.rows[-1]["tokens"] - self.tokens if self.rows else 0
         self.began = clock() - (self.rows[-1]["seconds"] - self.began_at if self.rows else 0.0)
@@ -267,6 +280,7 @@ class _Journal(TrainerCallback):  # type: ignore[misc]
         self.rows.append(row)
         with storage("write", self.log), self.log.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        self.track(row)
         if (now := self.clock()) - self.shown >= WATCH_SECONDS or self.step in (1, self.steps):
             self.shown = now
             note = f"pairs: loss {row['loss']:.3f}  right {row['preference']['accuracy']:.0%}"

@@ -19,6 +19,8 @@ from stillhouse.errors import ModelError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stillhouse.recipe import Recipe
+
 T = TypeVar("T")
 
 # How long one waits for another, whose teacher may read rows for hours. A process that died is noticed at
@@ -30,6 +32,23 @@ BUCKET = 1 << 24  # elements of gradients that are summed at once
 def launched() -> tuple[int, int]:
     """This process's number and how many there are, as the launcher says; (0, 1) without one."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_shared(recipe: Recipe, reads_there: bool, count: int) -> None:
+    """Raises UsageError for a training that `count` processes cannot share; `reads_there` says whether the
+    teacher reads the student's tokens at an endpoint."""
+    if count > 1 and recipe.train.preference is not None:
+        raise UsageError(
+            "pairs of answers are learned by one process",
+            f"there are {count}",
+            "train in one process, or leave out `train.preference`",
+        )
+    if count > 1 and reads_there:
+        raise UsageError(
+            "a teacher at an endpoint is asked by one process",
+            f"there are {count}, each of which would ask for its own rows",
+            "train in one process, or keep the teacher's weights here",
+        )
 
 
 @dataclass(frozen=True, slots=True)
