@@ -185,7 +185,7 @@ class Endpoint:
                 if raw is None:
                     return self._failed("too_large", f"the answer passes {MAX_REPLY_BYTES} bytes", sent=True)
                 if response.status == 200:
-                    return raw, headers
+                    return self._without_key(raw), headers
                 return self._refused(response.status, raw, headers, response.headers.get("Location"))
         except aiohttp.ConnectionTimeoutError:
             return self._failed("timeout", f"no connection within {limits.sock_connect:g} s")
@@ -200,6 +200,10 @@ class Endpoint:
             return self._failed("cut", f"the connection broke: {reason}", sent=True)
         except (ValueError, asyncio.IncompleteReadError) as error:  # headers or chunks that are no HTTP
             return self._failed("malformed", f"not HTTP: {error}", sent=True)
+
+    def _without_key(self, raw: bytes) -> bytes:
+        """A proxy that repeats what it was sent must not bring the key into the ledger."""
+        return raw.replace(self._key.encode(), b"[key]") if self._key else raw
 
     def _refused(self, status: int, raw: bytes, headers: dict[str, str], location: str | None) -> Failure:
         code, message = error_of(raw)
