@@ -2,9 +2,6 @@ import asyncio
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from killed import ask_until_killed
 from provider import Provider, answer, echo
 
 from stillhouse.ask import Limits, Question, Sampling, Tally, Teacher, answers, ask, worst_cost
@@ -305,18 +303,7 @@ def test_interrupt_finishes_what_is_in_flight(provider: Serve, workspace: Worksp
     assert counts.answered == len(server.bodies) < 100
 
 
-COLLECTOR = """
-    import sys
-    from pathlib import Path
-    from stillhouse.ask import *
-    from stillhouse.ledger import Ledger
-    from stillhouse.records import Message
-    from stillhouse.workspace import Workspace
-    asked = [Question(f"p{i}", (Message("user", f"question {i}"),)) for i in range(400)]
-    whom = Teacher("m", "somewhere", "r1", lambda: sys.argv[2])
-    with Ledger.open(Workspace(Path(sys.argv[1]))) as ledger:
-        ask(asked, whom, Sampling(0.0, 1.0, 16), Limits(8, 5.0, 2), ledger, "run", 0)
-"""
+COLLECTOR = 'ask(asked(400), teacher(), Sampling(0.0, 1.0, 16), Limits(8, 5.0, 2), ledger, "run", 0)'
 
 
 @pytest.mark.parametrize("after", [1, 30, 150, 390])
@@ -325,19 +312,7 @@ def test_killed_while_collecting_loses_and_repeats_nothing(
 ):
     """SIGKILL once the server has seen `after` requests: no committed answer is lost or asked again, and what
     is sent again was open at the kill and is shown as sent, unknown."""
-    child: list[subprocess.Popen[bytes]] = []
-
-    async def deadly(body: dict, number: int) -> web.Response:
-        if number == after:
-            child[0].kill()
-        return await echo(body, number)
-
-    server = provider(deadly)
-    script = tmp_path / "collector.py"
-    script.write_text(textwrap.dedent(COLLECTOR))
-    child.append(subprocess.Popen([sys.executable, str(script), str(workspace.root), server.url]))
-    child[0].wait(60)
-    assert child[0].returncode == -signal.SIGKILL
+    server = ask_until_killed(provider, workspace, tmp_path, COLLECTOR, after)
     with sqlite3.connect(workspace.ledger) as db:
         committed = {row[0] for row in db.execute("SELECT prompt_id FROM attempt WHERE state = 'answered'")}
         left_open = {row[0] for row in db.execute("SELECT prompt_id FROM attempt WHERE state = 'open'")}

@@ -2,16 +2,13 @@
 
 import asyncio
 import re
-import signal
 import sqlite3
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 
 import orjson
 import pytest
 from aiohttp import web
+from killed import ask_until_killed
 from provider import Provider, answer, echo
 
 from stillhouse.ask import Limits, Part, Question, Sampling, Teacher, answers, ask, ask_all, worst_cost
@@ -72,38 +69,17 @@ def test_one_cap_holds_over_all_teachers_and_all_calls(provider: Serve, workspac
         assert ask(questions(1), parts[0].teacher, GREEDY, limits, ledger, "other", 0).reused == 1
 
 
-DIES = """
-    import sys
-    from pathlib import Path
-    from stillhouse.ask import Limits, Question, Sampling, Teacher, ask
-    from stillhouse.ledger import Ledger
-    from stillhouse.money import Price
-    from stillhouse.records import Message
-    from stillhouse.workspace import Workspace
-    asked = [Question(f"p{i}", (Message("user", f"question {i}"),)) for i in range(8)]
-    who = Teacher("a", "somewhere", "r1", lambda: sys.argv[2], price=Price(1000.0, 1000.0))
-    with Ledger.open(Workspace(Path(sys.argv[1]))) as ledger:
-        ask(asked, who, Sampling(0.0, 1.0, 16), Limits(4, 5.0, 2), ledger, "run", 0)
-"""
+DIES = (
+    'ask(asked(8), teacher("a", Price(1000.0, 1000.0)), Sampling(0.0, 1.0, 16), Limits(4, 5.0, 2), '
+    'ledger, "run", 0)'
+)
 
 
 @pytest.mark.parametrize("unknown", ["ask", "leave"])
 def test_what_a_dead_process_left_open_counts_as_spent_and_is_asked_again_by_policy(
     provider: Serve, workspace: Workspace, tmp_path, unknown
 ):
-    child: list[subprocess.Popen[bytes]] = []
-
-    async def deadly(body: dict, number: int) -> web.Response:
-        if number == 4 and child[0].poll() is None:
-            child[0].kill()
-            child[0].wait()
-        return await echo(body, number)
-
-    server = provider(deadly)
-    script = tmp_path / "collector.py"
-    script.write_text(textwrap.dedent(DIES))
-    child.append(subprocess.Popen([sys.executable, str(script), str(workspace.root), server.url]))
-    assert child[0].wait(60) == -signal.SIGKILL
+    server = ask_until_killed(provider, workspace, tmp_path, DIES, 4)
     who = teacher("a", server.url, Price(1000.0, 1000.0))
     limits = Limits(4, 5.0, 2, max_failures=1.0, unknown=unknown)
     with Ledger.open(workspace) as ledger:

@@ -3,16 +3,17 @@
 import copy
 import json
 from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny import TEMPLATE, VOCABULARY, tiny_llama, tiny_model
-from train.tiny_student import BASE, make_recipe, sample, write_samples
+from train.tiny_student import BASE, losses, make_recipe, sample, sums, weights, write_samples
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from stillhouse.errors import ModelError, UsageError
+from stillhouse.errors import Interrupted, ModelError, UsageError
 from stillhouse.models.local import load_model
 from stillhouse.recipe import Student, Width
 from stillhouse.train import train
@@ -110,6 +111,32 @@ def test_other_architectures_are_refused_by_name():
         ) as refused:
             make_recipe("embedded:base", **setting)
         assert "from_teacher" in refused.value.why
+
+
+def test_a_cut_student_whose_training_was_stopped_goes_on_with_other_threads_to_the_same_weights(tmp_path):
+    """It is cut anew when its training goes on, and the checkpoint is found by the weights that gives."""
+    shape = {**BASE, "layers": 4, "width": 64}
+    folder = tiny_model(tmp_path / "teacher", template=TEMPLATE, **shape)
+    whole, cut = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "cut")
+    student = {"keep_layers": 3, "keep_width": {"hidden": 0.5, "mlp": 0.75, "heads": 0.5}}
+    recipe = make_recipe("from_teacher", {"dtype": "float32"}, **student)
+    for run in (whole, cut):
+        write_samples(run.samples, sums())
+    train(whole, recipe, teacher_folder=str(folder))
+
+    def strike(progress):
+        if progress.done >= 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        train(cut, recipe, strike, teacher_folder=str(folder), clock=count().__next__)
+    (before,) = (path.read_bytes() for path in cut.student_before.glob("*.safetensors"))
+    reached, said = losses(cut)[-1]["step"], []
+    torch.set_num_threads(2)
+    train(cut, recipe, said.append, teacher_folder=str(folder), clock=count().__next__)
+    assert (cut.student_before / "model.safetensors").read_bytes() == before
+    assert said[0].done == reached + 1
+    assert weights(cut) == weights(whole)
 
 
 @pytest.mark.skipif(not (STORIES.exists() and BABY.exists()), reason="needs ../shared/data")
