@@ -126,6 +126,7 @@ def test_the_same_teacher_twice_is_said_and_not_a_crash():
         ('[train.distil]\ntargets = "answers"\n', "set collect.top_logprobs"),
         ("", "in train.distil.tokenizer"),
         ("[train.distil]\nonline = true\n", "needs the weights of [teacher]"),
+        ('[train.distil]\nkeep = "vectors"\n', "never the vectors that they are made of"),
         (
             '[train.distil]\ntargets = "answers"\n[collect]\ntop_logprobs = 5\n'
             '[curate]\nrationale = "<(.*)>"\n',
@@ -138,6 +139,27 @@ def test_what_distilling_needs_is_said_before_anything_is_paid_for(more: str, wh
     with pytest.raises(UsageError) as caught:
         parse(remote.replace("[train]\n", '[train]\nobjective = "distil"\n') + more)
     assert why in caught.value.why
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ('vectors = "bfloat16"', 'only read with `keep = "vectors"`'),
+        ('keep = "vectors"\ntargets = "answers"', "answers come without vectors"),
+        ('keep = "vectors"\nunit = "chunk"', "leave out `keep`"),
+        ('keep = "vectors"\nvectors = "float16"', "bfloat16"),
+    ],
+)
+def test_vectors_go_with_a_teacher_that_reads_the_students_tokens(more: str, why: str):
+    with pytest.raises(UsageError) as caught:
+        parse(GOOD.replace("[train]\n", '[train]\nobjective = "distil"\n') + f"[train.distil]\n{more}\n")
+    assert why in caught.value.why
+
+
+def test_vectors_serve_every_measure_and_temperature():
+    more = '[train.distil]\nkeep = "vectors"\ndivergence = "reverse_kl"\ntemperature = 3.0\n'
+    parsed = parse(GOOD.replace("[train]\n", '[train]\nobjective = "distil"\n') + more)
+    assert parsed.train.distil.kept == (0, 0)
 
 
 KEYS = st.sampled_from(["a", "b", "model", "weight"])
