@@ -115,8 +115,8 @@ class Distil(Measure):
     temperature: float = Field(
         default=1.0,
         gt=0,
-        description="Of both models in the loss. What is stored of a teacher that reads here is of this one; "
-        '`answers`, and what a server tells without `keep = "all"`, are of 1.',
+        description="Of both models in the loss. `head` and `draws` of a teacher that reads here are of this "
+        "one, and what else is kept serves all; `answers`, and a part that a server tells, are of 1.",
     )
     hard: Fraction = Field(
         default=0.0, description="Share of plain cross-entropy with the answer's own tokens."
