@@ -9,12 +9,13 @@ The same student (one start and one order of batches for each seed) learns the s
     16 drawn             independent draws alone ("Sparse Logit Sampling", RS-KD)
     16 spread            draws alone, spread evenly over the distribution: what a capture makes
     top 7 and tail       the likeliest ids, and the mass of the rest in one bucket
+    vectors in bfloat16  what enters the teacher's head, rounded, and in float32 as it is
 
-The latter three get as many ids, to a limit, as fit into the bytes of the stratified form before them. Bytes
-are equal with 128,256 ids: in the small vocabularies of these teachers a drawn id costs less of them. A
-public model of characters continues stories; the shipped teacher of the support desk answers its prompts, and
-the shipped base student learns from it. Of a third, a public model of 512 pieces that is less certain than
-these, only sizes and variances are told.
+The three after the stratified form get as many ids, to a limit, as fit into its bytes. These are equal with
+128,256 ids: in the small vocabularies of these teachers a drawn id costs less of them, and vectors cost the
+same. A public model of characters continues stories; the shipped teacher of the support desk answers its
+prompts, and the shipped base student learns from it. Of a third, a public model of 512 pieces that is less
+certain than these, only sizes and variances are told.
 
 Losses are of rows that no student saw, over the whole vocabulary. Excess is the mean KL(teacher || student);
 cross-entropy adds the teacher's entropy. The angle is between the gradients of one batch, for the student
@@ -42,12 +43,13 @@ from rows import DATA, Row, arguments, header, interval, need, show
 from torch import Tensor
 
 from stillhouse.ledger.targets import Binding, ShardWriter, Targets, encode
+from stillhouse.ledger.targets.layout import NUMBERS
 from stillhouse.models.embedded.world import examples
 from stillhouse.models.local import LocalModel, Request, generate, load_model
 from stillhouse.models.reading import end_id, prompt_ids, row_ids
 from stillhouse.recipe import Recipe, parse_recipe
 from stillhouse.records import Message, unwatched
-from stillhouse.train import lessons, loop, rows
+from stillhouse.train import lessons, loop, rows, vectors
 from stillhouse.train.capture import sparse_targets, spread
 from stillhouse.train.loss import batch_loss
 from stillhouse.train.losses import head_of
@@ -132,6 +134,9 @@ class Learned:
     excess: float
     angle: float = 0.0
     sizes: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+Taught = dict[Form | str | None, Learned]
 
 
 def main() -> None:
@@ -291,27 +296,49 @@ def packed(task: Task, forms: list[Form], seed: int, folder: Path) -> dict[Form,
     return found
 
 
+def vectored(task: Task, folder: Path) -> dict[str, lessons.Lesson]:
+    """The teacher's vectors in each type of number."""
+    head, found = vectors.readout(task.teacher), {}
+    for dtype in NUMBERS:
+        settings = task.recipe.train.distil.model_copy(update={"keep": "vectors", "vectors": dtype})
+        bound = vectors.bound(task.teacher, head, task.name, "", settings)
+        with ShardWriter(folder, bound) as writer:
+            for row, vectors_ND in vectors.read(task.teacher.model, task.learned, bound, 2048):
+                writer.add(row.id, row.ids, vectors_ND)
+            shards = bound, (writer.seal().stem,)
+        found[dtype] = vectors.told(folder, shards, task.teacher.reader, settings, head)
+        assert all(found[dtype].has(row) for row in task.learned)
+    return found
+
+
 # ---------------------------------------------------------------- training
 
 
-def one_seed(task: Task, forms: list[Form], seed: int) -> dict[Form | None, Learned]:
-    """What each form taught; None is dense."""
+def one_seed(task: Task, forms: list[Form], seed: int) -> Taught:
+    """What each form taught, and each type of number of vectors; None is dense."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         dense = lessons.online(task.teacher, "", task.recipe.train.distil)
         taught = packed(task, forms, seed, folder)
         student = trained(task, dense, seed, folder)
-        found: dict[Form | None, Learned] = {None: Learned(excess(task, student, dense))}
+        found: Taught = {None: Learned(excess(task, student, dense))}
         say(task, seed, "dense", found[None])
         batch = task.learned[:ANGLE_ROWS]
         whole = gradient(student, batch, dense)
-        for form, kept in taught.items():
-            cosine = torch.cosine_similarity(whole, gradient(student, batch, kept.lesson), dim=0)
+
+        def learned(lesson: lessons.Lesson, sizes: tuple[float, float, float]) -> Learned:
+            cosine = torch.cosine_similarity(whole, gradient(student, batch, lesson), dim=0)
             angle = math.degrees(math.acos(min(1.0, float(cosine))))
+            return Learned(excess(task, trained(task, lesson, seed, folder), dense), angle, sizes)
+
+        for form, kept in taught.items():
             sizes = kept.bytes_with(kept.lesson.vocabulary), kept.bytes_with(32_000), kept.bytes_with(LARGE)
-            other = trained(task, kept.lesson, seed, folder)
-            found[form] = Learned(excess(task, other, dense), angle, sizes)
+            found[form] = learned(kept.lesson, sizes)
             say(task, seed, str(form), found[form])
+        for dtype, lesson in vectored(task, folder).items():
+            assert lesson.bytes_per_token is not None
+            found[dtype] = learned(lesson, (lesson.bytes_per_token,) * 3)
+            say(task, seed, f"vectors in {dtype}", found[dtype])
     return found
 
 
@@ -361,7 +388,7 @@ def say(task: Task, seed: int, name: str, found: Learned) -> None:
 # ---------------------------------------------------------------- rows
 
 
-def told(task: Task, forms: Sequence[Form], seeds: Sequence[dict[Form | None, Learned]]) -> list[Row]:
+def told(task: Task, forms: Sequence[Form], seeds: Sequence[Taught]) -> list[Row]:
     logits_NV = torch.cat([logits for _, logits in read(task.teacher, task.held_out)])
     own = entropy(logits_NV)
     dense = np.array([found[None].excess for found in seeds])
@@ -383,6 +410,16 @@ def told(task: Task, forms: Sequence[Form], seeds: Sequence[dict[Form | None, Le
             Row(f"{what}: variance of the weights", form.variance(logits_NV), ""),
             Row(f"{what}: size as stored", stored, "bytes/token"),
             judged(size, "<= 36 bytes/token", large <= 36) if asked else size,
+        ]
+    whole = 4.0 * len(logits_NV[0])
+    for dtype in NUMBERS:
+        what, of = f"{task.name}, vectors in {dtype}", [found[dtype] for found in seeds]
+        lost = np.array([each.excess for each in of])
+        stored = Row(f"{what}: size with any number of ids", of[0].sizes[0], "bytes/token")
+        made += [
+            interval(f"{what}: cross-entropy above dense", 100 * (lost - dense) / (own + dense), "%"),
+            interval(f"{what}: angle to dense", np.array([each.angle for each in of]), "degrees"),
+            beside(stored, "whole distributions", whole),
         ]
     for at in range(0, len(forms) - 1, 4):
         stratified, drawn, spread, top = forms[at : at + 4]

@@ -126,6 +126,7 @@ def test_the_same_teacher_twice_is_said_and_not_a_crash():
         ('[train.distil]\ntargets = "answers"\n', "set collect.top_logprobs"),
         ("", "in train.distil.tokenizer"),
         ("[train.distil]\nonline = true\n", "needs the weights of [teacher]"),
+        ('[train.distil]\nkeep = "vectors"\n', "never the vectors that they are made of"),
         (
             '[train.distil]\ntargets = "answers"\n[collect]\ntop_logprobs = 5\n'
             '[curate]\nrationale = "<(.*)>"\n',
@@ -156,7 +157,8 @@ DISTIL = 'objective = "distil"\n[train.distil]\n'
         (ANSWERS + 'tokenizer = "x"\n', "train.distil.tokenizer", "`endpoint`"),
         (DISTIL + "online = true\nhead = 4\n", "train.distil.head", "`online` keeps no"),
         (DISTIL + 'unit = "chunk"\ndraws = 4\n', "train.distil.draws", "one for each chunk"),
-        (DISTIL + 'keep = "all"\nhead = 4\n', "train.distil.head", "those of every token"),
+        (DISTIL + 'keep = "all"\nhead = 4\n', "train.distil.head", "tells of every token"),
+        (DISTIL + 'keep = "vectors"\ndraws = 4\n', "train.distil.draws", "tells of every token"),
         (DISTIL + "beta = 0.2\n", "train.distil.beta", "`forward_kl` has no beta"),
         ('objective = "on_policy"\n[train.on_policy]\nskew = 0.2\n', "train.on_policy.skew", "no skew"),
     ],
@@ -179,6 +181,27 @@ def test_own_text_that_an_endpoint_reads_needs_settings_that_answers_do_not():
     remote = GOOD.replace('model = "embedded:desk"', 'model = "m"\nendpoint = "http://x/v1"', 1)
     told = ANSWERS.replace('"distil"', '"on_policy"') + 'tokenizer = "x"\nhead = 20\ndraws = 0\n'
     assert parse(remote + told).train.distil.kept == (20, 0)
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ('vectors = "bfloat16"', 'only read with `keep = "vectors"`'),
+        ('keep = "vectors"\ntargets = "answers"', "answers come without vectors"),
+        ('keep = "vectors"\nunit = "chunk"', "leave out `keep`"),
+        ('keep = "vectors"\nvectors = "float16"', "bfloat16"),
+    ],
+)
+def test_vectors_go_with_a_teacher_that_reads_the_students_tokens(more: str, why: str):
+    with pytest.raises(UsageError) as caught:
+        parse(GOOD.replace("[train]\n", '[train]\nobjective = "distil"\n') + f"[train.distil]\n{more}\n")
+    assert why in caught.value.why
+
+
+def test_vectors_serve_every_measure_and_temperature():
+    more = '[train.distil]\nkeep = "vectors"\ndivergence = "reverse_kl"\ntemperature = 3.0\n'
+    parsed = parse(GOOD.replace("[train]\n", '[train]\nobjective = "distil"\n') + more)
+    assert parsed.train.distil.kept == (0, 0)
 
 
 KEYS = st.sampled_from(["a", "b", "model", "weight"])

@@ -43,9 +43,9 @@ def saved(run):
 
 def no_number(path):
     shard, data = open_shard(path), bytearray(path.read_bytes())
-    first = shard.borders[len(shard.sample_ids) // 2]
-    kind = "<f4" if shard.binding.whole else "<f2"
-    sizes = 0 if shard.binding.whole else (shard.positions[len(shard.sample_ids) // 2] * 3 + 7) // 8
+    first, packed = shard.borders[len(shard.sample_ids) // 2], bool(shard.binding.head)
+    kind = "<f2" if packed else "<f4"
+    sizes = (shard.positions[len(shard.sample_ids) // 2] * 3 + 7) // 8 if packed else 0
     value = np.array([np.nan], dtype=kind).tobytes()
     data[first + sizes : first + sizes + len(value)] = value
     path.write_bytes(bytes(data))
@@ -60,10 +60,14 @@ def another_tokenizer(path):
     path.write_bytes(path.read_bytes().replace(named.encode(), b"0" * len(named)))
 
 
-@pytest.mark.parametrize("kept", [{"keep": "all"}, {"head": 4, "draws": 0}], ids=["whole", "packed"])
+@pytest.mark.parametrize(
+    "kept",
+    [{"keep": "all"}, {"head": 4, "draws": 0}, {"keep": "vectors"}],
+    ids=["whole", "packed", "vectors"],
+)
 @pytest.mark.parametrize(
     ("damage", "words"),
-    [(no_number, "a log-probability is none"), (cut, "its end is missing"), (another_tokenizer, "tokenizer")],
+    [(no_number, "is none"), (cut, "its end is missing"), (another_tokenizer, "tokenizer")],
 )
 def test_a_damaged_shard_is_named_and_training_goes_on_once_it_is_gone(
     run, folder, teacher, tmp_path, monkeypatch, kept, damage, words

@@ -212,10 +212,8 @@ def test_a_truncated_shard_is_named_and_the_last_checkpoint_stays(run, folder, t
     assert json.loads(run.captured.read_text())["shards"] == list(result.shards)
 
 
-@pytest.mark.parametrize("online", [True, False])
-def test_a_teacher_whose_head_is_padded_teaches_what_it_teaches_without(
-    run, folder, teacher, tmp_path, online
-):
+@pytest.mark.parametrize("how", [{"online": True}, {"online": False}, {"keep": "vectors"}])
+def test_a_teacher_whose_head_is_padded_teaches_what_it_teaches_without(run, folder, teacher, tmp_path, how):
     """The padding would be likelier than all real ids together; the student's own head has none."""
     model = load_model(str(teacher)).model
     rows = model.get_input_embeddings().num_embeddings
@@ -224,9 +222,9 @@ def test_a_teacher_whose_head_is_padded_teaches_what_it_teaches_without(
         model.get_output_embeddings().weight[rows:] = 50.0
     wide = tiny_model(tmp_path / "wide", template=TEMPLATE, **TEACHER)
     model.save_pretrained(wide)
-    distil(run, folder, teacher, online=online, dtype="float32")
+    distil(run, folder, teacher, **how, dtype="float32")
     padded = other_run(tmp_path, "padded")
-    distil(padded, folder, wide, online=online, dtype="float32")
+    distil(padded, folder, wide, **how, dtype="float32")
     assert curve(padded) == pytest.approx(curve(run), rel=1e-4, abs=1e-6)
 
 

@@ -107,6 +107,9 @@ def _who(one: Taught) -> list[str]:
     kept = f"the {bound.head} likeliest{drawn}"
     if holds_chunks(bound):
         kept = "how likely each chunk is"
+    elif bound.width:
+        numbers = f"{bound.width:,} numbers in {bound.dtype}, rounded to that at most"
+        kept = f"none: vectors of {numbers}, for the head {bound.readout[:12]}"
     elif bound.whole:
         kept = "none: whole distributions"
     revision, engine = bound.revision or "not declared", bound.engine or "unknown"

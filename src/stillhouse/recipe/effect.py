@@ -39,8 +39,9 @@ def without_effect(train: Train, reads_there: bool) -> Iterator[tuple[str, str]]
         yield from _changed("train.distil", distil, "`online` keeps no probabilities", KEPT)
     elif distil.unit == "chunk" and not reads_there:
         yield from _changed("train.distil", distil, '`unit = "chunk"` keeps one for each chunk', KEPT)
-    elif distil.keep == "all":
-        yield from _changed("train.distil", distil, '`keep = "all"` keeps those of every token', KEPT[1:])
+    elif distil.keep != "some":
+        why = f'`keep = "{distil.keep}"` keeps what tells of every token'
+        yield from _changed("train.distil", distil, why, KEPT[1:])
 
 
 def _changed(

@@ -92,10 +92,16 @@ class Distil(Measure):
         description="The teacher reads each batch as it is trained, and its whole distributions are learned; "
         "else it reads every row once, and `head` and `draws` of each position are kept.",
     )
-    keep: Literal["some", "all"] = Field(
+    keep: Literal["some", "all", "vectors"] = Field(
         default="some",
         description="`all`: whole distributions, 4 bytes for each id of the vocabulary at each position, "
-        "and nothing rounded; else `head` and `draws` say what is kept.",
+        "and nothing rounded. `vectors`: what enters the teacher's head, which makes whole distributions of "
+        "it again; its weights must be here. Else `head` and `draws` say what is kept.",
+    )
+    vectors: Literal["bfloat16", "float32"] | None = Field(
+        default=None,
+        description='Of `keep = "vectors"`, the numbers, of 2 or 4 bytes. Left out, those that the teacher '
+        "computes in, so that nothing is rounded.",
     )
     head: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Likeliest tokens that are kept exactly, of each position."
@@ -109,8 +115,8 @@ class Distil(Measure):
     temperature: float = Field(
         default=1.0,
         gt=0,
-        description="Of both models in the loss. What is stored of a teacher that reads here is of this one; "
-        '`answers`, and what a server tells without `keep = "all"`, are of 1.',
+        description="Of both models in the loss. `head` and `draws` of a teacher that reads here are of this "
+        "one, and what else is kept serves all; `answers`, and a part that a server tells, are of 1.",
     )
     hard: Fraction = Field(
         default=0.0, description="Share of plain cross-entropy with the answer's own tokens."
@@ -118,8 +124,8 @@ class Distil(Measure):
 
     @property
     def kept(self) -> tuple[int, int]:
-        """`head` and `draws` of a shard; none of either stands for whole distributions."""
-        return (0, 0) if self.keep == "all" else (self.head, self.draws)
+        """`head` and `draws` of a shard; none of either stands for whole distributions, or for vectors."""
+        return (self.head, self.draws) if self.keep == "some" else (0, 0)
 
     def check_for_endpoint(self, temperature: float) -> None:
         """Raises ValueError for what a teacher at an endpoint cannot do when it reads rows; `temperature` is
@@ -133,6 +139,12 @@ class Distil(Measure):
             raise ValueError(
                 "a teacher at an endpoint reads the student's tokens and cannot show its own, of which "
                 'chunks are made: set `targets = "answers"` with collect.top_logprobs, or `unit = "token"`'
+            )
+        if self.keep == "vectors":
+            raise ValueError(
+                "a server tells probabilities and never the vectors that they are made of: set "
+                '`train.distil.keep = "all"` where it tells all, `head` with `draws = 0` where not, or '
+                "name a [teacher] whose weights are here"
             )
         if self.tokenizer is None:
             raise ValueError(
@@ -158,11 +170,15 @@ class Distil(Measure):
             raise ValueError(
                 '`unit = "chunk"` is stored and has one measure: leave out `online`, `divergence`'
             )
-        if self.unit == "chunk" and (self.keep == "all" or self.temperature != 1.0):
+        if self.vectors is not None and self.keep != "vectors":
+            raise ValueError('`vectors` is only read with `keep = "vectors"`')
+        if self.keep == "vectors" and self.targets == "answers":
+            raise ValueError('answers come without vectors: set `targets = "teacher"`')
+        if self.unit == "chunk" and (self.keep != "some" or self.temperature != 1.0):
             raise ValueError(
                 '`unit = "chunk"` keeps how likely chunks are: leave out `keep` and `temperature`'
             )
-        if self.online or (self.targets == "teacher" and self.keep == "all"):
+        if self.online or (self.targets == "teacher" and self.keep != "some"):
             return self
         if self.targets == "answers" and self.temperature != 1.0:
             raise ValueError("answers come with probabilities of temperature 1, and another cannot be had")

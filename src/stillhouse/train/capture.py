@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stillhouse.errors import ModelError
@@ -22,13 +23,13 @@ from stillhouse.ledger.targets import (
     ids_digest,
     whole_targets,
 )
-from stillhouse.train.rows import Row, collate
+from stillhouse.train.rows import Batch, Row, collate
 from stillhouse.workspace import write_json
 
 SHARD_ROWS = 4096  # rows of a shard: what a killed capture may have to read again
 
-# From rows to those that something is known of, each with its targets, in the order of the rows
-Reads = Callable[[Sequence[Row]], Iterator[tuple[Row, Targets]]]
+# From rows to those that something is known of, each with its targets or vectors, in the order of the rows
+Reads = Callable[[Sequence[Row]], Iterator[tuple[Row, Targets | NDArray[np.float32]]]]
 
 
 def sparse_targets(logits_NV: Tensor, head: int, draws: int, uniform_ND: Tensor | None = None) -> Targets:
@@ -153,24 +154,37 @@ def read_here(
     `teacher` is a causal language model of transformers. What is drawn for a row depends on the seed and its
     ids alone.
     """
+
+    def logits(batch: Batch) -> Tensor:
+        made_BTV: Tensor = teacher(input_ids=batch.ids_BT.to(teacher.device), use_cache=False).logits
+        return made_BTV
+
     found: dict[int, Targets] = {}
+    for at, scores_NV in read_apart(logits, rows, batch_tokens):
+        row, logits_NV = rows[at], scores_NV[:, : binding.vocabulary].float()
+        if binding.temperature != 1.0:
+            logits_NV = logits_NV / binding.temperature
+        if not bool(torch.isfinite(logits_NV).all()):
+            raise no_probabilities(f"the sample {row.id!r}")
+        if binding.whole:
+            found[at] = whole_targets(torch.log_softmax(logits_NV, -1).numpy(force=True))
+            continue
+        found[at] = sparse_targets(logits_NV, binding.head, binding.draws, _uniform(row, binding, seed))
+    for at in range(len(rows)):
+        yield rows[at], found.pop(at)
+
+
+def read_apart(
+    says: Callable[[Batch], Tensor], rows: Sequence[Row], batch_tokens: int
+) -> Iterator[tuple[int, Tensor]]:
+    """The number of each row with what a model `says` (B, T, X) of it at the places that predict its trained
+    tokens, (N, X): rows of like length together, the shortest first."""
     for chosen in by_length([len(row.ids) for row in rows], batch_tokens):
         batch = collate([rows[at] for at in chosen])
         with torch.no_grad():
-            logits_BTV = teacher(input_ids=batch.ids_BT.to(teacher.device), use_cache=False).logits
+            said_BTX = says(batch)
         for number, at in enumerate(chosen):
-            row = rows[at]
-            logits_NV = logits_BTV[number, row.start - 1 : len(row.ids) - 1, : binding.vocabulary].float()
-            if binding.temperature != 1.0:
-                logits_NV = logits_NV / binding.temperature
-            if not bool(torch.isfinite(logits_NV).all()):
-                raise no_probabilities(f"the sample {row.id!r}")
-            if binding.whole:
-                found[at] = whole_targets(torch.log_softmax(logits_NV, -1).numpy(force=True))
-                continue
-            found[at] = sparse_targets(logits_NV, binding.head, binding.draws, _uniform(row, binding, seed))
-    for at in range(len(rows)):
-        yield rows[at], found.pop(at)
+            yield at, said_BTX[number, rows[at].start - 1 : len(rows[at].ids) - 1]
 
 
 def no_probabilities(of: str) -> ModelError:

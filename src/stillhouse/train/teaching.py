@@ -144,7 +144,7 @@ def _lesson(
     notices: list[str],
 ) -> Lesson:
     """What the student learns beside the text of the samples; `notices` is told of rows that have nothing."""
-    from stillhouse.train import chunks, lessons, remote
+    from stillhouse.train import chunks, lessons, remote, vectors
     from stillhouse.train.capture import capture, read_here
 
     settings, tokens = recipe.train.distil, recipe.train.batch_tokens
@@ -172,6 +172,13 @@ def _lesson(
         reads = chunks.reading(teacher, student.reader, run.samples, unique, tokens)
         shards = capture(reads, unique, source.folder, run.captured, binding, None, advance)
         return chunks.told(source.folder, [(binding, tuple(shards))], student.reader, settings.hard)
+    if settings.keep == "vectors":
+        assert teacher is not None
+        head = vectors.readout(teacher)
+        binding = vectors.bound(teacher, head, source.teacher, source.revision, settings)
+        whole = partial(vectors.read, teacher.model, binding=binding, batch_tokens=tokens)
+        shards = capture(whole, unique, source.folder, run.captured, binding, None, advance)
+        return vectors.told(source.folder, (binding, tuple(shards)), student.reader, settings, head)
     if there := source.remote:
         unread = remote.have_read(there, unique, settings, run.readings, watch)
         binding = remote.binding_of(there, student.reader, settings)

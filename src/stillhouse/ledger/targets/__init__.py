@@ -6,10 +6,10 @@ with the digest of its input ids. What does not match is an error; there is no f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ from stillhouse.ledger.targets.shard import (
     verify_shard,
     without,
 )
+from stillhouse.ledger.targets.vectors import decode_vectors
 
 __all__ = [
     "LEAST_TAIL",
@@ -60,6 +61,9 @@ __all__ = [
     "whole_targets",
     "without",
 ]
+
+T = TypeVar("T")
+Decoder = Callable[[Binding, Sequence[NDArray[np.uint8]], NDArray[np.int64]], T]
 
 _AGAIN = (
     "`stillhouse collect RECIPE`, or `train` where the teacher reads the rows, writes again what is missing, "
@@ -136,20 +140,27 @@ class TargetReader:
 
         Raises LedgerError for values that no shard holds, naming the shard and the sample.
         """
-        try:
-            return self._decode(rows)
-        except ValueError as error:
-            self._name_the_bad_row(rows, error)
+        return self._read(rows, decode)
 
-    def _decode(self, rows: Sequence[int]) -> Targets:
+    def vectors(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        """The vectors (N, D) of located rows, where the shards hold vectors. Raises as `read` does."""
+        return self._read(rows, decode_vectors)
+
+    def _read(self, rows: Sequence[int], decoder: Decoder[T]) -> T:
+        try:
+            return self._decode(rows, decoder)
+        except ValueError as error:
+            self._name_the_bad_row(rows, decoder, error)
+
+    def _decode(self, rows: Sequence[int], decoder: Decoder[T]) -> T:
         places = [self._rows[number] for number in rows]
         positions = np.array([shard.positions[row] for shard, row in places], dtype=np.int64)
-        return decode(self.binding, [shard.block(row) for shard, row in places], positions)
+        return decoder(self.binding, [shard.block(row) for shard, row in places], positions)
 
-    def _name_the_bad_row(self, rows: Sequence[int], error: ValueError) -> NoReturn:
+    def _name_the_bad_row(self, rows: Sequence[int], decoder: Decoder[T], error: ValueError) -> NoReturn:
         for number in rows:
             try:
-                self._decode([number])
+                self._decode([number], decoder)
             except ValueError as found:
                 shard, row = self._rows[number]
                 raise LedgerError(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 _WIDEST = 25  # bits that lie within four bytes wherever they begin
 _MASS_ERROR = 1e-3  # what a distribution may miss of 1; providers round their log-probabilities
+NUMBERS = {"float32": 4, "bfloat16": 2}  # bytes of a number of a vector
 LEAST = -65504.0  # the least number of fp16
 LEAST_TAIL = 1e-6  # mass below which what a server did not name cannot be told from its rounding
 
@@ -40,6 +41,9 @@ class Binding:
 
     All of it is of the teacher at `temperature`. Of a part of a distribution another cannot be had, as the
     tail's mass at another is not known; of a whole one every other can.
+
+    A shard of vectors (see `vectors`) has no estimator. Of each position it holds what enters the teacher's
+    head, `width` numbers of a `dtype`; `readout` is the digest of that head, without which they say nothing.
     """
 
     teacher: str
@@ -51,6 +55,9 @@ class Binding:
     draws: int = 0
     engine: str = ""
     temperature: float = 1.0
+    width: int = 0
+    dtype: str = ""
+    readout: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.vocabulary <= 2**_WIDEST:
@@ -59,10 +66,15 @@ class Binding:
             raise ValueError(f"head {self.head} and draws {self.draws} are no estimator")
         if not 0.0 < self.temperature < np.inf:
             raise ValueError(f"a temperature is above 0 and not {self.temperature}")
+        if self.width < 0 or (self.dtype in NUMBERS) != (self.width > 0):
+            raise ValueError(f"{self.width} numbers in {self.dtype or 'nothing'} are no vector")
+        if self.width and (self.head or self.draws or self.temperature != 1.0):
+            raise ValueError("vectors have no head, draws or temperature")
 
     @property
     def whole(self) -> bool:
-        return not self.head + self.draws
+        """Whether whole distributions are stored as such."""
+        return not self.head + self.draws + self.width
 
     @property
     def id_bits(self) -> int:
@@ -94,9 +106,19 @@ class Targets:
     logprobs_E: NDArray[np.float32]
     log_tail_N: NDArray[np.float32]
 
+    def __len__(self) -> int:
+        """Positions."""
+        return len(self.log_tail_N)
+
+    @property
+    def known(self) -> int:
+        """Positions of which something is known."""
+        return int((np.diff(self.offsets_N1) > 0).sum())
+
 
 def encode(binding: Binding, targets: Targets) -> bytes:
     """The block of one row. Raises ValueError for targets that are no distributions under this binding."""
+    _of_distributions(binding)
     sizes_N = np.diff(targets.offsets_N1)
     if not _fit_together(binding, targets, sizes_N):
         raise ValueError("the arrays of the targets do not fit together")
@@ -132,6 +154,7 @@ def decode(binding: Binding, blocks: Sequence[NDArray[np.uint8]], positions: NDA
     `positions` is how many each row has, none of them 0. Raises ValueError for a block that does not end
     where its row does, or holds what no shard holds.
     """
+    _of_distributions(binding)
     if binding.whole:
         return _whole(binding, blocks, positions)
     at = np.zeros(len(blocks), dtype=np.int64)
@@ -218,6 +241,11 @@ def unpack(
     words >>= (at & 7).astype(np.uint32)
     words &= np.uint32((1 << bits) - 1)
     return words.view(np.int32)
+
+
+def _of_distributions(binding: Binding) -> None:
+    if binding.width:
+        raise ValueError("the shard holds vectors and no distributions")
 
 
 def _whole(binding: Binding, blocks: Sequence[NDArray[np.uint8]], positions: NDArray[np.int64]) -> Targets:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from stillhouse.errors import LedgerError, storage
 from stillhouse.ledger.targets.layout import Binding, Targets, decode, encode
+from stillhouse.ledger.targets.vectors import decode_vectors, encode_vectors
 from stillhouse.workspace import sync_folder
 
 FORMAT = 1
@@ -34,6 +35,7 @@ SUFFIX = ".targets"
 _UNSEALED = "unsealed-"
 _BEGIN, _END = b"\x93STILLTG", b"SEALED\r\n"
 _LENGTH = 4  # bytes of the length of a JSON text
+_OF_VECTORS = {"width": 0, "dtype": "", "readout": ""}  # said by shards of vectors alone
 _TAIL = _LENGTH + 32 + len(_END)
 _AGAIN = (
     "delete it, then `stillhouse collect RECIPE`, or `train` where the teacher reads the rows: it is written "
@@ -64,7 +66,8 @@ class ShardWriter:
                 self._file.close()
                 self._file = self._unsealed.open("xb")
                 fcntl.flock(self._file, fcntl.LOCK_EX)
-        head = json.dumps({"format": FORMAT} | asdict(binding), sort_keys=True).encode()
+        said = {k: v for k, v in asdict(binding).items() if binding.width or k not in _OF_VECTORS}
+        head = json.dumps({"format": FORMAT} | said, sort_keys=True).encode()
         self._write(_BEGIN + len(head).to_bytes(_LENGTH, "little") + head)
 
     def __enter__(self) -> Self:
@@ -77,14 +80,17 @@ class ShardWriter:
             self._file.close()
         self._unsealed.unlink(missing_ok=True)
 
-    def add(self, sample_id: str, ids: NDArray[np.int32], targets: Targets) -> None:
-        """Append the targets of one row, whose input ids are `ids`.
+    def add(self, sample_id: str, ids: NDArray[np.int32], targets: Targets | NDArray[np.float32]) -> None:
+        """Append the targets of one row, whose input ids are `ids`, or its vectors (N, D).
 
-        Raises ValueError for a sample that is there already and for what `encode` refuses, StorageError when
-        the disk is full.
+        Raises ValueError for a sample that is there already and for what `encode` or `encode_vectors` refuse,
+        StorageError when the disk is full.
         """
-        block, known = encode(self.binding, targets), int((np.diff(targets.offsets_N1) > 0).sum())
-        self._append(sample_id, ids_digest(ids), len(targets.log_tail_N), known, block)
+        if isinstance(targets, Targets):
+            block, known = encode(self.binding, targets), targets.known
+        else:
+            block, known = encode_vectors(self.binding, targets), len(targets)
+        self._append(sample_id, ids_digest(ids), len(targets), known, block)
 
     def copy(self, shard: Shard, row: int) -> None:
         """Append a row of another shard of the same binding as it stands there.
@@ -92,7 +98,10 @@ class ShardWriter:
         Raises ValueError for a row that no shard holds.
         """
         block, positions = shard.block(row), np.array([shard.positions[row]])
-        known = int((np.diff(decode(shard.binding, [block], positions).offsets_N1) > 0).sum())
+        if shard.binding.width:
+            known = len(decode_vectors(shard.binding, [block], positions))
+        else:
+            known = decode(shard.binding, [block], positions).known
         digest = shard.digests[row]
         self._append(shard.sample_ids[row], digest, shard.positions[row], known, block.tobytes())
 
@@ -254,7 +263,7 @@ def _read_shard(path: Path, data: NDArray[np.uint8]) -> Shard:
 
 
 def _read_binding(head: bytes) -> Binding:
-    said: dict[str, Any] = {"temperature": 1.0} | json.loads(head)  # which not every shard names
+    said: dict[str, Any] = {"temperature": 1.0, **_OF_VECTORS} | json.loads(head)  # not every shard says all
     if said.pop("format") != FORMAT:
         raise ValueError("another version of stillhouse wrote it")
     named = {"int": int, "float": float}
