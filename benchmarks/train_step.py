@@ -11,7 +11,8 @@ most above what was there before. Losses that claim to be one are compared befor
 trl's is the function that its DistillationTrainer calls, liger's its chunked JSD; both take a teacher's
 hidden states and head, as stillhouse's dense loss does here. trl and liger-kernel are installed into an
 environment of their own, on top of the torch and transformers of this one; liger's fused cross-entropy needs
-Triton, and so a GPU.
+Triton, and so a GPU. There stillhouse's cross-entropy and sparse losses run in its Triton kernel if that was
+found equal to torch, and stand beside the same losses in torch.
 """
 
 from __future__ import annotations
@@ -130,6 +131,11 @@ def rows_of(title: str, found: Found) -> list[Row]:
             rows.append(Row(f"{label}: {name}", plain["peak"] and plain["peak"] / 1e6, "MB"))
         for name in (SPARSE, TAILED):
             rows += compared(label, each, name, fastest)
+    for name in (CROSS_ENTROPIES[-1], SPARSE, TAILED):
+        if (plain := f"{name}, in torch") in found["head"]:
+            rows += compared(f"{title}, kernel", found["head"], name, plain, "no more than in torch")
+    if found["refused"]:
+        rows.append(Row(f"{title}, kernel: {found['refused']}", None, "ms"))
     for peer in ("trl DistillationTrainer", "liger JSD"):
         for kind in ("forward KL", "Jensen-Shannon"):
             other = f"{peer}, {kind}"

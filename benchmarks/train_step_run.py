@@ -31,8 +31,11 @@ from stillhouse.train.losses import (
     forward_kl,
     head_loss,
     jensen_shannon,
+    kernel_notices,
     stratified,
+    try_kernels,
 )
+from stillhouse.train.losses.kernel_checks import using
 
 SEED = 11
 LAYERS = 2  # of the body of a whole step
@@ -102,6 +105,11 @@ def ours(targets: Any, objective: Objective, given: Inputs, hidden_ND: Tensor, w
     chosen = targets(given)
     total, count = head_loss(hidden_ND, Head(weight_VD), chosen, objective, given.ids_N)
     return total / count
+
+
+def in_torch(loss: Any, given: Inputs, hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+    with using(None, torch.device(DEVICE)):
+        return loss(given, hidden_ND, weight_VD)
 
 
 def trl_divergence(beta: float, given: Inputs, hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
@@ -244,10 +252,17 @@ def main() -> None:
     dtype = getattr(torch, sys.argv[2])
     torch.set_num_threads(1)
     given = make_inputs(vocabulary, dtype, tokens, width)
-    losses = CROSS_ENTROPY | SPARSE | DENSE
+    refused = " ".join(kernel_notices(try_kernels(DEVICE)))
+    ours_in_torch = {}
+    if DEVICE == "cuda" and not refused:
+        both = {"stillhouse cross-entropy": CROSS_ENTROPY["stillhouse cross-entropy"], **SPARSE}
+        ours_in_torch = {f"{name}, in torch": partial(in_torch, loss) for name, loss in both.items()}
+    losses = CROSS_ENTROPY | SPARSE | DENSE | ours_in_torch
     alone = measured({name: partial(head_alone, given, loss) for name, loss in losses.items()}, rounds)
     tolerance = 1e-3 if dtype == torch.float32 else 3e-2
-    for mine, other, factor in SAME:
+    for mine, other, factor in SAME | {
+        (name.removesuffix(", in torch"), name, 1.0) for name in ours_in_torch
+    }:
         if (
             "loss" in alone[other]
             and abs(alone[mine]["loss"] / (factor * alone[other]["loss"]) - 1) > tolerance
@@ -255,7 +270,8 @@ def main() -> None:
             sys.exit(f"{mine} is {alone[mine]['loss']}, {other} is {alone[other]['loss']}: not one loss")
     student = Student(given, rows=tokens // 128)
     stepped = {name: partial(student.step, given, loss) for name, loss in (CROSS_ENTROPY | SPARSE).items()}
-    print(json.dumps({"device": DEVICE, "head": alone, "step": measured(stepped, rounds)}))
+    parts = {"head": alone, "step": measured(stepped, rounds)}
+    print(json.dumps({"device": DEVICE, "refused": refused, **parts}))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def examine_losses() -> list[Finding]:
         import torch
     except ImportError:
         return [Finding("fail", "losses", "torch is not installed", "pip install 'stillhouse[train]'")]
-    from stillhouse.train.losses import self_test
+    from stillhouse.train.losses import self_test, try_kernels
 
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     findings = []
@@ -44,6 +44,10 @@ def examine_losses() -> list[Finding]:
         detail = f"{check.what}: " + (check.error or f"{check.value:.1e} of at most {check.limit:.0e}")
         mend = "" if check.holds else "install the torch of requirements.lock, and report this line"
         findings.append(Finding("ok" if check.holds else "fail", device, detail, mend))
+    for check in try_kernels(device):
+        detail = f"{check.what}: " + (check.error or f"{check.value:.1e} of at most {check.limit:.0e}")
+        mend = "" if check.holds else "training goes on in torch; report this line"
+        findings.append(Finding("ok" if check.holds else "warn", device, detail, mend))
     return findings
 
 

@@ -122,13 +122,13 @@ def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Proc
     from stillhouse.train import rows as row
     from stillhouse.train import student as students
     from stillhouse.train.forward import check_packing
-    from stillhouse.train.losses import sound
+    from stillhouse.train.losses import kernel_notices, sound, try_kernels
     from stillhouse.train.tracking import tracked
 
     run, recipe, teacher_folder, source, dropped = task
     student = students.initial_student(recipe, teacher_folder)
     rows, left_out = row.read_rows(run.samples, student, recipe.train.max_length)
-    taught = Taught(rows)
+    taught, tried = Taught(rows), try_kernels(student.model.device)
     if recipe.train.objective != "sequence":
         if source is None:
             raise ValueError("to learn probabilities, say where they are kept")
@@ -214,6 +214,7 @@ def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Proc
         rationales=why.record() if why else None,
         preference=preferred.record() if preferred else None,
         notices=[
+            *kernel_notices(tried),
             *taught.notices,
             *standing.notices(trained.best, trained.steps, recipe.train.patience),
             *health.notices(trained.own),

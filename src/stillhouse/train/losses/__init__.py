@@ -10,7 +10,8 @@ a few weighted ids of each position (`SparseTargets`; from a shard by `unpacked`
 tokenizer has none of these: `chunk_loss` takes how likely it held stretches of the text (`ChunkTargets`), and
 the student's own `token_logprobs`. `total` is a sum in nats; it is divided once, by the positions of the
 whole step over all micro-batches and processes (`normalised`).
-`sound` runs the self-test and refuses to go on where it fails.
+`sound` runs the self-test and refuses to go on where it fails. `try_kernels` lets a GPU use a Triton kernel
+if it is equal to torch there.
 """
 
 from stillhouse.train.losses.chunks import chunk_loss, token_logprobs
@@ -25,7 +26,7 @@ from stillhouse.train.losses.divergence import (
 )
 from stillhouse.train.losses.fused import head_loss
 from stillhouse.train.losses.heads import Head, head_of
-from stillhouse.train.losses.selftest import Check, self_test, sound
+from stillhouse.train.losses.selftest import Check, kernel_notices, self_test, sound, try_kernels
 from stillhouse.train.losses.targets import (
     ChunkTargets,
     SparseTargets,
@@ -55,6 +56,7 @@ __all__ = [
     "head_loss",
     "head_of",
     "jensen_shannon",
+    "kernel_notices",
     "normalised",
     "places",
     "position_losses",
@@ -65,6 +67,7 @@ __all__ = [
     "sound",
     "stratified",
     "token_logprobs",
+    "try_kernels",
     "unpacked",
     "whole_distributions",
     "with_text",

@@ -367,7 +367,7 @@ class Run:
 def run(
     path: LossPath,
     case: Case,
-    targets: Targets,
+    targets: Targets | None,
     objective: Objective,
     vocabulary: int | None = None,
     chunk: int | None = None,

@@ -2,8 +2,11 @@
 
 Gradients are made in the forward pass, while a chunk's logits are there. Nothing is computed twice, and what
 is kept for backward is a gradient for the hidden states and, unless it is frozen, one for the head. A sparse
-target needs of the logits what cross-entropy needs: one softmax, and its own ids. All of it is plain torch;
-there is no Triton kernel, as none could be proven equal where this was written.
+target needs of the logits what cross-entropy needs: one softmax, and its own ids. All of it is plain torch.
+
+For losses that look at few ids there is a Triton kernel beside it (`kernels`). It was shown to be equal in
+Triton's interpreter, and no GPU had run it where this was written: a GPU uses it only once it was found equal
+there (`selftest.try_kernels`).
 
 Shapes: N positions, C of them in a chunk, S of those in a slice, V the vocabulary, D the hidden width, K
 entries of a sparse target.
@@ -11,6 +14,7 @@ entries of a sparse target.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +38,12 @@ from stillhouse.train.losses.whole import (
 CHUNK_LOGITS = 1 << 24  # logits of a chunk: 64 MiB in float32
 CHUNK_ROWS = 64, 1024  # but no fewer rows and no more: each chunk goes through the head's weights once
 SLICE_LOGITS = 1 << 20  # of a chunk worked on at once, on a CPU: they stay in its cache
+
+# What makes a chunk's losses in place of torch, by type of device: of its products with the head, the head,
+# targets of the forward KL or none, objective, tokens, and whether the student learns (`kernels.row_losses`)
+Kernel = Callable[[Tensor, Head, SparseTargets | None, Objective, Tensor | None, bool], Tensor]
+KERNELS: dict[str, Kernel] = {}
+MOST_ENTRIES = 127  # of a sparse target: a kernel compares each with each
 
 
 class _Asked(NamedTuple):
@@ -98,47 +108,30 @@ class _HeadLoss(torch.autograd.Function):  # type: ignore[misc]
 def _walk(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, asked: _Asked, needed: tuple[bool, ...]
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss of each position, and the gradients for hidden states, weight and bias of their sum.
-
-    The products with the head are made for a chunk, all else for a slice of it, which stays in a CPU's
-    cache through its dozen passes, so that only the products pay for large memory.
-    """
-    head, exactly = asked.head, torch.promote_types(asked.dtype, torch.float32)
+    """The loss of each position, and the gradients for hidden states, weight and bias of their sum."""
+    exactly = torch.promote_types(asked.dtype, torch.float32)
     weight = weight_VD.to(asked.dtype)
     loss_N = torch.zeros(len(hidden_ND), dtype=exactly, device=hidden_ND.device)
     for_hidden, for_weight, for_bias = (asked.learns and need for need in needed[:3])
     d_hidden = torch.zeros_like(hidden_ND) if for_hidden else None
     d_weight = torch.zeros_like(weight_VD, dtype=exactly) if for_weight else None
     d_bias = torch.zeros_like(bias_V, dtype=exactly) if for_bias and bias_V is not None else None
-    learns, vocabulary = for_hidden or for_weight or for_bias, len(weight_VD)
-    rows = max(1, SLICE_LOGITS // vocabulary) if hidden_ND.device.type == "cpu" else asked.chunk
+    learns, kernel = for_hidden or for_weight or for_bias, _kernel(asked, hidden_ND.device)
     room_CV = weight.new_empty(
-        min(asked.chunk, len(hidden_ND)), vocabulary
+        min(asked.chunk, len(hidden_ND)), len(weight_VD)
     )  # the logits, then their gradient
     for start in range(0, len(hidden_ND), asked.chunk):
         part = slice(start, min(start + asked.chunk, len(hidden_ND)))
         hidden_CD = hidden_ND[part].to(asked.dtype)
         chunk_CV = torch.mm(hidden_CD, weight.T, out=room_CV[: len(hidden_CD)])
-        taught_CV = None
-        if isinstance(asked.targets, Tensor | TeacherStates) and asked.objective.soft_scale:
-            taught_CV = teacher_products(asked.targets, part, asked.vocabulary)
-        for at in range(0, len(hidden_CD), rows):
-            own = slice(at, min(at + rows, len(hidden_CD)))
-            raw_SV = chunk_CV[own] if bias_V is None else chunk_CV[own] + bias_V.to(asked.dtype)
-            logits_SV = head.finish(exact(raw_SV))
-            slope_SV = None if head.softcap is None else 1 - (logits_SV / head.softcap) ** 2
-            place, taught_SV = slice(start + own.start, start + own.stop), None
-            if taught_CV is not None:
-                taught_SV = taught_CV[own]
-            loss_N[place], d_SV = _losses(logits_SV, taught_SV, place, asked)
-            if head.scale != 1.0:
-                d_SV *= head.scale
-            if slope_SV is not None:
-                d_SV *= slope_SV
+        if kernel is None:
+            loss_N[part] = _in_torch(chunk_CV, bias_V, part, asked, learns, d_bias)
+        else:
+            if bias_V is not None:
+                chunk_CV += bias_V.to(asked.dtype)
+            loss_N[part] = kernel(chunk_CV, asked.head, *_of_few_ids(asked, part), learns)
             if d_bias is not None:
-                d_bias += d_SV.sum(0)
-            if learns:
-                chunk_CV[own] = d_SV
+                d_bias += chunk_CV.sum(0, dtype=exactly)
         if d_hidden is not None:
             d_hidden[part] = chunk_CV @ weight
         if d_weight is not None and d_weight.dtype == asked.dtype:
@@ -150,6 +143,58 @@ def _walk(
         None if d is None or of is None else d.to(of.dtype)
         for d, of in zip(made, (hidden_ND, weight_VD, bias_V), strict=True)
     ]
+
+
+def _kernel(asked: _Asked, device: torch.device) -> Kernel | None:
+    """What was found equal on this kind of device, where it has the loss that is asked for."""
+    targets, objective = asked.targets, asked.objective
+    if asked.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    if isinstance(targets, SparseTargets) and objective.soft_scale:
+        few = targets.ids_NK.shape[1] <= MOST_ENTRIES
+        return KERNELS.get(device.type) if few and objective.divergence is forward_kl else None
+    return KERNELS.get(device.type) if targets is None or not objective.soft_scale else None
+
+
+def _of_few_ids(asked: _Asked, part: slice) -> tuple[SparseTargets | None, Objective, Tensor | None]:
+    targets = asked.targets[part] if asked.objective.soft_scale and asked.targets is not None else None
+    assert targets is None or isinstance(targets, SparseTargets)
+    ids_C = None if asked.ids_N is None or not asked.objective.hard else asked.ids_N[part]
+    return targets, asked.objective, ids_C
+
+
+def _in_torch(
+    chunk_CV: Tensor, bias_V: Tensor | None, part: slice, asked: _Asked, learns: bool, d_bias: Tensor | None
+) -> Tensor:
+    """Losses (C,) of the positions in `part`. The student `learns`: products with the head become the
+    derivative by them, and `d_bias` grows by their sum.
+
+    The products are there for a chunk, all else is made for a slice of it, which stays in a CPU's cache
+    through its dozen passes, so that only the products pay for large memory.
+    """
+    size, vocabulary = chunk_CV.shape
+    head, taught_CV = asked.head, None
+    if isinstance(asked.targets, Tensor | TeacherStates) and asked.objective.soft_scale:
+        taught_CV = teacher_products(asked.targets, part, asked.vocabulary)
+    rows = max(1, SLICE_LOGITS // vocabulary) if chunk_CV.device.type == "cpu" else size
+    losses = []
+    for at in range(0, size, rows):
+        own = slice(at, min(at + rows, size))
+        raw_SV = chunk_CV[own] if bias_V is None else chunk_CV[own] + bias_V.to(asked.dtype)
+        logits_SV = head.finish(exact(raw_SV))
+        slope_SV = None if head.softcap is None else 1 - (logits_SV / head.softcap) ** 2
+        place = slice(part.start + own.start, part.start + own.stop)
+        loss_S, d_SV = _losses(logits_SV, None if taught_CV is None else taught_CV[own], place, asked)
+        losses.append(loss_S)
+        if head.scale != 1.0:
+            d_SV *= head.scale
+        if slope_SV is not None:
+            d_SV *= slope_SV
+        if d_bias is not None:
+            d_bias += d_SV.sum(0)
+        if learns:
+            chunk_CV[own] = d_SV
+    return torch.cat(losses)
 
 
 def _losses(

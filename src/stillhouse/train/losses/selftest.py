@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from stillhouse.errors import ModelError
-from stillhouse.train.losses import checks, chunk_checks
-from stillhouse.train.losses.fused import head_loss
+from stillhouse.train.losses import checks, chunk_checks, kernel_checks
+from stillhouse.train.losses.fused import KERNELS, head_loss
 from stillhouse.train.losses.targets import places
 
 
@@ -88,6 +88,47 @@ def sound(device: str | torch.device = "cpu") -> None:
             failed[0].error or f"off by {failed[0].value:.2g}, where {failed[0].limit:.2g} is allowed",
             "install the torch of requirements.lock, and report what `stillhouse doctor --losses` says",
         )
+
+
+def try_kernels(device: str | torch.device) -> tuple[Check, ...]:
+    """Let `head_loss` run the Triton kernel on CUDA GPUs from now on, if it is equal to torch on this one.
+
+    The two checks that decide it; none on another device, for which there is no kernel. One that cannot be
+    imported, compiled or run does not hold, and all goes on in torch. Compiles some twenty kernels, which
+    Triton keeps for the next time.
+    """
+    here = torch.device(device)
+    if here.type != "cuda":
+        return ()
+    KERNELS.pop(here.type, None)
+    done = kernels_equal(here)
+    if all(check.holds for check in done):
+        from stillhouse.train.losses.kernels import row_losses
+
+        KERNELS[here.type] = row_losses
+    return done
+
+
+def kernels_equal(device: torch.device) -> tuple[Check, ...]:
+    """What `try_kernels` decides by. A derivative in bfloat16 may be its neighbour."""
+
+    def apart(dtype: torch.dtype) -> float:
+        from stillhouse.train.losses.kernels import row_losses  # takes Triton
+
+        return kernel_checks.kernel_apart(row_losses, device, dtype)
+
+    return (
+        _checked("Triton kernel beside torch, float32", 1e-5, lambda: apart(torch.float32)),
+        _checked("Triton kernel beside torch, bfloat16", 2.0**-7, lambda: apart(torch.bfloat16)),
+    )
+
+
+def kernel_notices(done: tuple[Check, ...]) -> list[str]:
+    """What whoever asked for a training should know of `try_kernels`."""
+    if not (failed := [check for check in done if not check.holds]):
+        return []
+    why = failed[0].error or f"off by {failed[0].value:.2g}, where {failed[0].limit:.2g} is allowed"
+    return [f"the losses ran in torch: {failed[0].what} on this GPU: {why[:300]}"]
 
 
 def _checked(what: str, limit: float, measure: Callable[[], float]) -> Check:
