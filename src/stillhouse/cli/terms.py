@@ -153,20 +153,16 @@ def terms_diff(
     known_row(registry, row)
     with Ledger.open(open_workspace(Path.cwd())) as ledger:
         kept = {one.leaf: one for one in snapshots(ledger, row)}
-    newest = sorted(kept)[-2:]
-    pair = (
-        newest[0] if before is None and newest else before,
-        newest[-1] if after is None and newest else after,
-    )
-    lacking = [leaf for leaf in pair if leaf not in kept]
-    if lacking or len(kept) < 2:
-        leaves = ", ".join(map(str, sorted(kept))) or "none"
+    leaves = sorted(kept)
+    if len(leaves) > 1:
+        before, after = leaves[-2] if before is None else before, leaves[-1] if after is None else after
+    if before not in kept or after not in kept:
         raise UsageError(
             f"no two texts of {row} to compare",
-            f"its texts are leaves: {leaves}",
+            f"its texts are leaves: {', '.join(map(str, leaves)) or 'none'}",
             f"keep one with `stillhouse terms snapshot FILE --row {row} ...`",
         )
-    one, other = (kept[leaf] for leaf in pair if leaf is not None)
+    one, other = kept[before], kept[after]
     lines = difference(one, other)
     found = {
         "row": row,
@@ -254,8 +250,9 @@ def _match_text(match: Match, registry: Registry) -> str:
     row = match.row
     seen = "" if row.source_seen else " (address not seen: check it before use)"
     fits = f", as {match.by}" if match.by else ""
+    own = ", from this workspace" if _own(match, registry) else ""
     lines = [
-        f"{row.key}: {wording.layer_words(match)}{fits}{', from this workspace' if _own(match, registry) else ''}",
+        f"{row.key}: {wording.layer_words(match)}{fits}{own}",
         f"  covers     {row.covers} ({row.vendor}; {row.access})",
         f"  verdict    {row.verdict}: {wording.finding(row, registry.as_of)}",
         f"  says       {row.clause} [{row.clause_ref}]",

@@ -80,9 +80,9 @@ def read_licence(folder: Path) -> tuple[str, str, str] | None:
     found = []
     for path in sorted(paths, key=lambda path: ("model" not in path.name.lower(), path.name.lower())):
         with storage("read", path), path.open("rb") as file:
-            text = file.read(LARGEST + 1)
-        if text.strip() and len(text) <= LARGEST:
-            found.append((path.name, text.decode("utf-8-sig", errors="replace")))
+            data = file.read(LARGEST + 1)
+        if data.strip() and len(data) <= LARGEST:
+            found.append((path.name, data.decode("utf-8-sig", errors="replace")))
     if not found:
         return None
     name, text = found[0]

@@ -62,7 +62,7 @@ def keep(ledger: Ledger, row: str, document: str, text: bytes, read_on: date, re
 
 
 def snapshots(ledger: Ledger, row: str) -> list[Snapshot]:
-    """What was kept for a row, in the order of the log; texts without a row are a declaration's, not these."""
+    """What was kept for a row, in the order of the log; a declaration's texts name no row and are not here."""
     found = []
     for leaf in ledger.leaves("terms_snapshot"):
         if leaf.body.get("row") != row:
@@ -95,6 +95,6 @@ def difference(before: Snapshot, after: Snapshot) -> list[str]:
                 "the digests differ, so something changed, but not what",
                 "compare with another snapshot, or read both texts again",
             )
-    names = [f"leaf {one.leaf}, {one.document}, read {one.read_on}" for one in (before, after)]
-    old, new = clauses(before.text or ""), clauses(after.text or "")
-    return list(unified_diff(old, new, *names, lineterm="", n=1))
+    old, new = (f"leaf {one.leaf}, {one.document}, read on {one.read_on}" for one in (before, after))
+    lines = clauses(before.text or ""), clauses(after.text or "")
+    return list(unified_diff(*lines, fromfile=old, tofile=new, lineterm="", n=1))
