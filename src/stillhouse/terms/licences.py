@@ -51,7 +51,7 @@ def normalised(text: str) -> str:
     of the copyright are left out, as they differ with each copy."""
     lines = (
         line
-        for line in text.splitlines()
+        for line in text.removeprefix("\ufeff").splitlines()
         if not (_COPYRIGHT.match(line) and len(line) <= 200 and not _SAYS_MORE.search(line))
     )
     return " ".join(re.findall(r"[^\W_]+", "\n".join(lines).lower().replace("https://", "http://")))

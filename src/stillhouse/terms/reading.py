@@ -24,6 +24,7 @@ PARTS: dict[str, type] = {
     "obligation": Obligation,
 }
 CONDITIONS = ("scale", "territory", "feature", "need")
+WORDED = ("name_prefix", "no_mark", "credit", "notice", "licence_copy", "inherits", "use_policy", "note")
 LISTS = ("cases", "conditions", "obligations")
 PLAIN = tuple(field.name for field in fields(Row) if field.name not in LISTS)
 
@@ -98,11 +99,13 @@ def _check(place: str, row: Row) -> None:
             whole = pattern.lower() == excluded.lower() or not set("?[") & set(excluded)
             if whole and fnmatchcase(pattern.lower(), excluded.lower()):
                 raise _broken(place, f"the pattern {pattern!r} never matches: {excluded!r} excludes it")
-    for condition in row.conditions:
-        if isinstance(condition, Scale) and condition.verdict is None and condition.owed is None:
-            raise _broken(place, f"above {condition.above:,} {condition.figure} nothing follows")
-    if row.evidence in ("primary", "primary_mirror", "primary_older") and not row.clause_ref.strip():
-        raise _broken(place, "a text that was read needs the place of the clause, or `-`")
+    scales = [condition for condition in row.conditions if isinstance(condition, Scale)]
+    for scale in scales:
+        if scale.verdict is None and scale.owed is None:
+            raise _broken(place, f"above {scale.above:,} {scale.figure} nothing follows")
+    for owed in (*row.obligations, *(scale.owed for scale in scales if scale.owed)):
+        if owed.kind in WORDED and not any(text.strip() for text in owed.texts):
+            raise _broken(place, f"the obligation {owed.kind} has no texts")
 
 
 def _record(place: str, shape: type, table: Any, **ready: Any) -> Any:
