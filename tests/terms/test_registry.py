@@ -129,14 +129,10 @@ def test_a_slip_in_a_part_of_a_row_is_one_too(tmp_path, more, words):
 
 @given(st.text(min_size=1), st.one_of(st.integers(), st.text(), st.lists(st.integers())))
 def test_no_key_that_is_not_known_is_let_through(key, value):
-    text = f"{ROW}\n{json.dumps(key, ensure_ascii=True)} = {json.dumps(value)}"
-    try:
-        tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        pass  # a key that is there already, or not TOML
-    if key not in asdict(shipped().rows()[0]):
-        with pytest.raises(UsageError):
-            read_rows("acme.toml", text)
+    if key in asdict(shipped().rows()[0]):
+        return
+    with pytest.raises(UsageError):
+        read_rows("acme.toml", f"{ROW}\n{json.dumps(key)} = {json.dumps(value)}")
 
 
 def test_a_workspace_adds_rows_and_replaces_rows_by_key(tmp_path):

@@ -10,7 +10,7 @@ from stillhouse.errors import storage
 
 LARGEST = 2**20  # bytes of a file that is taken for a licence
 
-_COPYRIGHT = re.compile(r"^[\s#/*;>-]*(?:Copyright\b|COPYRIGHT\b|\([cC]\)|©|All [Rr]ights [Rr]eserved)")
+_COPYRIGHT = re.compile(r"^[\s#/*;>-]*(?:Copyright\b|COPYRIGHT\b|\([cC]\)|©|All\s+[Rr]ights\s+[Rr]eserved)")
 # A line with one of these says more than whose the work is, and stays.
 _SAYS_MORE = re.compile(
     r"\b(?:(?-i:may|will)|must|shall|not|no|non|only|except|unless|if|subject|provided|condition\w*|restrict\w*"

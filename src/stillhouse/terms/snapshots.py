@@ -62,7 +62,7 @@ def keep(ledger: Ledger, row: str, document: str, text: bytes, read_on: date, re
 
 
 def snapshots(ledger: Ledger, row: str) -> list[Snapshot]:
-    """What was kept for a row, in the order of the log; a declaration's texts name no row, so are not here."""
+    """What was kept for a row, in the order of the log; the text of a declaration names no row."""
     found = []
     for leaf in ledger.leaves("terms_snapshot"):
         if leaf.body.get("row") != row:
