@@ -132,7 +132,7 @@ def terms_page() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in registry.rows():
-        models = ", ".join(f"`{pattern}`" for pattern in (*row.models, *row.hosts))
+        models = ", ".join(f"`{pattern}`" for pattern in dict.fromkeys((*row.models, *row.hosts)))
         cells = [f"`{row.key}`", models, row.access, row.licence.name, row.verdict]
         cells += [str(row.read_on or "-"), row.evidence, row.confidence]
         rows.append(f"| {' | '.join(cells)} |")

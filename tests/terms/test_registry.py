@@ -231,6 +231,12 @@ def test_a_row_as_json_is_its_toml_again():
     assert [one["kind"] for one in record(shipped().row("hunyuan"))["conditions"]] == ["territory"]
 
 
+def test_the_row_in_the_documentation_can_be_read():
+    page = (ROOT / "docs" / "terms.md").read_text()
+    (row,) = read_rows("docs/terms.md", page.partition("```toml\n")[2].partition("```")[0])
+    assert (row.key, row.read_on) == ("acme-api", date(2026, 11, 2))
+
+
 def test_the_wheel_holds_every_file_of_rows():
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     package = ROOT / "src" / "stillhouse"
