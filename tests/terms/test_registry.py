@@ -204,6 +204,26 @@ def test_a_name_at_a_strange_server_forbids_but_never_allows(model, host, access
         assert STRICTEST.index(match.row.verdict) >= STRICTEST.index("review")
 
 
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://api.deepseek.com@evil.example/v1",
+        "https://evil.example/api.deepseek.com",
+        "https://evil.example#api.deepseek.com",
+        "https://api.deepseek.com.evil.example",
+        "https://xapi.deepseek.com",
+        "https://api.deepseek.com\uff0eevil.example",
+        "https://[bad",
+        "unix:///run/socket",
+    ],
+)
+def test_an_address_that_only_looks_like_a_vendors_is_a_strangers(endpoint):
+    assert shipped().matches("deepseek-chat", "api", endpoint) == ()
+    for endpoint in ("https://api.deepseek.com", "https://u:p@API.deepseek.com:443/v1", "api.deepseek.com"):
+        (match,) = shipped().matches("deepseek-chat", "api", endpoint)
+        assert (match.layer, match.row.key) == ("host", "deepseek-api")
+
+
 @given(st.text(), st.sampled_from(["shipped", "weights", "api", "router", "import"]), st.text())
 def test_any_name_and_any_address_has_an_answer(model, access, endpoint):
     matches = shipped().matches(model, access, endpoint)

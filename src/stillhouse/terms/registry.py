@@ -81,18 +81,19 @@ class Registry:
             for row in self.table
             for by in _best(row.hosts, host)
         ]
-        found = [*here, *self._named(model, access, host)]
+        found = [*here, *self._named(model, access, endpoint)]
         for name in _behind(model, found):
-            found += self._named(name, access, host)
+            found += self._named(name, access, endpoint)
         kept = [match for layer in LAYERS for match in _foremost([m for m in found if m.layer == layer])]
         return tuple(self._with_upstream(kept))
 
-    def _named(self, model: str, access: Access, host: str) -> Iterator[Match]:
+    def _named(self, model: str, access: Access, endpoint: str) -> Iterator[Match]:
+        host = host_of(endpoint)
         for row in self.table:
             layer = _layer(row, access)
             if layer is None or any(_fits(model, pattern) for pattern in row.excluding):
                 continue
-            stranger = bool(host and row.hosts and not _best(row.hosts, host))
+            stranger = bool(endpoint and row.hosts and not _best(row.hosts, host))
             if stranger and row.verdict in ("allow", "allow_with_obligations"):
                 continue
             for by in _best(row.models, model):
