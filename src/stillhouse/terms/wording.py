@@ -68,7 +68,8 @@ def layer_words(match: Match) -> str:
 def finding(row: Row, as_of: date) -> str:
     """What was found, for a general student that is given away, and in which text of which day."""
     if row.evidence in READ:
-        text = f"{row.licence.name}, read as it stood on {row.read_on or as_of}"
+        day = f"as it stood on {row.read_on}" if row.read_on else f"in a copy without a day, known on {as_of}"
+        text = f"{row.licence.name}, read {day}"
     else:
         text = f"{row.licence.name}, {EVIDENCE[row.evidence]}, known on {as_of}"
     if row.verdict == "allow":
