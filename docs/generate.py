@@ -1,4 +1,5 @@
-"""Writes docs/commands.md and docs/recipe.md from the program itself; `--check` only compares."""
+"""Writes docs/commands.md, docs/recipe.md and the table of docs/terms.md from the program itself; `--check`
+only compares."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stillhouse.cli.commands import app, ledger_app, targets_app
+from stillhouse.cli.commands import app
 from stillhouse.recipe import Recipe, recipe_schema
+from stillhouse.terms.registry import shipped
 
 DOCS = Path(__file__).parent
 
@@ -28,7 +30,7 @@ def commands_page() -> str:
         "`stillhouse --install-completion`.",
         "",
     ]
-    groups = {"ledger": ledger_app, "targets": targets_app}
+    groups = {group.name: group.typer_instance for group in app.registered_groups}
     below = [[group, name] for group, commands in groups.items() for name in names(commands)]
     for command in [[name] for name in names(app)] + below:
         done = subprocess.run(
@@ -116,7 +118,28 @@ def _type(value: dict[str, Any]) -> str:
     return str(value.get("format", value.get("type", "any")))
 
 
-PAGES = {"commands.md": commands_page, "recipe.md": recipe_page}
+TABLE = "<!-- The table below is written by docs/generate.py. -->\n"
+
+
+def terms_page() -> str:
+    """The page as it is written by hand, with the table of this revision below its mark."""
+    above, mark, _ = (DOCS / "terms.md").read_text().partition(TABLE)
+    registry = shipped()
+    rows = [
+        f"{len(registry.rows())} rows, as of {registry.as_of}, SHA-256 `{registry.digest}`.",
+        "",
+        "| key | models | access | licence | verdict | text of | evidence | confidence |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in registry.rows():
+        models = ", ".join(f"`{pattern}`" for pattern in dict.fromkeys((*row.models, *row.hosts)))
+        cells = [f"`{row.key}`", models, row.access, row.licence.name, row.verdict]
+        cells += [str(row.read_on or "-"), row.evidence, row.confidence]
+        rows.append(f"| {' | '.join(cells)} |")
+    return above + mark + "\n" + "\n".join(rows) + "\n"
+
+
+PAGES = {"commands.md": commands_page, "recipe.md": recipe_page, "terms.md": terms_page}
 
 if __name__ == "__main__":
     stale = []

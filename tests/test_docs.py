@@ -29,6 +29,10 @@ def test_the_recipe_page_is_up_to_date(generate):
     assert (ROOT / "docs" / "recipe.md").read_text() == generate.recipe_page(), "run `make docs`"
 
 
+def test_the_table_of_terms_is_up_to_date(generate):
+    assert (ROOT / "docs" / "terms.md").read_text() == generate.terms_page(), "run `make docs`"
+
+
 def test_every_default_on_the_recipe_page_is_the_programs(generate):
     tables = dict(re.findall(r"^## `\[(\w+)\]`\n(.*?)(?=^## |\Z)", generate.recipe_page(), re.M | re.S))
     checked = 0

@@ -33,6 +33,11 @@ class Workspace:
         return self.root / "targets"
 
     @property
+    def terms(self) -> Path:
+        """TOML files with rows of terms that are added to the package's, or stand for some of them."""
+        return self.root / "terms"
+
+    @property
     def workspace_key(self) -> Path:
         """32 random bytes (hex) for exchange keys; whoever holds it can test guesses of a prompt."""
         return self.root / "keys" / "workspace.key"

@@ -10,6 +10,7 @@ import typer
 
 from stillhouse.cli import runs
 from stillhouse.cli.audits import audit_app
+from stillhouse.cli.terms import terms_app
 
 if TYPE_CHECKING:
     from stillhouse.workspace import Workspace
@@ -28,6 +29,7 @@ app.add_typer(ledger_app, name="ledger")
 targets_app = typer.Typer(rich_markup_mode=None, help="Look at the teacher's probabilities of a run.")
 app.add_typer(targets_app, name="targets")
 app.add_typer(audit_app, name="audit")
+app.add_typer(terms_app, name="terms")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder; the newest that fits.")]

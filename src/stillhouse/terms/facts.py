@@ -152,9 +152,9 @@ class Row:
     `hosts` are servers at which this text governs whatever the model is called there.
 
     `trains_others` and `trains_competing` are what the text says; `verdict` is what the gate makes of it for
-    a general student that is given away. `liftable` says whether a written permission can lift a refusal.
-    `upstream` are keys of rows whose terms reach through this teacher. `read_on` is the date of the text
-    that was read; None where none was.
+    a general student that is given away. `liftable` says whether a written permission can lift a refusal, and
+    `lifted_by` which one the text itself names, if any. `upstream` are keys of rows whose terms reach through
+    this teacher. `read_on` is the date of the text that was read; None where none was.
     """
 
     key: str
@@ -180,6 +180,7 @@ class Row:
     hosts: tuple[str, ...] = ()
     priority: int = 50
     claims_student: bool = False
+    lifted_by: str = ""
     notes: str = ""
     cases: tuple[Case, ...] = ()
     conditions: tuple[Condition, ...] = ()

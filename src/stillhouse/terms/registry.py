@@ -1,16 +1,231 @@
-"""What is known about teachers, as data: only the shipped ones; all others need a declaration."""
+"""The table of terms: every row that is known, and which of them speak about one use of one teacher.
+
+The rows that come with the package lie in `rows/`, those of a workspace in its folder `terms/`: a row there
+is added, or stands for the package's row of the same key.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import date
+from fnmatch import fnmatchcase
+from functools import cache
 from hashlib import sha256
-from typing import Literal
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import rfc8785
 
-Use = Literal["train_target", "evaluation"]
-Access = Literal["shipped", "folder", "endpoint", "import"]
+from stillhouse.errors import storage
+from stillhouse.terms.facts import Access, Asked, Need, Row
+from stillhouse.terms.facts import Use as Use  # noqa: PLC0414
+from stillhouse.terms.reading import check_together, read_rows
+
+Layer = Literal["router", "host", "vendor", "model", "upstream"]
+LAYERS: tuple[Layer, ...] = ("router", "host", "vendor", "model", "upstream")
+OPEN = ("shipped", "weights")  # access by which a row speaks about the model itself, whoever serves it
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A row that speaks about a teacher, and as what.
+
+    router: the text of a router in front. host: that of the server asked, known by its address or, where it
+    offers others' models, by a name's prefix. vendor: that under which the model's maker offers it, known by
+    the name. model: the licence of the weights, known by the name. upstream: terms that reach through
+    another row, which `through` names. `by` is the pattern that fitted.
+    """
+
+    layer: Layer
+    row: Row
+    by: str
+    through: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """`digest` is the SHA-256 (hex) of the whole table in RFC 8785 JSON; `own` are the keys of the rows that
+    the workspace added or replaced; `as_of` is the day to which the package's facts were gathered."""
+
+    table: tuple[Row, ...]
+    as_of: date
+    digest: str
+    own: tuple[str, ...] = ()
+
+    def rows(self) -> tuple[Row, ...]:
+        return self.table
+
+    def row(self, key: str) -> Row | None:
+        return next((row for row in self.table if row.key == key), None)
+
+    def matching(self, asked: Asked) -> tuple[Row, ...]:
+        """Every row that holds, each once; none where nothing is known, which a gate refuses."""
+        return tuple(match.row for match in self.matches(asked.model, asked.access, asked.endpoint))
+
+    def matches(self, model: str, access: Access, endpoint: str = "") -> tuple[Match, ...]:
+        """The rows that hold, in the order of LAYERS, each once.
+
+        A server speaks for itself whatever a model is called there. Of a layer's rows the one of the highest
+        priority holds; among equals that of the most specific pattern, and all that are equal in that too.
+        A name alone can forbid but never allow: at a server that is none of a row's `hosts` an API's terms
+        hold only where they ask for review or refuse. A licence of weights holds wherever they are served,
+        but says nothing of the server: for access by api or router some row of the layer router or host must
+        hold as well, or the server's own terms are unknown.
+        """
+        host = host_of(endpoint)
+        here = [
+            Match("router" if row.access == "router" else "host", row, by)
+            for row in self.table
+            for by in _best(row.hosts, host)
+        ]
+        found = [*here, *self._named(model, access, endpoint)]
+        for name in _behind(model, found):
+            found += self._named(name, access, endpoint)
+        kept = [match for layer in LAYERS for match in _foremost([m for m in found if m.layer == layer])]
+        return tuple(self._with_upstream(kept))
+
+    def _named(self, model: str, access: Access, endpoint: str) -> Iterator[Match]:
+        host = host_of(endpoint)
+        for row in self.table:
+            layer = _layer(row, access)
+            if layer is None or any(_fits(model, pattern) for pattern in row.excluding):
+                continue
+            stranger = bool(endpoint and row.hosts and not _best(row.hosts, host))
+            if stranger and row.verdict in ("allow", "allow_with_obligations"):
+                continue
+            for by in _best(row.models, model):
+                yield Match(layer, row, by)
+
+    def _with_upstream(self, found: Iterable[Match]) -> Iterator[Match]:
+        """Each row once, then those that it leads to; a row that leads back to itself ends the way."""
+        seen: set[str] = set()
+        waiting = list(found)
+        for match in waiting:
+            if match.row.key in seen:
+                continue
+            seen.add(match.row.key)
+            yield match
+            for key in match.row.upstream:
+                row = self.row(key)
+                if row is not None:
+                    waiting.append(Match("upstream", row, "", match.row.key))
+
+
+def load(own_rows: Path | None = None) -> Registry:
+    """The package's table, with the rows of the TOML files in the folder `own_rows`, where there are any.
+
+    Raises UsageError for a file that cannot be read as rows, naming file and row.
+    """
+    theirs = shipped()
+    paths = sorted(own_rows.glob("*.toml")) if own_rows is not None else []
+    if not paths:
+        return theirs
+    placed: list[tuple[str, Row]] = []
+    for path in paths:
+        with storage("read", path):
+            text = path.read_text(encoding="utf-8", errors="replace")
+        placed += [(str(path), row) for row in read_rows(str(path), text)]
+    check_together(placed, (row.key for row in theirs.table))
+    own = {row.key: row for _, row in placed}
+    rows = [own.pop(row.key, row) for row in theirs.table] + list(own.values())
+    return _registry(rows, theirs.as_of, tuple(sorted(row.key for _, row in placed)))
+
+
+@cache
+def shipped() -> Registry:
+    """The table of the package, read once."""
+    import tomllib
+
+    here = files("stillhouse.terms")
+    placed: list[tuple[str, Row]] = []
+    for file in sorted(here.joinpath("rows").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".toml"):
+            placed += [(file.name, row) for row in read_rows(file.name, file.read_text(encoding="utf-8"))]
+    check_together(placed)
+    as_of = tomllib.loads(here.joinpath("version.toml").read_text(encoding="utf-8"))["as_of"]
+    return _registry([row for _, row in placed], as_of, ())
+
+
+def record(row: Row) -> dict[str, Any]:
+    """A row as JSON, each condition under the name that its file gives it."""
+    found = asdict(row)
+    found["conditions"] = [
+        {"kind": type(condition).__name__.lower(), **asdict(condition)} for condition in row.conditions
+    ]
+    found["read_on"] = None if row.read_on is None else row.read_on.isoformat()
+    return found
+
+
+def host_of(endpoint: str) -> str:
+    """The host of a URL, or of an address without its scheme, in lower case; empty where there is none."""
+    try:
+        found = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}").hostname or ""
+    except ValueError:
+        return ""
+    return found.rstrip(".")
+
+
+def _registry(rows: Iterable[Row], as_of: date, own: tuple[str, ...]) -> Registry:
+    table = tuple(sorted(rows, key=lambda row: row.key))
+    whole: Any = {"as_of": as_of.isoformat(), "rows": [record(row) for row in table]}
+    return Registry(table, as_of, sha256(rfc8785.dumps(whole)).hexdigest(), own)
+
+
+def _layer(row: Row, access: Access) -> Layer | None:
+    """As what a row that fits by name speaks about a teacher reached by `access`; None where it does not."""
+    if row.access == "any":
+        return "model"
+    if row.access in OPEN:
+        theirs = row.access == access or (row.access == "weights" and access in ("api", "router", "import"))
+        return "model" if theirs else None
+    if access == "import":  # nobody can tell how such answers were got
+        return "router" if row.access == "router" else "vendor"
+    if row.access == "router":
+        return "router" if access in ("api", "router") else None
+    if row.access == "api":
+        named: Layer = "host" if _offers_others(row) else "vendor"
+        return named if access in ("api", "router") else None
+    return "vendor" if access == "consumer_app" else None
+
+
+def _behind(model: str, found: Iterable[Match]) -> set[str]:
+    """What the model is called without the prefix of a service that offers others' models."""
+    names = set()
+    for match in found:
+        prefix, star = match.by[:-1].lower(), match.by[-1:]
+        if _offers_others(match.row) and prefix.endswith("/") and star == "*":
+            names |= {model[len(prefix) :]} if model.lower().startswith(prefix) else set()
+    return names
+
+
+def _offers_others(row: Row) -> bool:
+    return any(isinstance(one, Need) and one.need == "model_licence" for one in row.conditions)
+
+
+def _foremost(found: list[Match]) -> list[Match]:
+    ranked = [((match.row.priority, _literal(match.by)), match) for match in found]
+    top = max((rank for rank, _ in ranked), default=None)
+    return [match for rank, match in ranked if rank == top]
+
+
+def _best(patterns: Iterable[str], name: str) -> list[str]:
+    """The most specific of the patterns that fit, or nothing."""
+    fitting = [pattern for pattern in patterns if name and _fits(name, pattern)]
+    return [max(fitting, key=_literal)] if fitting else []
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatchcase(name.strip().lower(), pattern.lower())
+
+
+def _literal(pattern: str) -> int:
+    return sum(character not in "*?[]" for character in pattern)
+
+
+# What the gate of today asks; it goes when the gate decides by rows.
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,21 +234,11 @@ class TeacherFacts:
     they allow; `endpoint` is the server without user, password or query."""
 
     model: str
-    access: Access
+    access: Literal["shipped", "folder", "endpoint", "import"]
     endpoint: str = ""
     revision: str = ""
     terms: str = ""
     uses: tuple[Use, ...] = ()
-
-
-REGISTRY: tuple[TeacherFacts, ...] = (
-    TeacherFacts(
-        model="embedded:desk",
-        access="shipped",
-        terms="Apache-2.0; weights made by the stillhouse project and shipped with this package",
-        uses=("train_target", "evaluation"),
-    ),
-)
 
 
 def teacher_facts(model: str, endpoint: str | None = None, revision: str = "") -> TeacherFacts:
@@ -43,21 +248,17 @@ def teacher_facts(model: str, endpoint: str | None = None, revision: str = "") -
     anything. A model in a local folder is as unknown as any other.
     """
     if endpoint is None:
-        for facts in REGISTRY:
-            if facts.model == model:
-                return facts
+        if model == "embedded:desk":
+            terms = "Apache-2.0; weights made by the stillhouse project and shipped with this package"
+            return TeacherFacts(model, "shipped", terms=terms, uses=("train_target", "evaluation"))
         return TeacherFacts(model, "folder", revision=revision)
-    return TeacherFacts(model, "endpoint", _without_secrets(endpoint), revision)
+    parts = urlsplit(endpoint)
+    host = parts.hostname or ""
+    port = f":{parts.port}" if parts.port else ""
+    where = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}{parts.path}"
+    return TeacherFacts(model, "endpoint", where, revision)
 
 
 def registry_digest() -> str:
     """SHA-256 (hex) of the table by which a decision was made."""
-    rows = [{**asdict(facts), "uses": list(facts.uses)} for facts in REGISTRY]
-    return sha256(rfc8785.dumps(rows)).hexdigest()
-
-
-def _without_secrets(url: str) -> str:
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}{parts.path}"
+    return shipped().digest
