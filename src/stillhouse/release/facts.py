@@ -180,27 +180,42 @@ class Compute:
 
     training: int
     answers: int
+    readings: int
     unknown: Mapping[str, int]
 
     @property
     def total(self) -> int:
-        return self.training + self.answers
+        return self.training + self.answers + self.readings
 
 
 def compute(facts: Facts) -> Compute:
-    """6*P*D for training, with P the student's parameters and D the tokens that went through it, and 2*P
-    for each token that a teacher read or wrote for the answers that rows were chosen from, the dropped ones
-    as well. The training of the teachers, answers for evaluation only, and failed runs do not count. Source:
-    the Commission's guidelines on general-purpose models of 18 July 2025, as far as they are known to us.
+    """6*P*D for training, with P the student's parameters and D the tokens that went through it, 2*P*D more
+    where it wrote its own text to learn from; and 2*P for each token that a teacher read or wrote: for the
+    answers that rows were chosen from, the dropped ones as well, and in training, where it reads at most D.
+
+    The training of the teachers, answers for evaluation only, and failed runs do not count. Source: the
+    Commission's guidelines on general-purpose models of 18 July 2025, as far as they are known to us.
     """
-    answers, unknown = 0, Counter[str]()
-    for teacher in facts.teachers:
+    training, student = facts.training, facts.student
+    own = training.objective == "on_policy"
+    answers, readings, unknown = 0, 0, Counter[str]()
+    for number, teacher in enumerate(facts.teachers):
         tokens = teacher.prompt_tokens + teacher.completion_tokens
-        if teacher.parameters is not None and not teacher.uncounted:
+        read = training.tokens if number == 0 and _reads(training) else 0
+        if teacher.parameters is None or teacher.uncounted:
+            if teacher.exchanges or read:
+                unknown[teacher.model] += tokens + read
+        else:
             answers += 2 * teacher.parameters * tokens
-        elif teacher.exchanges:
-            unknown[teacher.model] += tokens
-    return Compute(6 * facts.student.parameters * facts.training.tokens, answers, dict(unknown))
+            readings += 2 * teacher.parameters * read
+    learnt = (8 if own else 6) * student.parameters * training.tokens
+    return Compute(learnt, answers, readings, dict(unknown))
+
+
+def _reads(training: Training) -> bool:
+    """Whether the first teacher read the rows, and was not only heard on its own answers."""
+    told = training.settings.get("distil", {}).get("targets") == "answers"
+    return training.objective != "sequence" and not told
 
 
 def missing(facts: Facts) -> tuple[str, ...]:

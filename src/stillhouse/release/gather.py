@@ -1,4 +1,4 @@
-"""The facts of a release, read once from run folder, recipe and ledger, and from what the operator wrote down."""
+"""The facts of a release, read once from run folder, recipe, ledger and what the operator wrote down."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ def gather(run: RunFolder, recipe: Recipe, ledger: Ledger, operator: Operator, n
             seconds=trained["seconds"],
             device=trained["device"],
             dtype=trained["dtype"],
-            settings=recipe.train.model_dump(mode="json", exclude={"track", "checkpoint_seconds"}),
+            settings=recipe.train.model_dump(
+                mode="json", exclude={"track", "checkpoint_seconds"}, exclude_none=True
+            ),
             finished=marker.get("finished"),
         ),
         evaluation=_evaluation(recipe, evaluation),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 NOT_RECORDED = "not recorded"
-_MARKED = re.compile(r"([\\`*_\[\]<>|#~&$])")
+_MARKED = re.compile(r"([\\`*\[\]<>|#~&$]|(?<!\w)_|_(?!\w))")
 _TICKS = re.compile(r"`+")
 
 
