@@ -176,6 +176,6 @@ def _training(facts: Facts) -> str:
         f"{training.tokens:,} tokens ({training.target_tokens:,} of them learnt), seed {training.seed}, "
         f"{text(training.dtype)} on {text(training.device)}, {training.seconds:,.0f} s. Operations: {least}"
         f"{counted.total:.2e}, give or take {percent(MARGIN)}: {counted.training:.2e} for training, {least}"
-        f"{counted.answers:.2e} for the teachers' answers and {least}{counted.readings:.2e} for what a teacher "
-        "read in training. `eu/scope.json` says how that is counted."
+        f"{counted.answers:.2e} for the teachers' answers and {least}{counted.readings:.2e} for what a "
+        "teacher read in training. `eu/scope.json` says how that is counted."
     )

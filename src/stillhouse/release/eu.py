@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from stillhouse.release.facts import MARGIN, Facts, Teacher, compute, missing
+from stillhouse.release.facts import FREE_LICENCES, MARGIN, Facts, Teacher, compute, missing
 from stillhouse.release.markdown import table, text
 
 GENERAL_PURPOSE = 1e23  # operations above which a model that writes is taken for a general-purpose one
@@ -19,11 +19,6 @@ SYSTEMIC = 1e25
 _VOLUNTARY = (
     "Written by stillhouse from recorded facts, voluntarily. It is no legal advice, and no statement that "
     "any duty applies or is met. A field without a value was not recorded."
-)
-# Licences that leave use, change and redistribution free, and ask for attribution or share-alike at most.
-_FREE = frozenset(
-    "Apache-2.0 MIT BSD-2-Clause BSD-3-Clause ISC MPL-2.0 EUPL-1.2 GPL-2.0-only GPL-3.0-only "
-    "GPL-3.0-or-later LGPL-3.0-only AGPL-3.0-only CC0-1.0 CC-BY-4.0 CC-BY-SA-4.0 Unlicense".split()
 )
 _LIMITS = frozenset(
     {"inherits", "use_policy", "name_prefix"}
@@ -287,11 +282,11 @@ def standing(total: float, limit: float, least: bool) -> Standing:
 
 def compute_method(facts: Facts) -> str:
     said = (
-        "6 operations for each parameter of the student and each token that went through it in training (2 more "
-        "where it learnt from its own text); 2 for each parameter of a teacher and each token that it read or "
-        "wrote for the answers that rows were chosen from, the dropped ones as well, or that it read in "
-        "training. What was added to the base counts. Left out: the training of the base and of the teachers, "
-        "answers for evaluation, failed runs."
+        "6 operations for each parameter of the student and each token that went through it in training (2 "
+        "more where it learnt from its own text); 2 for each parameter of a teacher and each token that it "
+        "read or wrote for the answers that rows were chosen from, the dropped ones as well, or that it read "
+        "in training. What was added to the base counts. Left out: the training of the base and of the "
+        "teachers, answers for evaluation, failed runs."
     )
     unknown = compute(facts).unknown
     return (
@@ -373,7 +368,7 @@ def _relief(facts: Facts) -> dict[str, dict[str, str]]:
     licence, why = "unknown", "no licence is recorded"
     if limits:
         licence, why = "no", f"a teacher's terms put limits on the student: {', '.join(limits)}"
-    elif facts.licence in _FREE:
+    elif facts.licence in FREE_LICENCES:
         licence, why = "yes", f"{facts.licence} asks for no payment and limits neither use nor scale"
     elif facts.licence:
         why = f"{facts.licence} is not among the licences that are known here"

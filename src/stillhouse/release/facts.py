@@ -8,11 +8,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any
+from urllib.parse import quote
 
 from stillhouse.terms.facts import Obligation
 
+# SPDX ids of licences that leave use, change and redistribution free, and ask at most for attribution or
+# share-alike.
+FREE_LICENCES = frozenset(
+    "Apache-2.0 MIT BSD-2-Clause BSD-3-Clause ISC MPL-2.0 EUPL-1.2 GPL-2.0-only GPL-3.0-only "
+    "GPL-3.0-or-later LGPL-3.0-only AGPL-3.0-only CC0-1.0 CC-BY-4.0 CC-BY-SA-4.0 Unlicense".split()
+)
 MARGIN = 0.3  # how far off a count of operations may be (guidelines of the Commission, 18 July 2025)
 
 
@@ -28,6 +35,7 @@ class Decision:
     read_on: str | None
     basis: str | None
     policy: str | None
+    registry_sha256: str | None
     authorisation: int | None
     obligations: tuple[Obligation, ...]
 
@@ -152,7 +160,8 @@ class Operator:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """`written` is the moment at which this was gathered, when the log had `size` leaves with this `root`
-    (hex). `anchored` is the size up to which somebody else vouches for the log, None for nobody."""
+    (hex). `files` are the student's, each with its SHA-256. `anchored` is the size up to which somebody else
+    vouches for the log, None for nobody."""
 
     name: str
     run: str
@@ -162,6 +171,7 @@ class Facts:
     size: int
     root: str
     origin: str
+    files: Mapping[str, str]
     teachers: tuple[Teacher, ...]
     student: Student
     samples: Samples
@@ -216,6 +226,16 @@ def _reads(training: Training) -> bool:
     """Whether the first teacher read the rows, and was not only heard on its own answers."""
     told = training.settings.get("distil", {}).get("targets") == "answers"
     return training.objective != "sequence" and not told
+
+
+def urn(*parts: str) -> str:
+    """A name of ours. `x-` spaces belong to nobody, so this claims no domain (RFC 8141, section 5.1)."""
+    return ":".join(["urn:x-stillhouse", *(quote(part, safe="", errors="replace") for part in parts)])
+
+
+def stamp(moment: datetime) -> str:
+    """UTC, in whole seconds, as the formats of others want it."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def missing(facts: Facts) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tomllib
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 
-from stillhouse.errors import LedgerError, ModelError, UsageError
+from stillhouse.errors import LedgerError, ModelError, UsageError, storage
 from stillhouse.ledger import Ledger
 from stillhouse.models import source_folder, weights_digest
 from stillhouse.recipe import WORDS, Recipe
@@ -80,6 +81,7 @@ def gather(run: RunFolder, recipe: Recipe, ledger: Ledger, operator: Operator, n
         size=(size := ledger.size()),
         root=ledger.root(size).hex(),
         origin=ledger.origin,
+        files={path.name: sha256_of(path) for path in sorted(run.student.iterdir()) if path.is_file()},
         teachers=teachers,
         student=_student(run, recipe, trained, config),
         samples=Samples(
@@ -111,6 +113,11 @@ def gather(run: RunFolder, recipe: Recipe, ledger: Ledger, operator: Operator, n
         operator=operator,
         software=evaluation.get("versions") or {},
     )
+
+
+def sha256_of(path: Path) -> str:
+    with storage("read", path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shown(model: str) -> str:
@@ -235,6 +242,7 @@ def _decision(leaf: int, body: Mapping[str, Any], ledger: Ledger) -> Decision:
         read_on=body.get("read_on"),
         basis=body.get("basis"),
         policy=body.get("policy"),
+        registry_sha256=body.get("registry_sha256"),
         authorisation=body.get("authorisation"),
         obligations=tuple(map(_obligation, body.get("obligations") or ())),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 
 from stillhouse.errors import LedgerError, storage
 from stillhouse.ledger import Ledger
-from stillhouse.release.gather import result_of, shown
+from stillhouse.release.gather import result_of, sha256_of, shown
 from stillhouse.workspace import RunFolder
 
 COLUMNS = (
@@ -53,9 +52,7 @@ def write_rows(run: RunFolder, ledger: Ledger, path: Path) -> Rows:
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
                 count, batch = count + len(batch), []
         writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
-    with storage("read", path), path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Rows(count + len(batch), path.stat().st_size, digest)
+    return Rows(count + len(batch), path.stat().st_size, sha256_of(path))
 
 
 def _rows(run: RunFolder, ledger: Ledger) -> Iterator[dict[str, Any]]:
