@@ -1,4 +1,4 @@
-"""bom/model.cdx.json: what the model is made of, as a bill of materials for machine learning (CycloneDX 1.6)."""
+"""bom/model.cdx.json: what the model is made of, as a bill of materials by CycloneDX 1.6."""
 
 from __future__ import annotations
 
