@@ -9,9 +9,21 @@ from dataclasses import replace
 import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from google.protobuf import json_format
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
+from in_toto_attestation.predicates.vsa.v1 import vsa_pb2
+from in_toto_attestation.v1 import statement_pb2
+from in_toto_attestation.v1.statement import Statement
 from releasing import FACTS, ROWS, TEACHER, nothing_recorded, taught_by
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import VerificationError
+from securesystemslib.signer import SSlibKey
+from spdx_python_model import v3_0_1 as bindings
 
 from stillhouse.errors import LedgerError
 from stillhouse.ledger.keys import public_bytes
@@ -77,8 +89,7 @@ def test_nothing_says_that_a_law_is_kept(facts: Facts):
 
 
 def test_the_hub_reads_base_licence_and_languages_from_the_card():
-    huggingface_hub = pytest.importorskip("huggingface_hub")
-    read = huggingface_hub.ModelCard(model_card(FACTS)).data
+    read = ModelCard(model_card(FACTS)).data
     assert read.base_model == "Qwen/Qwen3-8B"
     assert read.license == "apache-2.0"
     assert read.language == ["en", "de"]
@@ -128,11 +139,8 @@ def test_no_name_breaks_the_card(facts: Facts):
 @settings(max_examples=40, deadline=None)
 @given(odd())
 def test_cyclonedx_takes_every_bill(facts: Facts):
-    validators = pytest.importorskip("cyclonedx.validation.json")
-    from cyclonedx.schema import SchemaVersion
-
     for one in (facts, nothing_recorded()):
-        validator = validators.JsonStrictValidator(SchemaVersion.V1_6)
+        validator = JsonStrictValidator(SchemaVersion.V1_6)
         assert validator.validate_str(as_json(cyclonedx(one, ROWS)).decode()) is None
 
 
@@ -152,7 +160,6 @@ def test_the_bill_names_model_card_data_and_teachers():
 @settings(max_examples=40, deadline=None)
 @given(odd())
 def test_spdx_takes_every_bill(facts: Facts):
-    bindings = pytest.importorskip("spdx_python_model").v3_0_1
     for one in (facts, nothing_recorded()):
         read = bindings.SHACLObjectSet()
         bindings.JSONLDDeserializer().deserialize_data(json.loads(as_json(spdx(one, ROWS))), read)
@@ -163,7 +170,6 @@ def test_spdx_takes_every_bill(facts: Facts):
 
 
 def test_spdx_says_who_generated_what_the_model_was_trained_on():
-    bindings = pytest.importorskip("spdx_python_model").v3_0_1
     read = bindings.SHACLObjectSet()
     bindings.JSONLDDeserializer().deserialize_data(spdx(FACTS, ROWS), read)
     related = {
@@ -186,16 +192,10 @@ def test_spdx_says_who_generated_what_the_model_was_trained_on():
 
 @each
 def test_in_toto_takes_every_statement(facts: Facts):
-    statement_of = pytest.importorskip("in_toto_attestation.v1.statement").Statement
-    from google.protobuf import json_format
-    from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
-    from in_toto_attestation.predicates.vsa.v1 import vsa_pb2
-    from in_toto_attestation.v1 import statement_pb2
-
     found = statements(facts, ROWS)
     for statement in found.values():
         read = json_format.Parse(as_json(statement), statement_pb2.Statement())
-        statement_of.copy_from_pb(read).validate()
+        Statement.copy_from_pb(read).validate()
     provenance = provenance_pb2.Provenance()
     json_format.ParseDict(found["training"]["predicate"], provenance)
     assert provenance.build_definition.external_parameters["seed"] == 17
@@ -214,10 +214,6 @@ def test_a_teacher_that_is_not_allowed_fails_the_summary(verdict: str):
 
 
 def test_securesystemslib_verifies_the_envelopes_and_no_other_key_does():
-    dsse = pytest.importorskip("securesystemslib.dsse")
-    from securesystemslib.exceptions import VerificationError
-    from securesystemslib.signer import SSlibKey
-
     def public(key: Ed25519PrivateKey):
         return SSlibKey.from_crypto(key.public_key(), key_id(public_bytes(KEY)))
 
@@ -225,7 +221,7 @@ def test_securesystemslib_verifies_the_envelopes_and_no_other_key_does():
     for statement in statements(FACTS, ROWS).values():
         line = signed(statement, KEY)
         assert line.count(b"\n") == 1
-        envelope = dsse.Envelope.from_dict(json.loads(line))
+        envelope = Envelope.from_dict(json.loads(line))
         assert envelope.verify([public(KEY)], 1)
         assert json.loads(envelope.payload) == json.loads(as_json(statement))
         with pytest.raises(VerificationError):
