@@ -30,6 +30,7 @@ test-rest: setup
 
 test-all: setup lint
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ray.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-gguf.lock
 	$(BIN)/python -m pytest
 
 # lm-eval holds python-dateutil at an older version than the rest, so it has an environment of its own.

@@ -1,4 +1,4 @@
-"""The student in other servers: transformers and llama.cpp read the GGUF file and say what the folder says."""
+"""The student in other servers: transformers and llama.cpp read the GGUF file, and answer as the folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import gguf
 import pytest
@@ -35,6 +36,11 @@ CUTS = {
         ]
     ),
 }
+
+
+def read_dtype(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_text())
+    return config.get("dtype") or config["torch_dtype"]
 
 
 def byte_level(folder: Path, cut: str, dtype: torch.dtype = torch.float32) -> Path:
@@ -97,18 +103,25 @@ def test_llama_cpp_reads_and_writes_the_same_tokens(folder: Path, written: Path)
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.n_ctx, settings.n_parallel = str(written), 256, 1
     settings.cpuparams.n_threads = 1
+    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     server = xllamacpp.Server(settings)
+
+    def ask(route: str, **body: object) -> list[int]:
+        url, data = f"{server.listening_address}/{route}", json.dumps(body).encode()
+        with urlopen(Request(url, data, {"Content-Type": "application/json"}), timeout=30) as reply:
+            return json.load(reply)["tokens"]
+
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for prompt in PROMPTS:
-        said = server.handle_tokenize({"content": prompt, "add_special": True})
         ids = tokenizer(prompt, return_tensors="pt").input_ids
-        assert said["tokens"] == ids[0].tolist()
-        asked = {"prompt": prompt, "n_predict": 24, "temperature": 0, "top_k": 1, "ignore_eos": True}
-        answer = server.handle_completions(asked)["choices"][0]["text"]
-        end = model.generation_config.eos_token_id
-        made = model.generate(ids, max_new_tokens=24, do_sample=False, bad_words_ids=[[end]])
-        assert answer == tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+        assert ask("tokenize", content=prompt, add_special=True) == ids[0].tolist()
+        if read_dtype(folder) == "bfloat16":
+            continue  # llama.cpp rounds what flows between such weights too, so it may choose otherwise
+        wrote = ask("completion", prompt=prompt, n_predict=24, temperature=0, return_tokens=True)
+        made = model.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :].tolist()
+        ends = [n for n, token in enumerate(made) if token == tokenizer.eos_token_id] or [len(made)]
+        assert wrote[: ends[0]] == made[: ends[0]]
 
 
 # What is refused

@@ -212,7 +212,8 @@ def _count(run: RunFolder, ledger: Ledger) -> tuple[dict[_Who, _Count], tuple[Us
             owner[leaf.index] = who
             count = counts.setdefault(who, _Count())
             count.add(body)
-            count.seen(leaf.time)
+            if leaf.kind == "exchange":  # of an imported answer only the day of its import is known
+                count.seen(leaf.time)
             count.decisions.add(body["decision"])
         elif body.get("run") == run.root.name and body.get("stage", "collect") != "collect":
             others.setdefault((body["stage"], shown(teacher["model"])), _Count()).add(body)
