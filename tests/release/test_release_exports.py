@@ -103,7 +103,9 @@ def test_llama_cpp_reads_and_writes_the_same_tokens(folder: Path, written: Path)
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.n_ctx, settings.n_parallel = str(written), 256, 1
     settings.cpuparams.n_threads = 1
+    # As transformers does: by default llama.cpp keeps half precision there.
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(settings)
 
     def ask(route: str, **body: object) -> list[int]:
@@ -119,9 +121,12 @@ def test_llama_cpp_reads_and_writes_the_same_tokens(folder: Path, written: Path)
         if read_dtype(folder) == "bfloat16":
             continue  # llama.cpp rounds what flows between such weights too, so it may choose otherwise
         wrote = ask("completion", prompt=prompt, n_predict=24, temperature=0, return_tokens=True)
-        made = model.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :].tolist()
-        ends = [n for n, token in enumerate(made) if token == tokenizer.eos_token_id] or [len(made)]
-        assert wrote[: ends[0]] == made[: ends[0]]
+        read = torch.cat([ids, torch.tensor([wrote])], dim=1)
+        with torch.no_grad():
+            likely = model(read).logits[0, ids.shape[1] - 1 : -1].log_softmax(-1)
+        chosen = likely.gather(1, torch.tensor(wrote)[:, None])[:, 0]
+        # Of tokens that random weights make all but equally likely either may come out as the best.
+        assert (likely.max(-1).values - chosen).max() < (1e-6 if folder == STORIES else 0.01)
 
 
 # What is refused
