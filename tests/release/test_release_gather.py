@@ -21,8 +21,9 @@ from stillhouse.models import weights_digest
 from stillhouse.recipe import Recipe, parse_recipe
 from stillhouse.release.documents import ROWS, documents
 from stillhouse.release.facts import Operator, compute, missing
-from stillhouse.release.gather import gather, read_operator, sha256_of, shown
+from stillhouse.release.gather import gather, read_decision, read_operator, sha256_of, shown
 from stillhouse.release.rows import write_rows
+from stillhouse.terms.facts import Obligation
 from stillhouse.workspace import Workspace
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -133,3 +134,23 @@ def test_the_operators_file_says_what_only_the_operator_knows(tmp_path: Path):
 )
 def test_a_models_name_leaves_out_the_folders_of_this_machine(model: str, name: str):
     assert shown(model) == name
+
+
+def test_decisions_by_the_registry_tell_their_reasons_texts_and_obligations(workspace: Workspace):
+    layers = [{"row": "llama3.1", "version": "2024-07-23", "read_on": "2026-11-20", "source": "there"}]
+    reason = {"row": "llama3.1", "text": "Llama 3.1 Community License", "read_on": None, "why": ["a", "b"]}
+    owed = {"row": "llama3.1", "kind": "credit", "texts": ["Built with Llama"], "modes": ["weights"]}
+    body = {"verdict": "allow_with_obligations", "reason": "allowed", "basis": "registry", "layers": layers}
+    body |= {"reasons": [reason | {"lifted_by": "authorisation"}], "obligations": [owed], "authorisation": 7}
+    with Ledger.open(workspace) as ledger:
+        for sha in ("older", "newer"):
+            ledger.append("terms_snapshot", {"row": "llama3.1", "sha256": sha})
+        ledger.append("terms_snapshot", {"row": "another", "sha256": "other"})
+        leaf = ledger.append("decision", body)
+        ledger.append("terms_snapshot", {"row": "llama3.1", "sha256": "too late"})
+        decision = read_decision(leaf, body, ledger)
+    said = "Llama 3.1 Community License, not read by anybody known: a; b (lifted by authorisation)"
+    assert decision.reasons == (said,)
+    assert decision.terms_sha256 == ("newer",)
+    assert decision.obligations == (Obligation("credit", ("Built with Llama",), ("weights",)),)
+    assert decision.authorisation == 7

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from pathlib import Path
@@ -64,12 +64,21 @@ def read_operator(path: Path) -> Operator:
     return Operator(base_training_flop=found.pop("training_flop"), **found)
 
 
-def gather(run: RunFolder, recipe: Recipe, ledger: Ledger, operator: Operator, now: datetime) -> Facts:
-    """Read everything once. Raises UsageError when a stage is not done, and LedgerError when run and ledger
-    do not belong together."""
+def gather(
+    run: RunFolder,
+    recipe: Recipe,
+    ledger: Ledger,
+    operator: Operator,
+    now: datetime,
+    decided: Sequence[int] = (),
+) -> Facts:
+    """Read everything once; `decided` are leaves of the decisions taken again for the release.
+
+    Raises UsageError when a stage is not done, and LedgerError when run and ledger do not belong together.
+    """
     collected, curated, trained = (result_of(run, stage) for stage in ("collect", "curate", "train"))
     evaluation = json.loads(run.evaluation.read_bytes())
-    teachers, uses = _teachers(run, recipe, ledger, collected, evaluation)
+    teachers, uses = _teachers(run, recipe, ledger, collected, evaluation, decided)
     config = json.loads((run.student / "config.json").read_bytes())
     marker = read_marker(run, "train") or {}
     return Facts(
@@ -154,6 +163,7 @@ def _teachers(
     ledger: Ledger,
     collected: Mapping[str, Any],
     evaluation: Mapping[str, Any],
+    decided: Sequence[int],
 ) -> tuple[tuple[Teacher, ...], tuple[Use, ...]]:
     counts, uses, owner = _count(run, ledger)
     for leaves in pq.read_table(run.samples, columns=["leaves"])["leaves"].to_pylist():
@@ -168,7 +178,8 @@ def _teachers(
         if who in found:  # the same model under another system prompt
             continue
         count = counts.pop(who, _Count())
-        leaves = sorted(count.decisions | {asked["decision"]})
+        again = {leaf for leaf in decided if _is_about(ledger.leaf(leaf).body, given.model)}
+        leaves = sorted(count.decisions | {asked["decision"]} | again)
         bodies = [ledger.leaf(leaf).body for leaf in leaves]
         found[who] = Teacher(
             model=shown(asked["model"]),
@@ -176,7 +187,7 @@ def _teachers(
             access=bodies[-1].get("teacher", {}).get("access"),
             host=urlsplit(given.endpoint).hostname if given.endpoint else None,
             answered_by=tuple(sorted(filter(None, map(shown, answered.get(asked["model"]) or ())))),
-            decisions=tuple(_decision(i, body, ledger) for i, body in zip(leaves, bodies, strict=True)),
+            decisions=tuple(read_decision(i, body, ledger) for i, body in zip(leaves, bodies, strict=True)),
             exchanges=count.exchanges,
             uncounted=count.uncounted,
             prompt_tokens=count.prompt_tokens,
@@ -230,16 +241,13 @@ def _count(run: RunFolder, ledger: Ledger) -> tuple[dict[_Who, _Count], tuple[Us
     return counts, uses, owner
 
 
-def _decision(leaf: int, body: Mapping[str, Any], ledger: Ledger) -> Decision:
-    given = body.get("terms_snapshot")
-    snapshots = given if isinstance(given, list) else [] if given is None else [given]
-    reasons = body.get("reasons") or [body.get("reason")]
+def read_decision(leaf: int, body: Mapping[str, Any], ledger: Ledger) -> Decision:
     return Decision(
         leaf=leaf,
         verdict=body["verdict"],
-        reasons=tuple(str(reason) for reason in reasons if reason),
+        reasons=tuple(map(_reason, body.get("reasons") or [body["reason"]])),
         terms=body.get("terms") or None,
-        terms_sha256=tuple(ledger.leaf(index).body["sha256"] for index in snapshots),
+        terms_sha256=_texts(leaf, body, ledger),
         read_on=body.get("read_on"),
         basis=body.get("basis"),
         policy=body.get("policy"),
@@ -247,6 +255,31 @@ def _decision(leaf: int, body: Mapping[str, Any], ledger: Ledger) -> Decision:
         authorisation=body.get("authorisation"),
         obligations=tuple(map(_obligation, body.get("obligations") or ())),
     )
+
+
+def _is_about(body: Mapping[str, Any], model: str) -> bool:
+    return bool(body["use"] == "train_target" and body["teacher"]["model"] == model)
+
+
+def _reason(found: str | Mapping[str, Any]) -> str:
+    """What one text came to, in a line."""
+    if isinstance(found, str):
+        return found
+    read = f"read on {found['read_on']}" if found.get("read_on") else "not read by anybody known"
+    lifted = f" (lifted by {found['lifted_by']})" if found.get("lifted_by") else ""
+    return f"{found['text']}, {read}: {'; '.join(found['why'])}{lifted}"
+
+
+def _texts(decision: int, body: Mapping[str, Any], ledger: Ledger) -> tuple[str, ...]:
+    """SHA-256 of the declared text, and of the newest text kept of each row before it decided."""
+    declared, rows = body.get("terms_snapshot"), {layer["row"] for layer in body.get("layers") or ()}
+    found: dict[Any, str] = {}
+    for leaf in ledger.leaves("terms_snapshot"):
+        if leaf.index == declared:
+            found[None] = leaf.body["sha256"]
+        elif leaf.body.get("row") in rows and leaf.index < decision:
+            found[leaf.body["row"]] = leaf.body["sha256"]
+    return tuple(sorted(set(found.values())))
 
 
 def _obligation(record: Mapping[str, Any]) -> Obligation:
