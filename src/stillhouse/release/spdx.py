@@ -49,7 +49,7 @@ def spdx(facts: Facts, rows: Rows) -> dict[str, Any]:
         "profileConformance": ["core", "software", "ai", "dataset", "simpleLicensing"],
         "rootElement": [model["spdxId"]],
         "element": [part["spdxId"] for part in parts],
-        "comment": "Not recorded: " + "; ".join(missing(facts)),
+        "comment": "Not recorded: " + ("; ".join(missing(facts)) or "nothing that is asked for here"),
     }
     creation = {
         "type": "CreationInfo",
