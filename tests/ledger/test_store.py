@@ -395,7 +395,7 @@ def test_erased_content_is_gone_from_the_files_and_the_log_still_verifies(ledger
     assert b"short answer" not in files
     assert salt not in files
     assert kept[100:120] in files
-    assert ledger.leaf(tombstone).body["leaf"] == leaf
+    assert ledger.leaf(tombstone).body["leaves"] == [leaf]
     assert ledger.contents(leaf) == {"request": None, "response": None}
     (found,) = ledger.exchanges([KEYS[1]])
     assert (found.response, found.erased) == (None, True)
@@ -430,14 +430,14 @@ def test_erasing_an_answer_erases_the_rows_made_from_it(ledger, workspace):
     assert ledger.size() == tombstone + 1
     assert ledger.root(tombstone) == root
     body = ledger.leaf(tombstone).body
-    assert (body["leaf"], body["rows"]) == (answer, [rows[0], rows[2]])
+    assert body["leaves"] == [answer, rows[0], rows[2]]
     assert body["contents"] == ["request", "response", "row"]
     for row, text in zip(rows, (None, other_secret, None, b"of nothing"), strict=True):
         assert ledger.contents(row) == {"row": text}
     verification = ledger.verify()
     assert verification.ok, verification
     # Another answer is its own leaf; what it shares with the first is gone already.
-    assert ledger.leaf(ledger.erase(other, "the same person")).body["rows"] == [rows[1]]
+    assert ledger.leaf(ledger.erase(other, "the same person")).body["leaves"] == [other, rows[1]]
     assert ledger.verify().ok
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from stillhouse.cli import runs
+from stillhouse.cli import keeping, runs
+from stillhouse.cli.options import Json
 
 if TYPE_CHECKING:
     from stillhouse.workspace import Workspace
@@ -22,14 +23,17 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 wrong use, 3 refused by the terms gate, 4 budget reached, "
     "130 interrupted. STILLHOUSE_DEBUG=1 shows tracebacks.",
 )
-ledger_app = typer.Typer(rich_markup_mode=None, help="Look at, verify and export the ledger.")
+ledger_app = typer.Typer(
+    rich_markup_mode=None, help="Look at, verify, anchor, erase from and back up the ledger."
+)
 app.add_typer(ledger_app, name="ledger")
+for name, command in keeping.LEDGER.items():
+    ledger_app.command(name)(command)
 targets_app = typer.Typer(rich_markup_mode=None, help="Look at the teacher's probabilities of a run.")
 app.add_typer(targets_app, name="targets")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder; the newest that fits.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 STARTER = """\
 # A run of stillhouse. Every setting: docs/recipe.md, or `stillhouse check --schema` for your editor.

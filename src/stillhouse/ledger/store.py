@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PAGE = 1024
-# A row leaf is younger than the answers it was made from; leaves are stored as bytes, hence the cast.
-_ROWS_MADE_FROM = """
-    SELECT l.idx FROM leaf l WHERE l.kind = 'row' AND l.idx > ?1 AND EXISTS (
-      SELECT 1 FROM json_each(CAST(l.data AS TEXT), '$.body.exchanges') WHERE value = ?1)"""
 
 
 class Ledger:
@@ -161,38 +157,12 @@ class Ledger:
         With an answer go the rows made from it, which hold its text too: the contents of every `row` leaf
         whose body names the leaf among its `exchanges`. The tombstone names them all.
 
-        The leaf itself stays, and so does the tree. Deleted bytes are overwritten in the database and the
-        WAL is emptied, unless another process reads just then; SQLite empties it when that one has finished.
-        Raises LedgerError when the leaf has no contents left.
+        The leaf itself stays, and so does the tree. Deleted bytes are overwritten in the database; see
+        `tombstones.bury`. Raises LedgerError when the leaf has no contents left.
         """
-        stamp = self.clock()
+        from stillhouse.ledger.tombstones import bury, rows_made_from
 
-        def run(db: sqlite3.Connection) -> int:
-            made = {row for (row,) in db.execute(_ROWS_MADE_FROM, (leaf,))}
-            found = db.execute(
-                "SELECT leaf, name FROM content WHERE erased IS NULL AND leaf IN"
-                " (SELECT value FROM json_each(?))",
-                (str([leaf, *made]),),
-            ).fetchall()
-            if not found:
-                raise LedgerError(
-                    f"leaf {leaf} has nothing to erase",
-                    "it has no contents, or they were erased",
-                    "see `ledger show`",
-                )
-            rows = sorted({row for row, _ in found} - {leaf})
-            names = sorted({name for _, name in found})
-            body = {"leaf": leaf, "rows": rows, "contents": names, "reason": reason}
-            tombstone = insert_leaves(db, [new_leaf("tombstone", body, {}, stamp)])[0]
-            db.executemany(
-                "UPDATE content SET salt = NULL, body = NULL, erased = ? WHERE leaf = ? AND erased IS NULL",
-                [(tombstone, one) for one in (leaf, *rows)],
-            )
-            return tombstone
-
-        tombstone = self._writer.submit(run).result()
-        self.read("PRAGMA wal_checkpoint(TRUNCATE)")
-        return tombstone
+        return bury(self, {leaf, *rows_made_from(self, {leaf})}, reason)[0]
 
     # Attempts and exchanges
 

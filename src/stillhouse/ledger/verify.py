@@ -201,7 +201,8 @@ def _note(
         old, new = (base64.b64decode(body[name]) for name in ("old_public_key", "new_public_key"))
         found.rotations.append(_Rotation(index, old, new, signed))
     elif kind == "tombstone":
-        found.tombstones[index] = {body["leaf"], *body.get("rows", ())}
+        named = (body["leaf"],) if "leaf" in body else body["leaves"]  # one leaf each, in older logs
+        found.tombstones[index] = {*named, *body.get("rows", ())}
 
 
 def _check_contents(
