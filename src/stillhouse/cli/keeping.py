@@ -62,7 +62,52 @@ def erase(
     show.result(_found_object(found), text, as_json)
 
 
-LEDGER: dict[str, Callable[..., Any]] = {"erase": erase}
+def recall(
+    decision: Annotated[int | None, typer.Option(metavar="LEAF", help="A decision of the gate.")] = None,
+    authorisation: Annotated[
+        int | None, typer.Option(metavar="LEAF", help="Every decision that rests on this authorisation.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="Every decision about this model.")] = None,
+    reason: Annotated[str, typer.Option(help="Why; it is kept for good, so name no person in it.")] = "",
+    lift: Annotated[bool, typer.Option("--lift", help="Undo it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Set aside every answer that a decision covered: curating drops it, and who used it is named."""
+    from dataclasses import asdict
+
+    from stillhouse.cli import show
+    from stillhouse.errors import UsageError
+    from stillhouse.ledger import Ledger
+    from stillhouse.ledger.quarantine import By, decisions_of
+    from stillhouse.ledger.quarantine import recall as set_aside
+    from stillhouse.workspace import open_workspace
+
+    ways: dict[By, int | str | None]
+    ways = {"decision": decision, "authorisation": authorisation, "teacher": teacher}
+    given = [(by, which) for by, which in ways.items() if which is not None]
+    if len(given) != 1 or not reason.strip():
+        raise UsageError(
+            "say what is recalled, in one way, and why",
+            "by a decision, an authorisation or a teacher; the reason is kept in the ledger",
+            "stillhouse ledger recall --decision LEAF --reason ...",
+        )
+    by, which = given[0]
+    with Ledger.open(open_workspace(Path.cwd())) as ledger:
+        done = set_aside(ledger, decisions_of(ledger, by, which), reason.strip(), lift)
+    word = "lifted" if lift else "recalled"
+    lines = [
+        f"{word:<10} {done.exchanges:,} answers of decisions {_named(done.decisions)}",
+        f"leaf       {_named(done.leaves)}",
+        f"rows       {done.rows:,} were made from them",
+        *(f"run        {run}" for run in done.runs),
+        *_uses_lines(done.students, done.releases),
+    ]
+    if done.runs:
+        lines.append("next       stillhouse run RECIPE makes the samples of these runs anew")
+    show.result({"lifted": lift, **asdict(done)}, "\n".join(lines), as_json)
+
+
+LEDGER: dict[str, Callable[..., Any]] = {"erase": erase, "recall": recall}
 
 
 def _subject(ledger: Ledger, rows: list[str], containing: str | None, teacher: str | None) -> Subject:

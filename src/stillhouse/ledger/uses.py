@@ -18,15 +18,15 @@ def note_uses(ledger: Ledger, found: Found) -> None:
 
 
 def trainings(
-    ledger: Ledger, leaves: Collection[int], transforms: Iterable[int | None], shards: Collection[str]
+    ledger: Ledger, leaves: Collection[int], transforms: Iterable[int | None], shards: Iterable[str]
 ) -> list[dict[str, Any]]:
     """The `train_run` leaves whose rows, pairs or targets (digests of shards) were made from these leaves."""
-    made, paired = set(transforms), _pairing(ledger.workspace, leaves)
+    made, held, paired = set(transforms), frozenset(shards), _pairing(ledger.workspace, leaves)
     return [
         {"leaf": leaf.index, "run": leaf.body["run"], "weights": leaf.body.get("weights")}
         for leaf in ledger.leaves("train_run")
         if leaf.body.get("transform") in made
-        or not shards.isdisjoint(leaf.body.get("targets", ()))  # type: ignore[attr-defined]
+        or not held.isdisjoint(leaf.body.get("targets", ()))
         or ("pairs" in leaf.body and leaf.body["run"] in paired)
     ]
 
