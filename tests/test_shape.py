@@ -144,12 +144,13 @@ def test_help_answers_at_once():
 
 
 def commands() -> list[tuple[str, ...]]:
-    from stillhouse.cli.commands import app, ledger_app
+    from stillhouse.cli.commands import app, keys_app, ledger_app
 
     def names(typer_app) -> list[str]:
         return [c.name or c.callback.__name__ for c in typer_app.registered_commands]
 
-    return [(name,) for name in names(app)] + [("ledger", name) for name in names(ledger_app)]
+    below = {"ledger": ledger_app, "keys": keys_app}
+    return [(name,) for name in names(app)] + [(g, name) for g, of in below.items() for name in names(of)]
 
 
 def test_every_command_of_the_design_is_there():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from stillhouse.cli import keeping, runs
+from stillhouse.cli import anchoring, keeping, runs
 from stillhouse.cli.options import Json
 
 if TYPE_CHECKING:
@@ -27,8 +27,14 @@ ledger_app = typer.Typer(
     rich_markup_mode=None, help="Look at, verify, anchor, erase from and back up the ledger."
 )
 app.add_typer(ledger_app, name="ledger")
-for name, command in keeping.LEDGER.items():
+for name, command in (keeping.LEDGER | anchoring.LEDGER).items():
     ledger_app.command(name)(command)
+keys_app = typer.Typer(
+    rich_markup_mode=None, help="Look at the workspace's keys, and replace the one that signs."
+)
+app.add_typer(keys_app, name="keys")
+for name, command in anchoring.KEYS.items():
+    keys_app.command(name)(command)
 targets_app = typer.Typer(rich_markup_mode=None, help="Look at the teacher's probabilities of a run.")
 app.add_typer(targets_app, name="targets")
 
@@ -393,15 +399,18 @@ def ledger_show(
 @ledger_app.command("verify")
 def ledger_verify(
     against: Annotated[Path | None, typer.Option(help="A checkpoint that somebody else kept.")] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="A public key from which the log's key must follow.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check every leaf, content and checkpoint; with --against also that nothing was rewritten since."""
+    """Check every leaf, content and anchor; with --against also that nothing was rewritten since."""
     from stillhouse.cli import show
     from stillhouse.cli.ledgers import verification
     from stillhouse.ledger import Ledger
 
     with Ledger.open(_workspace()) as ledger:
-        found, text, ok = verification(ledger, against)
+        found, text, ok = verification(ledger, against, key)
     show.result(found, text, as_json)
     if not ok:
         raise typer.Exit(1)

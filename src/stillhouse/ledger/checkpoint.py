@@ -43,7 +43,7 @@ def sign_checkpoint(origin: str, size: int, root: bytes, key: Ed25519PrivateKey)
 
 def read_checkpoint(note: bytes) -> Checkpoint:
     """Parse a checkpoint without looking at its signatures. Raises LedgerError when it is none."""
-    text, _ = _parts(note)
+    text, _ = note_parts(note)
     lines = text.split("\n")
     try:
         origin, size, root = lines[0], lines[1], base64.b64decode(lines[2], validate=True)
@@ -56,7 +56,7 @@ def read_checkpoint(note: bytes) -> Checkpoint:
 
 def signer_of(note: bytes, keys: Iterable[bytes]) -> bytes | None:
     """Which of these Ed25519 public keys (32 bytes each) signed the note; None when none did."""
-    text, signatures = _parts(note)
+    text, signatures = note_parts(note)
     origin = text.split("\n", 1)[0]
     for public in keys:
         wanted = key_id(origin, public)
@@ -83,7 +83,7 @@ def key_id(name: str, public: bytes) -> bytes:
     return sha256(name.encode() + b"\n" + _ED25519 + public).digest()[:4]
 
 
-def _parts(note: bytes) -> tuple[str, list[tuple[str, bytes]]]:
+def note_parts(note: bytes) -> tuple[str, list[tuple[str, bytes]]]:
     """The signed text with its last newline, and the signatures as (name, key id + signature)."""
     try:
         whole = note.decode()

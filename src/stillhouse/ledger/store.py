@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import zstandard
 
 from stillhouse.errors import LedgerError, StorageError
-from stillhouse.ledger import lookup, merkle
+from stillhouse.ledger import beside, lookup, merkle
 from stillhouse.ledger.checkpoint import Checkpoint, read_checkpoint, sign_checkpoint
 from stillhouse.ledger.database import connect, migrate, reading
 from stillhouse.ledger.inserting import (
@@ -293,7 +293,8 @@ class Ledger:
         """Sign the log's present size and root with the workspace's key, and keep the signed note.
 
         When the key on disk is not the one that signed last, and no leaf says that it was replaced, a
-        `correction` leaf is added first that says so, without the old key's signature.
+        `correction` leaf is added first that says so, without the old key's signature. Raises LedgerError
+        where the log lacks what was signed before: see `beside`.
         """
         key = read_signing_key(self.workspace)
         now = self.clock()
@@ -308,6 +309,7 @@ class Ledger:
             size = int(db.execute("SELECT coalesce(max(idx) + 1, 0) FROM leaf").fetchone()[0])
             if last and last[:2] == (size, public):
                 return read_checkpoint(last[2])
+            beside.check(self.workspace, size, stored_nodes(db.execute))
             root = merkle.range_root(stored_nodes(db.execute), 0, size)
             signed = sign_checkpoint(self.origin, size, root, key)
             db.execute(
@@ -316,7 +318,14 @@ class Ledger:
             )
             return signed
 
-        return self._writer.submit(sign).result()
+        signed = self._writer.submit(sign).result()
+        beside.keep(self.workspace, signed)
+        return signed
+
+    def rolled_back(self) -> str | None:
+        """How the log differs from the newest checkpoint that is kept beside the database; None where it does
+        not. See `stillhouse.ledger.beside`."""
+        return beside.lacks(self.workspace, self.size(), stored_nodes(self.read))
 
     def root(self, size: int | None = None) -> bytes:
         """Merkle root over the first `size` leaves; over all when left out."""
@@ -340,11 +349,11 @@ class Ledger:
             )
         return merkle.consistency_proof(stored_nodes(self.read), first, second)
 
-    def verify(self, against: bytes | None = None) -> Verification:
+    def verify(self, against: bytes | None = None, pinned: bytes | None = None) -> Verification:
         """Check everything; see `stillhouse.ledger.verify`."""
         from stillhouse.ledger.verify import verify
 
-        return verify(self, against)
+        return verify(self, against, pinned)
 
     def export(self, folder: Path, contents: bool = False) -> Checkpoint:
         """Write the log for others; see `stillhouse.ledger.export`."""
