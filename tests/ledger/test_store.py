@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import os
+import re
 import resource
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -466,8 +468,10 @@ def test_a_full_queue_makes_callers_wait_and_loses_nothing(workspace, monkeypatc
 
 
 def test_the_commands_of_the_docs_run(workspace, ledger):
-    """The Python in docs/ledger.md and docs/keys.md, in its order, in a workspace with 1,271 leaves."""
+    """The Python and the commands in docs/ledger.md and docs/keys.md, in their order, in a workspace with
+    1,271 leaves; commands with a word in capitals are forms to fill in."""
     ledger.append_many([("row", {"id": i}, {"text": b"t"}) for i in range(1271)])
+    ran = 0
     for page in ("ledger.md", "keys.md"):
         text = (Path(__file__).parents[2] / "docs" / page).read_text()
         for example in text.split("```python\n")[1:]:
@@ -476,7 +480,16 @@ def test_the_commands_of_the_docs_run(workspace, ledger):
             done = in_process(code, cwd=workspace.root.parent)
             done.communicate()
             assert done.returncode == 0, code
-    assert [leaf.body["leaf"] for leaf in ledger.leaves("tombstone")] == [1270]
+        for line in re.findall(r"^    stillhouse (.*?)(?:  +#.*)?$", text, re.MULTILINE):
+            if re.search(r"\b[A-Z]{3,}\b", line):
+                continue
+            code = f"import sys\nsys.argv = ['stillhouse', *{shlex.split(line)}]\n"
+            done = in_process(f"{code}from stillhouse.cli import main\nmain()", cwd=workspace.root.parent)
+            done.communicate()
+            assert done.returncode == 0, line
+            ran += 1
+    assert ran >= 9
+    assert [leaf.body["leaves"] for leaf in ledger.leaves("tombstone")] == [[1270]]
     assert len(list(ledger.leaves("correction"))) == 1
     assert ledger.verify().ok
 

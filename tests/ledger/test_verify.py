@@ -192,7 +192,7 @@ def test_a_changed_content_byte_is_found(ledger, workspace):
 def test_a_changed_signature_is_found(ledger, workspace):
     fill(ledger)
     (note,) = ledger.read("SELECT note FROM checkpoint WHERE size = 300")[0]
-    changed = note.replace(note[-20:-19], b"A" if note[-20:-19] != b"A" else b"B")
+    changed = note[:-20] + (b"A" if note[-20:-19] != b"A" else b"B") + note[-19:]
     tamper(workspace, ("UPDATE checkpoint SET note = ? WHERE size = 300", changed))
     assert "at 300" in failed(ledger)["signatures"]
 

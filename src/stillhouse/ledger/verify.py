@@ -132,9 +132,8 @@ def verify(ledger: Ledger, against: bytes | None = None, pinned: bytes | None = 
     _check_tombstones(ledger, size, found)
     _check_subtrees(ledger, size, found)
     _check_attempts(ledger, size, found)
-    signers = {bytes(row[2]) for row in stored} | {
-        key for turn in found.rotations for key in (turn.old, turn.new)
-    }
+    signers = {bytes(row[2]) for row in stored} | {read_public_key(ledger.workspace)}
+    signers |= {key for turn in found.rotations for key in (turn.old, turn.new)}
     anchors = [one for one in outside if _check_outside(ledger.origin, one, signers, found)]
     if pinned is not None:
         _check_pinned(ledger, pinned, stored, found)
