@@ -14,8 +14,9 @@ from stillhouse.collect import EXCHANGES
 from stillhouse.collect.grow import GROWN
 from stillhouse.collect.spool import PROMPTS
 from stillhouse.curate import DROPPED, SAMPLES
-from stillhouse.errors import LedgerError, StorageError
+from stillhouse.errors import LedgerError, StorageError, UsageError
 from stillhouse.ledger import Ledger
+from stillhouse.ledger.batches import NewLine, begin_batch
 from stillhouse.ledger.erasure import erase
 from stillhouse.ledger.subject import Subject
 from stillhouse.ledger.targets import (
@@ -178,6 +179,59 @@ def test_nothing_is_erased_while_a_run_is_at_work(run, ledger, workspace):
         erase(ledger, Subject(leaves=(leaves[0],)), "now")
     assert path.exists()
     assert ledger.contents(leaves[0])["response"] is not None
+
+
+def test_what_is_under_way_would_bring_it_back(run, ledger):
+    run, leaves = run
+    decision = ledger.append("decision", {"verdict": "allow"})
+    line = NewLine("a" * 64, "grown-3", 0, None)
+    batch = begin_batch(
+        ledger,
+        run=run.root.name,
+        teacher=("e", "m", "r"),
+        decision=decision,
+        price=None,
+        shard="b" * 64,
+        lines=[line],
+    )
+    run.batches.mkdir()
+    asked, old = run.batches / f"{batch.shard}.jsonl", run.batches / f"{'c' * 64}.jsonl"
+    asked.write_text('{"body": "of somebody"}')
+    old.write_text(SECRET)
+    for subject in (
+        Subject(leaves=(leaves[1],)),
+        Subject(text="somebody"),
+    ):  # the one that invented its prompt
+        with pytest.raises(UsageError, match="under way"):
+            erase(ledger, subject, "now")
+    assert old.exists()
+    assert ledger.contents(leaves[1])["response"] is not None
+    done = erase(ledger, Subject(leaves=(leaves[0],)), "now")
+    assert (asked.exists(), old.exists(), done.files) == (True, False, [old])
+    run.shards.mkdir()
+    (run.shards / "x-1.shard").write_bytes(b"")
+    with pytest.raises(UsageError, match="not yet in the ledger"):
+        erase(ledger, Subject(leaves=(leaves[2],)), "now")
+
+
+def test_what_cannot_be_made_anew_is_named_as_left(run, ledger, workspace):
+    run, leaves = run
+    write_json(run.recipe, {"prompts": {"grow": SECRET}})
+    bare = ledger.append("correction", {"what": SECRET})
+    done = erase(ledger, Subject(text=SECRET), "now")
+    assert set(done.left) == {str(run.recipe), f"leaf {bare}, in its own bytes"}
+    assert done.leaves == leaves
+    run.recipe.unlink()
+    assert SECRET.encode() not in everything(run.root)
+
+
+def test_a_reading_of_what_a_student_wrote_to_the_prompt_goes_too(run, ledger):
+    run, leaves = run
+    attempt = ledger.begin("d" * 64, run.root.name, str(leaves[0]), "m", 0).result()
+    reading = ledger.answer(attempt, {"stage": "read"}, {"request": b"[17, 4]"}).result()
+    done = erase(ledger, Subject(leaves=(leaves[0],)), "now")
+    assert done.leaves == [leaves[0], reading]
+    assert ledger.contents(reading) == {"request": None}
 
 
 def test_a_damaged_shard_is_named_and_not_sealed_anew(run, ledger, workspace):
