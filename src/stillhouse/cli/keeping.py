@@ -22,7 +22,7 @@ _NAMED = 20  # leaves or files that a summary names
 def erase(
     rows: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ROW]...", help="Leaves by their index, or samples by their id."),
+        typer.Argument(metavar="ROW", help="Leaves by their index, or samples by their id."),
     ] = None,
     containing: Annotated[
         str | None,
