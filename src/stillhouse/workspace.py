@@ -56,6 +56,21 @@ class Workspace:
         return self.root / "keys" / f"signing-{public.hex()[:8]}.pub"
 
     @property
+    def erasing(self) -> Path:
+        """What an erasure is about to remove: there only while one is under way, or was killed."""
+        return self.root / "erasing.json"
+
+    @property
+    def anchors(self) -> Path:
+        """What others said of this log's checkpoints, and the newest checkpoint itself."""
+        return self.root / "anchors"
+
+    @property
+    def newest_checkpoint(self) -> Path:
+        """Written at every checkpoint, outside the database: one put back to an older state lacks it."""
+        return self.anchors / "newest-checkpoint"
+
+    @property
     def runs(self) -> Path:
         return self.root / "runs"
 

@@ -14,9 +14,11 @@ from stillhouse.collect import EXCHANGES
 from stillhouse.collect.grow import GROWN
 from stillhouse.collect.spool import PROMPTS
 from stillhouse.curate import DROPPED, SAMPLES
-from stillhouse.errors import LedgerError, StorageError
+from stillhouse.errors import LedgerError, StorageError, UsageError
 from stillhouse.ledger import Ledger
+from stillhouse.ledger.batches import NewLine, begin_batch
 from stillhouse.ledger.erasure import erase
+from stillhouse.ledger.subject import Subject
 from stillhouse.ledger.targets import (
     SUFFIX,
     Binding,
@@ -109,12 +111,12 @@ def test_an_answer_goes_from_every_file_and_the_rest_stays(run, ledger, workspac
     run, leaves = run
     first = write(workspace.targets, leaves)
     alone = write(workspace.targets, leaves[1:2])
-    other = write(workspace.targets, leaves[2:])
+    other = write(workspace.targets, leaves[2:3])
     kept = other.read_bytes()
     before = {leaf: open_shard(first).block(n).tobytes() for n, leaf in enumerate(leaves)}
     run.unmixed.write_bytes(b"what a killed curate left")
 
-    done = erase(ledger, leaves[1], "request of the person")
+    done = erase(ledger, Subject(leaves=(leaves[1],)), "request of the person")
 
     assert not run.unmixed.exists()
 
@@ -126,39 +128,37 @@ def test_an_answer_goes_from_every_file_and_the_rest_stays(run, ledger, workspac
     fresh = workspace.targets / (done.shards[first.stem] + SUFFIX)
     verify_shard(fresh)
     shard = open_shard(fresh)
-    others = [leaf for leaf in leaves if leaf != leaves[1]]
+    others = [leaves[0], leaves[2]]  # the last answered a prompt that the erased one invented
     assert shard.sample_ids == tuple(map(str, others))
-    assert [shard.block(n).tobytes() for n in range(3)] == [
-        before[leaf] for leaf in leaves if leaf != leaves[1]
-    ]
-    assert (shard.known, shard.binding) == (3, BINDING)
+    assert [shard.block(n).tobytes() for n in range(2)] == [before[leaf] for leaf in others]
+    assert (shard.known, shard.binding) == (2, BINDING)
     assert fresh.read_bytes() == write(workspace.targets, others).read_bytes()
 
-    assert column(run.exchanges, "leaf") == [leaves[0], leaves[2], leaves[3]]
+    assert column(run.exchanges, "leaf") == others
     assert column(run.samples, "leaves") == [[leaves[0]], [leaves[2]]]
-    assert column(run.dropped, "leaves") == [[leaves[3]]]
+    assert column(run.dropped, "leaves") == []
     assert column(run.grown, "text") == ["of another reply"]
     assert column(run.prompts, "id") == ["p0", "p1", "p2"]
     assert pq.read_schema(run.exchanges).equals(EXCHANGES)
-    assert done.rows == {run.samples: 1, run.exchanges: 1, run.prompts: 1, run.grown: 2}
-    assert (done.grown, done.answers) == (["grown-3"], [leaves[3]])
+    assert done.rows == {run.samples: 1, run.dropped: 1, run.exchanges: 2, run.prompts: 1, run.grown: 2}
+    assert done.leaves == [leaves[1], leaves[3]]
     assert not run.report.exists()
     assert not run.marker("curate").exists()
     assert ledger.contents(leaves[1]) == {"response": None}
-    assert ledger.leaf(done.tombstone).body["leaf"] == leaves[1]
+    assert ledger.leaf(done.tombstones[0]).body["leaves"] == [leaves[1], leaves[3]]
     assert ledger.verify().ok
     assert f"{SECRET} invented".encode() not in everything(workspace.root)
     assert f"{SECRET} {leaves[1]}".encode() not in everything(workspace.root)
     with pytest.raises(LedgerError, match="nothing to erase"):
-        erase(ledger, leaves[1], "again")
+        erase(ledger, Subject(leaves=(leaves[1],)), "again")
 
 
 def test_what_the_ledger_lost_before_is_still_erased_from_the_files(run, ledger, workspace):
     run, leaves = run
     shard = write(workspace.targets, leaves)
     ledger.erase(leaves[0], "by hand, in the ledger alone")
-    done = erase(ledger, leaves[0], "now everywhere")
-    assert done.tombstone is None
+    done = erase(ledger, Subject(leaves=(leaves[0],)), "now everywhere")
+    assert done.tombstones == []
     assert not shard.exists()
     assert column(run.exchanges, "leaf") == leaves[1:]
 
@@ -168,7 +168,7 @@ def test_the_samples_that_a_killed_further_training_left_go_too(run, ledger, wor
     copied = run.further("seed-18").samples
     copied.parent.mkdir(parents=True)
     copied.write_bytes(run.samples.read_bytes())
-    erase(ledger, leaves[1], "request of the person")
+    erase(ledger, Subject(leaves=(leaves[1],)), "request of the person")
     assert not copied.exists()
 
 
@@ -176,9 +176,62 @@ def test_nothing_is_erased_while_a_run_is_at_work(run, ledger, workspace):
     run, leaves = run
     path = write(workspace.targets, leaves)
     with locked(run), pytest.raises(StorageError, match="in use"):
-        erase(ledger, leaves[0], "now")
+        erase(ledger, Subject(leaves=(leaves[0],)), "now")
     assert path.exists()
     assert ledger.contents(leaves[0])["response"] is not None
+
+
+def test_what_is_under_way_would_bring_it_back(run, ledger):
+    run, leaves = run
+    decision = ledger.append("decision", {"verdict": "allow"})
+    line = NewLine("a" * 64, "grown-3", 0, None)
+    batch = begin_batch(
+        ledger,
+        run=run.root.name,
+        teacher=("e", "m", "r"),
+        decision=decision,
+        price=None,
+        shard="b" * 64,
+        lines=[line],
+    )
+    run.batches.mkdir()
+    asked, old = run.batches / f"{batch.shard}.jsonl", run.batches / f"{'c' * 64}.jsonl"
+    asked.write_text('{"body": "of somebody"}')
+    old.write_text(SECRET)
+    for subject in (
+        Subject(leaves=(leaves[1],)),
+        Subject(text="somebody"),
+    ):  # the one that invented its prompt
+        with pytest.raises(UsageError, match="under way"):
+            erase(ledger, subject, "now")
+    assert old.exists()
+    assert ledger.contents(leaves[1])["response"] is not None
+    done = erase(ledger, Subject(leaves=(leaves[0],)), "now")
+    assert (asked.exists(), old.exists(), done.files) == (True, False, [old])
+    run.shards.mkdir()
+    (run.shards / "x-1.shard").write_bytes(b"")
+    with pytest.raises(UsageError, match="not yet in the ledger"):
+        erase(ledger, Subject(leaves=(leaves[2],)), "now")
+
+
+def test_what_cannot_be_made_anew_is_named_as_left(run, ledger, workspace):
+    run, leaves = run
+    write_json(run.recipe, {"prompts": {"grow": SECRET}})
+    bare = ledger.append("correction", {"what": SECRET})
+    done = erase(ledger, Subject(text=SECRET), "now")
+    assert set(done.left) == {str(run.recipe), f"leaf {bare}, in its own bytes"}
+    assert done.leaves == leaves
+    run.recipe.unlink()
+    assert SECRET.encode() not in everything(run.root)
+
+
+def test_a_reading_of_what_a_student_wrote_to_the_prompt_goes_too(run, ledger):
+    run, leaves = run
+    attempt = ledger.begin("d" * 64, run.root.name, str(leaves[0]), "m", 0).result()
+    reading = ledger.answer(attempt, {"stage": "read"}, {"request": b"[17, 4]"}).result()
+    done = erase(ledger, Subject(leaves=(leaves[0],)), "now")
+    assert done.leaves == [leaves[0], reading]
+    assert ledger.contents(reading) == {"request": None}
 
 
 def test_a_damaged_shard_is_named_and_not_sealed_anew(run, ledger, workspace):
@@ -188,7 +241,7 @@ def test_a_damaged_shard_is_named_and_not_sealed_anew(run, ledger, workspace):
     data[open_shard(path).borders[2]] ^= 1  # in a row that would stay
     path.write_bytes(data)
     with pytest.raises(LedgerError, match="not a usable shard") as caught:
-        erase(ledger, leaves[0], "now")
+        erase(ledger, Subject(leaves=(leaves[0],)), "now")
     assert path.name in caught.value.what
     assert path.exists()
     assert ledger.contents(leaves[0])["response"] is not None

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import os
+import re
 import resource
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -395,7 +397,7 @@ def test_erased_content_is_gone_from_the_files_and_the_log_still_verifies(ledger
     assert b"short answer" not in files
     assert salt not in files
     assert kept[100:120] in files
-    assert ledger.leaf(tombstone).body["leaf"] == leaf
+    assert ledger.leaf(tombstone).body["leaves"] == [leaf]
     assert ledger.contents(leaf) == {"request": None, "response": None}
     (found,) = ledger.exchanges([KEYS[1]])
     assert (found.response, found.erased) == (None, True)
@@ -430,14 +432,14 @@ def test_erasing_an_answer_erases_the_rows_made_from_it(ledger, workspace):
     assert ledger.size() == tombstone + 1
     assert ledger.root(tombstone) == root
     body = ledger.leaf(tombstone).body
-    assert (body["leaf"], body["rows"]) == (answer, [rows[0], rows[2]])
+    assert body["leaves"] == [answer, rows[0], rows[2]]
     assert body["contents"] == ["request", "response", "row"]
     for row, text in zip(rows, (None, other_secret, None, b"of nothing"), strict=True):
         assert ledger.contents(row) == {"row": text}
     verification = ledger.verify()
     assert verification.ok, verification
     # Another answer is its own leaf; what it shares with the first is gone already.
-    assert ledger.leaf(ledger.erase(other, "the same person")).body["rows"] == [rows[1]]
+    assert ledger.leaf(ledger.erase(other, "the same person")).body["leaves"] == [other, rows[1]]
     assert ledger.verify().ok
 
 
@@ -466,8 +468,10 @@ def test_a_full_queue_makes_callers_wait_and_loses_nothing(workspace, monkeypatc
 
 
 def test_the_commands_of_the_docs_run(workspace, ledger):
-    """The Python in docs/ledger.md and docs/keys.md, in its order, in a workspace with 1,271 leaves."""
+    """The Python and the commands in docs/ledger.md and docs/keys.md, in their order, in a workspace with
+    1,271 leaves; commands with a word in capitals are forms to fill in."""
     ledger.append_many([("row", {"id": i}, {"text": b"t"}) for i in range(1271)])
+    ran = 0
     for page in ("ledger.md", "keys.md"):
         text = (Path(__file__).parents[2] / "docs" / page).read_text()
         for example in text.split("```python\n")[1:]:
@@ -476,7 +480,16 @@ def test_the_commands_of_the_docs_run(workspace, ledger):
             done = in_process(code, cwd=workspace.root.parent)
             done.communicate()
             assert done.returncode == 0, code
-    assert [leaf.body["leaf"] for leaf in ledger.leaves("tombstone")] == [1270]
+        for line in re.findall(r"^    stillhouse (.*?)(?:  +#.*)?$", text, re.MULTILINE):
+            if re.search(r"\b[A-Z]{3,}\b", line):
+                continue
+            code = f"import sys\nsys.argv = ['stillhouse', *{shlex.split(line)}]\n"
+            done = in_process(f"{code}from stillhouse.cli import main\nmain()", cwd=workspace.root.parent)
+            done.communicate()
+            assert done.returncode == 0, line
+            ran += 1
+    assert ran >= 9
+    assert [leaf.body["leaves"] for leaf in ledger.leaves("tombstone")] == [[1270]]
     assert len(list(ledger.leaves("correction"))) == 1
     assert ledger.verify().ok
 

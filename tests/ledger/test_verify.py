@@ -111,6 +111,10 @@ def test_an_operator_who_rewrites_everything_is_found_only_by_an_outside_checkpo
         ("UPDATE subtree SET hash = ? WHERE level = 8 AND n = 0", merkle.root_of(hashes)),
         ("DELETE FROM checkpoint",),
     )
+    assert "first 600 leaves are not those" in failed(ledger)["newest checkpoint"]
+    with pytest.raises(LedgerError, match="forked"):
+        ledger.checkpoint()
+    workspace.newest_checkpoint.unlink()  # the operator's own file
     ledger.checkpoint()
     assert ledger.verify().state == "unanchored: internally consistent only"
     assert "first 300 leaves" in failed(ledger, early.note)["anchor"]
@@ -122,6 +126,9 @@ def test_a_cut_log_is_found(ledger, workspace):
     tamper(workspace, ("DELETE FROM leaf WHERE idx >= 590",))
     assert "cut" in failed(ledger)["checkpoints"]
     tamper(workspace, ("DELETE FROM checkpoint WHERE size = 600",))
+    assert "cut" in failed(ledger)["newest checkpoint"]
+    assert ledger.verify().state.startswith("rolled back or forked: it says 600 leaves, this log has 590")
+    workspace.newest_checkpoint.unlink()
     assert failed(ledger) == {}
     assert "cut" in failed(ledger, late.note)["anchor"]
 
@@ -185,7 +192,7 @@ def test_a_changed_content_byte_is_found(ledger, workspace):
 def test_a_changed_signature_is_found(ledger, workspace):
     fill(ledger)
     (note,) = ledger.read("SELECT note FROM checkpoint WHERE size = 300")[0]
-    changed = note.replace(note[-20:-19], b"A" if note[-20:-19] != b"A" else b"B")
+    changed = note[:-20] + (b"A" if note[-20:-19] != b"A" else b"B") + note[-19:]
     tamper(workspace, ("UPDATE checkpoint SET note = ? WHERE size = 300", changed))
     assert "at 300" in failed(ledger)["signatures"]
 

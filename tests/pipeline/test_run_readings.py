@@ -10,6 +10,7 @@ from stillhouse import pipeline
 from stillhouse.cli.targets import info
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.erasure import erase
+from stillhouse.ledger.subject import Subject
 from stillhouse.models.serve import background
 from stillhouse.recipe import parse_recipe
 from stillhouse.workspace import read_marker
@@ -99,11 +100,11 @@ def test_a_run_pays_for_each_reading_once_and_erasing_names_it(tmp_path, workspa
     assert found["rows"] == len(rows)
     assert "the 9 likeliest and the tail" in text
     with Ledger.open(workspace) as ledger:
-        erased = erase(ledger, int(rows[0]["row"]), "request of the person")
-        assert rows[0]["reading"] in erased.readings
+        erased = erase(ledger, Subject(leaves=(int(rows[0]["row"]),)), "request of the person")
+        assert rows[0]["reading"] in erased.leaves
         assert rows[0]["row"] not in {row["row"] for row in pq.read_table(done.run.readings).to_pylist()}
-        erase(ledger, rows[0]["reading"], "request of the person")
-        assert erase(ledger, rows[1]["reading"], "request of the person").shards, "targets were made from it"
+        other = Subject(leaves=(rows[1]["reading"],))
+        assert erase(ledger, other, "request of the person").shards, "targets were made from it"
 
 
 def test_whole_distributions_say_what_they_take(tmp_path, workspace, recipe):

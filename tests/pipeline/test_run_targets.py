@@ -17,6 +17,7 @@ from stillhouse.collect.taught import need_taught, read_taught
 from stillhouse.errors import LedgerError, ModelError, UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.erasure import erase
+from stillhouse.ledger.subject import Subject
 from stillhouse.ledger.targets import SUFFIX, TargetReader
 from stillhouse.models.reading import student_reader
 from stillhouse.models.serve import background
@@ -256,7 +257,7 @@ def test_an_erased_answer_has_no_targets_any_more(url, recipe, workspace):
     leaf, *others = pq.read_table(run.exchanges)["leaf"].to_pylist()
     (before,) = need_taught(run)
     with Ledger.open(workspace) as ledger:
-        (fresh,) = erase(ledger, leaf, "request of the person").shards.values()
+        (fresh,) = erase(ledger, Subject(leaves=(leaf,)), "request of the person").shards.values()
     assert [path.stem for path in shards(workspace)] == [fresh]
     with pytest.raises(LedgerError, match="no shard") as caught:
         info(workspace, run)

@@ -22,6 +22,7 @@ from stillhouse.ledger.checkpoint import signer_of
 from stillhouse.ledger.disclosure import LEAVES, check_upper_tiles, leaf_hashes, root_at
 from stillhouse.ledger.keys import public_of_pem
 from stillhouse.ledger.manifest import NAME, Manifest, digests, read_manifest
+from stillhouse.ledger.verify import Outside
 from stillhouse.models import weights_digest
 
 PROOFS = "provenance"
@@ -67,12 +68,13 @@ def verify(folder: Path, pinned: bytes | None = None, against: bytes | None = No
         _checked("decisions", _decisions, bundle),
         _checked("evaluation", _evaluation, bundle),
     ]
-    anchored = None
+    anchors: tuple[Outside, ...] = ()
     if against is not None:
         checks.append(_checked("anchor", lambda bundle: _anchor(bundle, against), bundle))
-        anchored = read_checkpoint(against).size if checks[-1].ok else None
+        anchors = (Outside(read_checkpoint(against), "", None),) if checks[-1].ok else ()
     signed = bundle.checkpoint
-    return Verification(tuple(checks), signed.size if signed else 0, signed.root if signed else b"", anchored)
+    size, root = (signed.size, signed.root) if signed else (0, b"")
+    return Verification(tuple(checks), size, root, anchors)
 
 
 def _checked(name: str, check: Callable[[_Bundle], str], bundle: _Bundle) -> Check:
@@ -210,16 +212,13 @@ def _rows(bundle: _Bundle) -> str:
         seen += 1
         leaf = trail.rows.get(row["leaf"])
         if leaf is None:
-            faults.append(f"the row {row['id']} names leaf {row['leaf']}, which is no row that is shown")
+            faults.append(f"the row {row['row']} names leaf {row['leaf']}, which is no row that is shown")
             continue
         named.add(row["leaf"])
-        teacher, decision = trail.exchanges[leaf[0]][:2]
-        if (list(leaf), teacher[:2], decision) != (
-            row["exchanges"],
-            (row["teacher"], row["revision"]),
-            row["decision"],
-        ):
-            faults.append(f"the row {row['id']} is not what leaf {row['leaf']} and its exchanges say")
+        teachers, decisions = zip(*(trail.exchanges[index] for index in leaf), strict=True)
+        stated = (tuple(row["exchanges"]), row["teacher"], tuple(row["decisions"]))
+        if (leaf, teachers[0][0], decisions) != stated:
+            faults.append(f"the row {row['row']} is not what leaf {row['leaf']} and its exchanges say")
     if not seen == len(named) == len(trail.rows) == body["rows"]:
         faults.append(
             f"{seen} rows name {len(named)} leaves, {len(trail.rows)} row leaves are shown, "
@@ -232,23 +231,25 @@ def _rows(bundle: _Bundle) -> str:
 def _teachers(bundle: _Bundle) -> str:
     trail = _need(bundle.trail, "the leaves")
     stated = {
-        (entry["model"], entry["revision"], entry["endpoint"]): entry
+        (entry["model"], entry["revision"] or ""): entry
         for entry in json.loads((bundle.proofs / "teachers.json").read_bytes())
     }
-    faults = []
-    for name in stated.keys() ^ trail.teachers.keys():
-        faults.append(f"{name[0]} is in only one of teachers.json and the log")
-    for name in stated.keys() & trail.teachers.keys():
-        for what, value in trail.teachers[name].items():
-            if stated[name][what] != value:
-                faults.append(
-                    f"{name[0]}: teachers.json says {what} {stated[name][what]!r}, the leaves {value!r}"
-                )
+    faults = [
+        f"{model} is in only one of teachers.json and the log" for model, _ in stated.keys() ^ trail.given.keys()
+    ]
+    for name in stated.keys() & trail.given.keys():
+        given = trail.given[name].as_stated()
+        faults += [
+            f"{name[0]}: teachers.json says {what} {stated[name][what]!r}, the leaves {value!r}"
+            for what, value in given.items()
+            if stated[name][what] != value
+        ]
+        verdicts = {entry["leaf"]: entry["verdict"] for entry in stated[name]["decisions"]}
+        seen = {leaf: trail.decisions[leaf].body["verdict"] for leaf in verdicts}
+        if verdicts != seen or not trail.given[name].decisions <= verdicts.keys():
+            faults.append(f"{name[0]}: teachers.json does not have the decisions of the leaves")
     _none(faults)
-    shares = (
-        f"{name[0]} {len(trail.rows) and entry['rows'] / len(trail.rows):.1%}"
-        for name, entry in trail.teachers.items()
-    )
+    shares = (f"{name[0]} {one.rows / max(1, len(trail.rows)):.1%}" for name, one in trail.given.items())
     return ", ".join(shares) + " of the rows"
 
 

@@ -19,16 +19,42 @@ from stillhouse.ledger.disclosure import disclosed
 from stillhouse.ledger.keys import rotation_signed
 
 ALLOWS = ("allow", "allow_with_obligations")
-Teacher = tuple[str, str, str]  # model, revision, endpoint
+Teacher = tuple[str, str]  # model, revision
+
+
+@dataclass(slots=True)
+class Given:
+    """What a teacher gave: rows, answers that they were chosen from, and its readings of rows."""
+
+    rows: int = 0
+    answers: int = 0
+    uncounted: int = 0
+    readings: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first: str | None = None
+    last: str | None = None
+    decisions: set[int] = field(default_factory=set)
+
+    def as_stated(self) -> dict[str, Any]:
+        """By the names of `teachers.json`."""
+        return {
+            "rows": self.rows,
+            "answers": self.answers,
+            "answersWithoutCounts": self.uncounted,
+            "tokensRead": self.prompt_tokens,
+            "tokensWritten": self.completion_tokens,
+            "firstAnswer": self.first,
+            "lastAnswer": self.last,
+        }
 
 
 @dataclass(slots=True)
 class Trail:
     """`faults` say which leaves are not what the log has, `wrongs` where a use was not allowed at its time.
 
-    `exchanges` are (teacher, decision) by leaf, `rows` the exchanges that a row names by its leaf, `teachers`
-    what each teacher gave as `teachers.json` has it; `rotations` are changes of the signing key that the old
-    key signed.
+    `exchanges` are (teacher, decision) by leaf, `rows` the exchanges that a row names by its leaf, `given` is
+    what each teacher gave; `rotations` are changes of the signing key that the old key signed.
     """
 
     leaves: int = 0
@@ -39,7 +65,7 @@ class Trail:
     revoked: dict[int, str] = field(default_factory=dict)
     exchanges: dict[int, tuple[Teacher, int]] = field(default_factory=dict)
     rows: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    teachers: dict[Teacher, dict[str, Any]] = field(default_factory=dict)
+    given: dict[Teacher, Given] = field(default_factory=dict)
     used: Counter[int] = field(default_factory=Counter)
     rotations: list[tuple[bytes, bytes]] = field(default_factory=list)
     transforms: set[int] = field(default_factory=set)
@@ -73,9 +99,6 @@ def follow(proofs: Path, hashes: bytes) -> Trail:
                 _take(trail, leaf)
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 trail.faults.append(f"leaf {leaf.index} is not a {leaf.kind}: it lacks {error}")
-    for teacher in trail.teachers.values():
-        teacher["decisions"] = sorted(teacher["decisions"])
-        teacher["share"] = teacher["rows"] / len(trail.rows) if trail.rows else 0.0
     _check_uses(trail)
     return trail
 
@@ -116,7 +139,7 @@ def _correct(trail: Trail, leaf: Leaf) -> None:
     if leaf.body["what"] == "signing key replaced" and rotation_signed(leaf.body):
         old, new = (base64.b64decode(leaf.body[name]) for name in ("old_public_key", "new_public_key"))
         trail.rotations.append((old, new))
-    elif leaf.body["what"] == "authorisation revoked":
+    elif leaf.body["what"] == "permission revoked":
         trail.revoked[leaf.body["authorisation"]] = leaf.time
 
 
@@ -124,19 +147,20 @@ def _exchange(trail: Trail, leaf: Leaf) -> None:
     """An exchange is allowed by a decision from before it about the same teacher."""
     body = leaf.body
     asked, decision = body["teacher"], trail.decisions.get(body["decision"])
-    teacher = asked["model"], asked["revision"], asked["endpoint"]
+    teacher = asked["model"], asked["revision"]
     trail.exchanges[leaf.index] = teacher, body["decision"]
-    given = trail.teachers.setdefault(
-        teacher,
-        {"rows": 0, "exchanges": 0, "readings": 0, "prompt_tokens": 0, "completion_tokens": 0}
-        | {"first": leaf.time, "last": leaf.time, "decisions": set()},
-    )
-    given["readings" if body.get("stage") == "read" else "exchanges"] += 1
-    given["first"], given["last"] = min(given["first"], leaf.time), max(given["last"], leaf.time)
-    given["decisions"].add(body["decision"])
-    for name in ("prompt_tokens", "completion_tokens"):
-        had, more = given[name], body.get(name)
-        given[name] = None if had is None or more is None else had + more
+    given = trail.given.setdefault(teacher, Given())
+    given.decisions.add(body["decision"])
+    if body.get("stage") == "read":
+        given.readings += 1
+    else:
+        read, written = body.get("prompt_tokens"), body.get("completion_tokens")
+        given.answers += 1
+        given.uncounted += read is None or written is None
+        given.prompt_tokens += read or 0
+        given.completion_tokens += written or 0
+        if leaf.kind == "exchange":  # of an imported answer only the day of its import is known
+            given.first, given.last = min(given.first or leaf.time, leaf.time), max(given.last or "", leaf.time)
     wrong = _not_allowed(trail, leaf, decision)
     if wrong:
         trail.wrongs.append(f"the exchange at leaf {leaf.index} {wrong}")
@@ -151,16 +175,20 @@ def _not_allowed(trail: Trail, exchange: Leaf, decision: Leaf | None) -> str:
         return f"was made although leaf {decision.index} says {body['verdict']}"
     if body["teacher"]["model"] != exchange.body["teacher"]["model"]:
         return f"asks another teacher than leaf {decision.index} is about"
-    rests_on = body.get("authorisation")
-    if rests_on is None:
-        return ""
-    permission = trail.permissions.get(rests_on)
-    if permission is None:
-        return f"rests on leaf {rests_on}, which is not shown before it"
-    if permission.body.get("what") != "permission":  # the operator's own reading of a text: it has no term
-        return ""
-    trail.used[rests_on] += 1
-    return out_of_force(permission.body, exchange.time, trail.revoked.get(rests_on))
+    for index in permissions_of(body):
+        permission = trail.permissions.get(index)
+        if permission is None:
+            return f"rests on leaf {index}, which is not shown before it"
+        trail.used[index] += 1
+        fault = out_of_force(permission.body["permission"], exchange.time, trail.revoked.get(index))
+        if fault:
+            return fault
+    return ""
+
+
+def permissions_of(decision: dict[str, Any]) -> list[int]:
+    """The leaves of the written permissions that a decision rests on."""
+    return list(decision.get("permissions") or ())
 
 
 def out_of_force(permission: dict[str, Any], time: str, revoked: str | None) -> str:
@@ -183,7 +211,7 @@ def _row(trail: Trail, leaf: Leaf) -> None:
     if missing or not made_from:
         trail.faults.append(f"the row at leaf {leaf.index} names exchanges {missing} that are not shown")
         return
-    trail.teachers[trail.exchanges[made_from[0]][0]]["rows"] += 1
+    trail.given[trail.exchanges[made_from[0]][0]].rows += 1
 
 
 def _check_uses(trail: Trail) -> None:
@@ -197,10 +225,10 @@ def _check_uses(trail: Trail) -> None:
         and leaf.body["use"] == "train_target"
         and leaf.body["verdict"] in ALLOWS
     }
-    for model in sorted({teacher[0] for teacher in trail.teachers} - allowed):
+    for model in sorted({model for model, _ in trail.given} - allowed):
         trail.wrongs.append(f"no decision that is shown allows training on answers of {model}")
     for index, used in trail.used.items():
         permission = trail.permissions.get(index)
-        most = permission.body["scope"].get("volume") if permission else None
+        most = permission.body["permission"]["scope"].get("volume") if permission else None
         if most is not None and used > most:
             trail.wrongs.append(f"{used} exchanges rest on the permission {index}, which is for {most}")

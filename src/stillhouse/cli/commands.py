@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from stillhouse.cli import runs
+from stillhouse.cli import anchoring, keeping, runs
 from stillhouse.cli.audits import audit_app
+from stillhouse.cli.options import Json
 from stillhouse.cli.terms import terms_app
 
 if TYPE_CHECKING:
@@ -24,8 +25,18 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 wrong use, 3 refused by the terms gate, 4 budget reached, "
     "130 interrupted. STILLHOUSE_DEBUG=1 shows tracebacks.",
 )
-ledger_app = typer.Typer(rich_markup_mode=None, help="Look at, verify and export the ledger.")
+ledger_app = typer.Typer(
+    rich_markup_mode=None, help="Look at, verify, anchor, erase from and back up the ledger."
+)
 app.add_typer(ledger_app, name="ledger")
+for name, command in (keeping.LEDGER | anchoring.LEDGER).items():
+    ledger_app.command(name)(command)
+keys_app = typer.Typer(
+    rich_markup_mode=None, help="Look at the workspace's keys, and replace the one that signs."
+)
+app.add_typer(keys_app, name="keys")
+for name, command in anchoring.KEYS.items():
+    keys_app.command(name)(command)
 targets_app = typer.Typer(rich_markup_mode=None, help="Look at the teacher's probabilities of a run.")
 app.add_typer(targets_app, name="targets")
 app.add_typer(audit_app, name="audit")
@@ -33,7 +44,6 @@ app.add_typer(terms_app, name="terms")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder; the newest that fits.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 STARTER = """\
 # A run of stillhouse. Every setting: docs/recipe.md, or `stillhouse check --schema` for your editor.
@@ -393,15 +403,18 @@ def ledger_show(
 @ledger_app.command("verify")
 def ledger_verify(
     against: Annotated[Path | None, typer.Option(help="A checkpoint that somebody else kept.")] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="A public key from which the log's key must follow.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check every leaf, content and checkpoint; with --against also that nothing was rewritten since."""
+    """Check every leaf, content and anchor; with --against also that nothing was rewritten since."""
     from stillhouse.cli import show
     from stillhouse.cli.ledgers import verification
     from stillhouse.ledger import Ledger
 
     with Ledger.open(_workspace()) as ledger:
-        found, text, ok = verification(ledger, against)
+        found, text, ok = verification(ledger, against, key)
     show.result(found, text, as_json)
     if not ok:
         raise typer.Exit(1)

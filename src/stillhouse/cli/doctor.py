@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from stillhouse.errors import StillhouseError
+
+if TYPE_CHECKING:
+    from stillhouse.ledger import Ledger
 
 NEEDED_BYTES = 2 * 2**30
 
@@ -98,8 +101,18 @@ def _workspace(folder: Path) -> Iterator[Finding]:
                 f"{ledger.size():,} leaves, {counts.answered:,} answers, {counts.unknown:,} sent, unknown"
             )
             yield Finding("ok", "ledger", detail)
+            yield from _kept(ledger)
     except StillhouseError as error:
         yield Finding("fail", "workspace", f"{error.what}: {error.why}", error.mend)
+
+
+def _kept(ledger: Ledger) -> Iterator[Finding]:
+    if (why := ledger.rolled_back()) is not None:
+        mend = "restore the newest copy of the ledger; see docs/ledger.md"
+        yield Finding("fail", "ledger", f"rolled back or forked: {why}", mend)
+    if ledger.workspace.erasing.exists():
+        detail = "an erasure was stopped before its end"
+        yield Finding("fail", "ledger", detail, "give its command again: it goes on where it was")
 
 
 def _recipe(path: Path) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger, Verification
+from stillhouse.ledger.keys import read_public_pem
 
 
 def overview(ledger: Ledger, kind: str | None, limit: int) -> tuple[dict[str, Any], str]:
@@ -62,12 +63,15 @@ def leaf_view(ledger: Ledger, index: int) -> tuple[dict[str, Any], str]:
     return found, "\n".join(lines)
 
 
-def verification(ledger: Ledger, against: Path | None) -> tuple[dict[str, Any], str, bool]:
+def verification(
+    ledger: Ledger, against: Path | None, key: Path | None = None
+) -> tuple[dict[str, Any], str, bool]:
     if against is not None and not against.is_file():
         raise UsageError(
             f"no checkpoint at {against}", "the file does not exist", "give the file that was kept"
         )
-    done = ledger.verify(None if against is None else against.read_bytes())
+    pinned = None if key is None else read_public_pem(key)
+    done = ledger.verify(None if against is None else against.read_bytes(), pinned)
     return *checked(done), done.ok
 
 
@@ -76,7 +80,8 @@ def checked(done: Verification) -> tuple[dict[str, Any], str]:
     rows = [{"check": check.name, "ok": check.ok, "detail": check.detail} for check in done.checks]
     lines = [f"{'ok  ' if row['ok'] else 'FAIL'}  {row['check']:<24} {row['detail']}" for row in rows]
     lines.append(done.state)
-    return {"checks": rows, "ok": done.ok, "state": done.state}, "\n".join(lines)
+    anchors = [{"size": one.checkpoint.size, "by": one.who or None, "time": one.when} for one in done.anchors]
+    return {"checks": rows, "ok": done.ok, "state": done.state, "anchors": anchors}, "\n".join(lines)
 
 
 def _short(body: Any) -> str:

@@ -88,6 +88,8 @@ def run(
         return
     recipe, workspace = load(path)
     with Ledger.open(workspace) as ledger:
+        if (why := ledger.rolled_back()) is not None:
+            show.say(f"warning    the ledger was rolled back or forked: {why}; see docs/ledger.md")
         if focus is not None:
             recipe = pipeline.focused(recipe, workspace, ledger, focus, count)
         planned = pipeline.plan(recipe, workspace, ledger)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from stillhouse.curate import leaks
 from stillhouse.curate.funnel import Filter, Judged, Row, put_through
 from stillhouse.curate.mix import Losses, mixed
+from stillhouse.curate.recalled import NAME, recalled_of
 from stillhouse.curate.rows import DROPPED, SAMPLES, exchanges, references, sample_of_each, write
 from stillhouse.curate.steps import GROUP, chosen, knows_references, read_by
 from stillhouse.curate.verified import whole_prompts
@@ -20,7 +21,7 @@ from stillhouse.records import Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer
 from stillhouse.workspace import RunFolder
 
-__all__ = ["DROPPED", "GROUP", "SAMPLES", "Curated", "Filter", "Row", "curate", "read_by"]
+__all__ = ["DROPPED", "GROUP", "SAMPLES", "Curated", "Filter", "Row", "curate", "read_by", "recalled_of"]
 
 Alone = Callable[[RunFolder, Recipe], Iterator[list[Judged]]]
 """Yields the exchanges in order, each after the steps that look at it alone."""
@@ -61,7 +62,8 @@ def curate(
     """Judge every exchange of the run, write `samples.parquet` and `dropped.parquet`, log each kept row.
 
     The ledger gets one `transform` leaf (what was done, by which settings) and one `row` leaf a sample,
-    which names the exchange leaves that the sample was made from. `losses` measures how hard a row is for a
+    which names the exchange leaves that the sample was made from. Rows of a recalled decision are dropped,
+    whatever else holds of them. `losses` measures how hard a row is for a
     student, where the recipe's mix asks for it, and `alone` takes the steps that look at one row alone
     somewhere else. Memory follows the number of rows only where rows are compared: see docs/curating.md.
     Raises UsageError where a filter, a file or a package that the recipe names is missing.
@@ -82,10 +84,12 @@ def curate(
         batches = (put_through(batch, plan.alone) for batch in exchanges(run.exchanges, known))
     else:
         batches = alone(run, recipe)
+    names, recalled = plan.names, recalled_of(run, ledger)
+    if recalled:
+        batches, names = (recalled.judge(batch) for batch in batches), (NAME, *names)
     if plan.draws is not None:
         batches = whole_prompts(batches)
     judged: Iterator[list[Judged]] = (put_through(batch, plan.ordered) for batch in batches)
-    names = plan.names
     if settings.mix is not None:
         judged, names = mixed(judged, settings.mix, recipe.run.seed, losses, run), (*names, "mix")
     tally, digest = write(judged, run, ledger, transform, exams, total, watch)

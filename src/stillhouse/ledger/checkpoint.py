@@ -47,7 +47,7 @@ def sign_note(name: str, text: str, key: Ed25519PrivateKey) -> bytes:
 
 def read_checkpoint(note: bytes) -> Checkpoint:
     """Parse a checkpoint without looking at its signatures. Raises LedgerError when it is none."""
-    text, _ = _parts(note)
+    text, _ = note_parts(note)
     lines = text.split("\n")
     try:
         origin, size, root = lines[0], lines[1], base64.b64decode(lines[2], validate=True)
@@ -61,7 +61,7 @@ def read_checkpoint(note: bytes) -> Checkpoint:
 
 def signer_of(note: bytes, keys: Iterable[bytes]) -> bytes | None:
     """Which of these Ed25519 public keys (32 bytes each) signed the note; None when none did."""
-    text, signatures = _parts(note)
+    text, signatures = note_parts(note)
     origin = text.split("\n", 1)[0]
     for public in keys:
         wanted = key_id(origin, public)
@@ -90,10 +90,10 @@ def key_id(name: str, public: bytes) -> bytes:
 
 def note_text(note: bytes) -> str:
     """What a signed note says, whoever signed it. Raises LedgerError when it is none."""
-    return _parts(note)[0]
+    return note_parts(note)[0]
 
 
-def _parts(note: bytes) -> tuple[str, list[tuple[str, bytes]]]:
+def note_parts(note: bytes) -> tuple[str, list[tuple[str, bytes]]]:
     """The signed text with its last newline, and the signatures as (name, key id + signature)."""
     try:
         whole = note.decode()

@@ -1,154 +1,196 @@
-"""Erasing an answer from all of a workspace: the ledger, the shards of targets, and the files of its runs."""
+"""Erasing from all of a workspace: the ledger, the shards of targets, and the files of its runs.
+
+What goes is found first and written to a journal, then removed from the files, then from the ledger, and last
+the journal goes. Killed at any point, the next erasure finishes what the journal says.
+"""
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import orjson
 
 from stillhouse.errors import LedgerError, storage
+from stillhouse.ledger.batches import open_batches
+from stillhouse.ledger.needle import Needle, needle
+from stillhouse.ledger.rewriting import erase_from_run, files, leftovers
 from stillhouse.ledger.store import Ledger
+from stillhouse.ledger.subject import Found, Subject, find, runs_of
 from stillhouse.ledger.targets import SUFFIX, sweep, without
-from stillhouse.workspace import RunFolder, locked, sync_folder
+from stillhouse.ledger.tombstones import bury, compact, forget_prompts
+from stillhouse.ledger.uses import note_uses, rows_of_targets
+from stillhouse.workspace import RunFolder, Workspace, locked, sync_folder, write_atomic
 
-_ROWS = 4096  # rows of a file read at once
 OUT_OF_REACH = (
-    "predictions, checkpoints and students of runs",
-    "questions to a judge, which quote the answers that it compared, and its answers",
-    "text that a student wrote to a prompt and a teacher at an endpoint read, and what that said of it",
-    "releases",
+    "releases that are out",
     "exports with contents",
     "backups",
+    "weights and checkpoints of students that learned from it",
+    "the files outside the workspace from which prompts and answers were read",
     "blocks that the file system freed",
 )
+_GOES_WHOLE = ("report.html", "error.txt", "progress.json", "evaluation.json")
 
 
 @dataclass(slots=True)
 class Erased:
-    """What erasing a leaf did. `tombstone` is None where the ledger itself held nothing any more.
+    """What an erasure did. `leaves` are those whose contents are gone, `rows` how many rows each file of a
+    run lost, `shards` the digest of every shard that held targets of it, with that of the one in its place
+    (None where no row was left), `files` those that went whole.
 
-    `shards` has the digest of every shard that held the answer's targets, with that of the one in its place
-    (None where no row was left); `rows` how many rows each file of a run lost. `grown` names the prompts that
-    the answer invented: what teachers answered to them are leaves of their own, `answers`, which repeat these
-    prompts and stay until they are erased too. So are `readings`, for which a teacher at an endpoint was sent
-    the answer once more. What lies in `OUT_OF_REACH` is not looked for.
+    `students` and `releases` are the leaves of trainings and releases that used it: they are out of reach.
+    `left` names what still holds the text and cannot be written anew. `compacted` is False where another
+    process read the database just then.
     """
 
-    tombstone: int | None = None
-    shards: dict[str, str | None] = field(default_factory=dict)
+    tombstones: list[int] = field(default_factory=list)
+    leaves: list[int] = field(default_factory=list)
     rows: dict[Path, int] = field(default_factory=dict)
-    grown: list[str] = field(default_factory=list)
-    answers: list[int] = field(default_factory=list)
-    readings: list[int] = field(default_factory=list)
+    shards: dict[str, str | None] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+    students: list[dict[str, Any]] = field(default_factory=list)
+    releases: list[dict[str, Any]] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    compacted: bool = True
+
+    @property
+    def nothing(self) -> bool:
+        return not (self.tombstones or self.rows or self.shards or self.files)
 
 
-def erase(ledger: Ledger, leaf: int, reason: str) -> Erased:
-    """Remove the contents of a leaf, and what was made from them, wherever the workspace keeps them.
+def erase(ledger: Ledger, subject: Subject, reason: str) -> Erased:
+    """Remove what a subject names, and all that was made from it, wherever the workspace keeps it.
 
-    `Ledger.erase` says what happens in the ledger. Every shard with targets of this answer is written anew
-    without them, under a new address, and the old file deleted; so are `exchanges.parquet`,
-    `samples.parquet`, `dropped.parquet` and `grown.parquet` of every run, and the prompts in
-    `prompts.parquet` that the answer invented. A copy of the samples that the killed training of a further
-    student left is deleted whole. A run that lost samples is curated again before it goes on, and a report of
-    a run that lost anything is deleted.
-
-    Files come first and the tombstone last: after a kill the same call finishes the work.
-
-    Raises StorageError while a run of the workspace is at work, LedgerError when there is nothing to erase or
-    a shard is damaged.
+    Leaves and tree stay as they are and verify as before; tombstones name the leaves whose contents are gone.
+    An erasure that was killed is finished first. Raises StorageError while a run of the workspace is at work,
+    UsageError while a batch with it is under way, and LedgerError when there is nothing to erase or a shard
+    is damaged.
     """
-    workspace, done = ledger.workspace, Erased()
-    runs = [RunFolder(path) for path in sorted(workspace.runs.glob("*")) if path.is_dir()]
+    with _all_locked(ledger.workspace):
+        before = _finish(ledger)
+        found = find(ledger, subject)
+        note_uses(ledger, found)
+        _write_journal(ledger.workspace, found, reason)
+        done = _finish(ledger)
+    assert done is not None
+    if done.nothing and before is None:
+        raise LedgerError(
+            "there is nothing to erase",
+            "nothing in the workspace holds it, or it was erased before",
+            "see `stillhouse ledger show`",
+        )
+    return before if before is not None and done.nothing else done
+
+
+def finish(ledger: Ledger) -> Erased | None:
+    """Finish an erasure that was killed; None where there is none."""
+    with _all_locked(ledger.workspace):
+        return _finish(ledger)
+
+
+@contextmanager
+def _all_locked(workspace: Workspace) -> Iterator[None]:
     with ExitStack() as stack:
-        for run in runs:
+        for run in runs_of(workspace):
             stack.enter_context(locked(run))
-        sweep(workspace.targets)
-        named = {str(leaf), *_read_as(runs, leaf)}
-        for path in sorted(workspace.targets.glob(f"*{SUFFIX}")):
-            fresh = without(path, named)
-            if fresh != path:
-                done.shards[path.stem] = None if fresh is None else fresh.stem
-        for run in runs:
-            _erase_from_run(run, leaf, done)
-        try:
-            done.tombstone = ledger.erase(leaf, reason)
-        except LedgerError:
-            if not done.shards and not done.rows:
-                raise
+        yield
+
+
+def _finish(ledger: Ledger) -> Erased | None:
+    """Do what the journal says. Every step may have been done before, wholly or in part."""
+    workspace, journal = ledger.workspace, ledger.workspace.erasing
+    if not journal.exists():
+        return None
+    found, reason = _read_journal(journal)
+    text = None if found.text is None else needle(found.text)
+    done = Erased(leaves=sorted(found.leaves), students=found.students, releases=found.releases)
+    for path in leftovers(workspace.root):
+        path.unlink(missing_ok=True)
+    done.shards = _erase_from_shards(workspace, found)
+    for run in runs_of(workspace):
+        done.files += _spooled(ledger, run)
+        done.rows |= erase_from_run(run, found, text)
+    if text is not None:
+        _erase_whole(workspace, text, done)
+        done.left += [f"leaf {index}, in its own bytes" for index in found.bodies]
+        names = {name for (name,) in ledger.read("SELECT DISTINCT prompt_id FROM attempt")}
+        forget_prompts(ledger, {name for name in names if text.in_text(name)})
+    with suppress(LedgerError):  # a killed call may have come as far
+        done.tombstones = bury(ledger, found.leaves, reason) if found.leaves else []
+    if not done.nothing:
+        done.compacted = compact(ledger)
+    with storage("delete", journal):
+        journal.unlink()
+        sync_folder(journal.parent)
     return done
 
 
-def _read_as(runs: Sequence[RunFolder], leaf: int) -> set[str]:
-    """The rows of which this leaf is a reading, by the names that shards have for them."""
-    folders = [each for run in runs for each in (run, *run.all_further())]
-    records = [row for each in folders for row in _rows(each.readings, ["row", "reading"])]
-    return {row["row"] for row in records if row["reading"] == leaf}
+def _erase_from_shards(workspace: Workspace, found: Found) -> dict[str, str | None]:
+    sweep(workspace.targets)
+    named, shards = rows_of_targets(workspace, found), {}
+    for path in sorted(workspace.targets.glob(f"*{SUFFIX}")):
+        fresh = without(path, named)
+        if fresh != path:
+            shards[path.stem] = None if fresh is None else fresh.stem
+    return shards
 
 
-def _erase_from_run(run: RunFolder, leaf: int, done: Erased) -> None:
-    """The prompts that the answer invented go last: after a kill they still say what else is to go."""
-    run.unmixed.unlink(missing_ok=True)
-    columns = ["id", "leaf"]
-    for further in run.all_further():
-        further.samples.unlink(missing_ok=True)  # nobody needs it: who trains holds the run's lock
-    grown = {row["id"] for row in _rows(run.grown, columns) if row["leaf"] == leaf and row["id"] is not None}
-    for each in (run, *run.all_further()):
-        again = {r["reading"] for r in _rows(each.readings, ["row", "reading"]) if r["row"] == str(leaf)}
-        done.readings += sorted(again - set(done.readings))
-    lost = {
-        run.samples: _without(run.samples, "leaves", {leaf}),
-        run.dropped: _without(run.dropped, "leaves", {leaf}),
-        run.exchanges: _without(run.exchanges, "leaf", {leaf}),
-        **{each.readings: _without(each.readings, "row", {str(leaf)}) for each in (run, *run.all_further())},
-        run.prompts: _without(run.prompts, "id", grown),
-        run.grown: _without(run.grown, "leaf", {leaf}),
-    }
-    done.rows.update({path: count for path, count in lost.items() if count})
-    done.grown += sorted(grown)
-    if grown:
-        answers = _rows(run.exchanges, ["prompt_id", "leaf"])
-        done.answers += sorted({row["leaf"] for row in answers if row["prompt_id"] in grown})
-    if lost[run.samples]:
-        run.marker("curate").unlink(missing_ok=True)
-    if any(lost.values()):
-        run.report.unlink(missing_ok=True)
+def _spooled(ledger: Ledger, run: RunFolder) -> list[Path]:
+    """Delete the files of batches that are over: they hold questions."""
+    wanted = {f"{batch.shard}.jsonl" for batch in open_batches(ledger, run.root.name)}
+    gone = [path for path in sorted(run.batches.glob("*")) if path.name not in wanted]
+    for path in gone:
+        path.unlink()
+    return gone
 
 
-def _without(path: Path, column: str, gone: Collection[Any]) -> int:
-    """Write the file anew without the rows that name one of these in a column of values, or of lists of
-    values; how many there were. A file without any is not touched."""
-    stays = [not _names(row[column], gone) for row in _rows(path, [column])] if gone else []
-    if all(stays):
-        return 0
-    fresh, first = path.with_name(f".{path.name}.{secrets.token_hex(4)}"), 0
-    with storage("write", path), pq.ParquetFile(path) as file:
-        try:
-            with pq.ParquetWriter(fresh, file.schema_arrow) as writer:
-                for batch in file.iter_batches(_ROWS):
-                    writer.write_batch(batch.filter(pa.array(stays[first : first + len(batch)])))
-                    first += len(batch)
-            with fresh.open("rb") as written:
-                os.fsync(written.fileno())
-            os.replace(fresh, path)
-        finally:
-            fresh.unlink(missing_ok=True)
-        sync_folder(path.parent)
-    return stays.count(False)
+def _erase_whole(workspace: Workspace, text: Needle, done: Erased) -> None:
+    """Files that are no tables go whole where they can be made again, and are named where not."""
+    kept = {workspace.ledger, workspace.erasing}
+    for path in files(workspace.root):
+        if path.suffix == ".parquet" or path in kept or path.name.startswith(workspace.ledger.name):
+            continue
+        if not text.in_bytes(path.read_bytes()):
+            continue
+        if path.name in _GOES_WHOLE or path.name.endswith(".done.json") or path.parent.name == "logs":
+            path.unlink()
+            done.files.append(path)
+            if path.name == "evaluation.json":
+                RunFolder(path.parent).marker("evaluate").unlink(missing_ok=True)
+        else:
+            done.left.append(str(path))
 
 
-def _names(value: Any, gone: Collection[Any]) -> bool:
-    return any(each in gone for each in value) if isinstance(value, list) else value in gone
+def _write_journal(workspace: Workspace, found: Found, reason: str) -> None:
+    plain = {each.name: getattr(found, each.name) for each in fields(Found)}
+    plain["rows"] = list(found.rows.items())
+    write_atomic(workspace.erasing, orjson.dumps({"reason": reason, "found": plain}, default=sorted))
 
 
-def _rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    if path.is_file():
-        with storage("read", path), pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_ROWS, columns=columns):
-                yield from batch.to_pylist()
+def _read_journal(path: Path) -> tuple[Found, str]:
+    """Raises LedgerError where it is damaged."""
+    try:
+        said = orjson.loads(path.read_bytes())
+        plain = said["found"]
+        found = Found(
+            **{
+                **plain,
+                "leaves": set(plain["leaves"]),
+                "rows": dict(plain["rows"]),
+                "answers": set(plain["answers"]),
+                "said": {(prompt, digest) for prompt, digest in plain["said"]},
+                "prompts": {run: set(names) for run, names in plain["prompts"].items()},
+                "alone": {run: set(digests) for run, digests in plain["alone"].items()},
+            }
+        )
+        return found, str(said["reason"])
+    except (orjson.JSONDecodeError, LookupError, TypeError, ValueError) as error:
+        raise LedgerError(
+            f"{path} is damaged",
+            f"it should say what a killed erasure was to remove ({type(error).__name__}: {error})",
+            "delete it, and give the command of that erasure again",
+        ) from None

@@ -84,7 +84,11 @@ def read_signing_key(workspace: Workspace) -> Ed25519PrivateKey:
 
 def read_public_key(workspace: Workspace) -> bytes:
     """The 32 bytes of the public key in force. Raises UsageError when the file is missing or damaged."""
-    path = workspace.verifying_key
+    return read_public_pem(workspace.verifying_key)
+
+
+def read_public_pem(path: Path) -> bytes:
+    """The 32 bytes of a public key in a file. Raises UsageError when it is missing or damaged."""
     try:
         return public_of_pem(path.read_bytes())
     except (OSError, LedgerError) as error:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import zstandard
 
 from stillhouse.errors import LedgerError, StorageError
-from stillhouse.ledger import lookup, merkle
+from stillhouse.ledger import beside, lookup, merkle
 from stillhouse.ledger.checkpoint import Checkpoint, read_checkpoint, sign_checkpoint
 from stillhouse.ledger.database import connect, migrate, reading
 from stillhouse.ledger.inserting import (
@@ -38,10 +38,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PAGE = 1024
-# A row leaf is younger than the answers it was made from; leaves are stored as bytes, hence the cast.
-_ROWS_MADE_FROM = """
-    SELECT l.idx FROM leaf l WHERE l.kind = 'row' AND l.idx > ?1 AND EXISTS (
-      SELECT 1 FROM json_each(CAST(l.data AS TEXT), '$.body.exchanges') WHERE value = ?1)"""
 
 
 class Ledger:
@@ -173,38 +169,12 @@ class Ledger:
         With an answer go the rows made from it, which hold its text too: the contents of every `row` leaf
         whose body names the leaf among its `exchanges`. The tombstone names them all.
 
-        The leaf itself stays, and so does the tree. Deleted bytes are overwritten in the database and the
-        WAL is emptied, unless another process reads just then; SQLite empties it when that one has finished.
-        Raises LedgerError when the leaf has no contents left.
+        The leaf itself stays, and so does the tree. Deleted bytes are overwritten in the database; see
+        `tombstones.bury`. Raises LedgerError when the leaf has no contents left.
         """
-        stamp = self.clock()
+        from stillhouse.ledger.tombstones import bury, rows_made_from
 
-        def run(db: sqlite3.Connection) -> int:
-            made = {row for (row,) in db.execute(_ROWS_MADE_FROM, (leaf,))}
-            found = db.execute(
-                "SELECT leaf, name FROM content WHERE erased IS NULL AND leaf IN"
-                " (SELECT value FROM json_each(?))",
-                (str([leaf, *made]),),
-            ).fetchall()
-            if not found:
-                raise LedgerError(
-                    f"leaf {leaf} has nothing to erase",
-                    "it has no contents, or they were erased",
-                    "see `ledger show`",
-                )
-            rows = sorted({row for row, _ in found} - {leaf})
-            names = sorted({name for _, name in found})
-            body = {"leaf": leaf, "rows": rows, "contents": names, "reason": reason}
-            tombstone = insert_leaves(db, [new_leaf("tombstone", body, {}, stamp)])[0]
-            db.executemany(
-                "UPDATE content SET salt = NULL, body = NULL, erased = ? WHERE leaf = ? AND erased IS NULL",
-                [(tombstone, one) for one in (leaf, *rows)],
-            )
-            return tombstone
-
-        tombstone = self._writer.submit(run).result()
-        self.read("PRAGMA wal_checkpoint(TRUNCATE)")
-        return tombstone
+        return bury(self, {leaf, *rows_made_from(self, {leaf})}, reason)[0]
 
     # Attempts and exchanges
 
@@ -335,7 +305,8 @@ class Ledger:
         """Sign the log's present size and root with the workspace's key, and keep the signed note.
 
         When the key on disk is not the one that signed last, and no leaf says that it was replaced, a
-        `correction` leaf is added first that says so, without the old key's signature.
+        `correction` leaf is added first that says so, without the old key's signature. Raises LedgerError
+        where the log lacks what was signed before: see `beside`.
         """
         key = read_signing_key(self.workspace)
         now = self.clock()
@@ -350,6 +321,7 @@ class Ledger:
             size = int(db.execute("SELECT coalesce(max(idx) + 1, 0) FROM leaf").fetchone()[0])
             if last and last[:2] == (size, public):
                 return read_checkpoint(last[2])
+            beside.check(self.workspace, size, stored_nodes(db.execute))
             root = merkle.range_root(stored_nodes(db.execute), 0, size)
             signed = sign_checkpoint(self.origin, size, root, key)
             db.execute(
@@ -358,7 +330,14 @@ class Ledger:
             )
             return signed
 
-        return self._writer.submit(sign).result()
+        signed = self._writer.submit(sign).result()
+        beside.keep(self.workspace, signed)
+        return signed
+
+    def rolled_back(self) -> str | None:
+        """How the log differs from the newest checkpoint that is kept beside the database; None where it does
+        not. See `stillhouse.ledger.beside`."""
+        return beside.lacks(self.workspace, self.size(), stored_nodes(self.read))
 
     def root(self, size: int | None = None) -> bytes:
         """Merkle root over the first `size` leaves; over all when left out."""
@@ -382,11 +361,11 @@ class Ledger:
             )
         return merkle.consistency_proof(stored_nodes(self.read), first, second)
 
-    def verify(self, against: bytes | None = None) -> Verification:
+    def verify(self, against: bytes | None = None, pinned: bytes | None = None) -> Verification:
         """Check everything; see `stillhouse.ledger.verify`."""
         from stillhouse.ledger.verify import verify
 
-        return verify(self, against)
+        return verify(self, against, pinned)
 
     def export(self, folder: Path, contents: bool = False) -> Checkpoint:
         """Write the log for others; see `stillhouse.ledger.export`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
@@ -17,12 +18,14 @@ import zstandard
 
 from stillhouse.errors import LedgerError
 from stillhouse.ledger import merkle
+from stillhouse.ledger.anchors import stored_anchors
 from stillhouse.ledger.checkpoint import Checkpoint, read_checkpoint, signer_of
 from stillhouse.ledger.keys import read_public_key, rotation_signed
 from stillhouse.ledger.leaves import KEYED, canonical, commitment
 from stillhouse.ledger.store import Ledger
 from stillhouse.ledger.tree import TILE
 
+NEWEST = "newest checkpoint"
 _NAMED = 3
 
 
@@ -36,25 +39,46 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Outside:
+    """A checkpoint that lies outside the database; `check` is what it is for."""
+
+    check: str
+    checkpoint: Checkpoint
+    who: str = ""
+    when: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
-    """`anchored` is the size at which a checkpoint that someone else holds agrees, when one was given."""
+    """`anchors` are the checkpoints that someone else holds and that agree, by size: those that were kept,
+    and the one that was given, of which it is not known who held it since when."""
 
     checks: tuple[Check, ...]
     size: int
     root: bytes
-    anchored: int | None
+    anchors: tuple[Outside, ...]
 
     @property
     def ok(self) -> bool:
         return all(check.ok for check in self.checks)
 
     @property
+    def anchored(self) -> int | None:
+        """The largest size at which one agrees."""
+        return self.anchors[-1].checkpoint.size if self.anchors else None
+
+    @property
     def state(self) -> str:
         if not self.ok:
+            forked = next((check for check in self.checks if check.name == NEWEST and not check.ok), None)
+            if forked is not None:
+                return f"rolled back or forked: {forked.detail}"
             return f"failed: {', '.join(check.name for check in self.checks if not check.ok)}"
         if self.anchored is None:
             return "unanchored: internally consistent only"
-        return f"anchored at size {self.anchored}"
+        last = self.anchors[-1]
+        by = "" if last.when is None else f" by {last.who} on {last.when.date()}"
+        return f"anchored at size {self.anchored}{by}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +108,11 @@ class _Findings:
         return Check(name, not faults, "; ".join(faults[:_NAMED]) + more if faults else good)
 
 
-def verify(ledger: Ledger, against: bytes | None = None) -> Verification:
+def verify(ledger: Ledger, against: bytes | None = None, pinned: bytes | None = None) -> Verification:
     """Check leaves, tree, checkpoints, signatures, contents, keys and attempts of a ledger.
 
-    `against` is a checkpoint (the bytes of its note) that someone else kept. Leaves that another process
+    `against` is a checkpoint (the bytes of its note) that someone else kept, `pinned` a public key (32 bytes)
+    that the log's present one must be, or follow from by signed rotations. Leaves that another process
     adds meanwhile are left out. Raises LedgerError only when the file cannot be read at all.
     """
     found = _Findings()
@@ -96,8 +121,9 @@ def verify(ledger: Ledger, against: bytes | None = None) -> Verification:
         "SELECT size, root, public, note FROM checkpoint WHERE size <= ? ORDER BY id", (size,)
     )
     ahead = ledger.read("SELECT size FROM checkpoint WHERE size > ?", (ledger.size(),))
-    outside = _outside(found, against, size)
-    root = _walk(ledger, size, {row[0] for row in stored} | ({outside.size} if outside else set()), found)
+    outside, unchecked = _outside(ledger, found, against, size, {(row[0], bytes(row[1])) for row in stored})
+    wanted = {row[0] for row in stored} | {one.checkpoint.size for one in outside}
+    root = _walk(ledger, size, wanted, found)
     for (lost,) in ahead:
         found.faults["checkpoints"].append(f"a checkpoint says {lost} leaves, the log has {size}: it was cut")
     for row in stored:
@@ -106,8 +132,11 @@ def verify(ledger: Ledger, against: bytes | None = None) -> Verification:
     _check_tombstones(ledger, size, found)
     _check_subtrees(ledger, size, found)
     _check_attempts(ledger, size, found)
-    if outside:
-        _check_outside(ledger.origin, outside, {bytes(row[2]) for row in stored}, found)
+    signers = {bytes(row[2]) for row in stored} | {read_public_key(ledger.workspace)}
+    signers |= {key for turn in found.rotations for key in (turn.old, turn.new)}
+    anchors = [one for one in outside if _check_outside(ledger.origin, one, signers, found)]
+    if pinned is not None:
+        _check_pinned(ledger, pinned, stored, found)
     counts = found.counts
     covered = max((row[0] for row in stored), default=0)
     replaced = [turn.leaf for turn in found.rotations if turn.signed is None]
@@ -125,8 +154,15 @@ def verify(ledger: Ledger, against: bytes | None = None) -> Verification:
     ]
     if against is not None:
         checks.append(found.check("anchor", "the checkpoint from outside is a part of this log's history"))
-    anchored = outside.size if outside and not found.faults.get("anchor") else None
-    return Verification(tuple(checks), size, root, anchored)
+    if pinned is not None:
+        checks.append(found.check("pinned key", "the log's keys follow from it"))
+    if unchecked or found.faults.get("anchors") or any(one.check == "anchors" for one in outside):
+        good = [f"size {one.checkpoint.size} by {one.who} on {one.when}" for one in anchors if one.when]
+        checks.append(found.check("anchors", "; ".join(good + [f"not checked: {one}" for one in unchecked])))
+    if found.faults.get(NEWEST) or any(one.check == NEWEST for one in outside):
+        checks.append(found.check(NEWEST, "the one kept beside the database is in its history"))
+    held = sorted((one for one in anchors if one.check != NEWEST), key=lambda one: one.checkpoint.size)
+    return Verification(tuple(checks), size, root, tuple(held))
 
 
 def _walk(ledger: Ledger, size: int, wanted: set[int], found: _Findings) -> bytes:
@@ -201,7 +237,8 @@ def _note(
         old, new = (base64.b64decode(body[name]) for name in ("old_public_key", "new_public_key"))
         found.rotations.append(_Rotation(index, old, new, signed))
     elif kind == "tombstone":
-        found.tombstones[index] = {body["leaf"], *body.get("rows", ())}
+        named = (body["leaf"],) if "leaf" in body else body["leaves"]  # one leaf each, in older logs
+        found.tombstones[index] = {*named, *body.get("rows", ())}
 
 
 def _check_contents(
@@ -342,25 +379,57 @@ def _attempts_line(ledger: Ledger) -> str:
     )
 
 
-def _outside(found: _Findings, note: bytes | None, size: int) -> Checkpoint | None:
-    if note is None:
-        return None
-    try:
-        outside = read_checkpoint(note)
-    except LedgerError as error:
-        found.faults["anchor"].append(f"{error.what}: {error.why}")
-        return None
-    if outside.size > size:
-        found.faults["anchor"].append(f"it says {outside.size} leaves, this log has {size}: the log was cut")
-        return None
-    return outside
+def _outside(
+    ledger: Ledger, found: _Findings, note: bytes | None, size: int, stored: set[tuple[int, bytes]]
+) -> tuple[list[Outside], list[str]]:
+    """The checkpoints outside the database that can be held against it, and the anchors that could not be
+    checked on this machine. The newest that was kept beside is one of them where the database lacks it."""
+    notes = [] if note is None else [("anchor", note)]
+    if ledger.workspace.newest_checkpoint.is_file():
+        notes.append((NEWEST, ledger.workspace.newest_checkpoint.read_bytes()))
+    outside = []
+    for check, one in notes:
+        try:
+            read = read_checkpoint(one)
+            if check != NEWEST or (read.size, read.root) not in stored:
+                outside.append(Outside(check, read))
+        except LedgerError as error:
+            found.faults[check].append(f"{error.what}: {error.why}")
+    anchors, faults, unchecked = stored_anchors(ledger.workspace)
+    outside += [Outside("anchors", one.checkpoint, one.who, one.when) for one in anchors]
+    found.faults["anchors"] += faults
+    for each in outside:
+        if each.checkpoint.size > size:
+            said = f"it says {each.checkpoint.size} leaves, this log has {size}: the log was cut"
+            found.faults[each.check].append(said)
+    return [each for each in outside if each.checkpoint.size <= size], unchecked
 
 
-def _check_outside(origin: str, outside: Checkpoint, signers: set[bytes], found: _Findings) -> None:
-    faults = found.faults["anchor"]
+def _check_outside(origin: str, one: Outside, signers: set[bytes], found: _Findings) -> bool:
+    """Whether the log begins with what this checkpoint was signed for."""
+    outside, faults = one.checkpoint, found.faults[one.check]
+    who = f"{one.who}: " if one.who else ""
     if outside.origin != origin:
-        faults.append(f"it is of {outside.origin}, this log is {origin}")
+        faults.append(f"{who}it is of {outside.origin}, this log is {origin}")
     elif signer_of(outside.note, signers) is None:
-        faults.append("no key of this log signed it")
+        faults.append(f"{who}no key of this log signed it")
     elif found.roots[outside.size] != outside.root:
-        faults.append(f"the first {outside.size} leaves are not those that it was signed for")
+        faults.append(f"{who}the first {outside.size} leaves are not those that it was signed for")
+    else:
+        return True
+    return False
+
+
+def _check_pinned(ledger: Ledger, pinned: bytes, stored: list[tuple[Any, ...]], found: _Findings) -> None:
+    """The keys of the log in turn; from the pinned one on, each must have been replaced by itself."""
+    turns = found.rotations
+    first = turns[0].old if turns else stored[0][2] if stored else read_public_key(ledger.workspace)
+    keys = [first, *(turn.new for turn in turns)]
+    if pinned not in keys:
+        found.faults["pinned key"].append("this log was never signed by it, and no key of it follows from it")
+        return
+    found.faults["pinned key"].extend(
+        f"leaf {turn.leaf} replaces a key without that key's signature"
+        for turn in turns[keys.index(pinned) :]
+        if not turn.signed
+    )

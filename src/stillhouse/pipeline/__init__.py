@@ -18,7 +18,7 @@ from stillhouse.ask.scores import STAGE as READING
 from stillhouse.collect import Asked, PromptSet, collect, limits_of, load_prompts
 from stillhouse.collect.grow import Grown, grow, keep_record
 from stillhouse.collect.taught import keep_targets, read_taught
-from stillhouse.curate import curate, read_by
+from stillhouse.curate import curate, read_by, recalled_of
 from stillhouse.curate.cluster import on_ray
 from stillhouse.curate.difficulty import losses_of
 from stillhouse.errors import UsageError
@@ -263,7 +263,9 @@ def _curate(work: Work) -> bool:
     settings = work.recipe.curate
     prompts = hashlib.sha256(work.folder.prompts.read_bytes()).hexdigest()
     seed = work.recipe.run.seed if settings.mix else None
-    inputs = digest(collected["digest"], settings.model_dump(), prompts, read_by(settings), seed)
+    recalled = recalled_of(work.folder, work.ledger).record()
+    read = [*read_by(settings), *(["recalled", recalled] if recalled else [])]
+    inputs = digest(collected["digest"], settings.model_dump(), prompts, read, seed)
     if is_done(work, "curate", inputs, work.folder.samples, work.folder.dropped):
         return False
     started = time.monotonic()
