@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -16,7 +15,7 @@ import zstandard
 from stillhouse.errors import LedgerError, StorageError
 from stillhouse.ledger import lookup, merkle
 from stillhouse.ledger.checkpoint import Checkpoint, read_checkpoint, sign_checkpoint
-from stillhouse.ledger.database import connect, migrate, reading
+from stillhouse.ledger.database import Connection, Database, database_of, explained, migrate
 from stillhouse.ledger.inserting import (
     Answer,
     insert_attempts,
@@ -37,10 +36,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PAGE = 1024
-# A row leaf is younger than the answers it was made from; leaves are stored as bytes, hence the cast.
-_ROWS_MADE_FROM = """
-    SELECT l.idx FROM leaf l WHERE l.kind = 'row' AND l.idx > ?1 AND EXISTS (
-      SELECT 1 FROM json_each(CAST(l.data AS TEXT), '$.body.exchanges') WHERE value = ?1)"""
 
 
 class Ledger:
@@ -53,42 +48,47 @@ class Ledger:
     """
 
     def __init__(
-        self, workspace: Workspace, clock: Callable[[], datetime], writing: sqlite3.Connection
+        self,
+        workspace: Workspace,
+        clock: Callable[[], datetime],
+        database: Database,
+        writing: Connection,
     ) -> None:
         self.workspace = workspace
         self.clock = clock
-        self._reader = connect(workspace.ledger)
+        self._database = database
+        self._reader = database.connect()
         self._reading = threading.Lock()
         self._packer = zstandard.ZstdCompressor(level=3)
         self._packing = threading.Lock()
         self._writing = writing
-        self._writer = Writer(writing, workspace.ledger)
+        self._writer = Writer(writing, database)
         self.origin = "stillhouse/" + str(
             self.read("SELECT value FROM setting WHERE name = 'workspace'")[0][0]
         )
 
     @classmethod
     def open(cls, workspace: Workspace, clock: Callable[[], datetime] = utc_now) -> Ledger:
-        """Raises LedgerError when the file is damaged, locked or newer than this code, and StorageError when
-        the folder cannot be written."""
-        path = workspace.ledger
-        if not path.parent.is_dir():
+        """Raises LedgerError when the database is damaged, locked or newer than this code, and StorageError
+        when the folder cannot be written or the server does not answer."""
+        database = database_of(workspace)
+        if not workspace.root.is_dir():
             raise StorageError(
-                f"could not open the ledger {path}",
-                f"{path.parent} is not a folder",
+                f"could not open the ledger {database.name}",
+                f"{workspace.root} is not a folder",
                 "make a workspace with `stillhouse init`",
             )
-        with reading(path, "open"):
-            db = connect(path)
+        with explained(database, "open"):
+            db = database.connect()
             try:
-                migrate(db, utc_stamp(clock()))
-                return cls(workspace, clock, db)
+                migrate(database, db, utc_stamp(clock()))
+                return cls(workspace, clock, database, db)
             except BaseException:
                 db.close()
                 raise
 
     def close(self) -> None:
-        """Commit what is queued and close the file."""
+        """Commit what is queued and close the database."""
         self._writer.close()
         with self._reading:
             self._reader.close()
@@ -161,19 +161,16 @@ class Ledger:
         With an answer go the rows made from it, which hold its text too: the contents of every `row` leaf
         whose body names the leaf among its `exchanges`. The tombstone names them all.
 
-        The leaf itself stays, and so does the tree. Deleted bytes are overwritten in the database and the
-        WAL is emptied, unless another process reads just then; SQLite empties it when that one has finished.
-        Raises LedgerError when the leaf has no contents left.
+        The leaf itself stays, and so does the tree. The deleted bytes are removed from the database's files
+        as well (`Database.scrub`). Raises LedgerError when the leaf has no contents left, and StorageError
+        when all is erased but these bytes could not be removed.
         """
         stamp = self.clock()
 
-        def run(db: sqlite3.Connection) -> int:
-            made = {row for (row,) in db.execute(_ROWS_MADE_FROM, (leaf,))}
-            found = db.execute(
-                "SELECT leaf, name FROM content WHERE erased IS NULL AND leaf IN"
-                " (SELECT value FROM json_each(?))",
-                (str([leaf, *made]),),
-            ).fetchall()
+        def run(db: Connection) -> int:
+            made = {row for (row,) in db.execute(self._rows_made_from(), (leaf,))}
+            query = "SELECT leaf, name FROM content WHERE leaf = ? AND erased IS NULL"
+            found = [row for one in (leaf, *sorted(made)) for row in db.execute(query, (one,))]
             if not found:
                 raise LedgerError(
                     f"leaf {leaf} has nothing to erase",
@@ -191,7 +188,8 @@ class Ledger:
             return tombstone
 
         tombstone = self._writer.submit(run).result()
-        self.read("PRAGMA wal_checkpoint(TRUNCATE)")
+        with self._reading, explained(self._database, "remove erased bytes from"):
+            self._database.scrub(self._reader)
         return tombstone
 
     # Attempts and exchanges
@@ -237,7 +235,7 @@ class Ledger:
         answer = (attempt, {**body, "key": key}, contents, self.clock(), lookup.nano(cost))
         return self._writer.put(self._settle, answer)
 
-    def _settle(self, db: sqlite3.Connection, answers: Sequence[tuple[Any, ...]]) -> list[int]:
+    def _settle(self, db: Connection, answers: Sequence[tuple[Any, ...]]) -> list[int]:
         """On the writing thread: to hash and to compress gives other threads their turn each time."""
         return settle_answers(
             db,
@@ -254,7 +252,7 @@ class Ledger:
         """
         ended = utc_stamp(self.clock())
 
-        def settle(db: sqlite3.Connection) -> None:
+        def settle(db: Connection) -> None:
             changed = db.execute(
                 "UPDATE attempt SET state = 'failed', ended = ?, reason = ?, cost = ?"
                 " WHERE id = ? AND state IN ('open', 'unknown')",
@@ -299,11 +297,11 @@ class Ledger:
 
     def billed(self, run: str, stage: str) -> Billed:
         """What the run has bought in one of its stages."""
-        return lookup.billed(self.read, run, stage)
+        return lookup.billed(self.read, self._database.field, run, stage)
 
     def unpriced(self, run: str) -> list[tuple[str, int | None, int | None]]:
         """(teacher, prompt tokens, completion tokens) of the run's attempts from when no price was known."""
-        return lookup.unpriced(self.read, run)
+        return lookup.unpriced(self.read, self._database.field, run)
 
     def unknown(self, keys: Iterable[str]) -> set[str]:
         """Those of the keys that were sent, or about to be, when a process died."""
@@ -328,7 +326,7 @@ class Ledger:
         key = read_signing_key(self.workspace)
         now = self.clock()
 
-        def sign(db: sqlite3.Connection) -> Checkpoint:
+        def sign(db: Connection) -> Checkpoint:
             public = public_bytes(key)
             last = db.execute("SELECT size, public, note FROM checkpoint ORDER BY id DESC LIMIT 1").fetchone()
             if last and last[1] != public and not _rotated(db, last[0]):
@@ -386,12 +384,17 @@ class Ledger:
 
     def read(self, query: str, given: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a reading statement, on the reading connection."""
-        with self._reading, reading(self.workspace.ledger, "read"):
+        with self._reading, explained(self._database, "read"):
             return self._reader.execute(query, given).fetchall()
 
-    def write(self, operation: Callable[[sqlite3.Connection], T]) -> Future[T]:
+    def write(self, operation: Callable[[Connection], T]) -> Future[T]:
         """Run an operation in a transaction of the writing thread."""
         return self._writer.submit(operation)
+
+    def _rows_made_from(self) -> str:
+        """A row leaf is younger than the answers it was made from."""
+        made = self._database.listed("exchanges")
+        return f"SELECT l.idx FROM leaf l WHERE l.kind = 'row' AND l.idx > ?1 AND {made}"
 
     def _pack(self, leaf: NewLeaf) -> NewLeaf:
         if not leaf.contents:
@@ -415,7 +418,7 @@ class Ledger:
         return present if size is None else size
 
 
-def _rotated(db: sqlite3.Connection, since: int) -> bool:
+def _rotated(db: Connection, since: int) -> bool:
     """Whether a leaf after that checkpoint says that the signing key was replaced."""
     rows = db.execute(
         "SELECT idx, kind, time, data, hash FROM leaf WHERE kind = 'correction' AND idx >= ?", (since,)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from stillhouse.errors import LedgerError
 from stillhouse.ledger import merkle
+from stillhouse.ledger.database import Connection
 
 _TILE_BITS = 8
 TILE = 1 << _TILE_BITS
@@ -44,7 +44,7 @@ def stored_nodes(run: Callable[..., Iterable[tuple[Any, ...]]]) -> merkle.Node:
     return node
 
 
-def seal(db: sqlite3.Connection, size: int) -> None:
+def seal(db: Connection, size: int) -> None:
     """Store the roots of the subtrees of 256, 65,536, ... leaves that are complete at `size`."""
     level = _TILE_BITS
     while size % (1 << level) == 0:
