@@ -1,6 +1,6 @@
 """A PostgreSQL server of the tests' own, from the packages of Debian: on a free socket, gone afterwards.
 
-    python tests/postgres_server.py COMMAND...      run a command with the server's URL in POSTGRES_URL
+python tests/postgres_server.py COMMAND...      run a command with the server's URL in POSTGRES_URL
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Server:
         if self._as:
             shutil.chown(folder, "postgres", "postgres")
         self._process: subprocess.Popen[bytes] | None = None
-        self._run("initdb", "-D", folder / "data", "-U", "stillhouse", "-A", "trust", "-E", "UTF8", "--no-sync")
+        self._run(
+            "initdb", "-D", folder / "data", "-U", "stillhouse", "-A", "trust", "-E", "UTF8", "--no-sync"
+        )
 
     def start(self) -> None:
         options = [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
@@ -115,4 +117,8 @@ def running() -> Iterator[Server]:
 
 if __name__ == "__main__":
     with running() as started:
-        sys.exit(subprocess.run(sys.argv[1:], env=os.environ | {"POSTGRES_URL": started.url}, check=False).returncode)
+        sys.exit(
+            subprocess.run(
+                sys.argv[1:], env=os.environ | {"POSTGRES_URL": started.url}, check=False
+            ).returncode
+        )

@@ -137,9 +137,7 @@ class SQLite:
         return f"json_extract(CAST(l.data AS TEXT), '$.body.{name}')"  # leaves are stored as bytes
 
     def listed(self, name: str) -> str:
-        return (
-            f"EXISTS (SELECT 1 FROM json_each(CAST(l.data AS TEXT), '$.body.{name}') WHERE value = ?1)"
-        )
+        return f"EXISTS (SELECT 1 FROM json_each(CAST(l.data AS TEXT), '$.body.{name}') WHERE value = ?1)"
 
     def scrub(self, db: Connection) -> None:
         """Deleted bytes were overwritten in the file; the WAL is emptied, unless another process reads just

@@ -26,9 +26,7 @@ class Answer(NamedTuple):
     cost: int | None
 
 
-def insert_attempts(
-    db: Connection, rows: Sequence[tuple[Any, ...]], batch: int | None = None
-) -> list[int]:
+def insert_attempts(db: Connection, rows: Sequence[tuple[Any, ...]], batch: int | None = None) -> list[int]:
     """(key, run, prompt_id, teacher, sample_index, began, reserved) of requests about to be sent, as lines of
     a batch or alone; gives the attempts' ids."""
     first = db.execute("SELECT coalesce(max(id), 0) + 1 FROM attempt").fetchone()[0]

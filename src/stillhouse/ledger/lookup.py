@@ -1,6 +1,6 @@
 """What the ledger is asked while questions are put: which are answered, what became of the attempts, what
-they cost. Each function takes `read`, which runs a reading statement and gives all rows; `field` gives SQL for
-a value in a leaf (`Database.field`)."""
+they cost. Each function takes `read`, which runs a reading statement and gives all rows; `field` is SQL for a
+value in a leaf (`Database.field`)."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def attempts(read: Read, run: str | None) -> AttemptCounts:
 
 def spent(read: Read, run: str) -> Spent:
     rows = read(
-        "SELECT CAST(coalesce(sum(cost), 0) AS BIGINT), CAST(coalesce(sum(coalesce(cost, reserved)), 0) AS BIGINT)"
-        " FROM attempt WHERE run = ?",
+        "SELECT CAST(coalesce(sum(cost), 0) AS BIGINT),"
+        " CAST(coalesce(sum(coalesce(cost, reserved)), 0) AS BIGINT) FROM attempt WHERE run = ?",
         (run,),
     )
     return Spent(rows[0][0] / 1e9, rows[0][1] / 1e9)

@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -31,16 +31,15 @@ _WORDS = (
     (re.compile(r" STRICT\b|, WITHOUT ROWID\b"), ""),
 )
 _PARAMETER = re.compile(r"\?(\d*)")
-# `local` waits for this server's disk and for no standby, which is for its owner to choose; `off` waits for none.
-# A process that dies with its machine must not hold the others back until TCP notices.
-_SETTINGS = f"""
+# `local` waits for this server's disk and for no standby, which is for its owner to choose; `off` for none. A
+# process that dies with its machine must not hold the others back until TCP notices.
+_SETTINGS = """
     SET client_encoding = 'UTF8';
     SET default_transaction_isolation = 'read committed';
-    SET lock_timeout = '{BUSY_SECONDS:.0f}s';
+    SET lock_timeout = '%dms';
     SET idle_in_transaction_session_timeout = '60s';
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'
 """
-_MEND = "see the server's log; nothing recorded is lost. Run the same command again when it works"
 
 
 def checked_url(url: str) -> str:
@@ -74,8 +73,8 @@ def with_schema(url: str) -> str:
 
 
 def reachable(url: str) -> str:
-    """`with_schema(url)`, once the server has let us in. Raises as `PostgreSQL.connect`, and StorageError when
-    the server does not answer."""
+    """`with_schema(url)`, once the server has let us in. Raises as `PostgreSQL.connect` does, and StorageError
+    when the server does not answer."""
     database = PostgreSQL(checked_url(url))
     with explained(database, "open"):
         _connect(url).close()
@@ -158,7 +157,7 @@ class PostgreSQL:
             return StorageError(
                 what,
                 f"the server refused: {why}",
-                "give the role the right to make and to write the schema, or use a server that can be written",
+                "give the role the right to make the schema and to write to it, or use another server",
             )
         if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | OSError):
             return StorageError(
@@ -254,10 +253,8 @@ def _connect(url: str) -> psycopg.Connection[tuple[Any, ...]]:
     )
     try:
         raw.adapters.register_dumper(int, Int8BinaryDumper)
-        raw.execute(_SETTINGS.encode())
-        row = raw.execute(
-            "SELECT current_setting('fsync'), current_setting('server_encoding')"
-        ).fetchone()
+        raw.execute((_SETTINGS % (1000 * BUSY_SECONDS)).encode())
+        row = raw.execute("SELECT current_setting('fsync'), current_setting('server_encoding')").fetchone()
         assert row is not None
         fsync, encoding = row
         if fsync != "on":
@@ -278,7 +275,7 @@ def _connect(url: str) -> psycopg.Connection[tuple[Any, ...]]:
     return raw
 
 
-@lru_cache(maxsize=None)
+@cache
 def _translated(sql: str) -> bytes:
     """SQLite's parameters, and in the schema its types, in PostgreSQL's words."""
     if sql.lstrip().startswith(("CREATE", "ALTER")):
