@@ -73,8 +73,8 @@ def with_schema(url: str) -> str:
 
 
 def reachable(url: str) -> str:
-    """`with_schema(url)`, once the server has let us in. Raises as `PostgreSQL.connect` does, and StorageError
-    when the server does not answer."""
+    """`with_schema(url)`, once the server has let us in. Raises as `connect` does, and StorageError when
+    the server does not answer."""
     database = PostgreSQL(checked_url(url))
     with explained(database, "open"):
         _connect(url).close()
