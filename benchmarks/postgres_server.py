@@ -1,6 +1,6 @@
-"""A PostgreSQL server of the tests' own, from the packages of Debian: on a free socket, gone afterwards.
+"""A PostgreSQL server for tests and benchmarks, from the packages of Debian: on a free socket, gone afterwards.
 
-python tests/postgres_server.py COMMAND...      run a command with the server's URL in POSTGRES_URL
+python benchmarks/postgres_server.py COMMAND...      run a command with the server's URL in POSTGRES_URL
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from pathlib import Path
 
 SETTINGS = {
     "listen_addresses": "",
-    "shared_buffers": "32MB",
-    "max_wal_size": "256MB",
-    "autovacuum": "off",
+    "shared_buffers": "128MB",
+    "max_wal_size": "1GB",
 }
 
 
