@@ -1,6 +1,6 @@
-"""A PostgreSQL server for tests and benchmarks, from the packages of Debian: on a free socket, gone afterwards.
+"""A PostgreSQL server for tests and benchmarks, from Debian's packages: on a free socket, gone afterwards.
 
-python benchmarks/postgres_server.py COMMAND...      run a command with the server's URL in POSTGRES_URL
+.venv/bin/python benchmarks/postgres_server.py COMMAND...      run it with the URL in POSTGRES_URL
 """
 
 from __future__ import annotations

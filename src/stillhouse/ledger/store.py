@@ -59,6 +59,7 @@ class Ledger:
         self._database = database
         self._reader = database.connect()
         self._reading = threading.Lock()
+        self._nodes = stored_nodes(self.read)
         self._packer = zstandard.ZstdCompressor(level=3)
         self._packing = threading.Lock()
         self._writing = writing
@@ -348,7 +349,7 @@ class Ledger:
 
     def root(self, size: int | None = None) -> bytes:
         """Merkle root over the first `size` leaves; over all when left out."""
-        return merkle.range_root(stored_nodes(self.read), 0, self._within(size))
+        return merkle.range_root(self._nodes, 0, self._within(size))
 
     def inclusion(self, index: int, size: int | None = None) -> list[bytes]:
         """Proof that leaf `index` is in the log at `size`, for `merkle.verify_inclusion`."""
@@ -357,7 +358,7 @@ class Ledger:
             raise LedgerError(
                 f"no proof for leaf {index}", f"the log has {size} leaves there", "give one of them"
             )
-        return merkle.inclusion_proof(stored_nodes(self.read), index, size)
+        return merkle.inclusion_proof(self._nodes, index, size)
 
     def consistency(self, first: int, second: int | None = None) -> list[bytes]:
         """Proof that the log at `first` is the beginning of the log at `second`."""
@@ -366,7 +367,7 @@ class Ledger:
             raise LedgerError(
                 f"no proof from {first} to {second} leaves", "the first is not within the second", "swap them"
             )
-        return merkle.consistency_proof(stored_nodes(self.read), first, second)
+        return merkle.consistency_proof(self._nodes, first, second)
 
     def verify(self, against: bytes | None = None) -> Verification:
         """Check everything; see `stillhouse.ledger.verify`."""
