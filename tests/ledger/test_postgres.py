@@ -18,7 +18,9 @@ from tiny import tiny_model
 from stillhouse import pipeline
 from stillhouse.errors import LedgerError, StorageError, UsageError
 from stillhouse.ledger import Ledger
+from stillhouse.ledger import postgres as postgres_module
 from stillhouse.ledger.batches import NewLine, begin_batch, end_batch, lines_of, open_batches
+from stillhouse.ledger.database import database_of
 from stillhouse.ledger.erasure import erase
 from stillhouse.ledger.postgres import checked_url, reachable, with_schema
 from stillhouse.money import Price
@@ -142,6 +144,32 @@ def test_a_batch_and_single_questions_number_their_attempts_together(workspace):
         assert ledger.in_batches(KEYS) == set(KEYS[1:4])
         assert end_batch(ledger, batch, "expired", "never worked on") == 3
         assert ledger.attempts().failed == 3
+
+
+def test_a_name_with_a_nul_in_it_stands_in_nobodys_way(workspace):
+    with Ledger.open(workspace) as ledger:
+        attempt = ledger.begin(KEYS[0], "run", "p", "m", 0).result()
+        body = {"answered_by": "a\x00b\\u0000", "stage": "collect", "prompt_tokens": 7}
+        answer = ledger.answer(attempt, body, {"response": b"\x00"}, 0.5).result()
+        (row,) = ledger.append_many([("row", {"id": "\x00", "exchanges": [answer]}, {"row": b"\x00"})])
+        assert ledger.leaf(answer).body["answered_by"] == "a\x00b\\u0000"
+        assert ledger.billed("run", "collect").prompt_tokens == 7
+        assert ledger.leaf(ledger.erase(answer, "asked for")).body["rows"] == [row]
+        assert ledger.verify().ok
+
+
+def test_when_erased_bytes_must_stay_for_now_it_is_told(workspace, monkeypatch):
+    monkeypatch.setattr(postgres_module, "BUSY_SECONDS", 0.05)
+    with Ledger.open(workspace) as ledger, contextlib.closing(database_of(workspace).connect()) as other:
+        leaf = ledger.append("exchange", {"key": KEYS[0]}, {"response": b"a"})
+        other.execute("BEGIN")
+        other.execute("SELECT body FROM content").fetchall()
+        with pytest.raises(StorageError, match="are erased, but their bytes") as caught:
+            ledger.erase(leaf, "asked for")
+        assert "VACUUM (FULL) content" in caught.value.mend
+        other.execute("ROLLBACK")
+        assert ledger.contents(leaf) == {"response": None}
+        assert ledger.verify().ok
 
 
 def test_while_the_server_is_down_each_call_says_so_and_afterwards_work_goes_on(workspace, postgres):

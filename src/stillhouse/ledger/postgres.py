@@ -30,6 +30,8 @@ _WORDS = (
     (re.compile(r"\bREAL\b"), "DOUBLE PRECISION"),
     (re.compile(r" STRICT\b|, WITHOUT ROWID\b"), ""),
 )
+# A text of PostgreSQL holds no NUL, not even on the way to another value: a model's name could have one.
+_JSON = r"replace(convert_from(l.data, 'UTF8'), '\u0000', '\ufffd')::json"
 _PARAMETER = re.compile(r"\?(\d*)")
 # `local` waits for this server's disk and for no standby, which is for its owner to choose; `off` for none. A
 # process that dies with its machine must not hold the others back until TCP notices.
@@ -113,16 +115,27 @@ class PostgreSQL:
         db.rollback()
 
     def field(self, name: str) -> str:
-        return f"(convert_from(l.data, 'UTF8')::json #>> '{{body,{name}}}')"
+        return f"({_JSON} #>> '{{body,{name}}}')"
 
     def listed(self, name: str) -> str:
-        items = f"json_array_elements_text(convert_from(l.data, 'UTF8')::json #> '{{body,{name}}}')"
+        items = f"json_array_elements_text({_JSON} #> '{{body,{name}}}')"
         return f"EXISTS (SELECT 1 FROM {items} AS item WHERE item::bigint = ?1)"
 
     def scrub(self, db: Connection) -> None:
         """Writes the table of contents anew without what was erased, while nobody else uses it. The server's
-        WAL, its standbys, its backups and blocks that its file system freed keep the bytes for a while."""
-        db.execute("VACUUM (FULL) content")
+        WAL, its standbys, its backups and blocks that its file system freed keep the bytes for a while.
+
+        Raises StorageError when that cannot be done now."""
+        import psycopg
+
+        try:
+            db.execute("VACUUM (FULL) content")
+        except psycopg.Error as error:
+            raise StorageError(
+                f"the contents are erased, but their bytes are still in the files of {self.url}",
+                f"the table could not be written anew: {_line(error)}",
+                "when nobody else uses the ledger, run VACUUM (FULL) content in its schema",
+            ) from error
 
     def concerns_all(self, error: Exception) -> bool:
         import psycopg
@@ -136,7 +149,7 @@ class PostgreSQL:
         if isinstance(error, StillhouseError):
             return error
         what = f"could not {doing} the ledger {self.url}"
-        why = str(error).strip().replace("\n", "; ")
+        why = _line(error)
         if isinstance(error, errors.LockNotAvailable):
             return LedgerError(
                 what,
@@ -170,6 +183,10 @@ class PostgreSQL:
         return LedgerError(
             what, f"{type(error).__name__}: {error}", "this is a defect of stillhouse; please report it"
         )
+
+
+def _line(error: Exception) -> str:
+    return "; ".join(str(error).split("\n")).strip("; ")
 
 
 class Session:
