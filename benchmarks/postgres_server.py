@@ -110,7 +110,7 @@ def running() -> Iterator[Server]:
         yield server
     finally:
         if server is not None:
-            server.stop(signal.SIGQUIT)
+            server.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
