@@ -28,6 +28,11 @@ class Workspace:
         return self.root / "ledger.sqlite"
 
     @property
+    def ledger_url(self) -> Path:
+        """Names the PostgreSQL database that holds the ledger in place of the file; without a password."""
+        return self.root / "ledger.url"
+
+    @property
     def targets(self) -> Path:
         """Sealed shards of teacher probabilities, each named by its SHA-256; shared by all runs."""
         return self.root / "targets"
@@ -254,12 +259,17 @@ def open_workspace(start: Path) -> Workspace:
     return found
 
 
-def init_workspace(folder: Path) -> Workspace:
-    """Make `.stillhouse` with its two keys (mode 0600) in `folder`. Leaves an existing workspace as it is."""
+def init_workspace(folder: Path, ledger_url: str | None = None) -> Workspace:
+    """Make `.stillhouse` with its two keys (mode 0600) in `folder`. Leaves an existing workspace as it is.
+
+    With `ledger_url` its ledger lies in that database. Raises UsageError when the workspace has another one.
+    """
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     workspace = Workspace(folder.resolve() / FOLDER)
+    if ledger_url is not None:
+        _refuse_another_ledger(workspace, ledger_url)
     with storage("make the workspace", workspace.root):
         keys = workspace.workspace_key.parent
         keys.mkdir(parents=True, exist_ok=True)
@@ -278,6 +288,8 @@ def init_workspace(folder: Path) -> Workspace:
             )
             _write_new(workspace.signing_key, pem, 0o600)
             write_atomic(workspace.verifying_key, public)
+        if ledger_url is not None:
+            write_atomic(workspace.ledger_url, (ledger_url + "\n").encode())
         ignore = workspace.root / ".gitignore"
         if not ignore.exists():
             ignore.write_text("*\n")
@@ -343,6 +355,17 @@ def _holds_a_run(folder: Path) -> bool:
         return (folder / "recipe.json").is_file()
     except OSError:  # a name too long for the file system, or a folder of somebody else
         return False
+
+
+def _refuse_another_ledger(workspace: Workspace, url: str) -> None:
+    known = workspace.ledger_url.read_text().strip() if workspace.ledger_url.exists() else None
+    if known == url or (known is None and not workspace.ledger.exists()):
+        return
+    raise UsageError(
+        f"the workspace {workspace.root} has a ledger already",
+        f"it is {known or workspace.ledger}",
+        "leave the URL out, or make a workspace in another folder",
+    )
 
 
 def _write_new(path: Path, data: bytes, mode: int, durable: bool = True) -> None:

@@ -57,6 +57,11 @@ def fill(schema, **values):
 
 
 @pytest.fixture
+def workspace(either_workspace):
+    return either_workspace
+
+
+@pytest.fixture
 def ledger(workspace):
     with Ledger.open(workspace) as opened:
         yield opened

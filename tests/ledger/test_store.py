@@ -1,4 +1,5 @@
-"""The ledger on a real file: what is committed stays, through kills, full disks and other processes."""
+"""The ledger on a real file and a real server: what is committed stays, through kills, full disks and other
+processes."""
 
 import asyncio
 import contextlib
@@ -8,7 +9,6 @@ import resource
 import shlex
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -22,6 +22,8 @@ import pytest
 from stillhouse.errors import LedgerError, StorageError
 from stillhouse.ledger import AttemptCounts, Ledger
 from stillhouse.ledger import database as database_module
+from stillhouse.ledger import postgres as postgres_module
+from stillhouse.ledger.database import database_of
 from stillhouse.workspace import Workspace, init_workspace
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
@@ -29,8 +31,8 @@ KEYS = [f"{i:064x}" for i in range(1000)]
 
 
 @pytest.fixture
-def workspace(tmp_path):
-    return init_workspace(tmp_path)
+def workspace(either_workspace):
+    return either_workspace
 
 
 @pytest.fixture
@@ -251,8 +253,27 @@ def test_two_processes_append_at_once_without_gaps(workspace):
         assert verification.size == 720
 
 
-def test_a_full_disk_fails_what_waits_and_loses_nothing(workspace):
+def test_a_killed_process_does_not_hold_up_another(workspace):
+    """Killed wherever it is: what it reported is there, and the other's indices go on without a gap."""
+    killed, other = (in_process(APPEND, workspace.root, name) for name in ("killed", "other"))
+    told = [int(n) for _ in range(40) for n in killed.stdout.readline().split()]
+    killed.kill()
+    told += [int(n) for line in killed.stdout.readlines() if line.endswith("\n") for n in line.split()]
+    killed.wait()
+    indices = [int(n) for n in other.communicate()[0].split()]
+    assert other.returncode == 0
+    assert len(indices) == 360
+    assert not set(told) & set(indices)
     with Ledger.open(workspace) as ledger:
+        assert all(ledger.leaf(n).body["by"] == "killed" for n in told)
+        assert all(ledger.leaf(n).body["by"] == "other" for n in indices)
+        verification = ledger.verify()
+        assert verification.ok, verification
+        assert ledger.append("row", {}) == verification.size
+
+
+def test_a_full_disk_fails_what_waits_and_loses_nothing(file_workspace):
+    with Ledger.open(file_workspace) as ledger:
         first = ask(ledger, 1)
         pages = ledger._writing.execute("PRAGMA page_count").fetchone()[0]
         ledger._writing.execute(f"PRAGMA max_page_count = {pages + 8}")
@@ -272,12 +293,12 @@ def test_a_full_disk_fails_what_waits_and_loses_nothing(workspace):
         assert ledger.verify().ok
 
 
-def test_a_real_limit_on_file_size_fails_what_waits_and_loses_nothing(workspace):
+def test_a_real_limit_on_file_size_fails_what_waits_and_loses_nothing(file_workspace):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Ledger.open(workspace) as ledger:
+    with Ledger.open(file_workspace) as ledger:
         ask(ledger, 1)
         attempt = ledger.begin(KEYS[2], "run", "p", "t", 0).result()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (workspace.ledger.stat().st_size + 60_000, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_workspace.ledger.stat().st_size + 60_000, hard))
         try:
             error = ledger.answer(attempt, {}, {"response": os.urandom(3_000_000)}).exception()
         finally:
@@ -331,53 +352,57 @@ def test_a_workspace_that_is_no_folder_is_told(tmp_path):
 
 def test_a_newer_schema_is_left_alone(workspace):
     Ledger.open(workspace).close()
-    with contextlib.closing(sqlite3.connect(workspace.ledger)) as db, db:
+    with contextlib.closing(database_of(workspace).connect()) as db:
         db.execute("INSERT INTO migration VALUES ('m9999_future', '2030-01-01')")
-    before = workspace.ledger.read_bytes()
+        db.commit()
+    before = workspace.ledger.read_bytes() if workspace.ledger.exists() else b""
     with pytest.raises(LedgerError, match="newer than this stillhouse") as caught:
         Ledger.open(workspace)
     assert "m9999_future" in caught.value.why
     assert "upgrade" in caught.value.mend
-    assert workspace.ledger.read_bytes() == before
+    assert before == (workspace.ledger.read_bytes() if workspace.ledger.exists() else b"")
 
 
-def test_a_file_that_is_no_database_is_told(workspace):
-    workspace.ledger.write_bytes(b"this is not a database at all" * 200)
+def test_a_file_that_is_no_database_is_told(file_workspace):
+    file_workspace.ledger.write_bytes(b"this is not a database at all" * 200)
     with pytest.raises(LedgerError, match="could not open") as caught:
-        Ledger.open(workspace)
+        Ledger.open(file_workspace)
     assert "backup" in caught.value.mend
 
 
-def test_a_damaged_page_is_told(workspace):
-    with Ledger.open(workspace) as ledger:
+def test_a_damaged_page_is_told(file_workspace):
+    with Ledger.open(file_workspace) as ledger:
         ledger.append_many([("row", {"id": i}, {}) for i in range(2000)])
-    data = bytearray(workspace.ledger.read_bytes())
+    data = bytearray(file_workspace.ledger.read_bytes())
     data[8192:-4096] = os.urandom(len(data) - 12288)
-    workspace.ledger.write_bytes(data)
-    with pytest.raises(LedgerError, match=r"damaged|could not"), Ledger.open(workspace) as ledger:
+    file_workspace.ledger.write_bytes(data)
+    with pytest.raises(LedgerError, match=r"damaged|could not"), Ledger.open(file_workspace) as ledger:
         list(ledger.leaves())
 
 
 def test_a_ledger_that_another_process_holds_is_told(workspace, monkeypatch):
-    monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.05)
-    with Ledger.open(workspace) as ledger, contextlib.closing(sqlite3.connect(workspace.ledger)) as other:
-        other.execute("BEGIN IMMEDIATE")
+    for module in (database_module, postgres_module):
+        monkeypatch.setattr(module, "BUSY_SECONDS", 0.05)
+    database = database_of(workspace)
+    with Ledger.open(workspace) as ledger, contextlib.closing(database.connect()) as other:
+        database.begin(other)
         with pytest.raises(LedgerError) as caught:
             ledger.append("row", {})
         assert "another process" in caught.value.why
         assert ledger.size() == 0
         with Ledger.open(workspace) as looking:
             assert looking.size() == 0
-        other.execute("ROLLBACK")
+        database.roll_back(other)
         assert ledger.append("row", {}) == 0
 
 
-def test_the_file_is_durable_and_the_owners_alone(ledger, workspace):
-    assert workspace.ledger.stat().st_mode & 0o077 == 0
-    settings = {
-        name: ledger._writing.execute(f"PRAGMA {name}").fetchone()[0]
-        for name in ("journal_mode", "synchronous", "secure_delete", "busy_timeout")
-    }
+def test_the_file_is_durable_and_the_owners_alone(file_workspace):
+    with Ledger.open(file_workspace) as ledger:
+        settings = {
+            name: ledger._writing.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("journal_mode", "synchronous", "secure_delete", "busy_timeout")
+        }
+    assert file_workspace.ledger.stat().st_mode & 0o077 == 0
     assert settings == {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1, "busy_timeout": 30000}
 
 
@@ -387,7 +412,6 @@ def test_erased_content_is_gone_from_the_files_and_the_log_still_verifies(ledger
     leaf = ledger.append("exchange", {"key": KEYS[1]}, {"request": secret, "response": b"short answer"})
     other = ledger.append("row", {}, {"text": kept})
     (salt,) = ledger.read("SELECT salt FROM content WHERE leaf = ? AND name = 'request'", (leaf,))[0]
-    ledger.read("PRAGMA wal_checkpoint(TRUNCATE)")
     assert secret[100:120] in everything(workspace)
     assert salt in everything(workspace)
     root = ledger.root(2)
@@ -421,7 +445,6 @@ def test_erasing_an_answer_erases_the_rows_made_from_it(ledger, workspace):
         ]
     )
     salts = [row[0] for row in ledger.read("SELECT salt FROM content WHERE leaf IN (?, ?)", rows[::2])]
-    ledger.read("PRAGMA wal_checkpoint(TRUNCATE)")
     assert secret[5000:5016] in everything(workspace)
     root = ledger.root()
     tombstone = ledger.erase(answer, "request of the person")
@@ -451,7 +474,16 @@ def test_an_answer_without_recorded_text_is_not_an_erased_one(ledger):
 
 
 def everything(workspace):
-    return b"".join(file.read_bytes() for file in workspace.root.glob("ledger.sqlite*"))
+    """The bytes of the database's files: SQLite's with its WAL, of PostgreSQL the tables."""
+    with contextlib.closing(database_of(workspace).connect()) as db:
+        if workspace.ledger.exists():
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            files = workspace.root.glob("ledger.sqlite*")
+        else:
+            db.execute("CHECKPOINT")
+            (folder,) = db.execute("SELECT current_setting('data_directory')").fetchone()
+            files = Path(folder, "base").rglob("*")
+        return b"".join(file.read_bytes() for file in files if file.is_file())
 
 
 def test_a_full_queue_makes_callers_wait_and_loses_nothing(workspace, monkeypatch):
@@ -494,25 +526,24 @@ def test_the_commands_of_the_docs_run(workspace, ledger):
     assert ledger.verify().ok
 
 
-def test_of_many_written_at_once_each_keeps_what_is_its_own(tmp_path):
+def test_of_many_written_at_once_each_keeps_what_is_its_own(ledger):
     """200 attempts and answers through one queue: rows are written by the dozen."""
-    with Ledger.open(init_workspace(tmp_path)) as ledger:
-        keys = [f"{n:064x}" for n in range(200)]
-        begun = [ledger.begin(key, "run", f"p{n}", "m", n, n / 1e9) for n, key in enumerate(keys)]
-        attempts = [future.result() for future in begun]
-        assert len(set(attempts)) == 200
-        told = [
-            ledger.answer(attempt, {"decision": 0, "n": n}, {"response": b"answer %d" % n}, n / 1e9)
-            for n, attempt in enumerate(attempts)
-        ]
-        again = ledger.answer(attempts[7], {"decision": 0}, {})
-        leaves = [future.result() for future in told]
-        with pytest.raises(Exception, match="settled"):
-            again.result()
-        for n, (key, leaf) in enumerate(zip(keys, leaves, strict=True)):
-            body = ledger.leaf(leaf).body
-            assert (body["n"], body["key"], ledger.contents(leaf)) == (n, key, {"response": b"answer %d" % n})
-        assert ledger.attempts("run").answered == 200
-        assert ledger.spent("run").known == pytest.approx(sum(range(200)) / 1e9)
-        assert [found.leaf for found in ledger.exchanges(keys)] == leaves
-        assert ledger.verify().ok
+    keys = [f"{n:064x}" for n in range(200)]
+    begun = [ledger.begin(key, "run", f"p{n}", "m", n, n / 1e9) for n, key in enumerate(keys)]
+    attempts = [future.result() for future in begun]
+    assert len(set(attempts)) == 200
+    told = [
+        ledger.answer(attempt, {"decision": 0, "n": n}, {"response": b"answer %d" % n}, n / 1e9)
+        for n, attempt in enumerate(attempts)
+    ]
+    again = ledger.answer(attempts[7], {"decision": 0}, {})
+    leaves = [future.result() for future in told]
+    with pytest.raises(Exception, match="settled"):
+        again.result()
+    for n, (key, leaf) in enumerate(zip(keys, leaves, strict=True)):
+        body = ledger.leaf(leaf).body
+        assert (body["n"], body["key"], ledger.contents(leaf)) == (n, key, {"response": b"answer %d" % n})
+    assert ledger.attempts("run").answered == 200
+    assert ledger.spent("run").known == pytest.approx(sum(range(200)) / 1e9)
+    assert [found.leaf for found in ledger.exchanges(keys)] == leaves
+    assert ledger.verify().ok

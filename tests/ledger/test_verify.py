@@ -1,8 +1,7 @@
-"""Tampering is done to the file itself, as someone would who has the database but not the signing key."""
+"""Tampering is done to the database itself, as someone would who has the database but not the signing key."""
 
 import base64
 import contextlib
-import sqlite3
 from datetime import UTC, datetime
 from hashlib import sha256
 
@@ -13,16 +12,18 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from stillhouse.errors import LedgerError, UsageError
 from stillhouse.ledger import Ledger, merkle, read_checkpoint, rotate_signing_key, verify_checkpoint
 from stillhouse.ledger.checkpoint import key_id, sign_checkpoint, signer_of
+from stillhouse.ledger.database import database_of
 from stillhouse.ledger.export import tile_path
 from stillhouse.ledger.keys import read_public_key, signed_by
 from stillhouse.workspace import init_workspace
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+LEAF_7 = b'{"body":{"id":6},"commitments":{},"kind":"row","time":"2026-11-21T09:30:00.000000Z","v":1}'
 
 
 @pytest.fixture
-def workspace(tmp_path):
-    return init_workspace(tmp_path)
+def workspace(either_workspace):
+    return either_workspace
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def fill(ledger):
 
 
 def tamper(workspace, *statements):
-    with contextlib.closing(sqlite3.connect(workspace.ledger)) as db, db:
+    with contextlib.closing(database_of(workspace).connect()) as db:
         for statement, *given in statements:
             assert db.execute(statement, given).rowcount > 0
 
@@ -144,18 +145,27 @@ def test_a_leaf_taken_out_of_the_middle_is_found(ledger, workspace):
     [
         ("UPDATE leaf SET kind = 'import' WHERE idx = 7", "leaves", "leaf 7"),
         ("UPDATE leaf SET time = '2020' WHERE idx = 7", "leaves", "leaf 7"),
-        ("UPDATE leaf SET data = CAST(data || ' ' AS BLOB) WHERE idx = 7", "leaves", "leaf 7"),
-        ("UPDATE leaf SET data = CAST('nonsense' AS BLOB) WHERE idx = 7", "leaves", "leaf 7"),
-        ("UPDATE leaf SET hash = zeroblob(32) WHERE idx = 7", "leaves", "leaf 7"),
+        (("UPDATE leaf SET data = ? WHERE idx = 7", LEAF_7 + b" "), "leaves", "leaf 7"),
+        (("UPDATE leaf SET data = ? WHERE idx = 7", b"nonsense"), "leaves", "leaf 7"),
+        (("UPDATE leaf SET hash = ? WHERE idx = 7", bytes(32)), "leaves", "leaf 7"),
         (
-            "UPDATE leaf SET kind = 'tombstone', time = '2026', data = CAST('"
-            '{"body":{},"commitments":{},"kind":"tombstone","time":"2026","v":1}'
-            "' AS BLOB) WHERE idx = 7",
+            (
+                "UPDATE leaf SET kind = 'tombstone', time = '2026', data = ? WHERE idx = 7",
+                b'{"body":{},"commitments":{},"kind":"tombstone","time":"2026","v":1}',
+            ),
             "leaves",
             "leaf 7",
         ),
-        ("UPDATE content SET body = zeroblob(9) WHERE name = 'response'", "contents", "'response' of leaf 0"),
-        ("UPDATE content SET salt = zeroblob(32) WHERE name = 'request'", "contents", "'request' of leaf 0"),
+        (
+            ("UPDATE content SET body = ? WHERE name = 'response'", bytes(9)),
+            "contents",
+            "'response' of leaf 0",
+        ),
+        (
+            ("UPDATE content SET salt = ? WHERE name = 'request'", bytes(32)),
+            "contents",
+            "'request' of leaf 0",
+        ),
         ("UPDATE content SET name = 'reply' WHERE name = 'response'", "contents", "'response' of leaf 0"),
         ("DELETE FROM content WHERE name = 'response'", "contents", "'response' of leaf 0 is missing"),
         (
@@ -163,12 +173,12 @@ def test_a_leaf_taken_out_of_the_middle_is_found(ledger, workspace):
             "contents",
             "'response' of leaf 0 is gone without a tombstone",
         ),
-        ("UPDATE subtree SET hash = zeroblob(32) WHERE n = 1", "tree", "subtree 1 of level 8"),
+        (("UPDATE subtree SET hash = ? WHERE n = 1", bytes(32)), "tree", "subtree 1 of level 8"),
         ("DELETE FROM subtree WHERE n = 1", "tree", "subtree 1 of level 8"),
-        ("UPDATE checkpoint SET root = zeroblob(32) WHERE size = 300", "checkpoints", "at 300"),
+        (("UPDATE checkpoint SET root = ? WHERE size = 300", bytes(32)), "checkpoints", "at 300"),
         ("UPDATE checkpoint SET size = 301 WHERE size = 300", "checkpoints", "at 301"),
-        ("UPDATE checkpoint SET note = CAST('x' AS BLOB) WHERE size = 300", "checkpoints", "at 300"),
-        ("UPDATE checkpoint SET public = zeroblob(32) WHERE size = 300", "signatures", "at 300"),
+        (("UPDATE checkpoint SET note = ? WHERE size = 300", b"x"), "checkpoints", "at 300"),
+        (("UPDATE checkpoint SET public = ? WHERE size = 300", bytes(32)), "signatures", "at 300"),
         ("DELETE FROM exchange", "keys", "leaf 0"),
         ("UPDATE exchange SET leaf = 5", "keys", "leaf 5"),
         ("UPDATE attempt SET leaf = 5", "attempts", "attempt 1 names leaf 5"),
@@ -176,7 +186,7 @@ def test_a_leaf_taken_out_of_the_middle_is_found(ledger, workspace):
 )
 def test_tampering_is_found_and_named(ledger, workspace, statement, check, named):
     fill(ledger)
-    tamper(workspace, (statement,))
+    tamper(workspace, (statement,) if isinstance(statement, str) else statement)
     assert named in failed(ledger)[check]
 
 
@@ -336,10 +346,10 @@ def test_a_tombstone_covers_only_the_leaves_that_it_names(ledger, workspace):
     other = ledger.append("row", {"exchanges": []}, {"row": b"b"})
     tombstone = ledger.erase(answer, "asked for")
     assert ledger.verify().ok
-    with contextlib.closing(sqlite3.connect(workspace.ledger)) as db, db:
-        db.execute(
-            "UPDATE content SET salt = NULL, body = NULL, erased = ? WHERE leaf = ?", (tombstone, other)
-        )
+    tamper(
+        workspace,
+        ("UPDATE content SET salt = NULL, body = NULL, erased = ? WHERE leaf = ?", tombstone, other),
+    )
     assert ledger.verify().state == "failed: contents"
 
 

@@ -71,7 +71,7 @@ def verify(folder: Path, pinned: bytes | None = None, against: bytes | None = No
     anchors: tuple[Outside, ...] = ()
     if against is not None:
         checks.append(_checked("anchor", lambda bundle: _anchor(bundle, against), bundle))
-        anchors = (Outside(read_checkpoint(against), "", None),) if checks[-1].ok else ()
+        anchors = (Outside("anchor", read_checkpoint(against)),) if checks[-1].ok else ()
     signed = bundle.checkpoint
     size, root = (signed.size, signed.root) if signed else (0, b"")
     return Verification(tuple(checks), size, root, anchors)

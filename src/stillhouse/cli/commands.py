@@ -77,15 +77,19 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to make it.")] = Path(),
+    ledger: Annotated[
+        str | None, typer.Option(metavar="URL", help="Keep the ledger in this PostgreSQL database.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a workspace (.stillhouse with ledger and keys) and a first recipe, where there is none."""
     from stillhouse.cli import show
     from stillhouse.errors import storage
     from stillhouse.ledger import Ledger
+    from stillhouse.ledger.postgres import reachable
     from stillhouse.workspace import init_workspace
 
-    workspace = init_workspace(folder)
+    workspace = init_workspace(folder, None if ledger is None else reachable(ledger))
     with Ledger.open(workspace):
         pass
     recipe = folder / "recipe.toml"

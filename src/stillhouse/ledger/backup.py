@@ -26,7 +26,7 @@ from typing import Any
 
 from stillhouse.errors import LedgerError, UsageError, storage
 from stillhouse.ledger import beside
-from stillhouse.ledger.database import connect, reading
+from stillhouse.ledger.database import SQLite, connect, explained
 from stillhouse.ledger.leaves import utc_stamp
 from stillhouse.ledger.store import Ledger
 from stillhouse.ledger.targets import SUFFIX
@@ -128,7 +128,7 @@ def _copy(workspace: Workspace, to: Path) -> None:
         )
     os.close(os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     with (
-        reading(workspace.ledger, "copy"),
+        explained(SQLite(workspace.ledger), "copy"),
         contextlib.closing(connect(workspace.ledger)) as source,
         contextlib.closing(sqlite3.connect(to)) as copy,
     ):

@@ -3,13 +3,14 @@ anything is made at the provider; so a process that starts again knows what may 
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 from stillhouse.errors import LedgerError
+from stillhouse.ledger.database import Connection
+from stillhouse.ledger.inserting import insert_attempts
 from stillhouse.ledger.leaves import key_bytes, utc_stamp
 from stillhouse.ledger.lookup import nano
 from stillhouse.ledger.store import Ledger
@@ -18,7 +19,7 @@ from stillhouse.money import Price
 BatchState = Literal["intended", "asked", "running", "over"]
 
 _COLUMNS = (
-    "id, run, endpoint, model, revision, decision, hex(shard), lines, price_input, price_output,"
+    "id, run, endpoint, model, revision, decision, shard, lines, price_input, price_output,"
     " state, file, asked, name"
 )
 
@@ -74,24 +75,20 @@ def begin_batch(
     """Write down what is about to be asked, all lines or none; `teacher` is endpoint, model and revision."""
     now = utc_stamp(ledger.clock())
 
-    def insert(db: sqlite3.Connection) -> int:
+    def insert(db: Connection) -> int:
         prices = (None, None) if price is None else (price.input, price.output)
-        batch = db.execute(
+        (batch,) = db.execute(
             "INSERT INTO batch (run, endpoint, model, revision, decision, shard, lines, began,"
-            " price_input, price_output, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'intended')",
+            " price_input, price_output, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'intended')"
+            " RETURNING id",
             (run, *teacher, decision, bytes.fromhex(shard), len(lines), now, *prices),
-        ).lastrowid
-        assert batch is not None
-        db.executemany(
-            "INSERT INTO attempt"
-            " (key, run, prompt_id, teacher, sample_index, began, reserved, batch, state)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'open')",
-            (
-                (key_bytes(key), run, prompt_id, teacher[1], sample_index, now, nano(reserved), batch)
-                for key, prompt_id, sample_index, reserved in lines
-            ),
-        )
-        return batch
+        ).fetchone()
+        rows = [
+            (key_bytes(key), run, prompt_id, teacher[1], sample_index, now, nano(reserved))
+            for key, prompt_id, sample_index, reserved in lines
+        ]
+        insert_attempts(db, rows, batch)
+        return int(batch)
 
     return batch_of(ledger, ledger.write(insert).result())
 
@@ -130,7 +127,7 @@ def lines_of(ledger: Ledger, batch: Batch) -> list[Line]:
 def reserved_in_batches(ledger: Ledger, run: str) -> float:
     """US dollars that the lines of a run's open batches can cost at most."""
     rows = ledger.read(
-        "SELECT coalesce(sum(reserved), 0) FROM attempt"
+        "SELECT CAST(coalesce(sum(reserved), 0) AS BIGINT) FROM attempt"
         " WHERE batch IS NOT NULL AND state = 'open' AND run = ?",
         (run,),
     )
@@ -166,7 +163,7 @@ def end_batch(ledger: Ledger, batch: Batch, ending: str, never_worked: str | Non
     )
     given = (now, batch.id) if never_worked is None else (now, batch.id, never_worked)
 
-    def close(db: sqlite3.Connection) -> int:
+    def close(db: Connection) -> int:
         left = db.execute(settle, given).rowcount
         db.execute(
             "UPDATE batch SET state = 'over', ended = ?, ending = ? WHERE id = ?", (now, ending, batch.id)
@@ -205,7 +202,7 @@ def _batch(row: tuple[Any, ...]) -> Batch:
         run=run,
         teacher=(endpoint, model, revision),
         decision=decision,
-        shard=shard.lower(),
+        shard=bytes(shard).hex(),
         lines=lines,
         price=None if read is None else Price(read, written),
         state=state,

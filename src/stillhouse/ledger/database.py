@@ -1,4 +1,8 @@
-"""The SQLite file: how it is opened, its schema as ordered migrations, and what its errors mean."""
+"""Where the log is kept: SQLite in the workspace's folder, or PostgreSQL by URL (`postgres.py`).
+
+Both speak the SQL of this package, which is SQLite's; `Database` names all in which they differ. Here are the
+schema as ordered migrations, how the SQLite file is opened, and what its errors mean.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,141 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-from stillhouse.errors import LedgerError, StillhouseError, StorageError
+from stillhouse.errors import LedgerError, StillhouseError, StorageError, storage
+from stillhouse.workspace import Workspace
 
 BUSY_SECONDS = 30.0
+
+
+class Cursor(Protocol):
+    @property
+    def rowcount(self) -> int: ...
+    def fetchone(self) -> Any: ...
+    def fetchall(self) -> list[Any]: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Connection(Protocol):
+    """As `sqlite3.Connection`: parameters stand as `?` or `?1`, and nothing is committed but by `commit`."""
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ..., /) -> Cursor: ...
+    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Cursor: ...
+    def commit(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Database(Protocol):
+    """What differs between the databases; `SQLite` and `PostgreSQL` are the two."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    @property
+    def has_schema(self) -> str:
+        """A query that gives a row when there is a table `migration`."""
+        ...
+
+    def connect(self) -> Connection:
+        """A connection whose commits are on disk when they return."""
+        ...
+
+    def begin(self, db: Connection) -> None:
+        """Begin a transaction in which nobody else writes to this ledger, so that indices have no gaps."""
+        ...
+
+    def roll_back(self, db: Connection) -> None:
+        """Raises nothing: a second failure would hide the first."""
+        ...
+
+    def field(self, name: str) -> str:
+        """SQL for a value in the body of the leaf `l`, NULL where it has none."""
+        ...
+
+    def scrub(self, db: Connection, whole: bool) -> bool:
+        """Remove the bytes of erased contents from the database's files, as far as it can, and with `whole`
+        those of all rows that are gone; False when that ends only when another process has finished."""
+        ...
+
+    def concerns_all(self, error: Exception) -> bool:
+        """The disk, the file or the server failed, and would fail each operation alone; not so a row of the
+        wrong type."""
+        ...
+
+    def explain(self, error: Exception, doing: str) -> StillhouseError:
+        """What an error of the database means to a person."""
+        ...
+
+
+def database_of(workspace: Workspace) -> Database:
+    """The file in the workspace, unless `ledger.url` there names a server.
+
+    Raises UsageError for a URL that is none of PostgreSQL's or has a password in it, or when its driver is
+    not installed.
+    """
+    if not workspace.ledger_url.exists():
+        return SQLite(workspace.ledger)
+    from stillhouse.ledger.postgres import PostgreSQL, checked_url
+
+    with storage("read", workspace.ledger_url):
+        return PostgreSQL(checked_url(workspace.ledger_url.read_text().strip()))
+
+
+@contextlib.contextmanager
+def explained(database: Database, doing: str) -> Iterator[None]:
+    """Turn what the database and the file system raise into LedgerError or StorageError."""
+    try:
+        yield
+    except StillhouseError:
+        raise
+    except Exception as error:
+        raise database.explain(error, doing) from error
+
+
+@dataclass(frozen=True, slots=True)
+class SQLite:
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def has_schema(self) -> str:
+        return "SELECT 1 FROM sqlite_master WHERE name = 'migration'"
+
+    def connect(self) -> sqlite3.Connection:
+        return connect(self.path)
+
+    def begin(self, db: Connection) -> None:
+        db.execute("BEGIN IMMEDIATE")
+
+    def roll_back(self, db: Connection) -> None:
+        with contextlib.suppress(sqlite3.Error):  # SQLite has rolled back by itself after some errors
+            db.execute("ROLLBACK")
+
+    def field(self, name: str) -> str:
+        return f"json_extract(CAST(l.data AS TEXT), '$.body.{name}')"  # leaves are stored as bytes
+
+    def scrub(self, db: Connection, whole: bool) -> bool:
+        """Deleted bytes were overwritten in the file; the WAL is emptied, unless another process reads just
+        then: SQLite empties it when that one has finished. With `whole` no free page is left either."""
+        if whole:
+            db.execute("VACUUM")
+        return not db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]
+
+    def concerns_all(self, error: Exception) -> bool:
+        broken = isinstance(error, sqlite3.OperationalError | OSError)
+        return broken or type(error) is sqlite3.DatabaseError
+
+    def explain(self, error: Exception, doing: str) -> StillhouseError:
+        return explain(error, self.path, doing)
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -31,20 +164,20 @@ def connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def migrate(db: sqlite3.Connection, stamp: str) -> None:
+def migrate(database: Database, db: Connection, stamp: str) -> None:
     """Bring the schema to this code's; `stamp` is the time recorded with each migration.
 
-    Raises LedgerError when the file was written by a newer stillhouse.
+    Raises LedgerError when the ledger was written by a newer stillhouse.
     """
     known = {step.__name__ for step in MIGRATIONS}
-    if _applied(db) == known:
+    if _applied(database, db) == known:
         return  # without waiting for a process that is writing
-    db.execute("BEGIN IMMEDIATE")
+    database.begin(db)
     try:
         db.execute(
             "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, applied TEXT NOT NULL) STRICT"
         )
-        applied = _applied(db)
+        applied = _applied(database, db)
         unknown = applied - known
         if unknown:
             raise LedgerError(
@@ -56,13 +189,13 @@ def migrate(db: sqlite3.Connection, stamp: str) -> None:
             if step.__name__ not in applied:
                 step(db)
                 db.execute("INSERT INTO migration VALUES (?, ?)", (step.__name__, stamp))
-        db.execute("COMMIT")
+        db.commit()
     except BaseException:
-        roll_back(db)
+        database.roll_back(db)
         raise
 
 
-def m0001_log(db: sqlite3.Connection) -> None:
+def m0001_log(db: Connection) -> None:
     """Leaves, their contents, the keys by which exchanges are found, attempts, subtrees, checkpoints.
 
     `subtree` holds the root of every 256, 65,536, ... leaves, so that roots and proofs read a few hundred
@@ -100,7 +233,7 @@ def m0001_log(db: sqlite3.Connection) -> None:
     db.execute("INSERT INTO setting VALUES ('workspace', ?)", (secrets.token_hex(8),))
 
 
-def m0002_money(db: sqlite3.Connection) -> None:
+def m0002_money(db: Connection) -> None:
     """What an attempt may cost at most and what it did cost, in billionths of a US dollar, NULL where no
     price is known; and a way to find the questions that were sent without a known answer."""
     for statement in (
@@ -111,7 +244,7 @@ def m0002_money(db: sqlite3.Connection) -> None:
         db.execute(statement)
 
 
-def m0003_batches(db: sqlite3.Connection) -> None:
+def m0003_batches(db: Connection) -> None:
     """Batch jobs, and which attempts are lines of one.
 
     `intended`: its lines are open attempts and its file lies in the run folder; `asked`: its creation was, or
@@ -135,23 +268,7 @@ def m0003_batches(db: sqlite3.Connection) -> None:
         db.execute(statement)
 
 
-MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [m0001_log, m0002_money, m0003_batches]
-
-
-def roll_back(db: sqlite3.Connection) -> None:
-    """SQLite has rolled back by itself after some errors; a second failure here would hide the first."""
-    with contextlib.suppress(sqlite3.Error):
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-
-
-@contextlib.contextmanager
-def reading(path: Path, doing: str) -> Iterator[None]:
-    """Turn what SQLite and the file system raise into LedgerError or StorageError."""
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise explain(error, path, doing) from error
+MIGRATIONS: list[Callable[[Connection], None]] = [m0001_log, m0002_money, m0003_batches]
 
 
 def explain(error: Exception, path: Path, doing: str) -> StillhouseError:
@@ -194,8 +311,8 @@ def explain(error: Exception, path: Path, doing: str) -> StillhouseError:
     )
 
 
-def _applied(db: sqlite3.Connection) -> set[str]:
-    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'migration'").fetchone():
+def _applied(database: Database, db: Connection) -> set[str]:
+    if not db.execute(database.has_schema).fetchone():
         return set()
     return {name for (name,) in db.execute("SELECT name FROM migration")}
 

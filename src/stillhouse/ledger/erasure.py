@@ -21,14 +21,14 @@ from stillhouse.ledger.rewriting import erase_from_run, files, leftovers
 from stillhouse.ledger.store import Ledger
 from stillhouse.ledger.subject import Found, Subject, find, runs_of
 from stillhouse.ledger.targets import SUFFIX, sweep, without
-from stillhouse.ledger.tombstones import bury, compact, forget_prompts
+from stillhouse.ledger.tombstones import bury, forget_prompts
 from stillhouse.ledger.uses import note_uses, rows_of_targets
 from stillhouse.workspace import RunFolder, Workspace, locked, sync_folder, write_atomic
 
 OUT_OF_REACH = (
     "releases that are out",
     "exports with contents",
-    "backups",
+    "backups, and a database server's own log, standbys and backups",
     "weights and checkpoints of students that learned from it",
     "the files outside the workspace from which prompts and answers were read",
     "blocks that the file system freed",
@@ -122,7 +122,7 @@ def _finish(ledger: Ledger) -> Erased | None:
     with suppress(LedgerError):  # a killed call may have come as far
         done.tombstones = bury(ledger, found.leaves, reason) if found.leaves else []
     if not done.nothing:
-        done.compacted = compact(ledger)
+        done.compacted = ledger.scrub(whole=True)
     with storage("delete", journal):
         journal.unlink()
         sync_folder(journal.parent)

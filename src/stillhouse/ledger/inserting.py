@@ -6,12 +6,12 @@ them. So what counts is the number of statements, more than that of rows.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from stillhouse.errors import LedgerError
+from stillhouse.ledger.database import Connection
 from stillhouse.ledger.leaves import NewLeaf
 from stillhouse.ledger.tree import TILE, seal
 
@@ -26,20 +26,20 @@ class Answer(NamedTuple):
     cost: int | None
 
 
-def insert_attempts(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> list[int]:
-    """(key, run, prompt_id, teacher, sample_index, began, reserved) of requests about to be sent; gives the
-    attempts' ids."""
+def insert_attempts(db: Connection, rows: Sequence[tuple[Any, ...]], batch: int | None = None) -> list[int]:
+    """(key, run, prompt_id, teacher, sample_index, began, reserved) of requests about to be sent, as lines of
+    a batch or alone; gives the attempts' ids."""
     first = db.execute("SELECT coalesce(max(id), 0) + 1 FROM attempt").fetchone()[0]
     ids = range(first, first + len(rows))
     _insert(
         db,
-        "attempt (id, key, run, prompt_id, teacher, sample_index, began, reserved, state)",
-        [(number, *row, "open") for number, row in zip(ids, rows, strict=True)],
+        "attempt (id, key, run, prompt_id, teacher, sample_index, began, reserved, batch, state)",
+        [(number, *row, batch, "open") for number, row in zip(ids, rows, strict=True)],
     )
     return list(ids)
 
 
-def insert_leaves(db: sqlite3.Connection, leaves: Sequence[NewLeaf]) -> list[int]:
+def insert_leaves(db: Connection, leaves: Sequence[NewLeaf]) -> list[int]:
     """Gives the leaves' indices: within a writing transaction the next one is certain, whatever other
     processes do."""
     first = db.execute("SELECT coalesce(max(idx) + 1, 0) FROM leaf").fetchone()[0]
@@ -58,7 +58,7 @@ def insert_leaves(db: sqlite3.Connection, leaves: Sequence[NewLeaf]) -> list[int
     return list(indices)
 
 
-def settle_answers(db: sqlite3.Connection, answers: Sequence[Answer]) -> list[int]:
+def settle_answers(db: Connection, answers: Sequence[Answer]) -> list[int]:
     """Gives the indices of the answers' leaves. Raises LedgerError when an attempt was settled before."""
     indices = insert_leaves(db, [answer.leaf for answer in answers])
     rows = [
@@ -67,8 +67,9 @@ def settle_answers(db: sqlite3.Connection, answers: Sequence[Answer]) -> list[in
     ]
     for some in _some(rows):
         changed = db.execute(
-            "UPDATE attempt SET state = 'answered', ended = column2, leaf = column3, cost = column4"
-            f" FROM ({_values(len(some), 4)}) WHERE id = column1 AND state IN ('open', 'unknown')",
+            "UPDATE attempt SET state = 'answered', ended = column2, leaf = column3,"
+            " cost = CAST(column4 AS BIGINT)"
+            f" FROM ({_values(len(some), 4)}) AS answer WHERE id = column1 AND state IN ('open', 'unknown')",
             [value for row in some for value in row],
         ).rowcount
         if changed != len(some):  # which takes all of them back, and each is tried alone
@@ -84,7 +85,7 @@ def settled_before(attempt: int) -> LedgerError:
     )
 
 
-def _insert(db: sqlite3.Connection, into: str, rows: Sequence[tuple[Any, ...]]) -> None:
+def _insert(db: Connection, into: str, rows: Sequence[tuple[Any, ...]]) -> None:
     for some in _some(rows):
         statement = f"INSERT INTO {into} {_values(len(some), len(some[0]))}"
         db.execute(statement, [value for row in some for value in row])

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hmac import digest as hmac_digest
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import orjson
 import rfc8785
@@ -57,8 +57,7 @@ class Leaf:
     hash: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class NewLeaf:
+class NewLeaf(NamedTuple):
     """A leaf that is ready to be stored; `contents` are (name, salt, bytes)."""
 
     kind: str
@@ -139,7 +138,8 @@ def commitment(salt: bytes, content: bytes) -> str:
 
 
 def utc_stamp(time: datetime) -> str:
-    return time.astimezone(UTC).isoformat(timespec="microseconds")[:26] + "Z"
+    there = time if time.tzinfo is UTC else time.astimezone(UTC)
+    return there.isoformat(timespec="microseconds")[:26] + "Z"
 
 
 def key_bytes(key: str) -> bytes:

@@ -1,5 +1,6 @@
 """What the ledger is asked while questions are put: which are answered, what became of the attempts, what
-they cost. Each function takes `read`, which runs a reading statement and gives all rows."""
+they cost. Each function takes `read`, which runs a reading statement and gives all rows; `field` is SQL for a
+value in a leaf (`Database.field`)."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import zstandard
 from stillhouse.ledger.leaves import key_bytes, read_leaf
 
 Read = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
+Field = Callable[[str], str]
 
 _SQL_VARIABLES = 500
 
@@ -74,30 +76,30 @@ def attempts(read: Read, run: str | None) -> AttemptCounts:
 
 def spent(read: Read, run: str) -> Spent:
     rows = read(
-        "SELECT coalesce(sum(cost), 0), coalesce(sum(coalesce(cost, reserved)), 0)"
-        " FROM attempt WHERE run = ?",
+        "SELECT CAST(coalesce(sum(cost), 0) AS BIGINT),"
+        " CAST(coalesce(sum(coalesce(cost, reserved)), 0) AS BIGINT) FROM attempt WHERE run = ?",
         (run,),
     )
     return Spent(rows[0][0] / 1e9, rows[0][1] / 1e9)
 
 
-def billed(read: Read, run: str, stage: str) -> Billed:
+def billed(read: Read, field: Field, run: str, stage: str) -> Billed:
     rows = read(
-        "SELECT count(*), sum(json_extract(CAST(l.data AS TEXT), '$.body.prompt_tokens')), sum(a.cost)"
-        " FROM attempt a JOIN leaf l ON l.idx = a.leaf"
-        " WHERE a.run = ? AND json_extract(CAST(l.data AS TEXT), '$.body.stage') = ?",
+        f"SELECT count(*), CAST(sum(CAST({field('prompt_tokens')} AS BIGINT)) AS BIGINT),"
+        " CAST(sum(a.cost) AS BIGINT) FROM attempt a JOIN leaf l ON l.idx = a.leaf"
+        f" WHERE a.run = ? AND {field('stage')} = ?",
         (run, stage),
     )
     answers, read_tokens, cost = rows[0]
     return Billed(answers, read_tokens or 0, None if cost is None else cost / 1e9)
 
 
-def unpriced(read: Read, run: str) -> list[tuple[str, int | None, int | None]]:
+def unpriced(read: Read, field: Field, run: str) -> list[tuple[str, int | None, int | None]]:
     """(teacher, prompt tokens, completion tokens) of the run's attempts that may have been billed when no
     price was known; None where no usage is known either."""
     rows = read(
-        "SELECT a.teacher, json_extract(CAST(l.data AS TEXT), '$.body.prompt_tokens'),"
-        " json_extract(CAST(l.data AS TEXT), '$.body.completion_tokens')"
+        f"SELECT a.teacher, CAST({field('prompt_tokens')} AS BIGINT),"
+        f" CAST({field('completion_tokens')} AS BIGINT)"
         " FROM attempt a LEFT JOIN leaf l ON l.idx = a.leaf"
         " WHERE a.run = ? AND a.reserved IS NULL AND a.cost IS NULL",
         (run,),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ import zstandard
 from stillhouse.errors import LedgerError, StorageError
 from stillhouse.ledger import beside, lookup, merkle
 from stillhouse.ledger.checkpoint import Checkpoint, read_checkpoint, sign_checkpoint
-from stillhouse.ledger.database import connect, migrate, reading
+from stillhouse.ledger.database import Connection, Database, database_of, explained, migrate
 from stillhouse.ledger.inserting import (
     Answer,
     insert_attempts,
@@ -50,42 +49,48 @@ class Ledger:
     """
 
     def __init__(
-        self, workspace: Workspace, clock: Callable[[], datetime], writing: sqlite3.Connection
+        self,
+        workspace: Workspace,
+        clock: Callable[[], datetime],
+        database: Database,
+        writing: Connection,
     ) -> None:
         self.workspace = workspace
         self.clock = clock
-        self._reader = connect(workspace.ledger)
+        self._database = database
+        self._reader = database.connect()
         self._reading = threading.Lock()
+        self._nodes = stored_nodes(self.read)
         self._packer = zstandard.ZstdCompressor(level=3)
         self._packing = threading.Lock()
         self._writing = writing
-        self._writer = Writer(writing, workspace.ledger)
+        self._writer = Writer(writing, database)
         self.origin = "stillhouse/" + str(
             self.read("SELECT value FROM setting WHERE name = 'workspace'")[0][0]
         )
 
     @classmethod
     def open(cls, workspace: Workspace, clock: Callable[[], datetime] = utc_now) -> Ledger:
-        """Raises LedgerError when the file is damaged, locked or newer than this code, and StorageError when
-        the folder cannot be written."""
-        path = workspace.ledger
-        if not path.parent.is_dir():
+        """Raises LedgerError when the database is damaged, locked or newer than this code, and StorageError
+        when the folder cannot be written or the server does not answer."""
+        database = database_of(workspace)
+        if not workspace.root.is_dir():
             raise StorageError(
-                f"could not open the ledger {path}",
-                f"{path.parent} is not a folder",
+                f"could not open the ledger {database.name}",
+                f"{workspace.root} is not a folder",
                 "make a workspace with `stillhouse init`",
             )
-        with reading(path, "open"):
-            db = connect(path)
+        with explained(database, "open"):
+            db = database.connect()
             try:
-                migrate(db, utc_stamp(clock()))
-                return cls(workspace, clock, db)
+                migrate(database, db, utc_stamp(clock()))
+                return cls(workspace, clock, database, db)
             except BaseException:
                 db.close()
                 raise
 
     def close(self) -> None:
-        """Commit what is queued and close the file."""
+        """Commit what is queued and close the database."""
         self._writer.close()
         with self._reading:
             self._reader.close()
@@ -169,8 +174,9 @@ class Ledger:
         With an answer go the rows made from it, which hold its text too: the contents of every `row` leaf
         whose body names the leaf among its `exchanges`. The tombstone names them all.
 
-        The leaf itself stays, and so does the tree. Deleted bytes are overwritten in the database; see
-        `tombstones.bury`. Raises LedgerError when the leaf has no contents left.
+        The leaf itself stays, and so does the tree. The deleted bytes are removed from the database's files
+        as well; see `tombstones.bury`. Raises LedgerError when the leaf has no contents left, and StorageError
+        when all is erased but these bytes could not be removed.
         """
         from stillhouse.ledger.tombstones import bury, rows_made_from
 
@@ -219,7 +225,7 @@ class Ledger:
         answer = (attempt, {**body, "key": key}, contents, self.clock(), lookup.nano(cost))
         return self._writer.put(self._settle, answer)
 
-    def _settle(self, db: sqlite3.Connection, answers: Sequence[tuple[Any, ...]]) -> list[int]:
+    def _settle(self, db: Connection, answers: Sequence[tuple[Any, ...]]) -> list[int]:
         """On the writing thread: to hash and to compress gives other threads their turn each time."""
         return settle_answers(
             db,
@@ -236,7 +242,7 @@ class Ledger:
         """
         ended = utc_stamp(self.clock())
 
-        def settle(db: sqlite3.Connection) -> None:
+        def settle(db: Connection) -> None:
             changed = db.execute(
                 "UPDATE attempt SET state = 'failed', ended = ?, reason = ?, cost = ?"
                 " WHERE id = ? AND state IN ('open', 'unknown')",
@@ -281,11 +287,11 @@ class Ledger:
 
     def billed(self, run: str, stage: str) -> Billed:
         """What the run has bought in one of its stages."""
-        return lookup.billed(self.read, run, stage)
+        return lookup.billed(self.read, self._database.field, run, stage)
 
     def unpriced(self, run: str) -> list[tuple[str, int | None, int | None]]:
         """(teacher, prompt tokens, completion tokens) of the run's attempts from when no price was known."""
-        return lookup.unpriced(self.read, run)
+        return lookup.unpriced(self.read, self._database.field, run)
 
     def unknown(self, keys: Iterable[str]) -> set[str]:
         """Those of the keys that were sent, or about to be, when a process died."""
@@ -311,7 +317,7 @@ class Ledger:
         key = read_signing_key(self.workspace)
         now = self.clock()
 
-        def sign(db: sqlite3.Connection) -> Checkpoint:
+        def sign(db: Connection) -> Checkpoint:
             public = public_bytes(key)
             last = db.execute("SELECT size, public, note FROM checkpoint ORDER BY id DESC LIMIT 1").fetchone()
             if last and last[1] != public and not _rotated(db, last[0]):
@@ -341,7 +347,7 @@ class Ledger:
 
     def root(self, size: int | None = None) -> bytes:
         """Merkle root over the first `size` leaves; over all when left out."""
-        return merkle.range_root(stored_nodes(self.read), 0, self._within(size))
+        return merkle.range_root(self._nodes, 0, self._within(size))
 
     def inclusion(self, index: int, size: int | None = None) -> list[bytes]:
         """Proof that leaf `index` is in the log at `size`, for `merkle.verify_inclusion`."""
@@ -350,7 +356,7 @@ class Ledger:
             raise LedgerError(
                 f"no proof for leaf {index}", f"the log has {size} leaves there", "give one of them"
             )
-        return merkle.inclusion_proof(stored_nodes(self.read), index, size)
+        return merkle.inclusion_proof(self._nodes, index, size)
 
     def consistency(self, first: int, second: int | None = None) -> list[bytes]:
         """Proof that the log at `first` is the beginning of the log at `second`."""
@@ -359,7 +365,7 @@ class Ledger:
             raise LedgerError(
                 f"no proof from {first} to {second} leaves", "the first is not within the second", "swap them"
             )
-        return merkle.consistency_proof(stored_nodes(self.read), first, second)
+        return merkle.consistency_proof(self._nodes, first, second)
 
     def verify(self, against: bytes | None = None, pinned: bytes | None = None) -> Verification:
         """Check everything; see `stillhouse.ledger.verify`."""
@@ -377,12 +383,17 @@ class Ledger:
 
     def read(self, query: str, given: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a reading statement, on the reading connection."""
-        with self._reading, reading(self.workspace.ledger, "read"):
+        with self._reading, explained(self._database, "read"):
             return self._reader.execute(query, given).fetchall()
 
-    def write(self, operation: Callable[[sqlite3.Connection], T]) -> Future[T]:
+    def write(self, operation: Callable[[Connection], T]) -> Future[T]:
         """Run an operation in a transaction of the writing thread."""
         return self._writer.submit(operation)
+
+    def scrub(self, whole: bool = False) -> bool:
+        """Remove the bytes of what was erased from the database's files; see `Database.scrub`."""
+        with self._reading, explained(self._database, "remove erased bytes from"):
+            return self._database.scrub(self._reader, whole)
 
     def _pack(self, leaf: NewLeaf) -> NewLeaf:
         if not leaf.contents:
@@ -406,7 +417,7 @@ class Ledger:
         return present if size is None else size
 
 
-def _rotated(db: sqlite3.Connection, since: int) -> bool:
+def _rotated(db: Connection, since: int) -> bool:
     """Whether a leaf after that checkpoint says that the signing key was replaced."""
     rows = db.execute(
         "SELECT idx, kind, time, data, hash FROM leaf WHERE kind = 'correction' AND idx >= ?", (since,)

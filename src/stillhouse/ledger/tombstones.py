@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 from collections.abc import Collection
 
 from stillhouse.errors import LedgerError
-from stillhouse.ledger.database import connect, reading
+from stillhouse.ledger.database import Connection
 from stillhouse.ledger.inserting import insert_leaves
 from stillhouse.ledger.leaves import new_leaf
 from stillhouse.ledger.store import Ledger
@@ -30,13 +28,12 @@ def bury(ledger: Ledger, leaves: Collection[int], reason: str) -> list[int]:
     returns the tombstones' indices.
 
     Each tombstone and the contents that it names go in one transaction, so that a call which was killed is
-    finished by the same call. Deleted bytes are overwritten in the database and the WAL is emptied, unless
-    another process reads just then; SQLite empties it when that one has finished. Raises LedgerError when
-    nothing is left to erase.
+    finished by the same call; then their bytes are removed from the database's files (`Database.scrub`).
+    Raises LedgerError when nothing is left to erase.
     """
     stamp, wanted, tombstones = ledger.clock(), sorted(leaves), []
 
-    def run(db: sqlite3.Connection, some: list[int]) -> int | None:
+    def run(db: Connection, some: list[int]) -> int | None:
         marks = ",".join(map(str, some))
         found = db.execute(
             f"SELECT leaf, name FROM content WHERE erased IS NULL AND leaf IN ({marks})"
@@ -67,7 +64,7 @@ def bury(ledger: Ledger, leaves: Collection[int], reason: str) -> list[int]:
             "it has no contents, or they were erased" if one else "they have no contents, or were erased",
             "see `ledger show`",
         )
-    empty_wal(ledger)
+    ledger.scrub()
     return tombstones
 
 
@@ -76,16 +73,3 @@ def forget_prompts(ledger: Ledger, holds: Collection[str]) -> int:
     rows = [(name,) for name in holds]
     statement = "UPDATE attempt SET prompt_id = '' WHERE prompt_id = ?"
     return ledger.write(lambda db: db.executemany(statement, rows).rowcount).result()
-
-
-def compact(ledger: Ledger) -> bool:
-    """Write the database anew without its free pages and empty the WAL; False when another process read it
-    meanwhile, so that SQLite empties the WAL only after that one."""
-    path = ledger.workspace.ledger
-    with reading(path, "compact"), contextlib.closing(connect(path)) as db:
-        db.execute("VACUUM")
-    return empty_wal(ledger)
-
-
-def empty_wal(ledger: Ledger) -> bool:
-    return not ledger.read("PRAGMA wal_checkpoint(TRUNCATE)")[0][0]

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 from stillhouse.errors import LedgerError
 from stillhouse.ledger import merkle
+from stillhouse.ledger.database import Connection
 
 _TILE_BITS = 8
 TILE = 1 << _TILE_BITS
+_TILES_KEPT, _NODES_KEPT = 64, 4096
 
 
 def stored_nodes(run: Callable[..., Iterable[tuple[Any, ...]]]) -> merkle.Node:
-    """Inner nodes of the tree, made from stored hashes, which are read a tile of 256 at a time and kept."""
+    """Inner nodes of the tree, made from stored hashes, which are read a tile of 256 at a time.
+
+    What is complete in an append-only log stays as it is, so the last nodes and tiles are kept for the next
+    proof, however much the log has grown.
+    """
     tiles: dict[tuple[int, int], list[bytes]] = {}
 
     def tile(level: int, number: int) -> list[bytes]:
-        if (level, number) not in tiles:
-            span = (number * TILE, (number + 1) * TILE)
-            if level == 0:
-                rows = run("SELECT hash FROM leaf WHERE idx >= ? AND idx < ? ORDER BY idx", span)
-            else:
-                query = "SELECT hash FROM subtree WHERE level = ? AND n >= ? AND n < ? ORDER BY n"
-                rows = run(query, (level, *span))
-            tiles[level, number] = [digest for (digest,) in rows]
-        return tiles[level, number]
+        if (level, number) in tiles:
+            return tiles[level, number]
+        span = (number * TILE, (number + 1) * TILE)
+        if level == 0:
+            rows = run("SELECT hash FROM leaf WHERE idx >= ? AND idx < ? ORDER BY idx", span)
+        else:
+            query = "SELECT hash FROM subtree WHERE level = ? AND n >= ? AND n < ? ORDER BY n"
+            rows = run(query, (level, *span))
+        hashes = [digest for (digest,) in rows]
+        if len(hashes) == TILE:
+            if len(tiles) >= _TILES_KEPT:
+                tiles.clear()
+            tiles[level, number] = hashes
+        return hashes
 
+    @lru_cache(maxsize=_NODES_KEPT)
     def node(level: int, index: int) -> bytes:
         base = level - level % _TILE_BITS
         width = 1 << (level - base)
@@ -44,7 +56,7 @@ def stored_nodes(run: Callable[..., Iterable[tuple[Any, ...]]]) -> merkle.Node:
     return node
 
 
-def seal(db: sqlite3.Connection, size: int) -> None:
+def seal(db: Connection, size: int) -> None:
     """Store the roots of the subtrees of 256, 65,536, ... leaves that are complete at `size`."""
     level = _TILE_BITS
     while size % (1 << level) == 0:

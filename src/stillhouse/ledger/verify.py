@@ -271,13 +271,11 @@ def _check_keys(
 ) -> None:
     if not keyed:
         return
-    indices = ",".join(str(index) for _, index in keyed)
     marks = ",".join("?" * len(keyed))
     stored = {
         (bytes(key), index)
         for key, index in ledger.read(
-            f"SELECT key, leaf FROM exchange WHERE key IN ({marks}) AND leaf IN ({indices})",
-            [k for k, _ in keyed],
+            f"SELECT key, leaf FROM exchange WHERE key IN ({marks})", [key for key, _ in keyed]
         )
     }
     found.counts["keyed"] += len(stored & keyed)

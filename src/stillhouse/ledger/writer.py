@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from itertools import groupby
-from pathlib import Path
 from typing import Any, TypeVar
 
 from stillhouse.errors import LedgerError
-from stillhouse.ledger.database import explain, roll_back
+from stillhouse.ledger.database import Connection, Database
 
 T = TypeVar("T")
 U = TypeVar("U")
-Operation = Callable[[sqlite3.Connection], T]
-Many = Callable[[sqlite3.Connection, Sequence[U]], Sequence[T]]
+Operation = Callable[[Connection], T]
+Many = Callable[[Connection, Sequence[U]], Sequence[T]]
 Queued = tuple[Future[Any], Many[Any, Any], Any]
 
 GROUP = 256
@@ -32,9 +30,9 @@ class Writer:
     rows. A future resolves after its transaction is on disk.
     """
 
-    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, db: Connection, database: Database) -> None:
         self._db = db
-        self._path = path
+        self._database = database
         self._waiting: list[Queued] = []
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
@@ -90,14 +88,14 @@ class Writer:
 
     def _commit(self, group: list[Queued]) -> None:
         try:
-            self._db.execute("BEGIN IMMEDIATE")
+            self._database.begin(self._db)
             results = self._work_off(group)
-            self._db.execute("COMMIT")
+            self._db.commit()
         except Exception as error:
-            roll_back(self._db)
-            if len(group) == 1 or _concerns_all(error):
+            self._database.roll_back(self._db)
+            if len(group) == 1 or self._database.concerns_all(error):
                 for future, _, _ in group:
-                    future.set_exception(explain(error, self._path, "write to"))
+                    future.set_exception(self._database.explain(error, "write to"))
             else:
                 # One operation was refused. It must not take its neighbours along, so each is tried alone.
                 for one in group:
@@ -119,10 +117,5 @@ class Writer:
         return results
 
 
-def _each(db: sqlite3.Connection, operations: Sequence[Operation[Any]]) -> list[Any]:
+def _each(db: Connection, operations: Sequence[Operation[Any]]) -> list[Any]:
     return [operation(db) for operation in operations]
-
-
-def _concerns_all(error: Exception) -> bool:
-    """The disk or the file failed, and would fail each operation alone; not so a row of the wrong type."""
-    return isinstance(error, sqlite3.OperationalError | OSError) or type(error) is sqlite3.DatabaseError
