@@ -33,6 +33,11 @@ class Workspace:
         return self.root / "targets"
 
     @property
+    def terms(self) -> Path:
+        """TOML files with rows of terms that are added to the package's, or stand for some of them."""
+        return self.root / "terms"
+
+    @property
     def workspace_key(self) -> Path:
         """32 random bytes (hex) for exchange keys; whoever holds it can test guesses of a prompt."""
         return self.root / "keys" / "workspace.key"
@@ -49,6 +54,11 @@ class Workspace:
     def earlier_verifying_key(self, public: bytes) -> Path:
         """Where a public key (32 bytes) is kept after it was replaced."""
         return self.root / "keys" / f"signing-{public.hex()[:8]}.pub"
+
+    @property
+    def operator(self) -> Path:
+        """What the operator says of itself: facts on which teachers' terms depend."""
+        return self.root / "operator.toml"
 
     @property
     def runs(self) -> Path:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from stillhouse.cli import runs
+from stillhouse.cli import runs, terms_check
+from stillhouse.cli.terms import terms_app
 
 if TYPE_CHECKING:
     from stillhouse.workspace import Workspace
@@ -26,6 +27,8 @@ ledger_app = typer.Typer(rich_markup_mode=None, help="Look at, verify and export
 app.add_typer(ledger_app, name="ledger")
 targets_app = typer.Typer(rich_markup_mode=None, help="Look at the teacher's probabilities of a run.")
 app.add_typer(targets_app, name="targets")
+app.add_typer(terms_app, name="terms")
+terms_check.add_to(terms_app)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder; the newest that fits.")]

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from stillhouse.errors import LedgerError
 from stillhouse.ledger.leaves import key_bytes, utc_stamp
 from stillhouse.ledger.lookup import nano
+from stillhouse.ledger.spending import give_back, spend
 from stillhouse.ledger.store import Ledger
 from stillhouse.money import Price
 
@@ -71,10 +72,14 @@ def begin_batch(
     shard: str,
     lines: Sequence[NewLine],
 ) -> Batch:
-    """Write down what is about to be asked, all lines or none; `teacher` is endpoint, model and revision."""
+    """Write down what is about to be asked, all lines or none; `teacher` is endpoint, model and revision.
+
+    Raises GateRefused where the decision rests on a permission that does not cover so many lines now.
+    """
     now = utc_stamp(ledger.clock())
 
     def insert(db: sqlite3.Connection) -> int:
+        spend(db, [(decision, now)] * len(lines))
         prices = (None, None) if price is None else (price.input, price.output)
         batch = db.execute(
             "INSERT INTO batch (run, endpoint, model, revision, decision, shard, lines, began,"
@@ -84,10 +89,20 @@ def begin_batch(
         assert batch is not None
         db.executemany(
             "INSERT INTO attempt"
-            " (key, run, prompt_id, teacher, sample_index, began, reserved, batch, state)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'open')",
+            " (key, run, prompt_id, teacher, sample_index, began, reserved, decision, batch, state)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'open')",
             (
-                (key_bytes(key), run, prompt_id, teacher[1], sample_index, now, nano(reserved), batch)
+                (
+                    key_bytes(key),
+                    run,
+                    prompt_id,
+                    teacher[1],
+                    sample_index,
+                    now,
+                    nano(reserved),
+                    decision,
+                    batch,
+                )
                 for key, prompt_id, sample_index, reserved in lines
             ),
         )
@@ -167,6 +182,9 @@ def end_batch(ledger: Ledger, batch: Batch, ending: str, never_worked: str | Non
     given = (now, batch.id) if never_worked is None else (now, batch.id, never_worked)
 
     def close(db: sqlite3.Connection) -> int:
+        if never_worked is not None:
+            open_lines = "SELECT id FROM attempt WHERE batch = ? AND state = 'open'"
+            give_back(db, [attempt for (attempt,) in db.execute(open_lines, (batch.id,)).fetchall()])
         left = db.execute(settle, given).rowcount
         db.execute(
             "UPDATE batch SET state = 'over', ended = ?, ending = ? WHERE id = ?", (now, ending, batch.id)

@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from stillhouse import ask as asking
 from stillhouse.ask.scores import STAGE as READING
 from stillhouse.collect import Asked, PromptSet, collect, limits_of, load_prompts
@@ -49,7 +51,7 @@ from stillhouse.pipeline.setup import (
 )
 from stillhouse.pipeline.work import Work, counts, digest, facts, is_done, mark, need, result_of
 from stillhouse.prices import price_of
-from stillhouse.recipe import Recipe, recipe_digest, run_digest
+from stillhouse.recipe import FOR_THE_GATE, Recipe, recipe_digest, run_digest
 from stillhouse.records import Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer
 from stillhouse.scoring import scorers as installed_scorers
@@ -169,15 +171,17 @@ def cancel_batches(recipe: Recipe, workspace: Workspace, watch: Watch = unwatche
 def _collect(work: Work) -> bool:
     """Never skipped as a whole: what the ledger holds is looked up, which takes a second, and not asked."""
     started = time.monotonic()
-    decisions, reading = admit_all(work.recipe, work.ledger), student_reading(work.recipe)
+    admitted, reading = admit_all(work.recipe, work.ledger), student_reading(work.recipe)
+    decisions = admitted.learned
     teachers = list(zip(work.teachers, decisions, strict=True))
     tallies: list[asking.Tally] = []
 
     def put(questions: Sequence[asking.Question], teacher: asking.Teacher, sampling: asking.Sampling) -> None:
         limits, run = limits_of(work.recipe), work.folder.root.name
+        assert admitted.seeds is not None
         tallies.append(
             asking.ask(
-                questions, teacher, sampling, limits, work.ledger, run, decisions[0], work.watch, "grow"
+                questions, teacher, sampling, limits, work.ledger, run, admitted.seeds, work.watch, "grow"
             )
         )
 
@@ -292,7 +296,7 @@ def _train(work: Work) -> bool:
     start = local if made_here else source_folder(recipe.student.init)
     inputs = digest(
         curated["digest"],
-        recipe.student.model_dump(),
+        recipe.student.model_dump(exclude={"task"}),
         recipe.train.model_dump(exclude={"checkpoint_seconds", "track"}),
         recipe.run.seed,
         weights_digest(start) if start and Path(start).is_dir() else start,
@@ -342,7 +346,7 @@ def _evaluate(work: Work) -> bool:
 
     recipe, trained = work.recipe, need(work, "train")
     started = time.monotonic()
-    decision = gate.admit(recipe.teacher, "evaluation", work.ledger, datetime.now(UTC))
+    decision = gate.admit(recipe, recipe.teacher, "evaluation", work.ledger, datetime.now(UTC))
     questions, sampling, teacher = Asked(work.prompts.test), greedy(recipe), work.teachers[0]
     tally = asking.ask(
         questions,
@@ -426,7 +430,11 @@ def _evaluate(work: Work) -> bool:
 
 
 # Of [evaluate] what is reckoned with anew in every run, or is no part of what a judge is asked.
-_REREAD: Any = {"machine_price": True, "judge": {"key_env", "price", "terms"}}
+_REREAD: Any = {
+    "machine_price": True,
+    "judge": {"key_env", "price", "terms", *FOR_THE_GATE},
+    "students": {"__all__": {"task"}},
+}
 
 
 def _trained_from(work: Work) -> str:
@@ -476,9 +484,17 @@ def _release(work: Work) -> bool:
     if is_done(work, "release", inputs, work.folder.release / "README.md"):
         return False
     started = time.monotonic()
-    result = release(work.folder, work.recipe, work.ledger)
+    collected = pq.read_table(work.folder.exchanges, columns=["decision"])["decision"].unique().to_pylist()
+    decided = gate.admit_release(work.recipe, collected, work.ledger, datetime.now(UTC))
+    result = release(work.folder, work.recipe, work.ledger, decided)
     checkpoint = {"size": result.size, "root": result.root}
-    recorded = {"folder": result.folder, "leaf": result.leaf, "files": result.files, "checkpoint": checkpoint}
+    recorded = {
+        "decisions": decided,
+        "folder": result.folder,
+        "leaf": result.leaf,
+        "files": result.files,
+        "checkpoint": checkpoint,
+    }
     mark(work, "release", inputs, time.monotonic() - started, {**recorded, "anchored": False})
     return True
 

@@ -9,6 +9,7 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from stillhouse import ask as asking
 from stillhouse.ask.pace import MARGIN
@@ -68,6 +69,7 @@ class Plan:
     trainings: int  # further students that the evaluation trains for comparison
     foresight: Foresight  # what margin the test prompts can decide
     reading: str  # how the tokenizers of student and teacher compare; empty where that does not matter
+    terms: tuple[dict[str, Any], ...]  # what the gate decided about each use of each teacher
 
 
 def plan(
@@ -88,7 +90,8 @@ def plan(
     prompts = prompts or load_prompts(recipe)
     check(recipe, prompts)
     reading = check_reading(recipe)
-    decisions = admit_all(recipe, ledger)
+    admitted = admit_all(recipe, ledger)
+    decisions = admitted.learned
     grown: list[Grown] = []
     if orders(recipe, prompts):
         with open_teachers(recipe) as teachers:
@@ -145,6 +148,7 @@ def plan(
             trainings=len(variants(recipe)),
             foresight=foresee(prompts.test, recipe.evaluate.margin),
             reading=reading,
+            terms=tuple(ledger.leaf(leaf).body for leaf in admitted.every),
         )
 
 

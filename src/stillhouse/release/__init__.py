@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,13 @@ class Released:
     files: dict[str, str]  # name -> SHA-256
 
 
-def release(run: RunFolder, recipe: Recipe, ledger: Ledger) -> Released:
+def release(run: RunFolder, recipe: Recipe, ledger: Ledger, decided: Sequence[int] = ()) -> Released:
     """Write `release/`: the student as a transformers folder, README.md, provenance.json, and the checkpoint.
 
-    The release leaf holds the SHA-256 of every file but the checkpoint, which is signed after it and so
-    covers it. The folder is replaced as a whole; a half-written one is never left behind.
+    `decided` are the leaves of the decisions that allow the release; those under which the answers were had
+    are read from the run. The release leaf holds the SHA-256 of every file but the checkpoint, which is
+    signed after it and so covers it. The folder is replaced as a whole; a half-written one is never left
+    behind.
     """
     temporary = run.release.with_name("release.new")
     with storage("write the release", run.release):
@@ -47,7 +50,14 @@ def release(run: RunFolder, recipe: Recipe, ledger: Ledger) -> Released:
         p.relative_to(temporary).as_posix(): _sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()
     }
     leaf = ledger.append(
-        "release", {"run": run.root.name, "name": _name(recipe), "decisions": decisions, "files": files}
+        "release",
+        {
+            "run": run.root.name,
+            "name": _name(recipe),
+            "decisions": decisions,
+            "decided_at_release": list(decided),
+            "files": files,
+        },
     )
     checkpoint = ledger.checkpoint()
     write_atomic(temporary / "ledger.checkpoint", checkpoint.note)
