@@ -21,7 +21,7 @@ from stillhouse.recipe import Declaration, Recipe, Teacher
 from stillhouse.terms import registry
 from stillhouse.terms.asking import asked_of, read_bounded, read_operator
 from stillhouse.terms.authorising import recorded
-from stillhouse.terms.deciding import ALLOWED, Decision, DeclaredTerms, decide
+from stillhouse.terms.deciding import ALLOWED, TRAINS, Decision, DeclaredTerms, decide
 from stillhouse.terms.facts import STRICTEST, Asked, Row, Student, Use, Verdict
 
 POLICY = "rows-1"  # changes with every change of what `deciding` makes of the same input
@@ -65,7 +65,7 @@ def admit_import(model: str, declaration: Declaration | None, ledger: Ledger, no
 
 
 def admit_release(recipe: Recipe, collected: Iterable[int], ledger: Ledger, now: datetime) -> list[int]:
-    """Decide again, about each teacher whose answers are in a release; returns the new decisions' leaves.
+    """Decide again about all that a release was made of; returns the new decisions' leaves.
 
     `collected` are the decisions under which the answers were had; what was owed then is owed still. Raises
     GateRefused where a teacher may not be learned from today, and where the terms became stricter and nobody
@@ -73,10 +73,13 @@ def admit_release(recipe: Recipe, collected: Iterable[int], ledger: Ledger, now:
     """
     before = [ledger.leaf(index) for index in sorted(set(collected))]
     leaves = []
-    for teacher in (recipe.teacher, *recipe.teachers):
-        asked = asked_of(recipe, teacher, "train_target", ledger.workspace)
+    for teacher, use in uses_of(recipe):
+        if use not in TRAINS:
+            continue
+        asked = asked_of(recipe, teacher, use, ledger.workspace)
         found = _consider(asked, teacher, teacher.terms, ledger, now)
-        then = [leaf for leaf in before if leaf.body["teacher"]["model"] == teacher.model]
+        wanted = (teacher.model, use)
+        then = [leaf for leaf in before if (leaf.body["teacher"]["model"], leaf.body["use"]) == wanted]
         bodies = [leaf.body for leaf in then]
         stricter = _stricter(found.decision, bodies)
         found.body.update(
