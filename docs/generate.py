@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stillhouse.cli.commands import app, ledger_app, targets_app
+from stillhouse.cli.commands import app, ledger_app, targets_app, terms_app
 from stillhouse.recipe import Recipe, recipe_schema
 
 DOCS = Path(__file__).parent
@@ -28,7 +28,7 @@ def commands_page() -> str:
         "`stillhouse --install-completion`.",
         "",
     ]
-    groups = {"ledger": ledger_app, "targets": targets_app}
+    groups = {"ledger": ledger_app, "targets": targets_app, "terms": terms_app}
     below = [[group, name] for group, commands in groups.items() for name in names(commands)]
     for command in [[name] for name in names(app)] + below:
         done = subprocess.run(

@@ -282,11 +282,13 @@ def test_two_processes_share_one_volume_exactly(ledger, read, provider):
 
 
 def test_a_kill_leaves_no_request_uncounted(ledger, read, provider):
-    killed = []
+    killed = asyncio.Event()
+    loops = set()
 
     async def stall(body, number):
-        while number > 6 and not killed:
-            await asyncio.sleep(0.02)
+        loops.add(asyncio.get_running_loop())
+        if number > 6:
+            await killed.wait()
         return answer("yes")
 
     server, leaf = provider(stall), authorising.record(*read(), ledger)
@@ -297,7 +299,7 @@ def test_a_kill_leaves_no_request_uncounted(ledger, read, provider):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait(10)
-    killed.append(True)
+    loops.pop().call_soon_threadsafe(killed.set)
     used = standings(ledger)[leaf].used
     assert used == ledger.attempts().total >= len(server.bodies) >= 11
     server.handler = echo
