@@ -121,6 +121,7 @@ def test_a_permission_lifts_it_until_it_is_revoked(house):
     assert planned.returncode == 0, planned.stderr
     assert "terms      maker-2 as train_target: allow with obligations" in planned.stdout
     assert "of Maker Inc." in planned.stdout
+    assert f"12 exchanges left under leaf {leaf}" in planned.stdout
     assert "owed       notice (maker-api): made with Maker" in planned.stdout
     assert stillhouse("terms", "revoke", leaf, "--reason", "it ended", cwd=folder).returncode == 0
     after = stillhouse("plan", "recipe.toml", cwd=folder)

@@ -312,17 +312,18 @@ def test_the_other_conditions():
 def test_a_refusal_is_lifted_by_the_authors_permission_alone_and_only_where_it_can_be():
     bans = row(**BANS_RIVALS, obligations=(NOTICE,))
     lifted = decide(asked(), [bans], [permission()], None, TODAY)
-    assert (lifted.verdict, lifted.basis, lifted.permission) == (
+    assert (lifted.verdict, lifted.basis, lifted.permissions) == (
         "allow_with_obligations",
         "authorisation",
-        7,
+        (7,),
     )
     assert verdict([bans], declaration=READ) == "refuse"
     assert verdict([replace(bans, liftable=False)], permissions=[permission()]) == "refuse"
     assert verdict([bans], permissions=[permission(grantor="Somebody else")]) == "refuse"
     other = replace(bans, key="router", vendor="Router")
     assert verdict([bans, other], permissions=[permission()]) == "refuse"
-    assert verdict([bans, other], permissions=[permission(), permission(grantor="Router Ltd")]) != "refuse"
+    both = [permission(), permission(grantor="Router Ltd", leaf=9)]
+    assert decide(asked(), [bans, other], both, None, TODAY).permissions == (7, 9)
     assert verdict([], permissions=[permission()]) == "allow"
 
 

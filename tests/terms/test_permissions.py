@@ -112,7 +112,7 @@ def bans(ledger):
 
 def under(ledger, leaf):
     """A decision that rests on the permission in `leaf`."""
-    return decide_by(ledger, {"what": "a test", "authorisation": leaf}, leaf)
+    return decide_by(ledger, {"what": "a test", "authorisation": leaf}, [leaf])
 
 
 def asker(ledger, url, run, decision, count, *more):
@@ -355,6 +355,15 @@ def test_what_no_model_worked_on_does_not_count(ledger, read, provider):
     ).result()
     ledger.fail(attempt, "server", billed=True).result()
     assert standings(ledger)[leaf].used == 1
+
+
+def test_each_of_two_permissions_counts_and_both_must_cover(ledger, read, provider):
+    leaves = [authorising.record(*read(volume=volume), ledger) for volume in ("9", "5")]
+    server, decision = provider(), decide_by(ledger, {"what": "a test"}, leaves)
+    with pytest.raises(GateRefused, match=f"leaf {leaves[1]}"):
+        put(ledger, server.url, "r", decision, 9)
+    assert len(server.bodies) == 5
+    assert [each.used for each in standings(ledger).values()] == [5, 5]
 
 
 def test_a_batch_is_covered_whole_or_not_begun(ledger, read):

@@ -145,8 +145,8 @@ def m0004_permissions(db: sqlite3.Connection) -> None:
              leaf INTEGER PRIMARY KEY REFERENCES leaf, volume INTEGER, used INTEGER NOT NULL,
              begins TEXT NOT NULL, ends TEXT, revoked INTEGER REFERENCES leaf) STRICT""",
         """CREATE TABLE decided (
-             decision INTEGER PRIMARY KEY REFERENCES leaf,
-             permission INTEGER NOT NULL REFERENCES permission) STRICT""",
+             decision INTEGER NOT NULL REFERENCES leaf, permission INTEGER NOT NULL REFERENCES permission,
+             PRIMARY KEY (decision, permission)) STRICT, WITHOUT ROWID""",
     ):
         db.execute(statement)
 

@@ -4,7 +4,7 @@ counted in `spending`."""
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
@@ -49,13 +49,14 @@ def grant(
     return ledger.write(insert).result()
 
 
-def decide_by(ledger: Ledger, body: Mapping[str, Any], permission: int) -> int:
-    """Record a decision that rests on a permission; from then on, attempts under it are counted."""
+def decide_by(ledger: Ledger, body: Mapping[str, Any], permissions: Iterable[int]) -> int:
+    """Record a decision that rests on permissions; from then on, attempts under it count for each of them."""
     leaf = ledger.prepare("decision", body, {})
 
     def insert(db: sqlite3.Connection) -> int:
         index = insert_leaves(db, [leaf])[0]
-        db.execute("INSERT INTO decided (decision, permission) VALUES (?, ?)", (index, permission))
+        rows = [(index, permission) for permission in sorted(set(permissions))]
+        db.executemany("INSERT INTO decided (decision, permission) VALUES (?, ?)", rows)
         return index
 
     return ledger.write(insert).result()

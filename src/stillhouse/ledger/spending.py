@@ -18,37 +18,37 @@ def spend(db: sqlite3.Connection, wanted: Iterable[tuple[int | None, str]]) -> N
     for decision, began in wanted:
         times.setdefault(decision, []).append(began)
     for decision, began_at in times.items():
-        found = db.execute(
+        permissions = db.execute(
             "SELECT p.leaf, p.volume, p.used, p.begins, p.ends, p.revoked"
             " FROM decided d JOIN permission p ON p.leaf = d.permission WHERE d.decision = ?",
             (decision,),
-        ).fetchone()
-        if found is None:
-            continue
-        leaf, volume, used, begins, ends, revoked = found
-        why, count = None, len(began_at)
-        if revoked is not None:
-            why = f"it was revoked (leaf {revoked})"
-        elif min(began_at) < begins:
-            why = f"it is not valid before {begins[:10]}"
-        elif ends is not None and max(began_at) >= ends:
-            why = f"it ended before {ends[:10]} (UTC)"
-        elif volume is not None and used + count > volume:
-            why = f"it is used up: {used:,} of {volume:,} exchanges were had, and {count:,} more are wanted"
-        if why is not None:
-            raise GateRefused(
-                f"the permission in leaf {leaf} does not cover another exchange",
-                why,
-                "all answers so far are kept; record a new permission with `stillhouse terms authorise`",
-            )
-        db.execute("UPDATE permission SET used = used + ? WHERE leaf = ?", (count, leaf))
+        ).fetchall()
+        for leaf, volume, used, begins, ends, revoked in permissions:
+            why, count = None, len(began_at)
+            if revoked is not None:
+                why = f"it was revoked (leaf {revoked})"
+            elif min(began_at) < begins:
+                why = f"it is not valid before {begins[:10]}"
+            elif ends is not None and max(began_at) >= ends:
+                why = f"it ended before {ends[:10]} (UTC)"
+            elif volume is not None and used + count > volume:
+                why = (
+                    f"it is used up: {used:,} of {volume:,} exchanges were had, and {count:,} more are wanted"
+                )
+            if why is not None:
+                raise GateRefused(
+                    f"the permission in leaf {leaf} does not cover another exchange",
+                    why,
+                    "all answers so far are kept; record a new permission with `stillhouse terms authorise`",
+                )
+            db.execute("UPDATE permission SET used = used + ? WHERE leaf = ?", (count, leaf))
 
 
 def give_back(db: sqlite3.Connection, attempts: Sequence[int]) -> None:
     """Do not count attempts of which it is known that no model worked on them."""
     for attempt in attempts:
         db.execute(
-            "UPDATE permission SET used = used - 1 WHERE leaf = (SELECT d.permission FROM decided d"
+            "UPDATE permission SET used = used - 1 WHERE leaf IN (SELECT d.permission FROM decided d"
             " JOIN attempt a ON a.decision = d.decision WHERE a.id = ?)",
             (attempt,),
         )

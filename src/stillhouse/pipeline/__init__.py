@@ -13,8 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from stillhouse import ask as asking
 from stillhouse.ask.scores import STAGE as READING
 from stillhouse.collect import Asked, PromptSet, collect, limits_of, load_prompts
@@ -34,6 +32,7 @@ from stillhouse.pipeline.judging import Bench, open_judge
 from stillhouse.pipeline.planning import Plan, plan
 from stillhouse.pipeline.reading import readings, reads_there
 from stillhouse.pipeline.recording import recorded
+from stillhouse.pipeline.releasing import decide_and_release
 from stillhouse.pipeline.rounds import account, focus_note, focused
 from stillhouse.pipeline.setup import (
     STAGES,
@@ -49,9 +48,19 @@ from stillhouse.pipeline.setup import (
     student_reading,
     today,
 )
-from stillhouse.pipeline.work import Work, counts, digest, facts, is_done, mark, need, result_of
+from stillhouse.pipeline.work import (
+    Work,
+    asked_of_the_test,
+    counts,
+    digest,
+    facts,
+    is_done,
+    mark,
+    need,
+    result_of,
+)
 from stillhouse.prices import price_of
-from stillhouse.recipe import FOR_THE_GATE, Recipe, recipe_digest, run_digest
+from stillhouse.recipe import Recipe, recipe_digest, run_digest
 from stillhouse.records import Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer
 from stillhouse.scoring import scorers as installed_scorers
@@ -373,7 +382,7 @@ def _evaluate(work: Work) -> bool:
         wanted,
         leaves,
         [facts(p) for p in work.prompts.test],
-        recipe.evaluate.model_dump(mode="json", exclude=_REREAD),
+        asked_of_the_test(recipe),
         recipe.run.seed,
     )
     outputs = (work.folder.evaluation, work.folder.predictions)
@@ -429,14 +438,6 @@ def _evaluate(work: Work) -> bool:
     return fresh
 
 
-# Of [evaluate] what is reckoned with anew in every run, or is no part of what a judge is asked.
-_REREAD: Any = {
-    "machine_price": True,
-    "judge": {"key_env", "price", "terms", *FOR_THE_GATE},
-    "students": {"__all__": {"task"}},
-}
-
-
 def _trained_from(work: Work) -> str:
     """The digest of all that the training of the run depends on."""
     return str((read_marker(work.folder, "train") or {})["inputs"])
@@ -474,35 +475,10 @@ def _complete_evaluation(work: Work, tested: Sequence[asking.Tally]) -> None:
     write_json(work.folder.evaluation, evaluation)
 
 
-def _release(work: Work) -> bool:
-    from stillhouse.release import release
-
-    trained, evaluated = need(work, "train"), read_marker(work.folder, "evaluate")
-    if evaluated is None:
-        need(work, "evaluate")
-    inputs = digest(trained["weights"], evaluated and evaluated["inputs"], work.recipe.release.model_dump())
-    if is_done(work, "release", inputs, work.folder.release / "README.md"):
-        return False
-    started = time.monotonic()
-    collected = pq.read_table(work.folder.exchanges, columns=["decision"])["decision"].unique().to_pylist()
-    decided = gate.admit_release(work.recipe, collected, work.ledger, datetime.now(UTC))
-    result = release(work.folder, work.recipe, work.ledger, decided)
-    checkpoint = {"size": result.size, "root": result.root}
-    recorded = {
-        "decisions": decided,
-        "folder": result.folder,
-        "leaf": result.leaf,
-        "files": result.files,
-        "checkpoint": checkpoint,
-    }
-    mark(work, "release", inputs, time.monotonic() - started, {**recorded, "anchored": False})
-    return True
-
-
 _DO: dict[str, Callable[[Work], bool]] = {
     "collect": _collect,
     "curate": _curate,
     "train": _train,
     "evaluate": _evaluate,
-    "release": _release,
+    "release": decide_and_release,
 }

@@ -26,6 +26,7 @@ from stillhouse.collect import (
 from stillhouse.collect.grow import Grown, grow, orders
 from stillhouse.evaluate.verdict import Foresight, foresee
 from stillhouse.ledger import Ledger
+from stillhouse.ledger.permissions import standings
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
 from stillhouse.pipeline.further import variants
 from stillhouse.pipeline.reading import most_readings
@@ -148,8 +149,17 @@ def plan(
             trainings=len(variants(recipe)),
             foresight=foresee(prompts.test, recipe.evaluate.margin),
             reading=reading,
-            terms=tuple(ledger.leaf(leaf).body for leaf in admitted.every),
+            terms=tuple(_decided(ledger, leaf) for leaf in admitted.every),
         )
+
+
+def _decided(ledger: Ledger, leaf: int) -> dict[str, Any]:
+    """A decision's body; with `exchanges_left` where it rests on a permission of so many."""
+    body = ledger.leaf(leaf).body
+    permission = standings(ledger).get(body.get("authorisation", -1))
+    if permission is None or permission.volume is None:
+        return body
+    return body | {"exchanges_left": permission.volume - permission.used}
 
 
 def _price(teacher: Teacher) -> tuple[str, KnownPrice | None, int | None]:

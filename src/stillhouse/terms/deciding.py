@@ -91,7 +91,7 @@ class Owed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the gate says. `basis` is who vouches for it, `permission` the leaf of the one that was used, and
+    """What the gate says. `basis` is who vouches for it, `permissions` the leaves of those used, and
     `lifts` what would change a verdict that does not allow the use."""
 
     verdict: Verdict
@@ -100,7 +100,7 @@ class Decision:
     obligations: tuple[Owed, ...] = ()
     lifts: tuple[str, ...] = ()
     basis: Literal["registry", "declaration", "authorisation", "none"] = "none"
-    permission: int | None = None
+    permissions: tuple[int, ...] = ()
     terms: str = ""
     read_on: date | None = None
 
@@ -151,7 +151,7 @@ def decide(
         return _unknown(asked, in_force, about, declaration, gap)
     reasons: list[Reason] = []
     lifts: list[str] = []
-    used: Permission | None = None
+    used: list[int] = []
     owed: list[Owed] = []
     for ruling in (_rule(row, rows, asked) for row in rows):
         row, verdict = ruling.row, ruling.verdict
@@ -160,7 +160,8 @@ def decide(
         grant = next((each for each in in_force if each.speaks_for(row)), None)
         if verdict not in ALLOWED:
             if grant is not None and (row.liftable or verdict == "review"):
-                used, lifted_by = used or grant, "authorisation"
+                used.append(grant.leaf)
+                lifted_by = "authorisation"
                 why = (*why, f"lifted by the permission {grant.id} of {grant.grantor}")
             elif declared is not None and verdict == "review":
                 lifted_by, why = "declaration", (*why, declared.says(asked.use))
@@ -174,7 +175,7 @@ def decide(
         # The licence of the weights says nothing about whoever serves them, or how an import was come by.
         server = _server(asked, in_force, declaration, declared, gap)
         reasons.append(server)
-        used = used or (in_force[0] if server.lifted_by == "authorisation" else None)
+        used += [in_force[0].leaf] if server.lifted_by == "authorisation" else []
         if server.verdict == "refuse":
             lifts.append(_READ_AND_DECLARE)
     final = strictest(reason.verdict for reason in reasons)
@@ -189,7 +190,7 @@ def decide(
         tuple(owed),
         () if final in ALLOWED else tuple(dict.fromkeys([*lifts, *about])),
         "authorisation" if used else "declaration" if "declaration" in lifted else "registry",
-        None if used is None else used.leaf,
+        tuple(dict.fromkeys(used)),
         "; ".join(f"{row.licence.name}, {row.version}".rstrip(", ") for row in rows),
         min((row.read_on for row in rows if row.read_on), default=None),
     )
@@ -236,7 +237,7 @@ def _unknown(
         grant = in_force[0]
         says = f"the permission {grant.id} of {grant.grantor} allows {asked.use}"
         terms = f"{grant.document} (SHA-256 {grant.document_sha256[:12]}...)"
-        return Decision("allow", says, basis="authorisation", permission=grant.leaf, terms=terms)
+        return Decision("allow", says, basis="authorisation", permissions=(grant.leaf,), terms=terms)
     if declaration is None:
         reason = f"no terms are known for {asked.model}, and none are declared"
         return Decision("refuse", reason, lifts=(_READ_AND_DECLARE, *about))

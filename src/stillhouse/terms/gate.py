@@ -111,7 +111,7 @@ def uses_of(recipe: Recipe) -> list[tuple[Teacher, Use]]:
     uses: list[tuple[Teacher, Use]] = [
         (teacher, "train_target") for teacher in (recipe.teacher, *recipe.teachers)
     ]
-    if recipe.prompts.grow is not None:
+    if recipe.prompts.grow is not None or recipe.prompts.focus is not None:
         uses.append((recipe.teacher, "prompt_seed"))
     uses.append((recipe.teacher, "evaluation"))
     if recipe.evaluate.judge is not None:
@@ -154,11 +154,11 @@ def _record(found: _Considered, ledger: Ledger) -> int:
     )
     if declared is not None and declared.sha256 and rests:
         found.body.update(_record_declaration(found.body["teacher"], declared, found.text, ledger))
-    if decision.permission is None:
+    if not decision.permissions:
         return _once(ledger, "decision", found.body)
-    found.body["authorisation"] = decision.permission
+    found.body.update(authorisation=decision.permissions[0], permissions=list(decision.permissions))
     there = _recorded(ledger, "decision", found.body)
-    return decide_by(ledger, found.body, decision.permission) if there is None else there
+    return decide_by(ledger, found.body, decision.permissions) if there is None else there
 
 
 def _must_be_allowed(asked: Asked, model: str, decision: Decision, lines: str) -> None:
