@@ -304,6 +304,20 @@ def test_imported_answers_in_a_recipe_are_recorded_as_imported(ledger, terms):
     assert "[teacher.terms]" in caught.value.mend
 
 
+def test_how_an_import_was_come_by_takes_no_row_away(ledger, maker, terms):
+    maker(verdict='"refuse"', trains_competing='"no"', hosts="[]")
+    for access in (None, "consumer_app", "weights", "api"):
+        what = recipe(terms, model="maker-2", endpoint=None, imported=True, access=access)
+        assert consider(what, what.teacher, "train_target", ledger, NOW).verdict == "refuse", access
+
+
+def test_no_shipped_teachers_name_allows_imported_answers(ledger):
+    what = shipped()
+    imported = what.teacher.model_copy(update={"imported": True})
+    with pytest.raises(GateRefused, match="embedded:desk"):
+        admit(what, imported, "train_target", ledger, NOW)
+
+
 def test_a_reading_date_is_in_the_future_only_when_it_is_so_everywhere(ledger, terms):
     for days, allowed in ((1, True), (2, False)):
         later = terms.model_copy(update={"read_on": TODAY + timedelta(days=days)})

@@ -75,6 +75,7 @@ def check(
                             "text": reason.text,
                             "version": reason.version,
                             "read_on": reason.read_on,
+                            "read_by": reason.read_by,
                             "clause": reason.clause,
                             "source": reason.source,
                             "why": list(reason.why),

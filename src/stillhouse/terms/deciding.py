@@ -34,7 +34,7 @@ TRAINS: frozenset[Use] = frozenset({"train_target", "reward", "filter", "prompt_
 ALLOWED: tuple[Verdict, ...] = ("allow", "allow_with_obligations")
 WHERE = ".stillhouse/operator.toml"
 # Access by way of somebody, and the rows that speak about such.
-UNSEEN = ("api", "router", "import")
+UNSEEN = ("api", "router", "consumer_app", "import")
 SERVERS = ("api", "router", "consumer_app")
 EU = frozenset("AT BE BG CY CZ DE DK EE ES FI FR GR HR HU IE IT LT LU LV MT NL PL PT RO SE SI SK".split())
 _SAME_PLACE = {"UK": "GB", "EL": "GR"}
@@ -64,6 +64,7 @@ class Reason:
     text: str
     version: str
     read_on: date | None
+    read_by: str
     clause: str
     clause_ref: str
     source: str
@@ -71,9 +72,9 @@ class Reason:
     lifted_by: Literal["", "declaration", "authorisation"] = ""
 
     def words(self) -> str:
-        on = f"read on {self.read_on}" if self.read_on else "not read by anybody known"
         version = f", version {self.version}" if self.version.strip("- ") else ""
-        return f"{self.text}{version}, {on}: {'; '.join(self.why)}"
+        read = f", read on {self.read_on or 'no known day'} by {self.read_by}" if self.read_by else ""
+        return f"{self.text}{version}{read}: {'; '.join(self.why)}"
 
     def cited(self) -> str:
         """With the clause in our words, and where it is to be read."""
@@ -173,7 +174,7 @@ def decide(
         reasons.append(_reason(row, verdict, why, lifted_by))
     if asked.access in UNSEEN and not any(row.access in SERVERS for row in rows):
         # The licence of the weights says nothing about whoever serves them, or how an import was come by.
-        server = _server(asked, in_force, declaration, declared, gap)
+        server = _server(asked, in_force, declared, gap)
         reasons.append(server)
         used += [in_force[0].leaf] if server.lifted_by == "authorisation" else []
         if server.verdict == "refuse":
@@ -204,7 +205,6 @@ def strictest(verdicts: Iterable[Verdict]) -> Verdict:
 def _server(
     asked: Asked,
     in_force: Sequence[Permission],
-    declaration: DeclaredTerms | None,
     declared: DeclaredTerms | None,
     gap: str | None,
 ) -> Reason:
@@ -221,8 +221,10 @@ def _server(
         lifted_by, why = "declaration", declared.says(asked.use)
     else:
         verdict, why = "refuse", gap or f"the terms of {where} are not known, and none are declared"
-    read_on = declaration.read_on if declaration else None
-    return Reason("", verdict, f"the terms of {where}", "", read_on, "", "", "", (why,), lifted_by)
+    text, by, on = f"the terms of {where}", "", None
+    if lifted_by == "declaration" and declared is not None:
+        by, on = declared.declared_by, declared.read_on
+    return Reason("", verdict, text, "", on, by, "", "", "", (why,), lifted_by)
 
 
 def _unknown(
@@ -277,6 +279,7 @@ def _reason(
         row.licence.name,
         row.version,
         row.read_on,
+        row.read_via,
         row.clause,
         row.clause_ref,
         row.source,
