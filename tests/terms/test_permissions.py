@@ -268,6 +268,21 @@ def test_not_one_request_leaves_beyond_the_volume(ledger, read, provider):
     assert put(ledger, server.url, "other", 0, 5).answered == 5  # a decision without a permission is free
 
 
+def test_a_new_permission_goes_on_where_one_is_used_up(ledger, read, provider):
+    bans(ledger)
+    first = authorising.record(*read(volume="2"), ledger)
+    server, what = provider(), recipe()
+    decision = admit(what, what.teacher, "train_target", ledger, NOW)
+    with pytest.raises(GateRefused, match=f"leaf {first}"):
+        put(ledger, server.url, "r", decision, 3)
+    assert admit(what, what.teacher, "train_target", ledger, NOW) == decision  # for what was had
+    second = authorising.record(*read(volume="3"), ledger)
+    later = admit(what, what.teacher, "train_target", ledger, NOW)
+    assert ledger.leaf(later).body["authorisation"] == second
+    assert put(ledger, server.url, "r", later, 3).answered == 1
+    assert [each.used for each in standings(ledger).values()] == [2, 1]
+
+
 def test_two_processes_share_one_volume_exactly(ledger, read, provider):
     server, leaf = provider(), authorising.record(*read(volume="50"), ledger)
     decision = under(ledger, leaf)

@@ -140,7 +140,8 @@ def decide(
     in force for what it brought. `today` is the day in UTC.
     """
     refusals = [(each, why_not(each, asked, today, further)) for each in permissions]
-    in_force = [each for each, why in refusals if not why]
+    # One under which something is left goes before one that is used up
+    in_force = sorted((each for each, why in refusals if not why), key=lambda each: each.used_up)
     about = [
         f"the permission {each.id} is not in force: {why}"
         for each, why in refusals

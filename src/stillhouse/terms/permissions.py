@@ -51,6 +51,10 @@ class Permission:
     revoked: int | None = None
     fault: str = ""
 
+    @property
+    def used_up(self) -> bool:
+        return self.scope.volume is not None and self.used >= self.scope.volume
+
     def names(self, asked: Asked) -> bool:
         return _fits(asked.model, self.scope.models)
 
