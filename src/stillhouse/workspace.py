@@ -76,6 +76,11 @@ class Workspace:
         return self.anchors / "newest-checkpoint"
 
     @property
+    def operator(self) -> Path:
+        """What the operator says of itself: facts on which teachers' terms depend."""
+        return self.root / "operator.toml"
+
+    @property
     def runs(self) -> Path:
         return self.root / "runs"
 

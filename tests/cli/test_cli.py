@@ -191,7 +191,7 @@ def test_a_pilot_is_kept_and_its_interval_holds_the_bill(
 
 
 def test_a_plan_names_the_price_its_page_and_its_day(recipe: Callable[..., Path], tmp_path: Path):
-    path = recipe("https://api.openai.com/v1", "[collect]\nmax_cost = 1.0\nmax_tokens = 100")
+    path = recipe("https://api.example.com/v1", "[collect]\nmax_cost = 1.0\nmax_tokens = 100")
     path.write_text(path.read_text().replace('model = "m"', 'model = "gpt-4.1-mini"'))
     planned = json.loads(stillhouse("plan", path, "--json", cwd=tmp_path).stdout)
     price = planned["price"]

@@ -32,7 +32,8 @@ class Teacher:
     change. `url` is called when the first question must really be sent, so that a local teacher is
     started only when it is needed; None means that nothing can be asked (imported answers). `room` is how
     many requests its server works on at once, where that is known and need not be found out; `batch_price`
-    what the same tokens cost in a batch, None where that is not known."""
+    what the same tokens cost in a batch, None where that is not known; `upstream` the only provider to which
+    a router may pass a question on."""
 
     model: str
     endpoint: str
@@ -43,6 +44,7 @@ class Teacher:
     price: Price | None = None
     room: int | None = None
     batch_price: Price | None = None
+    upstream: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,8 @@ def request_body(question: Question, teacher: Teacher, sampling: Sampling) -> di
         body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
     if question.tools:
         body["tools"] = orjson.loads(question.tools)
+    if teacher.upstream is not None:
+        body["provider"] = {"order": [teacher.upstream], "allow_fallbacks": False}
     return body
 
 
@@ -209,13 +213,13 @@ def request_bytes(question: Question, teacher: Teacher, sampling: Sampling) -> b
     """
     if question.tools or question.ids:
         return canonical(request_body(question, teacher, sampling))
-    before, after = _around_messages(teacher.model, sampling, question.sample_index)
+    before, after = _around_messages(teacher.model, teacher.upstream, sampling, question.sample_index)
     return before + _messages(question, teacher) + after
 
 
 @lru_cache(maxsize=4096)
-def _around_messages(model: str, sampling: Sampling, seed: int) -> tuple[bytes, bytes]:
-    nobody = Teacher(model, "", "", None)
+def _around_messages(model: str, upstream: str | None, sampling: Sampling, seed: int) -> tuple[bytes, bytes]:
+    nobody = Teacher(model, "", "", None, upstream=upstream)
     body = canonical(request_body(Question("", (), seed), nobody, sampling))
     before, after = body.split(b'"messages":[]')  # in a text its quotes would be escaped
     return before + b'"messages":', after

@@ -228,6 +228,7 @@ class Asking:
                     teacher=teacher.model,
                     sample_index=question.sample_index,
                     reserved=None if teacher.price is None else job.worst,
+                    decision=lane.part.decision,
                 )
             )
             self.tally.sent += 1

@@ -235,7 +235,8 @@ def _teachers(bundle: _Bundle) -> str:
         for entry in json.loads((bundle.proofs / "teachers.json").read_bytes())
     }
     faults = [
-        f"{model} is in only one of teachers.json and the log" for model, _ in stated.keys() ^ trail.given.keys()
+        f"{model} is in only one of teachers.json and the log"
+        for model, _ in stated.keys() ^ trail.given.keys()
     ]
     for name in stated.keys() & trail.given.keys():
         given = trail.given[name].as_stated()

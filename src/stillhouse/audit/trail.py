@@ -160,7 +160,10 @@ def _exchange(trail: Trail, leaf: Leaf) -> None:
         given.prompt_tokens += read or 0
         given.completion_tokens += written or 0
         if leaf.kind == "exchange":  # of an imported answer only the day of its import is known
-            given.first, given.last = min(given.first or leaf.time, leaf.time), max(given.last or "", leaf.time)
+            given.first, given.last = (
+                min(given.first or leaf.time, leaf.time),
+                max(given.last or "", leaf.time),
+            )
     wrong = _not_allowed(trail, leaf, decision)
     if wrong:
         trail.wrongs.append(f"the exchange at leaf {leaf.index} {wrong}")

@@ -32,7 +32,7 @@ def converse(workspace: Workspace, run: RunFolder, prompts: Iterable[str], as_js
         Ledger.open(workspace) as ledger,
         open_teacher(recipe.teacher, run.logs / "chat-teacher.log") as teacher,
     ):
-        decision = gate.admit(recipe.teacher, "evaluation", ledger, datetime.now(UTC))
+        decision = gate.admit(recipe, recipe.teacher, "evaluation", ledger, datetime.now(UTC))
         if sys.stdin.isatty() and not as_json:
             print("a prompt a line; end with Ctrl-D", file=sys.stderr)
         for line in prompts:

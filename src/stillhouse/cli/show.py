@@ -67,6 +67,7 @@ def plan_object(recipe: Recipe, plan: Plan) -> dict[str, Any]:
             "decidable_margin_if_groups_are_alike": plan.foresight.alike,
             "prompts_needed": plan.foresight.needed,
         },
+        "terms": list(plan.terms),
         "stages_done": list(plan.done),
     }
 
@@ -75,6 +76,8 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
     where = recipe.teacher.endpoint or (
         "imported answers" if recipe.teacher.imported else "served on loopback"
     )
+    from stillhouse.cli.terms_check import terms_lines
+
     cap = recipe.collect.max_cost
     cost = money(plan.cost) + (f"; stops at US$ {_dollars(cap)}" if cap is not None else "")
     lines = [
@@ -86,6 +89,7 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
         + (f", {plan.prompts.leaked:,} left out because they are tested" if plan.prompts.leaked else ""),
         *([f"reading    {plan.reading}"] if plan.reading else []),
         *_more_prompts(recipe, plan),
+        *terms_lines(plan.terms),
         f"exchanges  {plan.to_send:,} to send, {plan.answered:,} in the ledger already"
         + (f"; {plan.canaries:,} more to see whether the teacher changes" if plan.canaries else ""),
         *(line for each in plan.prices for line in _teacher_price(recipe, *each)),

@@ -13,6 +13,7 @@ from stillhouse.ledger.database import Connection
 from stillhouse.ledger.inserting import insert_attempts
 from stillhouse.ledger.leaves import key_bytes, utc_stamp
 from stillhouse.ledger.lookup import nano
+from stillhouse.ledger.spending import give_back
 from stillhouse.ledger.store import Ledger
 from stillhouse.money import Price
 
@@ -72,7 +73,10 @@ def begin_batch(
     shard: str,
     lines: Sequence[NewLine],
 ) -> Batch:
-    """Write down what is about to be asked, all lines or none; `teacher` is endpoint, model and revision."""
+    """Write down what is about to be asked, all lines or none; `teacher` is endpoint, model and revision.
+
+    Raises GateRefused where the decision rests on a permission that does not cover so many lines now.
+    """
     now = utc_stamp(ledger.clock())
 
     def insert(db: Connection) -> int:
@@ -84,7 +88,7 @@ def begin_batch(
             (run, *teacher, decision, bytes.fromhex(shard), len(lines), now, *prices),
         ).fetchone()
         rows = [
-            (key_bytes(key), run, prompt_id, teacher[1], sample_index, now, nano(reserved))
+            (key_bytes(key), run, prompt_id, teacher[1], sample_index, now, nano(reserved), decision)
             for key, prompt_id, sample_index, reserved in lines
         ]
         insert_attempts(db, rows, batch)
@@ -164,6 +168,9 @@ def end_batch(ledger: Ledger, batch: Batch, ending: str, never_worked: str | Non
     given = (now, batch.id) if never_worked is None else (now, batch.id, never_worked)
 
     def close(db: Connection) -> int:
+        if never_worked is not None:
+            open_lines = "SELECT id FROM attempt WHERE batch = ? AND state = 'open'"
+            give_back(db, [attempt for (attempt,) in db.execute(open_lines, (batch.id,)).fetchall()])
         left = db.execute(settle, given).rowcount
         db.execute(
             "UPDATE batch SET state = 'over', ended = ?, ending = ? WHERE id = ?", (now, ending, batch.id)

@@ -268,7 +268,23 @@ def m0003_batches(db: Connection) -> None:
         db.execute(statement)
 
 
-MIGRATIONS: list[Callable[[Connection], None]] = [m0001_log, m0002_money, m0003_batches]
+def m0004_permissions(db: Connection) -> None:
+    """Which decision an attempt rests on; written permissions with what is left of them, and the decisions
+    that rest on each. `used` counts the attempts of which nobody knows that no model worked on them;
+    `begins` and `ends` are times (UTC), the second one the first moment after."""
+    for statement in (
+        "ALTER TABLE attempt ADD COLUMN decision INTEGER",
+        """CREATE TABLE permission (
+             leaf INTEGER PRIMARY KEY REFERENCES leaf, volume INTEGER, used INTEGER NOT NULL,
+             begins TEXT NOT NULL, ends TEXT, revoked INTEGER REFERENCES leaf) STRICT""",
+        """CREATE TABLE decided (
+             decision INTEGER NOT NULL REFERENCES leaf, permission INTEGER NOT NULL REFERENCES permission,
+             PRIMARY KEY (decision, permission)) STRICT, WITHOUT ROWID""",
+    ):
+        db.execute(statement)
+
+
+MIGRATIONS: list[Callable[[Connection], None]] = [m0001_log, m0002_money, m0003_batches, m0004_permissions]
 
 
 def explain(error: Exception, path: Path, doing: str) -> StillhouseError:

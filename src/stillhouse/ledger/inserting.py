@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from stillhouse.errors import LedgerError
 from stillhouse.ledger.database import Connection
 from stillhouse.ledger.leaves import NewLeaf
+from stillhouse.ledger.spending import spend
 from stillhouse.ledger.tree import TILE, seal
 
 _AT_ONCE = (64, 16, 4, 1)  # rows of a statement; few sizes, so that SQLite keeps all of them prepared
@@ -27,13 +28,15 @@ class Answer(NamedTuple):
 
 
 def insert_attempts(db: Connection, rows: Sequence[tuple[Any, ...]], batch: int | None = None) -> list[int]:
-    """(key, run, prompt_id, teacher, sample_index, began, reserved) of requests about to be sent, as lines of
-    a batch or alone; gives the attempts' ids."""
+    """(key, run, prompt_id, teacher, sample_index, began, reserved, decision) of requests about to be sent, as
+    lines of a batch or alone; gives the attempts' ids. Raises GateRefused where a decision rests on a
+    permission that is not in force for all of them."""
+    spend(db, [(row[7], row[5]) for row in rows])
     first = db.execute("SELECT coalesce(max(id), 0) + 1 FROM attempt").fetchone()[0]
     ids = range(first, first + len(rows))
     _insert(
         db,
-        "attempt (id, key, run, prompt_id, teacher, sample_index, began, reserved, batch, state)",
+        "attempt (id, key, run, prompt_id, teacher, sample_index, began, reserved, decision, batch, state)",
         [(number, *row, batch, "open") for number, row in zip(ids, rows, strict=True)],
     )
     return list(ids)

@@ -27,6 +27,7 @@ from stillhouse.ledger.inserting import (
 from stillhouse.ledger.keys import public_bytes, read_signing_key, rotation_body, utc_now
 from stillhouse.ledger.leaves import Leaf, LeafKind, NewLeaf, key_bytes, new_leaf, read_leaf, utc_stamp
 from stillhouse.ledger.lookup import AttemptCounts, Billed, Spent, StoredExchange
+from stillhouse.ledger.spending import give_back
 from stillhouse.ledger.tree import stored_nodes
 from stillhouse.ledger.writer import Writer
 from stillhouse.workspace import Workspace
@@ -192,10 +193,13 @@ class Ledger:
         teacher: str,
         sample_index: int,
         reserved: float | None = None,
+        decision: int | None = None,
     ) -> Future[int]:
         """Record that a request is about to be sent; send it once the future resolves to the attempt's id.
 
-        `reserved` (US dollars) is what it can cost at most; None when no price is known.
+        `reserved` (US dollars) is what it can cost at most; None when no price is known. `decision` is the
+        leaf that allows it: where that rests on a permission which is used up, ended or revoked, the future
+        fails with GateRefused, and nothing may be sent.
         """
         row = (
             key_bytes(key),
@@ -205,6 +209,7 @@ class Ledger:
             sample_index,
             utc_stamp(self.clock()),
             lookup.nano(reserved),
+            decision,
         )
         return self._writer.put(insert_attempts, row)
 
@@ -250,6 +255,8 @@ class Ledger:
             ).rowcount
             if not changed:
                 raise settled_before(attempt)
+            if not billed:
+                give_back(db, [attempt])
 
         return self._writer.submit(settle)
 
@@ -394,6 +401,10 @@ class Ledger:
         """Remove the bytes of what was erased from the database's files; see `Database.scrub`."""
         with self._reading, explained(self._database, "remove erased bytes from"):
             return self._database.scrub(self._reader, whole)
+
+    def prepare(self, kind: LeafKind, body: Mapping[str, Any], contents: Mapping[str, bytes]) -> NewLeaf:
+        """A leaf to be inserted by an operation. Raises LedgerError as `append` does."""
+        return self._pack(new_leaf(kind, body, contents, self.clock()))
 
     def _pack(self, leaf: NewLeaf) -> NewLeaf:
         if not leaf.contents:

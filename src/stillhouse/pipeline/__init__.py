@@ -32,6 +32,7 @@ from stillhouse.pipeline.judging import Bench, open_judge
 from stillhouse.pipeline.planning import Plan, plan
 from stillhouse.pipeline.reading import readings, reads_there
 from stillhouse.pipeline.recording import recorded
+from stillhouse.pipeline.releasing import decide_and_release
 from stillhouse.pipeline.rounds import account, focus_note, focused
 from stillhouse.pipeline.setup import (
     STAGES,
@@ -47,7 +48,17 @@ from stillhouse.pipeline.setup import (
     student_reading,
     today,
 )
-from stillhouse.pipeline.work import Work, counts, digest, facts, is_done, mark, need, result_of
+from stillhouse.pipeline.work import (
+    Work,
+    asked_of_the_test,
+    counts,
+    digest,
+    facts,
+    is_done,
+    mark,
+    need,
+    result_of,
+)
 from stillhouse.prices import price_of
 from stillhouse.recipe import Recipe, recipe_digest, run_digest
 from stillhouse.records import Watch, unwatched
@@ -169,15 +180,17 @@ def cancel_batches(recipe: Recipe, workspace: Workspace, watch: Watch = unwatche
 def _collect(work: Work) -> bool:
     """Never skipped as a whole: what the ledger holds is looked up, which takes a second, and not asked."""
     started = time.monotonic()
-    decisions, reading = admit_all(work.recipe, work.ledger), student_reading(work.recipe)
+    admitted, reading = admit_all(work.recipe, work.ledger), student_reading(work.recipe)
+    decisions = admitted.learned
     teachers = list(zip(work.teachers, decisions, strict=True))
     tallies: list[asking.Tally] = []
 
     def put(questions: Sequence[asking.Question], teacher: asking.Teacher, sampling: asking.Sampling) -> None:
         limits, run = limits_of(work.recipe), work.folder.root.name
+        assert admitted.seeds is not None
         tallies.append(
             asking.ask(
-                questions, teacher, sampling, limits, work.ledger, run, decisions[0], work.watch, "grow"
+                questions, teacher, sampling, limits, work.ledger, run, admitted.seeds, work.watch, "grow"
             )
         )
 
@@ -294,7 +307,7 @@ def _train(work: Work) -> bool:
     start = local if made_here else source_folder(recipe.student.init)
     inputs = digest(
         curated["digest"],
-        recipe.student.model_dump(),
+        recipe.student.model_dump(exclude={"task"}),
         recipe.train.model_dump(exclude={"checkpoint_seconds", "track"}),
         recipe.run.seed,
         weights_digest(start) if start and Path(start).is_dir() else start,
@@ -344,7 +357,7 @@ def _evaluate(work: Work) -> bool:
 
     recipe, trained = work.recipe, need(work, "train")
     started = time.monotonic()
-    decision = gate.admit(recipe.teacher, "evaluation", work.ledger, datetime.now(UTC))
+    decision = gate.admit(recipe, recipe.teacher, "evaluation", work.ledger, datetime.now(UTC))
     questions, sampling, teacher = Asked(work.prompts.test), greedy(recipe), work.teachers[0]
     tally = asking.ask(
         questions,
@@ -371,7 +384,7 @@ def _evaluate(work: Work) -> bool:
         wanted,
         leaves,
         [facts(p) for p in work.prompts.test],
-        recipe.evaluate.model_dump(mode="json", exclude=_REREAD),
+        asked_of_the_test(recipe),
         recipe.run.seed,
     )
     outputs = (work.folder.evaluation, work.folder.predictions)
@@ -427,10 +440,6 @@ def _evaluate(work: Work) -> bool:
     return fresh
 
 
-# Of [evaluate] what is reckoned with anew in every run, or is no part of what a judge is asked.
-_REREAD: Any = {"machine_price": True, "judge": {"key_env", "price", "terms"}}
-
-
 def _trained_from(work: Work) -> str:
     """The digest of all that the training of the run depends on."""
     return str((read_marker(work.folder, "train") or {})["inputs"])
@@ -468,29 +477,10 @@ def _complete_evaluation(work: Work, tested: Sequence[asking.Tally]) -> None:
     write_json(work.folder.evaluation, evaluation)
 
 
-def _release(work: Work) -> bool:
-    from stillhouse.release import release
-
-    trained, evaluated = need(work, "train"), read_marker(work.folder, "evaluate")
-    if evaluated is None:
-        need(work, "evaluate")
-    inputs = digest(trained["weights"], evaluated and evaluated["inputs"], work.recipe.release.model_dump())
-    if is_done(work, "release", inputs, work.folder.release / "README.md"):
-        return False
-    started, now = time.monotonic(), datetime.now(UTC)
-    teachers = (work.recipe.teacher, *work.recipe.teachers)
-    decided = [gate.admit(teacher, "train_target", work.ledger, now) for teacher in teachers]
-    result = release(work.folder, work.recipe, work.ledger, decided)
-    checkpoint = {"size": result.size, "root": result.root}
-    recorded = {"folder": result.folder, "leaf": result.leaf, "files": result.files, "checkpoint": checkpoint}
-    mark(work, "release", inputs, time.monotonic() - started, {**recorded, "anchored": False})
-    return True
-
-
 _DO: dict[str, Callable[[Work], bool]] = {
     "collect": _collect,
     "curate": _curate,
     "train": _train,
     "evaluate": _evaluate,
-    "release": _release,
+    "release": decide_and_release,
 }

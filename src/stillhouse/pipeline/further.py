@@ -40,7 +40,7 @@ class Variant:
             "kind": self.kind,
             "seed": self.seed,
             "samples": self.samples,
-            "student": self.student and self.student.model_dump(mode="json"),
+            "student": self.student and self.student.model_dump(mode="json", exclude={"task"}),
             "start": weights_digest(start) if start and Path(start).is_dir() else None,
         }
 

@@ -63,6 +63,6 @@ def open_judge(recipe: Recipe, ledger: Ledger, run: str, log: Path, watch: Watch
     if settings is None:
         yield None
         return
-    decision = gate.admit(settings, "evaluation", ledger, datetime.now(UTC))
+    decision = gate.admit(recipe, settings, "evaluation", ledger, datetime.now(UTC))
     with open_teacher(settings, log) as judge:
         yield Bench(judge, decision, limits_of(recipe), ledger, run, watch)

@@ -9,6 +9,7 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from stillhouse import ask as asking
 from stillhouse.ask.pace import MARGIN
@@ -25,6 +26,7 @@ from stillhouse.collect import (
 from stillhouse.collect.grow import Grown, grow, orders
 from stillhouse.evaluate.verdict import Foresight, foresee
 from stillhouse.ledger import Ledger
+from stillhouse.ledger.permissions import standings
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
 from stillhouse.pipeline.further import variants
 from stillhouse.pipeline.reading import most_readings
@@ -68,6 +70,7 @@ class Plan:
     trainings: int  # further students that the evaluation trains for comparison
     foresight: Foresight  # what margin the test prompts can decide
     reading: str  # how the tokenizers of student and teacher compare; empty where that does not matter
+    terms: tuple[dict[str, Any], ...]  # what the gate decided about each use of each teacher
 
 
 def plan(
@@ -88,7 +91,8 @@ def plan(
     prompts = prompts or load_prompts(recipe)
     check(recipe, prompts)
     reading = check_reading(recipe)
-    decisions = admit_all(recipe, ledger)
+    admitted = admit_all(recipe, ledger)
+    decisions = admitted.learned
     grown: list[Grown] = []
     if orders(recipe, prompts):
         with open_teachers(recipe) as teachers:
@@ -145,7 +149,17 @@ def plan(
             trainings=len(variants(recipe)),
             foresight=foresee(prompts.test, recipe.evaluate.margin),
             reading=reading,
+            terms=tuple(_decided(ledger, leaf) for leaf in admitted.every),
         )
+
+
+def _decided(ledger: Ledger, leaf: int) -> dict[str, Any]:
+    """A decision's body; with `exchanges_left` where it rests on a permission of so many."""
+    body = ledger.leaf(leaf).body
+    permission = standings(ledger).get(body.get("authorisation", -1))
+    if permission is None or permission.volume is None:
+        return body
+    return body | {"exchanges_left": permission.volume - permission.used}
 
 
 def _price(teacher: Teacher) -> tuple[str, KnownPrice | None, int | None]:

@@ -33,6 +33,6 @@ def most_readings(recipe: Recipe, rows: int, students: int, is_read: bool = Fals
 
 def readings(work: Work) -> Readings:
     """Raises GateRefused where the teacher's terms do not allow to learn from it."""
-    decision = gate.admit(work.recipe.teacher, "train_target", work.ledger, datetime.now(UTC))
+    decision = gate.admit(work.recipe, work.recipe.teacher, "train_target", work.ledger, datetime.now(UTC))
     run = work.folder.root.name
     return Readings(work.teachers[0], decision, limits_of(work.recipe), work.ledger, run)

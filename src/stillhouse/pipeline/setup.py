@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stillhouse import ask as asking
 from stillhouse.collect import PromptSet
@@ -31,19 +31,24 @@ from stillhouse.train import check_shared, launched
 STAGES = ("collect", "curate", "train", "evaluate", "release")
 
 
-def admit_all(recipe: Recipe, ledger: Ledger) -> list[int]:
-    """Ask the gate about each teacher and each use; the leaves that allow learning from them, in order.
+class Admitted(NamedTuple):
+    """Leaves of decisions: those that allow learning from each teacher, in order; the one that lets the first
+    teacher invent prompts, where that is wanted; and all."""
 
-    Raises GateRefused at the first refusal.
-    """
+    learned: list[int]
+    seeds: int | None
+    every: list[int]
+
+
+def admit_all(recipe: Recipe, ledger: Ledger) -> Admitted:
+    """Ask the gate about each teacher and each use. Raises GateRefused at the first refusal."""
     now = datetime.now(UTC)
-    leaves = [
-        gate.admit(teacher, "train_target", ledger, now) for teacher in (recipe.teacher, *recipe.teachers)
-    ]
-    gate.admit(recipe.teacher, "evaluation", ledger, now)
-    if recipe.evaluate.judge is not None:
-        gate.admit(recipe.evaluate.judge, "evaluation", ledger, now)
-    return leaves
+    leaves = [(use, gate.admit(recipe, teacher, use, ledger, now)) for teacher, use in gate.uses_of(recipe)]
+    return Admitted(
+        [leaf for use, leaf in leaves if use == "train_target"],
+        next((leaf for use, leaf in leaves if use == "prompt_seed"), None),
+        [leaf for _, leaf in leaves],
+    )
 
 
 @contextmanager
@@ -64,6 +69,7 @@ def open_teacher(settings: Teacher, log: Path | None = None) -> Iterator[asking.
     common: dict[str, Any] = {
         "key_env": settings.key_env,
         "system": settings.system,
+        "upstream": settings.upstream,
         "price": None if known is None else known.price,
         "batch_price": None if known is None else known.batch,
     }

@@ -16,7 +16,7 @@ from stillhouse import ask as asking
 from stillhouse.collect import PromptSet
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import FOR_THE_GATE, Recipe
 from stillhouse.records import Prompt, Watch
 from stillhouse.scoring import Scorer
 from stillhouse.workspace import RunFolder, Workspace, read_marker, write_json
@@ -74,6 +74,22 @@ def digest(*parts: Any) -> str:
 def facts(prompt: Prompt) -> list[Any]:
     messages = [[m.role, m.content, m.extra] for m in prompt.messages]
     return [prompt.id, messages, prompt.tools, prompt.family, prompt.group, prompt.reference, prompt.scorer]
+
+
+# Of [evaluate] what is reckoned with anew in every run, or is no part of what a judge is asked.
+_REREAD: Any = {
+    "machine_price": True,
+    "judge": {"key_env", "price", "terms", *FOR_THE_GATE},
+    "students": {"__all__": {"task"}},
+}
+
+
+def asked_of_the_test(recipe: Recipe) -> dict[str, Any]:
+    """The settings of [evaluate] that change what is scored, or asked of a judge."""
+    settings = recipe.evaluate.model_dump(mode="json", exclude=_REREAD)
+    if settings["judge"] is not None and settings["judge"]["upstream"] is None:
+        del settings["judge"]["upstream"]  # as before there was such a key
+    return settings
 
 
 def counts(work: Work, *tallies: asking.Tally, others: Sequence[asking.Teacher] = ()) -> dict[str, Any]:

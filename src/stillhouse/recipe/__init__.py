@@ -51,6 +51,7 @@ from stillhouse.recipe.training import (
 )
 
 __all__ = [
+    "FOR_THE_GATE",
     "Canary",
     "Collect",
     "Curate",
@@ -86,6 +87,9 @@ __all__ = [
 # Where a key may stand by mistake: never echoed.
 SECRET = r"(teachers?|evaluate\.judge)(\.\d+)?(\.(endpoint|key_env).*)?"
 AnyTeacher = TypeVar("AnyTeacher", bound=Teacher)
+
+# Of a teacher only the terms gate reads these.
+FOR_THE_GATE = ("access", "checkpoint", "licence", "features", "paid", "prompt_logging", "multimodal")
 
 WORDS = ("config", "from_teacher")  # ways to make a student, never names of folders
 
@@ -154,9 +158,9 @@ def run_digest(recipe: Recipe) -> str:
     """SHA-256 (hex) by which a run's folder is found again; `recipe_digest` is over everything.
 
     Left out is what cannot change what a stage writes (the key's variable, how fast and how long is asked,
-    how the teacher is watched, when training is saved and where it is shown), what is no part of an answer's
-    key (the URL behind `teacher.provider`, else all of it but its host; terms and price), and what a later
-    stage's digest of its own inputs covers: all of [release], and of [evaluate] all but the settings that say
+    how the teacher is watched, when training is saved and where it is shown, what only the terms gate asks
+    for), what is no part of an answer's key (the URL behind `teacher.provider`, else all of it but its host;
+    terms and price), and what a later stage's digest of its own inputs covers: all of [release], and of [evaluate] all but the settings that say
     which prompts are kept apart for the test. So a changed price, cap, cut of the report or name of the
     release goes on in the same folder, and only what depends on it is done again.
     """
@@ -167,12 +171,15 @@ def run_digest(recipe: Recipe) -> str:
     ):
         if given.endpoint:
             teacher["endpoint"] = given.provider or urlsplit(given.endpoint).hostname
-        for name in ("key_env", "terms", "price"):
+        for name in ("key_env", "terms", "price", *FOR_THE_GATE):
             del teacher[name]
+        if given.upstream is None:
+            del teacher["upstream"]
     effort = ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "retries", "unknown")
     for name in ("mode", *effort, "max_cost", "max_failures", "canary"):
         del tree["collect"][name]
     del tree["train"]["checkpoint_seconds"], tree["train"]["track"], tree["release"]
+    del tree["student"]["task"], tree["prompts"]["licence"]
     split = ("source", "count", "seed", "split", "held_out")
     tree["evaluate"] = {name: evaluate[name] for name in split}
     return hashlib.sha256(rfc8785.dumps(tree)).hexdigest()
@@ -195,7 +202,8 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
     def whole(teacher: AnyTeacher) -> AnyTeacher:
         model = teacher.model if teacher.endpoint else path(teacher.model)
         terms = teacher.terms and teacher.terms.model_copy(update={"document": path(teacher.terms.document)})
-        return teacher.model_copy(update={"model": model, "terms": terms})
+        licence = path(teacher.licence)
+        return teacher.model_copy(update={"model": model, "terms": terms, "licence": licence})
 
     def placed(student: Student) -> Student:
         init = student.init if student.init in WORDS else path(student.init)

@@ -65,6 +65,33 @@ class Teacher(Table):
     )
     system: str = Field(default="", description="A system prompt put before every prompt.")
     terms: Declaration | None = None
+    access: Literal["shipped", "weights", "api", "router", "consumer_app", "import"] | None = Field(
+        default=None,
+        description="How the model is come by, for its terms: `shipped`, `weights` in a folder, `api` at an "
+        "endpoint and `import` by default; `weights` at an endpoint that is yours, `router` at one that "
+        "passes on to others.",
+    )
+    checkpoint: str | None = Field(
+        default=None,
+        description="Which published model it is, for its terms, where `model` is another name: its hub id.",
+    )
+    licence: str | None = Field(
+        default=None,
+        description="File with the licence that came with the weights; a folder's own LICENSE by default.",
+    )
+    features: list[str] = Field(
+        default=[], description="What the endpoint adds to answers, such as `web_search`, for its terms."
+    )
+    upstream: str | None = Field(
+        default=None, description="With a router: the provider that answers, and no other; sent along."
+    )
+    paid: bool | None = Field(default=None, description="Whether access is paid for, where terms ask that.")
+    prompt_logging: bool | None = Field(
+        default=None, description="Whether a router keeps what it is sent, where terms ask that."
+    )
+    multimodal: bool = Field(
+        default=False, description="Whether the model also takes pictures or sound, where terms ask that."
+    )
     price: Price | None = None
     families: list[str] | None = Field(
         default=None, description="With [[teachers]]: the families of prompts that go to this one first."
@@ -98,6 +125,19 @@ class Teacher(Table):
                 "it is the NAME of an environment variable, such as TEACHER_API_KEY, not the key itself"
             )
         return name
+
+    @model_validator(mode="after")
+    def _an_access_that_there_is(self) -> Teacher:
+        possible: tuple[str, ...] = ("weights", "api", "router")
+        if self.imported:
+            possible = ("import", "weights", "api", "router", "consumer_app")
+        elif self.endpoint is None:
+            possible = ("shipped",) if self.model.startswith("embedded:") else ("weights",)
+        if self.access is not None and self.access not in possible:
+            raise ValueError(f'access = "{self.access}" cannot be here; it may be {", ".join(possible)}')
+        if self.upstream is not None and self.access != "router":
+            raise ValueError('`upstream` names who answers behind a router: set access = "router"')
+        return self
 
     @model_validator(mode="after")
     def _imported_alone(self) -> Teacher:
@@ -156,6 +196,10 @@ class Prompts(Table):
     )
     reference: str = Field(default="reference", description="Column with a right answer, where there is one.")
     family: str = Field(default="family", description="Column with the kind of task.")
+    licence: str | None = Field(
+        default=None,
+        description="SPDX id of the licence that the prompts are under: share-alike ones reach the student.",
+    )
     group: str = Field(default="group", description="Column with the template or source document.")
     scorer: str | None = Field(
         default=None, description="How answers are scored, where no column `scorer` says."
@@ -294,6 +338,24 @@ class Evaluate(Table):
 class Release(Table):
     name: str | None = Field(default=None, description="The model's name; the run's by default.")
     licence: str | None = Field(default=None, description="SPDX id of the released weights, when decided.")
+    mode: Literal["internal", "hosted", "weights"] = Field(
+        default="weights",
+        description="Who gets the student: nobody else, its answers over a service, or its weights.",
+    )
+    competes: bool | None = Field(
+        default=None,
+        description="Whether it competes with what the teacher's maker offers; taken as yes when left out.",
+    )
+    confirmed: list[Literal["notify", "check_output", "keep_signals"]] = Field(
+        default=[],
+        description="What terms ask for that only a person can do, and that is done: the licensor was told, "
+        "published output is checked, marks of provenance stay.",
+    )
+    signed_off_by: str | None = Field(
+        default=None,
+        description="Who answers for releasing it where the terms have become stricter since the answers "
+        "were had.",
+    )
 
 
 class Recipe(Table):

@@ -43,6 +43,9 @@ class Student(Table):
         default=None, description="Tokenizer folder for `config`; the teacher's by default."
     )
     lora: Lora | None = None
+    task: Literal[
+        "generative", "classifier", "embedding", "reranker", "extractor", "search", "anomaly_detection"
+    ] = Field(default="generative", description="What it is made for, as teachers' terms tell it apart.")
 
     @property
     def pruned(self) -> bool:

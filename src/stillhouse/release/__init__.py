@@ -101,7 +101,7 @@ def _none_recalled(ledger: Ledger, decisions: Iterable[int]) -> None:
         raise GateRefused(
             f"answers under the decisions {gone} were recalled",
             "this student was trained on some of them",
-            "run the recipe again: it curates and trains without them; or lift it with `ledger recall --lift`",
+            "run the recipe again, which trains without them, or lift it with `ledger recall --lift`",
         )
 
 

@@ -39,10 +39,13 @@ def must_be_met(settlement: Settlement) -> None:
         raise GateRefused(
             "these teachers cannot be joined in one release",
             "\n".join(settlement.conflicts),
-            "leave a teacher out, or keep the student in the house: [release] mode = \"internal\"",
+            'leave a teacher out, or keep the student in the house: [release] mode = "internal"',
         )
     if settlement.unmet:
-        raise GateRefused("the release does not meet what it owes", "\n".join(settlement.unmet), "see docs/gate.md")
+        why = "\n".join(settlement.unmet)
+        raise GateRefused(
+            "the release does not meet what it owes", why, "change the recipe as each line says"
+        )
 
 
 def files(settlement: Settlement, licence: str | None, texts: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -52,7 +55,9 @@ def files(settlement: Settlement, licence: str | None, texts: Mapping[str, bytes
         found["NOTICE"] = ("\n\n".join(settlement.notices) + "\n").encode()
     lines = [*settlement.credits, *settlement.notes]
     lines += [f"Use is bound by: {policy}" for policy in settlement.policies]
-    lines += ["What this model writes is written by a machine: say so where it is published."] * settlement.labelled
+    lines += [
+        "What this model writes is written by a machine: say so where it is published."
+    ] * settlement.labelled
     if lines:
         found["ATTRIBUTION.md"] = "".join(f"- {line}\n" for line in lines).encode()
     for teacher in settlement.copies:
@@ -63,7 +68,7 @@ def files(settlement: Settlement, licence: str | None, texts: Mapping[str, bytes
 def _licence(licence: str | None) -> str:
     if licence is None:
         return "No licence was declared for these weights: ask whoever released them before you use them.\n"
-    return f"SPDX-License-Identifier: {licence}\n\nThe weights and documents in this folder are under {licence}.\n"
+    return f"SPDX-License-Identifier: {licence}\n\nThe weights in this folder are under {licence}.\n"
 
 
 def _obligation(record: Mapping[str, Any]) -> Obligation:

@@ -1,15 +1,15 @@
 """What teachers' terms allow: the facts, and the gate that every request passes."""
 
-from stillhouse.terms.gate import Decision, DeclaredTerms, admit, admit_import, decide
-from stillhouse.terms.registry import TeacherFacts, Use, teacher_facts
+from stillhouse.terms.deciding import Decision, DeclaredTerms, decide
+from stillhouse.terms.gate import admit, admit_import, admit_release, consider, uses_of
 
 __all__ = [
     "Decision",
     "DeclaredTerms",
-    "TeacherFacts",
-    "Use",
     "admit",
     "admit_import",
+    "admit_release",
+    "consider",
     "decide",
-    "teacher_facts",
+    "uses_of",
 ]

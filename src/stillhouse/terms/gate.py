@@ -1,97 +1,222 @@
 """The gate: no request leaves before it has decided, and every decision, refusals too, is a leaf.
 
-Minimal so far, and closed by default: shipped teachers are allowed, any other teacher is refused unless
-the operator declared which terms were read, when, by whom and for which use. It never says that something
-is lawful; it says what text was named, by whom it was read and what they declared about it.
+It reads what it decides by, lets `deciding` decide, and writes down all of it: what was asked, by which
+table, what each text came to, what is owed, and on whose word it rests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, date, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-from stillhouse.errors import GateRefused, UsageError
+from stillhouse.errors import GateRefused
 from stillhouse.ledger import LeafKind, Ledger
-from stillhouse.recipe import Declaration, Teacher
-from stillhouse.terms.registry import TeacherFacts, Use, registry_digest, teacher_facts
+from stillhouse.ledger.permissions import decide_by
+from stillhouse.recipe import Declaration, Recipe, Teacher
+from stillhouse.terms import registry
+from stillhouse.terms.asking import asked_of, read_bounded, read_operator
+from stillhouse.terms.authorising import recorded
+from stillhouse.terms.deciding import ALLOWED, TRAINS, Decision, DeclaredTerms, decide
+from stillhouse.terms.facts import STRICTEST, Asked, Row, Student, Use, Verdict
 
-POLICY = "minimal-1"
-_LARGEST_DOCUMENT = 16 * 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class DeclaredTerms:
-    """An operator's declaration, its document read: `sha256` is empty when there was no text to read."""
-
-    document: str
-    sha256: str
-    read_on: date
-    declared_by: str
-    scope: tuple[Use, ...]
+POLICY = "rows-1"  # changes with every change of what `deciding` makes of the same input
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What the gate says: `terms` names the text that it rests on, `basis` who vouches for that."""
+class _Considered(NamedTuple):
+    """A decision, what is to be recorded of it, and the declared document that it may rest on."""
 
-    verdict: Literal["allow", "refuse"]
-    reason: str
-    terms: str = ""
-    read_on: date | None = None
-    basis: Literal["registry", "declaration", "none"] = "none"
+    decision: Decision
+    body: dict[str, Any]
+    declared: DeclaredTerms | None
+    text: bytes
 
 
-def decide(teacher: TeacherFacts, use: Use, declaration: DeclaredTerms | None, today: date) -> Decision:
-    """Whether this teacher may be put to this use. Pure; what is not known is refused."""
-    if use in teacher.uses:
-        return Decision("allow", f"{teacher.terms}: allows {use}", teacher.terms, None, "registry")
-    if declaration is None:
-        return Decision("refuse", f"no terms are known for {teacher.model}, and none are declared")
-    terms = f"{declaration.document} (SHA-256 {declaration.sha256[:12]}...)" if declaration.sha256 else ""
-    refusal = ""
-    if not declaration.sha256:
-        refusal = f"the declared document {declaration.document} is missing or empty"
-    elif not declaration.declared_by.strip():
-        refusal = "the declaration names nobody who made it"
-    elif declaration.read_on > today:
-        refusal = (
-            f"the declaration says that the terms were read on {declaration.read_on}, which is in the future"
-        )
-    elif use not in declaration.scope:
-        scope = ", ".join(declaration.scope) or "nothing"
-        refusal = f"the declared scope is {scope}, which does not include {use}"
-    if refusal:
-        return Decision("refuse", refusal, terms, declaration.read_on, "declaration")
-    reason = f"{declaration.declared_by} declares that {terms}, read on {declaration.read_on}, allows {use}"
-    return Decision("allow", reason, terms, declaration.read_on, "declaration")
+def admit(recipe: Recipe, teacher: Teacher, use: Use, ledger: Ledger, now: datetime) -> int:
+    """Decide about a teacher of a recipe and record it; returns the decision's leaf, which exchanges name.
 
-
-def admit(teacher: Teacher, use: Use, ledger: Ledger, now: datetime) -> int:
-    """Decide about a recipe's teacher and record it; returns the decision's leaf, which exchanges name.
-
-    Of imported answers only the importer knows who gave them, so no shipped teacher's name allows their use.
-    Records the declared document (as erasable content) and the authorisation once for each distinct
-    declaration; an equal decision of the same UTC day is used again. Raises GateRefused, after recording
-    the refusal.
+    Records a declared document (as erasable content) and the declaration once for each distinct one; an equal
+    decision of the same UTC day is used again. How many exchanges a permission still covers is no question
+    here: that is asked of each one. Raises GateRefused, after recording the refusal.
     """
-    if teacher.imported:
-        facts = TeacherFacts(teacher.model, "import")
-    else:
-        facts = teacher_facts(teacher.model, teacher.endpoint, teacher.revision)
-    return _admit(facts, use, teacher.terms, ledger, now, _recipe_lines(now))
+    asked = asked_of(recipe, teacher, use, ledger.workspace)
+    found = _consider(asked, teacher, teacher.terms, ledger, now)
+    leaf = _record(found, ledger)
+    _must_be_allowed(asked, teacher.model, found.decision, _recipe_lines(now))
+    return leaf
 
 
-def admit_import(teacher_name: str, declaration: Declaration | None, ledger: Ledger, now: datetime) -> int:
-    """As `admit`, for answers that were collected elsewhere and are to be training targets.
+def admit_import(model: str, declaration: Declaration | None, ledger: Ledger, now: datetime) -> int:
+    """As `admit`, for answers that were collected elsewhere and are to be training targets, of a student that
+    nobody has described yet.
 
     The name is the importer's claim, so a shipped teacher's name needs a declaration like any other.
     """
-    facts = TeacherFacts(teacher_name, "import")
-    return _admit(facts, "train_target", declaration, ledger, now, _import_lines(now))
+    operator = read_operator(ledger.workspace)
+    asked = Asked(model, "", "import", "", "train_target", Student("", ""), operator)
+    found = _consider(asked, Teacher(model=model), declaration, ledger, now)
+    leaf = _record(found, ledger)
+    _must_be_allowed(asked, model, found.decision, _import_lines(now))
+    return leaf
+
+
+def admit_release(recipe: Recipe, collected: Iterable[int], ledger: Ledger, now: datetime) -> list[int]:
+    """Decide again about all that a release was made of; returns the new decisions' leaves.
+
+    `collected` are the decisions under which the answers were had; what was owed then is owed still. Raises
+    GateRefused where a teacher may not be learned from today, and where the terms became stricter and nobody
+    signed that off.
+    """
+    before = [ledger.leaf(index) for index in sorted(set(collected))]
+    leaves = []
+    for teacher, use in uses_of(recipe):
+        if use not in TRAINS:
+            continue
+        asked = asked_of(recipe, teacher, use, ledger.workspace)
+        found = _consider(asked, teacher, teacher.terms, ledger, now)
+        wanted = (teacher.model, use)
+        then = [leaf for leaf in before if (leaf.body["teacher"]["model"], leaf.body["use"]) == wanted]
+        bodies = [leaf.body for leaf in then]
+        stricter = _stricter(found.decision, bodies)
+        found.body.update(
+            at="release",
+            collected_under=[leaf.index for leaf in then],
+            obligations=_all_owed(found.decision, bodies),
+            stricter=stricter,
+            signed_off_by=recipe.release.signed_off_by,
+        )
+        leaves.append(_record(found, ledger))
+        _must_be_allowed(asked, teacher.model, found.decision, _recipe_lines(now))
+        if stricter and not recipe.release.signed_off_by:
+            raise GateRefused(
+                f"what is known of {teacher.model} has become stricter since its answers were collected",
+                "; ".join(stricter),
+                'see to that, then answer for it: [release] signed_off_by = "NAME, ROLE"',
+            )
+    return leaves
+
+
+def consider(recipe: Recipe, teacher: Teacher, use: Use, ledger: Ledger, now: datetime) -> Decision:
+    """What `admit` would decide; records nothing."""
+    asked = asked_of(recipe, teacher, use, ledger.workspace)
+    return _consider(asked, teacher, teacher.terms, ledger, now).decision
+
+
+def uses_of(recipe: Recipe) -> list[tuple[Teacher, Use]]:
+    """Every use that a recipe makes of every teacher; what is learned from comes first."""
+    uses: list[tuple[Teacher, Use]] = [
+        (teacher, "train_target") for teacher in (recipe.teacher, *recipe.teachers)
+    ]
+    if recipe.prompts.grow is not None or recipe.prompts.focus is not None:
+        uses.append((recipe.teacher, "prompt_seed"))
+    uses.append((recipe.teacher, "evaluation"))
+    if recipe.evaluate.judge is not None:
+        uses.append((recipe.evaluate.judge, "evaluation"))
+    return uses
+
+
+def _consider(
+    asked: Asked, teacher: Teacher, declaration: Declaration | None, ledger: Ledger, now: datetime
+) -> _Considered:
+    text, today = _read_document(declaration), now.astimezone(UTC).date()
+    declared = _declared(declaration, text)
+    rows, digest = _rows(asked, teacher, ledger)
+    decision = decide(asked, rows, recorded(ledger), declared, today, further=0)
+    body: dict[str, Any] = {
+        "on": today.isoformat(),
+        "teacher": _named(asked, teacher.model),
+        "use": asked.use,
+        "verdict": decision.verdict,
+        "reason": decision.reason,
+        "reasons": [_plain(asdict(reason)) for reason in decision.reasons],
+        "obligations": _all_owed(decision, ()),
+        "lifts": list(decision.lifts),
+        "asked": _plain(asdict(asked)),
+        "layers": [_layer(row) for row in rows],
+        "terms": decision.terms,
+        "read_on": decision.read_on.isoformat() if decision.read_on else None,
+        "basis": decision.basis,
+        "policy": POLICY,
+        "registry_sha256": digest,
+    }
+    return _Considered(decision, body, declared, text)
+
+
+def _record(found: _Considered, ledger: Ledger) -> int:
+    """Write the decision down, and the declaration that it rests on; returns its leaf."""
+    decision, declared = found.decision, found.declared
+    rests = decision.basis == "declaration" or any(
+        reason.lifted_by == "declaration" for reason in decision.reasons
+    )
+    if declared is not None and declared.sha256 and rests:
+        found.body.update(_record_declaration(found.body["teacher"], declared, found.text, ledger))
+    if not decision.permissions:
+        return _once(ledger, "decision", found.body)
+    found.body.update(authorisation=decision.permissions[0], permissions=list(decision.permissions))
+    there = _recorded(ledger, "decision", found.body)
+    return decide_by(ledger, found.body, decision.permissions) if there is None else there
+
+
+def _must_be_allowed(asked: Asked, model: str, decision: Decision, lines: str) -> None:
+    if decision.allowed:
+        return
+    where = f" at {asked.endpoint}" if asked.endpoint else ""
+    barred = [reason for reason in decision.reasons if reason.verdict not in ALLOWED]
+    why = "\n".join(reason.cited() for reason in barred) or decision.reason
+    declares = any("declare so" in lift for lift in decision.lifts)
+    mend = "\n".join([*decision.lifts, *([lines] if declares else [])])
+    verb = "may not be" if decision.verdict == "refuse" else "is not yet known to be allowed and may not be"
+    raise GateRefused(f"the teacher {model}{where} {verb} used as {asked.use}", why, mend)
+
+
+def _rows(asked: Asked, teacher: Teacher, ledger: Ledger) -> tuple[list[Row], str]:
+    """The rows that apply, by the published name and by the one that it has there; and the table's digest.
+
+    Of answers that are imported nobody else knows how they were come by: what a recipe says adds rows, and
+    takes none away.
+    """
+    table = registry.load(ledger.workspace.terms)
+    same = replace(asked, model=asked.model if teacher.endpoint is None else teacher.model)
+    ways = [asked, same, *([replace(asked, access="import")] if teacher.imported else [])]
+    found = {row.key: row for way in ways for row in table.matching(way)}
+    return list(found.values()), table.digest
+
+
+def _layer(row: Row) -> dict[str, Any]:
+    read_on = None if row.read_on is None else row.read_on.isoformat()
+    return {"row": row.key, "version": row.version, "read_on": read_on, "source": row.source}
+
+
+def _named(asked: Asked, model: str) -> dict[str, str]:
+    return {"model": model, "access": asked.access, "endpoint": asked.endpoint, "revision": asked.revision}
+
+
+def _all_owed(decision: Decision, before: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What is owed, by this decision and by those before it, each thing once."""
+    now = [{"row": each.row, **_plain(asdict(each.obligation))} for each in decision.obligations]
+    then = [owed for body in before for owed in body.get("obligations", ())]
+    return list({json.dumps(owed, sort_keys=True): owed for owed in (*now, *then)}.values())
+
+
+def _stricter(decision: Decision, before: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In what a decision asks for more than all of those before it; nothing where there are none."""
+    if not before:
+        return []
+    verdicts: list[Verdict] = [body["verdict"] for body in before]
+    mildest = min(verdicts, key=STRICTEST.index)
+    found = []
+    if decision.allowed and STRICTEST.index(decision.verdict) > STRICTEST.index(mildest):
+        found.append(f"it was {mildest}, and is {decision.verdict}")
+    owed_then = [list(body.get("obligations", ())) for body in before]
+    for owed in _all_owed(decision, ()):
+        if not all(owed in each for each in owed_then):
+            texts = ", ".join(owed["texts"])
+            found.append(f"{owed['row']} asks for {owed['kind']}" + (f" ({texts})" if texts else ""))
+    return found
 
 
 def _recipe_lines(now: datetime) -> str:
@@ -111,36 +236,8 @@ def _import_lines(now: datetime) -> str:
     )
 
 
-def _admit(
-    facts: TeacherFacts, use: Use, declaration: Declaration | None, ledger: Ledger, now: datetime, lines: str
-) -> int:
-    text = _read_document(declaration) if declaration else b""
-    declared = _declared(declaration, text) if declaration else None
-    # A date lies in the future only when it does so everywhere: the operator may live at UTC+14.
-    decision = decide(facts, use, declared, (now.astimezone(UTC) + timedelta(hours=14)).date())
-    body: dict[str, Any] = {
-        "on": now.astimezone(UTC).date().isoformat(),
-        "teacher": {"model": facts.model, "access": facts.access, "endpoint": facts.endpoint}
-        | {"revision": facts.revision},
-        "use": use,
-        "verdict": decision.verdict,
-        "reason": decision.reason,
-        "terms": decision.terms,
-        "read_on": decision.read_on.isoformat() if decision.read_on else None,
-        "basis": decision.basis,
-        "policy": POLICY,
-        "registry_sha256": registry_digest(),
-    }
-    if declared and declared.sha256 and decision.basis == "declaration":
-        body |= _record_declaration(facts, declared, text, ledger)
-    leaf = _once(ledger, "decision", body)
-    if decision.verdict == "refuse":
-        raise _refused(facts, use, decision, lines)
-    return leaf
-
-
 def _record_declaration(
-    facts: TeacherFacts, declared: DeclaredTerms, text: bytes, ledger: Ledger
+    teacher: Mapping[str, str], declared: DeclaredTerms, text: bytes, ledger: Ledger
 ) -> dict[str, int]:
     read_on = declared.read_on.isoformat()
     snapshot = _once(
@@ -160,8 +257,7 @@ def _record_declaration(
         ledger,
         "authorisation",
         {
-            "teacher": {"model": facts.model, "access": facts.access, "endpoint": facts.endpoint}
-            | {"revision": facts.revision},
+            "teacher": dict(teacher),
             "declared_by": declared.declared_by,
             "scope": list(declared.scope),
             "read_on": read_on,
@@ -169,20 +265,24 @@ def _record_declaration(
             "terms_snapshot": snapshot,
         },
     )
-    return {"terms_snapshot": snapshot, "authorisation": authorisation}
+    return {"terms_snapshot": snapshot, "authorisation": authorisation, "declaration": authorisation}
 
 
 def _once(
     ledger: Ledger, kind: LeafKind, body: Mapping[str, Any], contents: Mapping[str, bytes] | None = None
 ) -> int:
     """The leaf of this kind and body, added unless the log has it; decisions bear their day, and so recur."""
-    for leaf in ledger.leaves(kind):
-        if leaf.body == body:
-            return leaf.index
-    return ledger.append(kind, body, contents)
+    there = _recorded(ledger, kind, body)
+    return ledger.append(kind, body, contents) if there is None else there
 
 
-def _declared(declaration: Declaration, text: bytes) -> DeclaredTerms:
+def _recorded(ledger: Ledger, kind: LeafKind, body: Mapping[str, Any]) -> int | None:
+    return next((leaf.index for leaf in ledger.leaves(kind) if leaf.body == body), None)
+
+
+def _declared(declaration: Declaration | None, text: bytes) -> DeclaredTerms | None:
+    if declaration is None:
+        return None
     return DeclaredTerms(
         document=Path(declaration.document).name,
         sha256=sha256(text).hexdigest() if text.strip() else "",
@@ -192,31 +292,15 @@ def _declared(declaration: Declaration, text: bytes) -> DeclaredTerms:
     )
 
 
-def _read_document(declaration: Declaration) -> bytes:
+def _read_document(declaration: Declaration | None) -> bytes:
     """Its bytes; none when the file is missing, which the gate refuses. UsageError when unreadable."""
-    path = Path(declaration.document)
-    try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_DOCUMENT + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        return b""
-    except OSError as error:
-        raise UsageError(
-            f"cannot read the terms {path}", str(error), "give a readable file with their text"
-        ) from None
-    if len(text) > _LARGEST_DOCUMENT:
-        raise UsageError(
-            f"the terms {path} are too long",
-            f"more than {_LARGEST_DOCUMENT // 2**20} MiB",
-            "give the text of the terms alone",
-        )
-    return text
+    return b"" if declaration is None else read_bounded(Path(declaration.document), "the terms")
 
 
-def _refused(facts: TeacherFacts, use: Use, decision: Decision, lines: str) -> GateRefused:
-    where = f" at {facts.endpoint}" if facts.endpoint else ""
-    return GateRefused(
-        f"the teacher {facts.model}{where} may not be used as {use}",
-        decision.reason,
-        f"read the teacher's terms; if they allow this use, declare so:\n{lines}",
-    )
+def _plain(value: Any) -> Any:
+    """As JSON has it: dates in ISO 8601, tuples as lists."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return value.isoformat() if isinstance(value, date) else value

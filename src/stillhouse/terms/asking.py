@@ -1,0 +1,174 @@
+"""What the gate is asked for a recipe: the model, how it is come by, the use, the student, the operator."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from stillhouse.errors import UsageError
+from stillhouse.recipe import Recipe, Teacher
+from stillhouse.terms import licences
+from stillhouse.terms.facts import Access, Asked, Operator, Student, Use
+from stillhouse.workspace import Workspace
+
+LARGEST = 16 * 2**20  # bytes of a document or licence
+_NUMBERS = ("monthly_users", "monthly_revenue_usd", "yearly_revenue_usd")
+_ELSEWHERE = ("provider", "base")  # tables of the same file that a release reads
+_OTHER_SENSES = ("vision_config", "audio_config")
+
+
+def asked_of(recipe: Recipe, teacher: Teacher, use: Use, workspace: Workspace) -> Asked:
+    """Everything that the gate decides by for one teacher of a recipe. Raises UsageError for an operator's
+    file or a licence that cannot be read."""
+    digest, spdx = _licence(teacher)
+    return Asked(
+        model=teacher.checkpoint or _published(teacher.model),
+        revision=teacher.revision,
+        access=access_of(teacher),
+        endpoint=without_secrets(teacher.endpoint or ""),
+        use=use,
+        student=Student(
+            name=recipe.release.name or recipe.run.name,
+            base=_base(recipe),
+            task=recipe.student.task,
+            mode=recipe.release.mode,
+            competes=recipe.release.competes,
+        ),
+        operator=read_operator(workspace),
+        features=tuple(sorted(set(teacher.features))),
+        provider_pinned=teacher.upstream is not None,
+        prompt_logging=teacher.prompt_logging,
+        paid=teacher.paid,
+        multimodal=teacher.multimodal or _has_other_senses(teacher),
+        licence_sha256=digest,
+        licence_spdx=spdx,
+    )
+
+
+def access_of(teacher: Teacher) -> Access:
+    """How a teacher is come by where its recipe does not say. What is imported has nobody else's word for who
+    gave it, so no shipped name vouches for it."""
+    if teacher.access is not None:
+        return teacher.access
+    if teacher.imported:
+        return "import"
+    if teacher.endpoint is not None:
+        return "api"
+    return "shipped" if teacher.model.startswith("embedded:") else "weights"
+
+
+def read_operator(workspace: Workspace) -> Operator:
+    """What the operator says of itself; nothing where there is no such file.
+
+    Raises UsageError for a file that is no TOML, an unknown key and a value of the wrong kind.
+    """
+    path = workspace.operator
+    try:
+        said: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Operator()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}", str(error), "see docs/gate.md for what it holds") from None
+    known = [field.name for field in fields(Operator)]
+    for table in _ELSEWHERE:
+        said.pop(table, None)
+    for name, value in said.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            mend = f"did you mean `{near[0]}`?" if near else f"valid here: {', '.join(known)}"
+            raise UsageError(f"{path}: unknown key `{name}`", "stillhouse reads no such fact", mend)
+        kind, usable = "true or false", type(value) is bool
+        if name in _NUMBERS:
+            kind, usable = "a whole number, 0 or more", type(value) is int and value >= 0
+        elif name == "territory":
+            kind, usable = "a code such as DE", isinstance(value, str) and bool(value.strip())
+        if not usable:
+            raise UsageError(f"{path}: `{name}` is not usable", f"it is {value!r}", f"give {kind}")
+    return Operator(**said)
+
+
+def without_secrets(url: str) -> str:
+    """The server alone: no user, password or query."""
+    if not url:
+        return ""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}{parts.path}"
+
+
+def read_bounded(path: Path, what: str) -> bytes:
+    """A file's bytes; none where it is missing. UsageError where it is unreadable or too long."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {what} {path}", str(error), "give a readable file with its text"
+        ) from None
+    if len(data) > LARGEST:
+        raise UsageError(
+            f"{what} {path} is too long", f"more than {LARGEST // 2**20} MiB", "give the text alone"
+        )
+    return data
+
+
+def _published(model: str) -> str:
+    """A name for rows to match: of a folder only its own name, as where it lies says nothing."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+def _base(recipe: Recipe) -> str:
+    init = recipe.student.init
+    if init == "from_teacher":
+        return recipe.teacher.checkpoint or _published(recipe.teacher.model)
+    return "" if init == "config" else _published(init)
+
+
+def _licence(teacher: Teacher) -> tuple[str, str]:
+    """Digest and SPDX id of the text that came with the weights; empty where there is none."""
+    if teacher.licence is not None:
+        text = read_bounded(Path(teacher.licence), "the licence").decode("utf-8", "replace")
+        if not text.strip():
+            raise UsageError(
+                f"no licence at {teacher.licence}",
+                "the file is missing or empty",
+                "name the file that came with the weights, or leave `licence` out",
+            )
+        return licences.digest(text), licences.recognise(text)
+    found = None
+    if access_of(teacher) == "weights" and teacher.endpoint is None and not teacher.imported:
+        found = licences.read_licence(Path(teacher.model).expanduser())
+    return ("", "") if found is None else found[:2]
+
+
+def licence_texts(recipe: Recipe) -> dict[str, bytes]:
+    """The licence of each teacher by its name, where a text of it is at hand: the file that the recipe names, a
+    folder's own, or the document that was declared."""
+    found = {}
+    for teacher in (recipe.teacher, *recipe.teachers):
+        paths = [teacher.licence, teacher.terms and teacher.terms.document]
+        if access_of(teacher) == "weights" and teacher.endpoint is None and not teacher.imported:
+            folder = Path(teacher.model).expanduser()
+            own = licences.read_licence(folder)
+            paths.insert(1, None if own is None else str(folder / own[2]))
+        texts = (read_bounded(Path(path), "the licence") for path in paths if path)
+        if text := next((text for text in texts if text.strip()), b""):
+            found[teacher.model] = text
+    return found
+
+
+def _has_other_senses(teacher: Teacher) -> bool:
+    try:
+        config: Mapping[str, Any] = json.loads((Path(teacher.model) / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and any(name in config for name in _OTHER_SENSES)

@@ -1,0 +1,536 @@
+"""The decision alone: rows, permissions and declarations in, a verdict out. No ledger here."""
+
+from dataclasses import fields, replace
+from datetime import date, timedelta
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillhouse.terms.deciding import ALLOWED, TRAINS, DeclaredTerms, decide
+from stillhouse.terms.facts import (
+    STRICTEST,
+    Access,
+    Answer,
+    Asked,
+    Case,
+    Confidence,
+    Evidence,
+    Feature,
+    Licence,
+    Mode,
+    Need,
+    Obligation,
+    Operator,
+    Row,
+    Scale,
+    Student,
+    Task,
+    Territory,
+    Use,
+    Verdict,
+)
+from stillhouse.terms.permissions import Permission, Scope
+
+TODAY = date(2026, 11, 21)
+NOTICE = Obligation("notice", ("made with m",))
+
+
+def row(**more):
+    return Row(
+        **{
+            "key": "maker-api",
+            "vendor": "Maker",
+            "covers": "the models of Maker",
+            "access": "api",
+            "models": ("m*",),
+            "licence": Licence("Maker Terms"),
+            "trains_others": "yes",
+            "trains_competing": "yes",
+            "verdict": "allow",
+            "liftable": True,
+            "clause": "Output may be used for anything.",
+            "clause_ref": "s.3",
+            "version": "2026-01-01",
+            "source": "https://maker.example/terms",
+            "source_seen": True,
+            "read_via": "R. Ames",
+            "read_on": date(2026, 11, 1),
+            "evidence": "primary",
+            "confidence": "high",
+            **more,
+        }
+    )
+
+
+BANS_RIVALS = {
+    "trains_others": "conditional",
+    "trains_competing": "no",
+    "verdict": "refuse",
+    "clause": "Output may not be used to develop models that compete.",
+}
+
+
+def asked(use="train_target", student=None, operator=None, **more):
+    about = {"model": "m-1", "revision": "", "access": "api", "endpoint": "https://maker.example/v1"}
+    return Asked(
+        **{
+            **about,
+            "use": use,
+            "student": Student("small", "base", **(student or {})),
+            "operator": Operator(**(operator or {})),
+            **more,
+        }
+    )
+
+
+def permission(scope=None, **more):
+    said = {"models": ("m*",), "uses": ("train_target",), "competing": True, **(scope or {})}
+    return Permission(
+        **{
+            "id": "p-1",
+            "grantor": "Maker Inc.",
+            "grantee": "us",
+            "signatory": "J. Doe",
+            "document": "contract.txt",
+            "document_sha256": "cd" * 32,
+            "scope": Scope(**said),
+            "valid_from": TODAY - timedelta(days=10),
+            "valid_to": TODAY + timedelta(days=10),
+            "revocable": True,
+            "approver": "R. Ames",
+            "disclosure": False,
+            "leaf": 7,
+            **more,
+        }
+    )
+
+
+READ = DeclaredTerms("terms.txt", "ab" * 32, TODAY, "R. Ames", ("evaluation", "train_target"))
+
+
+def verdict(rows, of=None, permissions=(), declaration=None):
+    return decide(of or asked(), rows, permissions, declaration, TODAY).verdict
+
+
+def test_no_row_is_refused_and_a_text_that_somebody_read_stands_for_one():
+    nothing = decide(asked(), [], (), None, TODAY)
+    assert (nothing.verdict, nothing.basis) == ("refuse", "none")
+    assert "no terms are known" in nothing.reason
+    read = decide(asked(), [], (), READ, TODAY)
+    assert (read.verdict, read.basis) == ("allow", "declaration")
+    assert "R. Ames declares" in read.reason
+    assert verdict([], asked("prompt_seed"), declaration=READ) == "allow"
+    assert verdict([], asked("judge"), declaration=READ) == "refuse"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"scope": ("evaluation",)}, "does not include train_target"),
+        ({"scope": ()}, "scope is nothing"),
+        ({"sha256": ""}, "missing or empty"),
+        ({"read_on": TODAY + timedelta(days=2)}, "in the future"),
+        ({"declared_by": "  "}, "names nobody"),
+    ],
+)
+def test_a_declaration_that_does_not_cover_the_use_is_refused(change, reason):
+    decision = decide(asked(), [], (), replace(READ, **change), TODAY)
+    assert decision.verdict == "refuse"
+    assert reason in decision.reason
+
+
+def test_what_is_allowed_says_which_text_was_read_when_and_by_whom():
+    decision = decide(asked(), [row()], (), None, TODAY)
+    assert decision.verdict == "allow"
+    assert (
+        "no restriction of this use found in Maker Terms, read on 2026-11-01, by R. Ames" in decision.reason
+    )
+    assert "compliant" not in decision.reason
+
+
+def test_the_strictest_row_wins_and_obligations_add_up():
+    polite = row(key="other", verdict="allow_with_obligations", obligations=(NOTICE,))
+    inherits = Obligation("inherits", ("Maker Licence",))
+    both = decide(asked(), [polite, row(key="third", obligations=(inherits,))], (), None, TODAY)
+    assert both.verdict == "allow_with_obligations"
+    assert [(owed.row, owed.obligation) for owed in both.obligations] == [
+        ("other", NOTICE),
+        ("third", inherits),
+    ]
+    assert verdict([polite, row(**BANS_RIVALS)]) == "refuse"
+
+
+def test_obligations_are_owed_for_the_ways_of_giving_out_that_they_name():
+    named = row(verdict="allow_with_obligations", obligations=(NOTICE,))
+    inside = decide(asked(student={"mode": "internal"}), [named], (), None, TODAY)
+    assert inside.obligations == ()
+    copy = row(obligations=(Obligation("licence_copy", ("Maker Licence",), redistributes=True),))
+    assert decide(asked(), [copy], (), None, TODAY).verdict == "allow"
+    cut = asked()
+    cut = replace(cut, student=replace(cut.student, base="M-1"))
+    assert decide(cut, [copy], (), None, TODAY).verdict == "allow_with_obligations"
+    assert decide(asked("evaluation"), [named], (), None, TODAY).obligations == ()
+
+
+def test_a_case_stands_for_the_rows_verdict_only_where_all_of_it_holds():
+    case = Case("allow", "classifiers that stay inside", tasks=("classifier",), modes=("internal",))
+    bans = row(**BANS_RIVALS, cases=(case,))
+    assert verdict([bans], asked(student={"task": "classifier", "mode": "internal"})) == "allow"
+    assert verdict([bans], asked(student={"task": "classifier"})) == "refuse"
+    assert verdict([bans], asked(student={"mode": "internal"})) == "refuse"
+    family = row(**BANS_RIVALS, cases=(Case("allow", "of the family", bases=("maker/*",)),))
+    ours = replace(asked(), student=Student("small", "Maker/base-2"))
+    assert verdict([family], ours) == "allow"
+
+
+def test_whether_the_student_competes_is_yes_where_nobody_said():
+    bans = row(**BANS_RIVALS)
+    assert verdict([bans]) == "refuse"
+    assert verdict([bans], asked(student={"competes": True})) == "refuse"
+    assert verdict([bans], asked(student={"competes": False})) == "review"
+    only_rivals = row(**{**BANS_RIVALS, "trains_others": "yes"})
+    assert verdict([only_rivals], asked(student={"competes": False})) == "allow"
+    assert (
+        verdict([row(**{**BANS_RIVALS, "trains_others": "no"})], asked(student={"competes": False}))
+        == "refuse"
+    )
+
+
+def test_a_ban_on_training_is_none_on_measuring_but_silence_is_no_permission():
+    bans = row(**BANS_RIVALS)
+    assert verdict([bans], asked("evaluation")) == "review"
+    assert verdict([bans], asked("evaluation", {"competes": False})) == "allow"
+    assert verdict([bans], asked("evaluation"), declaration=READ) == "allow"
+    for use in TRAINS - {"train_target"}:
+        assert verdict([bans], asked(use)) == "refuse"
+    for unread in ({"trains_others": "unknown"}, {"evidence": "memory"}, {"confidence": "low"}):
+        assert verdict([row(**{**BANS_RIVALS, **unread})], asked("evaluation")) == "refuse"
+    assert verdict([row(**BANS_RIVALS, access="consumer_app")], asked("evaluation")) == "refuse"
+
+
+@pytest.mark.parametrize("confidence", ["medium", "low"])
+def test_what_was_read_badly_is_for_a_person_to_read(confidence):
+    doubtful = row(confidence=confidence)
+    assert verdict([doubtful]) == "review"
+    lifted = decide(asked(), [doubtful], (), READ, TODAY)
+    assert (lifted.verdict, lifted.basis) == ("allow", "declaration")
+    assert verdict([doubtful], declaration=replace(READ, scope=("evaluation",))) == "review"
+
+
+def test_weights_need_the_licence_text_that_came_with_them():
+    free = row(access="weights", licence=Licence("Apache License 2.0", "Apache-2.0", sha256=("ef" * 32,)))
+    here = {"access": "weights", "endpoint": ""}
+    assert verdict([free], asked(**here)) == "review"
+    assert verdict([free], asked(**here, licence_spdx="MIT")) == "review"
+    assert verdict([free], asked(**here, licence_spdx="Apache-2.0")) == "allow"
+    assert verdict([free], asked(**here, licence_sha256="ef" * 32)) == "allow"
+    assert verdict([free], asked(**here), declaration=READ) == "allow"
+
+
+def test_a_known_model_at_an_unknown_server_needs_the_servers_terms():
+    free = row(access="weights", licence=Licence("Apache License 2.0", "Apache-2.0"))
+    elsewhere = asked(endpoint="https://host.example/v1", licence_spdx="Apache-2.0")
+    decision = decide(elsewhere, [free], (), None, TODAY)
+    assert decision.verdict == "refuse"
+    assert "the terms of https://host.example/v1 are not known" in decision.reason
+    assert verdict([free], elsewhere, declaration=READ) == "allow"
+    assert verdict([free, row(key="host")], elsewhere) == "allow"
+
+
+@pytest.mark.parametrize(
+    ("condition", "of", "unsaid", "fine"),
+    [
+        (
+            Scale("monthly_users", 700, "too many users", "refuse"),
+            {"operator": {"monthly_users": 701}},
+            {},
+            {"operator": {"monthly_users": 700}},
+        ),
+        (
+            Scale("yearly_revenue_usd", 20, "a service of models", "refuse", hosting_models=True),
+            {"operator": {"yearly_revenue_usd": 21, "sells_access_to_models": True}},
+            {"operator": {"yearly_revenue_usd": 21}},
+            {"operator": {"sells_access_to_models": False}},
+        ),
+        (
+            Territory(("EU", "UK"), "no rights there"),
+            {"operator": {"territory": "de"}},
+            {},
+            {"operator": {"territory": "CH"}},
+        ),
+        (
+            Need("non_commercial", "refuse", "research alone"),
+            {"operator": {"commercial": True}},
+            {},
+            {"operator": {"commercial": False}},
+        ),
+        (Need("paid_tier", "refuse", "paid access alone"), {"paid": False}, {}, {"paid": True}),
+        (
+            Need("pinned_provider", "refuse", "who answers must be known"),
+            {"provider_pinned": False},
+            {},
+            {"provider_pinned": True},
+        ),
+        (
+            Need("no_prompt_logging", "refuse", "it keeps what is asked"),
+            {"prompt_logging": True},
+            {},
+            {"prompt_logging": False},
+        ),
+    ],
+)
+def test_a_condition_tightens_and_what_nobody_said_is_refused_by_name(condition, of, unsaid, fine):
+    limited = row(conditions=(condition,))
+    assert verdict([limited], asked(**of)) == "refuse"
+    silent = decide(asked(**unsaid), [limited], (), None, TODAY)
+    assert silent.verdict == "refuse"
+    assert "nobody said" in silent.reason
+    assert any(lift.startswith("say ") for lift in silent.lifts)
+    assert verdict([limited], asked(**fine)) == "allow"
+
+
+def test_the_other_conditions():
+    grounded = row(conditions=(Feature(("web_search",), "refuse", "grounded answers carry a ban"),))
+    assert verdict([grounded], asked(features=("Web_Search",))) == "refuse"
+    assert verdict([grounded]) == "allow"
+    by_hand = row(conditions=(Need("not_by_program", "refuse", "nothing by program"),))
+    assert verdict([by_hand], asked("evaluation")) == "refuse"
+    router = row(key="router", access="router", conditions=(Need("model_licence", "refuse", "its licence"),))
+    assert verdict([router]) == "refuse"
+    assert verdict([router, row()]) == "allow"
+    pictures = row(conditions=(Territory(("EU",), "no rights there", "multimodal"),))
+    assert verdict([pictures], asked(operator={"territory": "FR"})) == "allow"
+    assert verdict([pictures], asked(operator={"territory": "FR"}, multimodal=True)) == "refuse"
+    shown = row(conditions=(Scale("monthly_users", 100, "show the name", owed=NOTICE),))
+    big = decide(asked(operator={"monthly_users": 101}), [shown], (), None, TODAY)
+    assert (big.verdict, big.obligations[0].obligation) == ("allow_with_obligations", NOTICE)
+    assert verdict([shown], asked(operator={"monthly_users": 99})) == "allow"
+
+
+def test_a_refusal_is_lifted_by_the_authors_permission_alone_and_only_where_it_can_be():
+    bans = row(**BANS_RIVALS, obligations=(NOTICE,))
+    lifted = decide(asked(), [bans], [permission()], None, TODAY)
+    assert (lifted.verdict, lifted.basis, lifted.permissions) == (
+        "allow_with_obligations",
+        "authorisation",
+        (7,),
+    )
+    assert verdict([bans], declaration=READ) == "refuse"
+    assert verdict([replace(bans, liftable=False)], permissions=[permission()]) == "refuse"
+    assert verdict([bans], permissions=[permission(grantor="Somebody else")]) == "refuse"
+    other = replace(bans, key="router", vendor="Router")
+    assert verdict([bans, other], permissions=[permission()]) == "refuse"
+    both = [permission(), permission(grantor="Router Ltd", leaf=9)]
+    assert decide(asked(), [bans, other], both, None, TODAY).permissions == (7, 9)
+    assert verdict([], permissions=[permission()]) == "allow"
+
+
+@pytest.mark.parametrize(
+    ("scope", "more", "why"),
+    [
+        ({}, {"valid_to": TODAY - timedelta(days=1)}, "ended on 2026-11-20"),
+        ({}, {"valid_from": TODAY + timedelta(days=1)}, "not valid before 2026-11-22"),
+        ({}, {"revoked": 12}, "revoked (leaf 12)"),
+        ({"models": ("other-*", "m-1")}, {"fault": "its signature does not hold"}, "does not hold"),
+        ({"uses": ("evaluation",)}, {}, "not for train_target"),
+        ({"competing": False}, {}, "does not compete"),
+        ({"students": ("Large*",)}, {}, "called Large*, not small"),
+        ({"modes": ("internal",)}, {}, "given out as internal, not as weights"),
+        ({"territory": ("CH",)}, {}, "nobody said `territory`"),
+        ({"volume": 10}, {"used": 10}, "used up: 10 of 10 exchanges"),
+    ],
+)
+def test_a_permission_that_is_not_in_force_says_why(scope, more, why):
+    decision = decide(asked(), [row(**BANS_RIVALS)], [permission(scope, **more)], None, TODAY)
+    assert decision.verdict == "refuse"
+    assert any("p-1 is not in force" in lift and why in lift for lift in decision.lifts), decision.lifts
+
+
+def test_a_permission_for_another_model_is_none():
+    assert verdict([row(**BANS_RIVALS)], permissions=[permission({"models": ("x*",)})]) == "refuse"
+
+
+def test_what_was_had_under_a_permission_stays_allowed_when_it_is_used_up():
+    full = permission({"volume": 10}, used=10)
+    assert decide(asked(), [row(**BANS_RIVALS)], [full], None, TODAY, further=0).allowed
+
+
+# Properties
+
+words = st.sampled_from(["m-1", "M-2", "maker/base", "", "x"])
+modes = st.lists(st.sampled_from(get_args(Mode)), max_size=2).map(tuple)
+verdicts = st.sampled_from(get_args(Verdict))
+maybe = st.none() | st.booleans()
+figures = st.none() | st.integers(0, 20)
+obligations = st.builds(
+    Obligation,
+    kind=st.sampled_from(["notice", "inherits", "no_mark"]),
+    texts=st.just(("x",)),
+    modes=modes,
+    redistributes=st.booleans(),
+)
+needs = st.sampled_from(
+    ["non_commercial", "paid_tier", "not_by_program", "pinned_provider", "no_prompt_logging", "licence_text"]
+)
+conditions = st.one_of(
+    st.builds(
+        Scale,
+        figure=st.sampled_from(["monthly_users", "monthly_revenue_usd", "yearly_revenue_usd"]),
+        above=st.integers(0, 20),
+        why=st.just("scale"),
+        verdict=st.none() | verdicts,
+        owed=st.none() | obligations,
+        modes=modes,
+        hosting_models=st.booleans(),
+    ),
+    st.builds(
+        Territory,
+        excluded=st.lists(st.sampled_from(["EU", "UK", "US"]), max_size=2).map(tuple),
+        why=st.just("territory"),
+        modality=st.sampled_from(["any", "multimodal"]),
+    ),
+    st.builds(Feature, features=st.just(("web_search",)), verdict=verdicts, why=st.just("feature")),
+    st.builds(Need, need=needs, verdict=verdicts, why=st.just("need")),
+)
+cases = st.builds(
+    Case,
+    verdict=verdicts,
+    why=st.just("case"),
+    uses=st.lists(st.sampled_from(get_args(Use)), max_size=2).map(tuple),
+    tasks=st.lists(st.sampled_from(get_args(Task)), max_size=2).map(tuple),
+    modes=modes,
+    bases=st.lists(words, max_size=2).map(tuple),
+)
+rows = st.builds(
+    row,
+    key=st.sampled_from("abcd"),
+    vendor=st.sampled_from(["Maker", "Other / Maker", ""]),
+    access=st.sampled_from([*get_args(Access), "any"]),
+    licence=st.builds(Licence, name=st.just("L"), spdx=st.none() | st.just("MIT")),
+    trains_others=st.sampled_from(get_args(Answer)),
+    trains_competing=st.sampled_from(get_args(Answer)),
+    verdict=verdicts,
+    liftable=st.booleans(),
+    clause=st.sampled_from(["", "a clause"]),
+    read_on=st.none() | st.just(TODAY),
+    evidence=st.sampled_from(get_args(Evidence)),
+    confidence=st.sampled_from(get_args(Confidence)),
+    cases=st.lists(cases, max_size=2).map(tuple),
+    conditions=st.lists(conditions, max_size=2).map(tuple),
+    obligations=st.lists(obligations, max_size=2).map(tuple),
+)
+questions = st.builds(
+    Asked,
+    model=words,
+    revision=st.just(""),
+    access=st.sampled_from(get_args(Access)),
+    endpoint=st.sampled_from(["", "https://maker.example/v1"]),
+    use=st.sampled_from(get_args(Use)),
+    student=st.builds(
+        Student,
+        name=words,
+        base=words,
+        task=st.sampled_from(get_args(Task)),
+        mode=st.sampled_from(get_args(Mode)),
+        competes=maybe,
+    ),
+    operator=st.builds(
+        Operator,
+        monthly_users=figures,
+        monthly_revenue_usd=figures,
+        yearly_revenue_usd=figures,
+        territory=st.none() | st.sampled_from(["DE", "GB", "US"]),
+        sells_access_to_models=maybe,
+        commercial=maybe,
+    ),
+    features=st.sampled_from([(), ("web_search",)]),
+    provider_pinned=maybe,
+    prompt_logging=maybe,
+    paid=maybe,
+    multimodal=st.booleans(),
+    licence_spdx=st.sampled_from(["", "MIT", "Apache-2.0"]),
+)
+permissions = st.builds(
+    permission,
+    scope=st.fixed_dictionaries(
+        {
+            "models": st.just(("m*",)),
+            "uses": st.lists(st.sampled_from(get_args(Use)), max_size=3).map(tuple),
+            "volume": st.none() | st.just(5),
+            "competing": st.booleans(),
+        }
+    ),
+    used=st.integers(0, 6),
+    revoked=st.none() | st.just(3),
+    grantor=st.sampled_from(["Maker", "Other"]),
+)
+declarations = st.none() | st.builds(
+    DeclaredTerms,
+    document=st.just("t.txt"),
+    sha256=st.sampled_from(["", "ab" * 32]),
+    read_on=st.dates(TODAY - timedelta(days=1), TODAY + timedelta(days=3)),
+    declared_by=st.sampled_from(["", "R. Ames"]),
+    scope=st.lists(st.sampled_from(get_args(Use)), max_size=3).map(tuple),
+)
+several = st.lists(rows, min_size=1, max_size=3, unique_by=lambda each: each.key)
+permitted = st.lists(permissions, max_size=2)
+
+
+def rank(decision):
+    return STRICTEST.index(decision.verdict)
+
+
+@settings(max_examples=300, deadline=None)
+@given(questions, several, rows, permitted, declarations)
+def test_another_row_or_condition_never_makes_it_more_lenient(of, known, new, granted, declared):
+    before = decide(of, known, granted, declared, TODAY)
+    more = [*known, replace(new, key="new")]
+    # The one exception: a text that was missing for a server, or that another row asks for, is brought.
+    server_known = any(each.access in ("api", "router", "consumer_app") for each in known)
+    if server_known or of.access not in ("api", "router", "consumer_app", "import"):
+        assert rank(decide(of, more, granted, declared, TODAY)) >= rank(before)
+    tighter = replace(known[0], conditions=(*known[0].conditions, *new.conditions))
+    assert rank(decide(of, [tighter, *known[1:]], granted, declared, TODAY)) >= rank(before)
+
+
+@settings(max_examples=300, deadline=None)
+@given(questions, several, permitted, declarations)
+def test_the_verdict_is_the_strictest_of_what_each_row_came_to(of, known, granted, declared):
+    decision = decide(of, known, granted, declared, TODAY)
+    strictest = max(STRICTEST.index(reason.verdict) for reason in decision.reasons)
+    assert rank(decision) == max(strictest, 1 if decision.obligations and strictest == 0 else 0)
+    assert decision.reason
+    assert decision.allowed or decision.lifts
+    assert decision.allowed == (decision.verdict in ALLOWED)
+
+
+@settings(max_examples=300, deadline=None)
+@given(questions, several, permitted, declarations, st.data())
+def test_a_fact_that_is_taken_away_never_makes_it_more_lenient(of, known, granted, declared, data):
+    name = data.draw(
+        st.sampled_from([f.name for f in fields(Operator)] + ["paid", "prompt_logging", "provider_pinned"])
+        | st.sampled_from(["competes", "licence_spdx"])
+    )
+    if name == "competes":
+        less = replace(of, student=replace(of.student, competes=None))
+    elif name == "licence_spdx":
+        less = replace(of, licence_spdx="")
+    elif name in ("paid", "prompt_logging", "provider_pinned"):
+        less = replace(of, **{name: None})
+    else:
+        less = replace(of, operator=replace(of.operator, **{name: None}))
+    assert rank(decide(less, known, granted, declared, TODAY)) >= rank(
+        decide(of, known, granted, declared, TODAY)
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(questions, several, permitted, declarations)
+def test_what_lifts_is_never_needed_less_without_it(of, known, granted, declared):
+    alone = decide(of, known, (), None, TODAY)
+    assert rank(decide(of, known, granted, declared, TODAY)) <= rank(alone)
+    if declared is not None and alone.verdict == "refuse" and not granted:
+        server = any(reason.row == "" for reason in alone.reasons)
+        assert server or decide(of, known, (), declared, TODAY).verdict == "refuse"
