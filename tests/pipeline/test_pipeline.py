@@ -106,7 +106,7 @@ def test_a_run_leaves_everything_it_promises_and_a_second_one_asks_nothing(
     released = {p.name for p in run.release.iterdir()}
     assert {
         "README.md",
-        "provenance.json",
+        "LICENSE",
         "MANIFEST",
         "model.safetensors",
         "config.json",

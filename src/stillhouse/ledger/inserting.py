@@ -28,8 +28,8 @@ class Answer(NamedTuple):
 
 
 def insert_attempts(db: Connection, rows: Sequence[tuple[Any, ...]], batch: int | None = None) -> list[int]:
-    """(key, run, prompt_id, teacher, sample_index, began, reserved, decision) of requests about to be sent, as
-    lines of a batch or alone; gives the attempts' ids. Raises GateRefused where a decision rests on a
+    """(key, run, prompt_id, teacher, sample_index, began, reserved, decision) of requests about to be sent,
+    as lines of a batch or alone; gives the attempts' ids. Raises GateRefused where a decision rests on a
     permission that is not in force for all of them."""
     spend(db, [(row[7], row[5]) for row in rows])
     first = db.execute("SELECT coalesce(max(id), 0) + 1 FROM attempt").fetchone()[0]

@@ -176,8 +176,8 @@ class Ledger:
         whose body names the leaf among its `exchanges`. The tombstone names them all.
 
         The leaf itself stays, and so does the tree. The deleted bytes are removed from the database's files
-        as well; see `tombstones.bury`. Raises LedgerError when the leaf has no contents left, and StorageError
-        when all is erased but these bytes could not be removed.
+        as well; see `tombstones.bury`. Raises LedgerError when the leaf has no contents left, and
+        StorageError when all is erased but these bytes could not be removed.
         """
         from stillhouse.ledger.tombstones import bury, rows_made_from
 

@@ -160,9 +160,10 @@ def run_digest(recipe: Recipe) -> str:
     Left out is what cannot change what a stage writes (the key's variable, how fast and how long is asked,
     how the teacher is watched, when training is saved and where it is shown, what only the terms gate asks
     for), what is no part of an answer's key (the URL behind `teacher.provider`, else all of it but its host;
-    terms and price), and what a later stage's digest of its own inputs covers: all of [release], and of [evaluate] all but the settings that say
-    which prompts are kept apart for the test. So a changed price, cap, cut of the report or name of the
-    release goes on in the same folder, and only what depends on it is done again.
+    terms and price), and what a later stage's digest of its own inputs covers: all of [release], and of
+    [evaluate] all but the settings that say which prompts are kept apart for the test. So a changed price,
+    cap, cut of the report or name of the release goes on in the same folder, and only what depends on it is
+    done again.
     """
     tree = recipe.model_dump(mode="json")
     evaluate = tree["evaluate"]

@@ -151,8 +151,8 @@ def _licence(teacher: Teacher) -> tuple[str, str]:
 
 
 def licence_texts(recipe: Recipe) -> dict[str, bytes]:
-    """The licence of each teacher by its name, where a text of it is at hand: the file that the recipe names, a
-    folder's own, or the document that was declared."""
+    """The licence of each teacher by its name, where a text of it is at hand: the file that the recipe names,
+    a folder's own, or the document that was declared."""
     found = {}
     for teacher in (recipe.teacher, *recipe.teachers):
         paths = [teacher.licence, teacher.terms and teacher.terms.document]
