@@ -24,6 +24,7 @@ from stillhouse.ledger.keys import public_of_pem
 from stillhouse.ledger.manifest import NAME, Manifest, digests, read_manifest
 from stillhouse.ledger.verify import Outside
 from stillhouse.models import weights_digest
+from stillhouse.terms.obligations import due, file_name, of_decisions, of_seeds, settle
 
 PROOFS = "provenance"
 _NAMED = 3  # faults that a line names
@@ -66,6 +67,7 @@ def verify(folder: Path, pinned: bytes | None = None, against: bytes | None = No
         _checked("rows", _rows, bundle),
         _checked("teachers", _teachers, bundle),
         _checked("decisions", _decisions, bundle),
+        _checked("obligations", _obligations, bundle),
         _checked("evaluation", _evaluation, bundle),
     ]
     anchors: tuple[Outside, ...] = ()
@@ -261,6 +263,34 @@ def _decisions(bundle: _Bundle) -> str:
         f"{len(trail.exchanges)} exchanges after {trail.decided} decisions that allowed them,"
         f" {trail.permitted} under a recorded permission in force"
     )
+
+
+def _obligations(bundle: _Bundle) -> str:
+    """What is owed is reckoned anew from the decisions, and looked for in the files."""
+    trail = _need(bundle.trail, "the leaves")
+    body = _need(trail.release, "the release's leaf").body
+    decisions = [trail.decisions[index].body for index in body["decisions"]]
+    owed = [*of_decisions(decisions), *of_seeds(body["prompts"]["source"], body["prompts"]["licence"] or "")]
+    now = due(owed, body["mode"], body["redistributes"])
+    copied = [one.teacher for one in now if f"LICENSES/{file_name(one.teacher)}.txt" in bundle.files]
+    settlement = settle(now, body["name"], body["licence"], body["confirmed"], copied)
+    attributed = _text(bundle, "ATTRIBUTION.md")
+    faults = [*settlement.conflicts, *settlement.unmet]
+    faults += [f"NOTICE lacks {line!r}" for line in settlement.notices if line not in _text(bundle, "NOTICE")]
+    faults += [
+        f"ATTRIBUTION.md lacks {line!r}"
+        for line in (*settlement.credits, *settlement.notes, *settlement.policies)
+        if line not in attributed
+    ]
+    if settlement.labelled and "written by a machine" not in attributed:
+        faults.append("ATTRIBUTION.md does not say that what the model writes is written by a machine")
+    _none(faults)
+    return f"{len(now)} are owed by the decisions, and met" if now else "none is owed by the decisions"
+
+
+def _text(bundle: _Bundle, name: str) -> str:
+    path = bundle.folder / name
+    return path.read_text() if path.is_file() else ""
 
 
 def _evaluation(bundle: _Bundle) -> str:

@@ -68,6 +68,7 @@ def plan_object(recipe: Recipe, plan: Plan) -> dict[str, Any]:
             "prompts_needed": plan.foresight.needed,
         },
         "terms": list(plan.terms),
+        "unmet": list(plan.unmet),
         "stages_done": list(plan.done),
     }
 
@@ -90,6 +91,7 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
         *([f"reading    {plan.reading}"] if plan.reading else []),
         *_more_prompts(recipe, plan),
         *terms_lines(plan.terms),
+        *(f"unmet      {line}" for line in plan.unmet),
         f"exchanges  {plan.to_send:,} to send, {plan.answered:,} in the ledger already"
         + (f"; {plan.canaries:,} more to see whether the teacher changes" if plan.canaries else ""),
         *(line for each in plan.prices for line in _teacher_price(recipe, *each)),

@@ -71,6 +71,7 @@ class Plan:
     foresight: Foresight  # what margin the test prompts can decide
     reading: str  # how the tokenizers of student and teacher compare; empty where that does not matter
     terms: tuple[dict[str, Any], ...]  # what the gate decided about each use of each teacher
+    unmet: tuple[str, ...]  # what a release of this recipe would still lack of what it owes
 
 
 def plan(
@@ -150,6 +151,7 @@ def plan(
             foresight=foresee(prompts.test, recipe.evaluate.margin),
             reading=reading,
             terms=tuple(_decided(ledger, leaf) for leaf in admitted.every),
+            unmet=admitted.owed.unmet,
         )
 
 

@@ -26,6 +26,8 @@ from stillhouse.scoring import Scorer
 from stillhouse.scoring import check as check_scorers
 from stillhouse.scoring import scorers as installed_scorers
 from stillhouse.terms import gate
+from stillhouse.terms.asking import licence_texts
+from stillhouse.terms.obligations import Settlement, must_be_possible, settled
 from stillhouse.train import check_shared, launched
 
 STAGES = ("collect", "curate", "train", "evaluate", "release")
@@ -33,21 +35,27 @@ STAGES = ("collect", "curate", "train", "evaluate", "release")
 
 class Admitted(NamedTuple):
     """Leaves of decisions: those that allow learning from each teacher, in order; the one that lets the first
-    teacher invent prompts, where that is wanted; and all."""
+    teacher invent prompts, where that is wanted; and all. And what a release will owe by them."""
 
     learned: list[int]
     seeds: int | None
     every: list[int]
+    owed: Settlement
 
 
 def admit_all(recipe: Recipe, ledger: Ledger) -> Admitted:
-    """Ask the gate about each teacher and each use. Raises GateRefused at the first refusal."""
+    """Ask the gate about each teacher and each use. Raises GateRefused at the first refusal, and where what
+    these teachers ask for cannot be met by one release."""
     now = datetime.now(UTC)
     leaves = [(use, gate.admit(recipe, teacher, use, ledger, now)) for teacher, use in gate.uses_of(recipe)]
+    learned = [leaf for use, leaf in leaves if use == "train_target"]
+    owed = settled(recipe, [ledger.leaf(leaf).body for leaf in learned], licence_texts(recipe))
+    must_be_possible(owed)
     return Admitted(
-        [leaf for use, leaf in leaves if use == "train_target"],
+        learned,
         next((leaf for use, leaf in leaves if use == "prompt_seed"), None),
         [leaf for _, leaf in leaves],
+        owed,
     )
 
 

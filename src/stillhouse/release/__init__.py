@@ -19,6 +19,7 @@ from stillhouse.release.documents import ROWS, documents
 from stillhouse.release.gather import gather, read_operator, result_of
 from stillhouse.release.provenance import leaves_to_show, newest
 from stillhouse.release.rows import write_rows
+from stillhouse.terms.obligations import must_be_met, redistributes, seeds, settled
 from stillhouse.workspace import RunFolder
 
 PROOFS = "provenance"
@@ -51,10 +52,11 @@ def release(
     Raises GateRefused where an obligation is not met, or answers were recalled since they were curated.
     """
     facts = gather(run, recipe, ledger, read_operator(ledger.workspace.operator), now, decided)
-    _none_recalled(ledger, (one.leaf for teacher in facts.teachers for one in teacher.decisions))
+    grounds = {one.leaf for teacher in facts.teachers for one in teacher.decisions}
+    _none_recalled(ledger, grounds)
     bodies = [ledger.leaf(index).body for index in decided]
-    settlement = owed.settled(recipe, bodies, licences or {})
-    owed.must_be_met(settlement)
+    settlement = settled(recipe, bodies, licences or {})
+    must_be_met(settlement)
     transform, weights = result_of(run, "curate")["transform"], result_of(run, "train")["weights"]
     trained, evaluated = (newest(ledger, kind, run, weights) for kind in ("train_run", "evaluation"))
     temporary, key = run.release.with_name("release.new"), read_signing_key(ledger.workspace)
@@ -75,6 +77,8 @@ def release(
             "licence": recipe.release.licence,
             "mode": recipe.release.mode,
             "confirmed": list(recipe.release.confirmed),
+            "redistributes": redistributes(recipe),
+            "prompts": {"source": seeds(recipe), "licence": recipe.prompts.licence},
             "rows": rows.count,
             "decisions": list(decided),
             "transform": transform,
@@ -84,7 +88,7 @@ def release(
         },
     )
     checkpoint = ledger.checkpoint()
-    named = {*decided, transform, trained.index, evaluated.index, leaf}
+    named = {*grounds, *decided, transform, trained.index, evaluated.index, leaf}
     shown = leaves_to_show(run, ledger, temporary / ROWS, named)
     disclosure.disclose(ledger, temporary / PROOFS, shown, checkpoint)
     manifest.seal(temporary, ledger.origin, facts.name, key)

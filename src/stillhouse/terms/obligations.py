@@ -6,9 +6,13 @@ ask for are written from the same settlement, and what is unmet fails it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from stillhouse.errors import GateRefused
+from stillhouse.recipe import Recipe
 from stillhouse.terms.facts import Mode, Obligation
 
 # What no file can show: somebody must say that it was done.
@@ -51,6 +55,56 @@ class Settlement:
     promises: tuple[tuple[str, str], ...] = ()
     conflicts: tuple[str, ...] = ()
     unmet: tuple[str, ...] = ()
+
+
+def settled(recipe: Recipe, decisions: Iterable[Mapping[str, Any]], copied: Collection[str]) -> Settlement:
+    """What the release of a recipe owes by its decisions (leaf bodies) and the licence of its prompts.
+
+    `copied` are the teachers whose licence text is at hand.
+    """
+    owed = [*of_decisions(decisions), *of_seeds(seeds(recipe), recipe.prompts.licence or "")]
+    now = due(owed, recipe.release.mode, redistributes(recipe))
+    name, wanted = recipe.release.name or recipe.run.name, recipe.release
+    return settle(now, name, wanted.licence, wanted.confirmed, copied)
+
+
+def seeds(recipe: Recipe) -> str:
+    """The prompts by their name, without the folder that they lie in here."""
+    source = recipe.prompts.source
+    return Path(source).name if Path(source).is_absolute() else source
+
+
+def redistributes(recipe: Recipe) -> bool:
+    """Whether a teacher's own weights are in the student."""
+    return recipe.student.init == "from_teacher"
+
+
+def must_be_possible(settlement: Settlement) -> None:
+    """Raises GateRefused where no release can meet everything."""
+    if settlement.conflicts:
+        raise GateRefused(
+            "these teachers cannot be joined in one release",
+            "\n".join(settlement.conflicts),
+            'leave a teacher out, or keep the student in the house: [release] mode = "internal"',
+        )
+
+
+def must_be_met(settlement: Settlement) -> None:
+    """Raises GateRefused for what no release can meet, and for what this one lacks."""
+    must_be_possible(settlement)
+    if settlement.unmet:
+        why = "\n".join(settlement.unmet)
+        raise GateRefused("the release does not meet what it owes", why, "mend each in the recipe")
+
+
+def of_decisions(decisions: Iterable[Mapping[str, Any]]) -> list[Owed]:
+    """What decisions (leaf bodies) say is owed, each thing once."""
+    owed = [
+        Owed(each["row"], body["teacher"]["model"], _obligation(each))
+        for body in decisions
+        for each in body.get("obligations") or ()
+    ]
+    return list(dict.fromkeys(owed))
 
 
 def due(owed: Iterable[Owed], mode: Mode, redistributes: bool) -> tuple[Owed, ...]:
@@ -158,6 +212,16 @@ _ASKS = {
     "check_output": "have output checked before it is published",
     "keep_signals": "keep the marks of provenance in the answers",
 }
+
+
+def file_name(teacher: str) -> str:
+    """Of a teacher's licence in a release."""
+    return "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in teacher)
+
+
+def _obligation(record: Mapping[str, Any]) -> Obligation:
+    values = {name: record[name] for name in ("kind", "redistributes", "where")}
+    return Obligation(**values, texts=tuple(record["texts"]), modes=tuple(record["modes"]))
 
 
 def _prefix(owed: Sequence[Owed], conflicts: list[str]) -> str:
