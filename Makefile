@@ -15,6 +15,7 @@ setup: .venv/ready
 
 quickstart: setup
 	$(BIN)/stillhouse run examples/quickstart/recipe.toml
+	$(BIN)/stillhouse audit verify "$$(ls -td .stillhouse/runs/quickstart-*/release | head -1)"
 
 # In two processes, which take about as long: most tests keep one core busy.
 APART := tests/ask tests/cli tests/collect tests/curate

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
+from stillhouse.cli.options import Json
+
 audit_app = typer.Typer(rich_markup_mode=None, help="Check a release, and prove single rows.")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-
 
 @audit_app.command("verify")
 def audit_verify(

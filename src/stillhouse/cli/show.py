@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -223,6 +224,10 @@ def scores_text(finished: Finished, report: str | None) -> str:
         ]
     if report is not None:
         lines.append(f"report     {report}")
+    release = finished.run.release
+    if release.is_dir():
+        shown = release.relative_to(Path.cwd()) if release.is_relative_to(Path.cwd()) else release
+        lines.append(f"release    {shown}, which anybody can check: stillhouse audit verify {shown}")
     lines.append(f"next       stillhouse chat {name}")
     return "\n".join(lines)
 
