@@ -191,18 +191,18 @@ def test_a_pilot_is_kept_and_its_interval_holds_the_bill(
 
 
 def test_a_plan_names_the_price_its_page_and_its_day(recipe: Callable[..., Path], tmp_path: Path):
-    path = recipe("https://api.example.com/v1", "[collect]\nmax_cost = 1.0\nmax_tokens = 100")
-    path.write_text(path.read_text().replace('model = "m"', 'model = "gpt-4.1-mini"'))
+    path = recipe("https://api.mistral.ai/v1", "[collect]\nmax_cost = 1.0\nmax_tokens = 100")
+    path.write_text(path.read_text().replace('model = "m"', 'model = "mistral-medium-3-5"'))
     planned = json.loads(stillhouse("plan", path, "--json", cwd=tmp_path).stdout)
     price = planned["price"]
-    assert (price["input"], price["output"], price["read_on"]) == (0.4, 1.6, "2026-09-13")
-    assert price["batch"] == {"input": 0.2, "output": 0.8}
+    assert (price["input"], price["output"], price["read_on"]) == (1.5, 7.5, "2026-09-07")
+    assert price["batch"] == {"input": 0.75, "output": 3.75}
     assert price["days_old"] > 0
-    assert 30 * 100 * 1.6e-6 < planned["cost_usd"]["high"] < 0.01
+    assert 30 * 100 * 7.5e-6 < planned["cost_usd"]["high"] < 0.05
     text = stillhouse("plan", path, cwd=tmp_path).stdout
-    assert "price      US$ 0.4 in, 1.6 out, per million tokens\n" in text
-    assert "read on 2026-09-13 at https://developers.openai.com/api/docs/pricing\n" in text
-    path = recipe("https://api.openai.com/v1", "", "price = { input = 3.0, output = 5.0 }")
+    assert "price      US$ 1.5 in, 7.5 out, per million tokens\n" in text
+    assert "read on 2026-09-07 at https://mistral.ai/pricing/api\n" in text
+    path = recipe("https://api.example.com/v1", "", "price = { input = 3.0, output = 5.0 }")
     assert "price      US$ 3 in, 5 out, per million tokens, by the recipe\n" in (
         stillhouse("plan", path, cwd=tmp_path).stdout
     )
@@ -225,7 +225,7 @@ def test_a_plan_says_what_margin_its_test_prompts_can_decide(recipe: Callable[..
 
 
 def test_a_cap_needs_a_price_that_is_known(recipe: Callable[..., Path], tmp_path: Path):
-    path = recipe("https://api.openai.com/v1", "[collect]\nmax_cost = 1.0")
+    path = recipe("https://api.example.com/v1", "[collect]\nmax_cost = 1.0")
     refused(stillhouse("plan", path, cwd=tmp_path), 2, "max_cost", "[teacher.price]")
     path.write_text(path.read_text().replace("max_cost = 1.0", ""))
     assert "price      unknown" in stillhouse("plan", path, cwd=tmp_path).stdout

@@ -1,0 +1,100 @@
+"""Recipes for teachers that people use, and what the gate says of each: bare, and with what it asks for."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from stillhouse.ledger import Ledger
+from stillhouse.recipe import parse_recipe
+from stillhouse.terms import gate
+from stillhouse.workspace import init_workspace
+
+NOW = datetime(2026, 11, 22, 9, tzinfo=UTC)
+APACHE = Path(__file__).parents[2] / "LICENSE"
+OWN = "http://localhost:8000/v1"  # a server of one's own, for open weights
+
+# model, access, endpoint: the verdict on training, a word of its reasons, and what would lift it
+BARE = [
+    ("gpt-4.1", "api", "https://api.openai.com/v1", "refuse", "compete", "permission of OpenAI"),
+    ("claude-opus-4-5", "api", "https://api.anthropic.com/v1", "refuse", "Anthropic", "permission"),
+    ("gemini-2.5-pro", "api", "https://generativelanguage.googleapis.com", "refuse", "Gemini", "paid"),
+    ("grok-4", "api", "https://api.x.ai/v1", "refuse", "SpaceXAI", "Order Form"),
+    ("mistral-large-latest", "api", "https://api.mistral.ai/v1", "review", "Mistral", "declare so"),
+    ("deepseek-chat", "api", "https://api.deepseek.com/v1", "allow_with_obligations", "DeepSeek", ""),
+    ("command-a-03-2025", "api", "https://api.cohere.com/compatibility/v1", "refuse", "Cohere", "permission"),
+    ("meta-llama/Llama-2-7b-chat-hf", "weights", OWN, "refuse", "Llama 2", "monthly_users"),
+    ("meta-llama/Llama-3.1-8B-Instruct", "weights", OWN, "refuse", "Llama 3.1", "monthly_users"),
+    ("Qwen/Qwen3-8B", "weights", OWN, "review", "Apache", "[teacher] licence"),
+    ("google/gemma-3-4b-it", "weights", OWN, "review", "Gemma Terms", "[teacher] licence"),
+    ("google/gemma-4-27b", "weights", OWN, "review", "Apache", "[teacher] licence"),
+    ("openai/gpt-oss-20b", "weights", OWN, "review", "Apache", "[teacher] licence"),
+    ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "weights", OWN, "review", "MIT", "[teacher] licence"),
+]  # fmt: skip
+
+# With facts about the operator, and the licence or a declaration: the verdict, and what is owed
+GIVEN = [
+    ("meta-llama/Llama-2-7b-chat-hf", {"declared": True}, "refuse", set()),
+    ("meta-llama/Llama-2-7b-chat-hf", {"declared": True, "init": "meta-llama/Llama-2-7b-hf"}, "allow", set()),
+    (
+        "meta-llama/Llama-3.1-8B-Instruct",
+        {"declared": True},
+        "allow_with_obligations",
+        {"name_prefix", "credit", "licence_copy", "use_policy"},
+    ),
+    ("Qwen/Qwen3-8B", {"licence": True}, "allow", set()),
+    ("google/gemma-3-4b-it", {"declared": True}, "allow_with_obligations", {"inherits", "use_policy"}),
+    ("google/gemma-4-27b", {"licence": True}, "allow", set()),
+    ("openai/gpt-oss-20b", {"licence": True}, "allow", set()),
+    (
+        "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+        {"declared": True},
+        "allow_with_obligations",
+        {"name_prefix", "credit"},
+    ),
+    ("google/gemma-3-4b-it", {"licence": True}, "review", set()),  # an Apache text is not Gemma's
+]
+
+
+def decided(
+    folder, model, access, endpoint, operator="", declared=False, licence=False, init="embedded:base"
+):
+    teacher = {"model": model, "endpoint": endpoint, "access": access}
+    if licence:
+        teacher["licence"] = str(APACHE)
+    if declared:
+        (folder / "read.txt").write_text("The text as it came with the weights.")
+        teacher["terms"] = {
+            "document": str(folder / "read.txt"), "read_on": "2026-11-20", "declared_by": "R. Ames"
+        }  # fmt: skip
+    recipe = parse_recipe(
+        {
+            "run": {"name": "small"},
+            "teacher": teacher,
+            "prompts": {"source": "embedded:desk"},
+            "student": {"init": init},
+        }
+    )
+    workspace = init_workspace(folder)
+    workspace.operator.write_text(operator)
+    with Ledger.open(workspace, clock=lambda: NOW) as ledger:
+        return gate.consider(recipe, recipe.teacher, "train_target", ledger, NOW)
+
+
+@pytest.mark.parametrize(("model", "access", "endpoint", "verdict", "word", "lift"), BARE)
+def test_what_a_bare_recipe_meets(tmp_path, model, access, endpoint, verdict, word, lift):
+    found = decided(tmp_path, model, access, endpoint)
+    assert found.verdict == verdict
+    said = " ".join(reason.cited() for reason in found.reasons)
+    assert word in said
+    assert "compliant" not in said
+    assert lift in " ".join(found.lifts)
+
+
+@pytest.mark.parametrize(("model", "given", "verdict", "owed"), GIVEN)
+def test_what_it_meets_with_all_that_is_asked_for(tmp_path, model, given, verdict, owed):
+    operator = 'monthly_users = 1000\nmonthly_revenue_usd = 0\nyearly_revenue_usd = 0\nterritory = "DE"\n'
+    operator += "sells_access_to_models = false\ncommercial = true\n"
+    found = decided(tmp_path, model, "weights", OWN, operator, **given)
+    assert found.verdict == verdict
+    assert owed <= {each.obligation.kind for each in found.obligations}
