@@ -23,6 +23,7 @@ from stillhouse.ledger.batches import NewLine, begin_batch, end_batch, lines_of,
 from stillhouse.ledger.database import database_of
 from stillhouse.ledger.erasure import erase
 from stillhouse.ledger.postgres import checked_url, reachable, with_schema
+from stillhouse.ledger.subject import Subject
 from stillhouse.money import Price
 from stillhouse.recipe import parse_recipe
 from stillhouse.workspace import Workspace, init_workspace
@@ -156,7 +157,7 @@ def test_a_name_with_a_nul_in_it_stands_in_nobodys_way(workspace):
         (row,) = ledger.append_many([("row", {"id": "\x00", "exchanges": [answer]}, {"row": b"\x00"})])
         assert ledger.leaf(answer).body["answered_by"] == "a\x00b\\u0000"
         assert ledger.billed("run", "collect").prompt_tokens == 7
-        assert ledger.leaf(ledger.erase(answer, "asked for")).body["rows"] == [row]
+        assert ledger.leaf(ledger.erase(answer, "asked for")).body["leaves"] == sorted([answer, row])
         assert ledger.verify().ok
 
 
@@ -335,10 +336,12 @@ def test_a_run_collects_curates_and_is_erased_from(workspace, provider, tmp_path
     with Ledger.open(workspace) as ledger:
         assert ledger.attempts().answered == asked
         assert ledger.billed(run.root.name, "collect").answers == asked
-        done = erase(ledger, leaf, "request of the person")
+        done = erase(ledger, Subject(leaves=(leaf,)), "request of the person")
         assert done.rows[run.samples] == 1
-        rows_gone = ledger.leaf(done.tombstone).body["rows"]
-        assert len(rows_gone) == 1
-        assert all(text is None for one in (leaf, *rows_gone) for text in ledger.contents(one).values())
+        (tombstone,) = done.tombstones
+        gone = ledger.leaf(tombstone).body["leaves"]
+        assert len(gone) == 2
+        assert leaf in gone
+        assert all(text is None for one in gone for text in ledger.contents(one).values())
         assert ledger.verify().ok
     assert not workspace.ledger.exists()

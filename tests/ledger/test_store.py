@@ -513,7 +513,9 @@ def test_the_commands_of_the_docs_run(workspace, ledger):
             done.communicate()
             assert done.returncode == 0, code
         for line in re.findall(r"^    stillhouse (.*?)(?:  +#.*)?$", text, re.MULTILINE):
-            if re.search(r"\b[A-Z]{3,}\b", line):
+            if re.search(r"\b[A-Z]{3,}\b", line) or "example.org" in line:
+                continue
+            if line.startswith("ledger backup") and workspace.ledger_url.exists():  # a server has its own
                 continue
             code = f"import sys\nsys.argv = ['stillhouse', *{shlex.split(line)}]\n"
             done = in_process(f"{code}from stillhouse.cli import main\nmain()", cwd=workspace.root.parent)

@@ -237,7 +237,7 @@ def erase_until(workspace, steps):
         os.unlink = dying(os.unlink)
         Path.unlink = dying(Path.unlink)
         erasure.bury = dying(erasure.bury)
-        erasure.compact = dying(erasure.compact)
+        Ledger.scrub = dying(Ledger.scrub)
         with Ledger.open(workspace) as ledger:
             erase(ledger, Subject(text=PERSON), "art. 17")
         os._exit(0)

@@ -10,6 +10,7 @@ from stillhouse.cli.targets import info
 from stillhouse.errors import LedgerError
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.erasure import erase
+from stillhouse.ledger.subject import Subject
 from stillhouse.ledger.targets import open_shard
 from stillhouse.recipe import parse_recipe
 from stillhouse.workspace import read_marker
@@ -66,7 +67,7 @@ def test_a_run_says_what_its_vectors_take_and_an_erased_answer_leaves_them(works
     assert list(workspace.targets.iterdir()) == [workspace.targets / f"{shard}.targets"]
     leaf = int(open_shard(workspace.targets / f"{shard}.targets").sample_ids[2])
     with Ledger.open(workspace) as ledger:
-        erased = erase(ledger, leaf, "request of the person")
+        erased = erase(ledger, Subject(leaves=(leaf,)), "request of the person")
     assert list(erased.shards) == [shard]
     (left,) = workspace.targets.iterdir()
     assert str(leaf) not in open_shard(left).sample_ids

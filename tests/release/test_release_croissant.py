@@ -30,8 +30,8 @@ ODD = 'a "quoted" `name` | with \\ and\ttabs, ünïcode 蒸留 and ' + "length "
 )
 def test_mlcroissant_loads_the_rows_by_their_description(facts, tmp_path: Path):
     records = [
-        {"row": "p0#0", "leaf": 9, "exchanges": [4], "decisions": [3], "teacher": "t", "family": "f"},
-        {"row": "p1#0", "leaf": 10, "exchanges": [5, 6], "decisions": [3, 3], "teacher": "ü", "family": "f"},
+        {"row": 0, "leaf": 9, "exchanges": [4], "decisions": [3], "teacher": "t"},
+        {"row": 1, "leaf": 10, "exchanges": [5, 6], "decisions": [3, 3], "teacher": "ü"},
     ]
     (tmp_path / "provenance").mkdir()
     (tmp_path / "dataset").mkdir()

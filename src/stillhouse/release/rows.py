@@ -17,12 +17,11 @@ from stillhouse.release.gather import result_of, sha256_of, shown
 from stillhouse.workspace import RunFolder
 
 COLUMNS = (
-    ("row", pa.string(), "The row's id: the prompt's, a hash sign, and the number of the answer."),
+    ("row", pa.int64(), "The row's number in the order of the samples; ids of prompts may say too much."),
     ("leaf", pa.int64(), "The row's leaf in the ledger, which commits to its text."),
     ("exchanges", pa.list_(pa.int64()), "The leaves of the teacher's answers that it was made from."),
     ("decisions", pa.list_(pa.int64()), "The leaves of the decisions under which they were asked for."),
     ("teacher", pa.string(), "The model that answered."),
-    ("family", pa.string(), "The kind of task."),
 )
 SCHEMA = pa.schema([(name, kind) for name, kind, _ in COLUMNS])
 
@@ -59,7 +58,7 @@ def _rows(run: RunFolder, ledger: Ledger) -> Iterator[dict[str, Any]]:
     """Samples and their leaves, which were written in the same order."""
     transform = result_of(run, "curate")["transform"]
     leaves = (leaf for leaf in ledger.leaves("row", start=transform) if leaf.body["transform"] == transform)
-    for sample, leaf in zip_longest(_samples(run), leaves):
+    for number, (sample, leaf) in enumerate(zip_longest(_samples(run), leaves)):
         if sample is None or leaf is None or sample["leaves"] != leaf.body["exchanges"]:
             raise LedgerError(
                 f"the samples of the run {run.root.name} are not those in the ledger",
@@ -67,14 +66,13 @@ def _rows(run: RunFolder, ledger: Ledger) -> Iterator[dict[str, Any]]:
                 "curate again with `stillhouse curate`",
             )
         yield {
-            "row": sample["id"],
+            "row": number,
             "leaf": leaf.index,
             "exchanges": sample["leaves"],
             "teacher": shown(sample["teacher"]),
-            "family": sample["family"],
         }
 
 
 def _samples(run: RunFolder) -> Iterator[dict[str, Any]]:
-    for batch in pq.ParquetFile(run.samples).iter_batches(columns=["id", "leaves", "teacher", "family"]):
+    for batch in pq.ParquetFile(run.samples).iter_batches(columns=["id", "leaves", "teacher"]):
         yield from batch.to_pylist()
