@@ -119,7 +119,7 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     if state:
         restore(trainable, optimisers, state)
     began = clock() - (state["seconds"] if state else 0.0)
-    del state  # as large as student and optimiser
+    del state, head  # as large as student and optimiser, and weights that were shared out
     lines, pace, saved = _kept_lines(log, now.done), Pace(clock), clock()
 
     def save() -> None:
