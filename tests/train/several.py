@@ -28,11 +28,24 @@ NUMBER = int(os.environ["RANK"])
 step = loop.train_step
 
 
+def held(work) -> list[int]:
+    """Bytes of parameters and of their optimiser's state, as this process has them."""
+    parameters = list(work.model.parameters())
+    states = [value for each in work.optimisers for of in each.state.values() for value in of.values()]
+    return [sum(map(own_bytes, each)) for each in (parameters, states)]
+
+
+def own_bytes(value: torch.Tensor) -> int:
+    return getattr(value, "_local_tensor", value).nbytes
+
+
 def one(case: dict) -> None:
     run, seen = RunFolder(Path(case["run"])), count(1)
     struck, when, blow = case.get("strike", (None, 0, 0))
 
     def taken(*args):
+        if case.get("held"):
+            (run.root / f"held-{NUMBER}").write_text(json.dumps(held(args[0])))
         if struck == NUMBER and next(seen) == when:
             os.kill(os.getpid(), blow)
         return step(*args)

@@ -406,6 +406,15 @@ class Recipe(Table):
         return self
 
     @model_validator(mode="after")
+    def _no_adapter_in_parts(self) -> Recipe:
+        if self.train.shard and self.student.lora is not None:
+            raise ValueError(
+                "`train.shard` does not go with [student.lora], which is added to whole weights: leave "
+                "one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _nothing_without_effect(self) -> Recipe:
         train = self.train
         reads = train.objective == "on_policy" or train.distil.targets == "teacher"

@@ -260,6 +260,11 @@ class Train(Table):
     gradient_checkpointing: bool = Field(
         default=False, description="Make activations again for backward: a third more work, far less memory."
     )
+    shard: bool = Field(
+        default=False,
+        description="Several processes have a part each of weights, gradients and optimiser state, for a "
+        "student too large for one device. One process has all of it, as without.",
+    )
     optimiser: Literal["adamw", "muon"] = Field(
         default="adamw", description="`muon` steps the layers' matrices, and AdamW the rest."
     )
@@ -304,6 +309,19 @@ class Train(Table):
             raise ValueError(
                 "pairs of answers are padded and never packed: leave `packing` or [train.preference] out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _what_can_be_in_parts(self) -> Train:
+        whole = {
+            '`optimiser = "muon"`, which turns whole matrices': self.optimiser == "muon",
+            '`objective = "on_policy"`, whose answers come one token after another, for each of which all '
+            "weights would travel": self.objective == "on_policy",
+            "[train.preference], whose pairs are learned by one process": self.preference is not None,
+        }
+        for what, there in whole.items():
+            if self.shard and there:
+                raise ValueError(f"`shard` does not go with {what}: leave one of them out")
         return self
 
     @model_validator(mode="after")

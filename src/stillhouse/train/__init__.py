@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stillhouse.errors import UsageError, storage
 from stillhouse.recipe import Recipe
 from stillhouse.records import Watch, unwatched
-from stillhouse.train.processes import Processes, check_shared, join, launched
+from stillhouse.train.processes import Processes, check_shared, in_company, join, launched
 from stillhouse.train.teaching import Source, Taught, teach
 from stillhouse.workspace import RunFolder
 
@@ -101,7 +101,8 @@ def train(
     processes = join()
     check_shared(recipe, source is not None and source.remote is not None, processes.count)
     task: Task = processes.tell((run, recipe, teacher_folder, source, dropped))
-    return _train(task, watch, clock, processes)
+    with in_company():
+        return _train(task, watch, clock, processes)
 
 
 def follow() -> None:
@@ -109,7 +110,8 @@ def follow() -> None:
     Raises what `train` does."""
     processes = join()
     if task := processes.tell(None):
-        _train(task, unwatched, time.monotonic, processes)
+        with in_company():
+            _train(task, unwatched, time.monotonic, processes)
 
 
 def dismiss() -> None:
@@ -118,7 +120,7 @@ def dismiss() -> None:
 
 
 def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Processes) -> TrainResult:
-    from stillhouse.train import checkpoint, health, loop, pruning, rationale, standing
+    from stillhouse.train import checkpoint, health, loop, pruning, rationale, shards, standing
     from stillhouse.train import rows as row
     from stillhouse.train import student as students
     from stillhouse.train.forward import check_packing
@@ -126,13 +128,14 @@ def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Proc
     from stillhouse.train.tracking import tracked
 
     run, recipe, teacher_folder, source, dropped = task
-    student = students.initial_student(recipe, teacher_folder)
+    divided = recipe.train.shard and processes.count > 1
+    student = students.initial_student(recipe, teacher_folder, "cpu" if divided else None)
     rows, left_out = row.read_rows(run.samples, student, recipe.train.max_length)
     taught, tried = Taught(rows), try_kernels(student.model.device)
     if recipe.train.objective != "sequence":
         if source is None:
             raise ValueError("to learn probabilities, say where they are kept")
-        sound(student.model.device)  # before anything depends on the losses
+        sound(shards.place() if divided else student.model.device)  # before anything depends on the losses
         taught = teach(run, recipe, student, rows, left_out, teacher_folder, source, watch, processes)
     lesson, own = taught.lesson, taught.own
     learnt, held_out = row.split_held_out(taught.rows, recipe.train.held_out, recipe.run.seed)
@@ -188,8 +191,9 @@ def _train(task: Task, watch: Watch, clock: Callable[[], float], processes: Proc
             )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     device = student.model.device.type
+    whole = shards.gathered(model.state_dict(keep_vars=True), processes.first) if divided else None
     if processes.first:
-        students.save_student(student, model, run.student)
+        students.save_student(student, model, run.student, whole)
     return TrainResult(
         steps=trained.steps,
         epochs=trained.epochs,

@@ -29,6 +29,7 @@ from stillhouse.train.on_policy import OwnText, check_health
 from stillhouse.train.optimisers import learning_rate, make_optimisers, set_rate
 from stillhouse.train.processes import ALONE, Processes
 from stillhouse.train.rows import Row, epoch_batches, together
+from stillhouse.train.shards import divide, gathered, own_part, own_parts, place
 from stillhouse.train.standing import Best, Standing, standing
 from stillhouse.train.step import SCORES, Stepped, Turn, Way, Work, measure, take_turn, train_step
 from stillhouse.train.tracking import Track, untracked
@@ -92,26 +93,25 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     units, rows = together(rows, beside), [*rows, *beside]
     lengths = [sum(len(rows[number].ids) for number in unit) for unit in units]
     shuffled = partial(epoch_batches, lengths, settings.batch_tokens, seed, packed=settings.packing)
-    per_epoch = len(shuffled(0))
-    steps, patience = max(1, round(settings.epochs * per_epoch)), settings.patience
-    if patience is not None and not held_out:
-        raise _nothing_held_out(patience)
+    per_epoch, patience = len(shuffled(0)), settings.patience
+    steps = max(1, round(settings.epochs * per_epoch))
+    _check_patience(patience, held_out)
 
     # The model: float32 weights, matrix products in bf16 where that is faster
     causal = model.get_base_model() if hasattr(model, "peft_config") else model
-    device = causal.device
+    divided = settings.shard and processes.count > 1
+    device = place() if divided else causal.device
     state = checkpoint.newest(folder, key)
     dtype = state["dtype"] if state else resolved_dtype(settings.dtype, device.type)
     threads = state["threads"] if state else torch.get_num_threads()
-    if device.type == "cpu":
-        attend_in_float32(causal)
-    if settings.gradient_checkpointing:
-        recompute(causal)
-    way, random = Way(lesson, head_of(causal), settings.packing), draws(model)
+    _make_ready(causal, device, settings)
+    head, random = head_of(causal), draws(model)
+    shards = divide(causal, head, dtype) if divided else None
+    way = Way(lesson, shards.head if shards else head, settings.packing)
     trainable = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     optimisers, precision = make_optimisers(trainable, settings), autocast(dtype, device.type)
     vocabulary, most = causal.get_input_embeddings().num_embeddings, settings.micro_tokens
-    work = Work(model, causal, optimisers, settings.clip, precision, vocabulary, most, processes)
+    work = Work(model, causal, optimisers, settings.clip, precision, vocabulary, most, processes, shards)
 
     # Where it stands
     now = standing(per_epoch, state and state["standing"])
@@ -119,17 +119,19 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
     if state:
         restore(trainable, optimisers, state)
     began = clock() - (state["seconds"] if state else 0.0)
+    del state, head  # as large as student and optimiser, and weights that were shared out
     lines, pace, saved = _kept_lines(log, now.done), Pace(clock), clock()
 
     def save() -> None:
         content = {"seconds": clock() - began, "dtype": dtype, "threads": threads}
-        content |= {"standing": now.content(), **capture(trainable, optimisers)}
+        content |= gathered({"standing": now.content(), **capture(trainable, optimisers)}, processes.first)
         if processes.first:
             kept = 1 if now.ended(steps, patience) else checkpoint.KEPT
             checkpoint.save(folder, key, now.done, content, kept)
 
     model.train()
-    shared = device.type == "cpu" and settings.batch_tokens * vocabulary <= SCORES and not random
+    shared = device.type == "cpu" and settings.batch_tokens * vocabulary <= SCORES
+    shared = shared and not (random or divided)
     with (
         storage("write", log),
         _writing(log, lines, processes.first) as write,
@@ -165,10 +167,11 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
             ended = now.ended(steps, patience)
             if pace.is_due(time, read) or ended or step == 0:
                 _tell(watch, _progress(now, steps, stepped.loss, pace.shown(time), said), stopped)
-            if processes.any(stopped.is_set()) and not ended:
+            stop, due = processes.total(stopped.is_set(), time - saved >= settings.checkpoint_seconds)
+            if stop and not ended:
                 save()
                 raise _interrupted(now.done, steps)
-            if time - saved >= settings.checkpoint_seconds or ended:
+            if due or ended:
                 save()
                 saved = clock()
     if now.weights is not None:
@@ -176,6 +179,13 @@ def fit(  # noqa: PLR0915 - the one flat loop reads better whole
         put_back(trainable, now.weights)
     counts, epochs = (now.done, now.tokens, now.targets), settings.epochs * now.done / steps
     return Trained(*counts, clock() - began, now.loss, now.held_out, dtype, now.best, epochs, now.own)
+
+
+def _make_ready(causal: Any, device: torch.device, settings: recipes.Train) -> None:
+    if device.type == "cpu":
+        attend_in_float32(causal)
+    if settings.gradient_checkpointing:
+        recompute(causal)
 
 
 @dataclass(slots=True)
@@ -238,13 +248,13 @@ def restore(
 ) -> None:
     put_back(trainable, state["weights"])
     for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-        optimiser.load_state_dict(saved)
+        optimiser.load_state_dict(own_parts(saved, optimiser))
 
 
 def put_back(trainable: Sequence[tuple[str, Tensor]], weights: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in trainable:
-            value.copy_(weights[name])
+            value.copy_(own_part(weights[name], value))
 
 
 def _seed(seed: int, step: int, process: int) -> int:
@@ -292,12 +302,13 @@ def _kept_lines(log: Path, step: int) -> list[str]:
     return kept
 
 
-def _nothing_held_out(patience: int) -> UsageError:
-    return UsageError(
-        f"`train.patience` = {patience} cannot be kept",
-        "no rows are held out, so nothing says when the student ceases to learn",
-        "raise `train.held_out`, or leave `train.patience` out",
-    )
+def _check_patience(patience: int | None, held_out: Sequence[Row]) -> None:
+    if patience is not None and not held_out:
+        raise UsageError(
+            f"`train.patience` = {patience} cannot be kept",
+            "no rows are held out, so nothing says when the student ceases to learn",
+            "raise `train.held_out`, or leave `train.patience` out",
+        )
 
 
 def _check_step(loss: float, norm: float, step: int, settings: recipes.Train) -> None:

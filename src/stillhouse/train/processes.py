@@ -78,10 +78,6 @@ class Processes:
             distributed.all_reduce(sums)
         return [float(each) for each in sums]
 
-    def any(self, flag: bool) -> bool:
-        """Whether some process says so."""
-        return self.total(float(flag))[0] > 0
-
     def gather(self, value: T) -> list[T]:
         """The value of each process, in all of them."""
         if self.count == 1:
@@ -184,8 +180,25 @@ def _company() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ModelError(
-            "another process of this training is gone",
-            str(error).splitlines()[0][:200],
-            "see what it said before; the last checkpoint is intact, and the same command goes on from it",
-        ) from error
+        raise _gone(error) from error
+
+
+@contextmanager
+def in_company() -> Iterator[None]:
+    """The same for what torch exchanges itself, among other work that may fail in its own ways."""
+    try:
+        yield
+    except RuntimeError as error:
+        from torch.distributed import DistError
+
+        if isinstance(error, DistError) or "gloo" in str(error):
+            raise _gone(error) from error
+        raise
+
+
+def _gone(error: RuntimeError) -> ModelError:
+    return ModelError(
+        "another process of this training is gone",
+        str(error).splitlines()[0][:200],
+        "see what it said before; the last checkpoint is intact, and the same command goes on from it",
+    )

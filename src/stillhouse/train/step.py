@@ -9,8 +9,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from stillhouse.train import health
 from stillhouse.train.lessons import Lesson
@@ -20,6 +23,7 @@ from stillhouse.train.losses.whole import counted
 from stillhouse.train.on_policy import OwnText
 from stillhouse.train.processes import ALONE, Processes
 from stillhouse.train.rows import Batch, Row, collate, epoch_batches, pack, to_device
+from stillhouse.train.shards import Shards
 
 SCORES = 1 << 28  # most logits (rows times vocabulary) made at once: 1 GiB in float32
 
@@ -44,7 +48,8 @@ class Way:
 class Work:
     """What every step works with. `model` holds the weights that learn and `causal` is the language model in
     it: the same, or an adapter and what it is added to. `vocabulary` is the width of the logits, `clip` the
-    largest norm of a gradient, `most` the most tokens worked at once."""
+    largest norm of a gradient, `most` the most tokens worked at once, and `shards` the model where the
+    processes have a part of it each."""
 
     model: Any
     causal: Any
@@ -54,6 +59,7 @@ class Work:
     vocabulary: int
     most: int | None = None
     processes: Processes = ALONE
+    shards: Shards | None = None
 
 
 Group = tuple[Sequence[Row], Way]
@@ -132,19 +138,21 @@ def train_step(work: Work, groups: Sequence[Group], halves: Executor | None = No
     def backward(part: int) -> tuple[Tensor, Tensor | None]:
         way, batch, targets, _ = lessons[part]
         with work.precision():
-            total, seen = _loss(work.causal, batch, targets, way)
+            total, seen = _loss(work, batch, targets, way)
             loss = total / ((count or 1) / way.weight)
         loss.backward()
         return loss.detach(), seen
 
+    _keep_company(work, len(cut))
     if halves is not None and len(cut) == 2:
         done = list(halves.map(backward, range(2)))  # a + b = b + a: which half ends first changes nothing
     else:
         done = [backward(part) for part in range(len(cut))]
     losses = [loss for loss, _ in done]
     trainable = [parameter for parameter in work.model.parameters() if parameter.requires_grad]
-    work.processes.sum_gradients(trainable)
-    norm = float(torch.nn.utils.clip_grad_norm_(trainable, work.clip))
+    if work.shards is None:  # else each pass has summed its own
+        work.processes.sum_gradients(trainable)
+    norm = _clip(trainable, work.clip)
     value = work.processes.total(float(torch.stack(losses).sum()) if losses else 0.0)[0]
     for optimiser in work.optimisers:
         if math.isfinite(value) and math.isfinite(norm):
@@ -175,9 +183,13 @@ def measure(work: Work, rows: Sequence[Row], batch_tokens: int, way: Way) -> flo
     total, count = 0.0, 0.0
     with torch.no_grad(), work.precision():
         batches = epoch_batches([len(row.ids) for row in rows], batch_tokens, 0, 0, way.packed)
-        for chosen in work.processes.share(batches):
+        mine = work.processes.share(batches)
+        _keep_company(work, len(mine))
+        for chosen in mine:
             batch, targets, n = _prepared([rows[i] for i in chosen], way, work.causal.device)
-            total, count = total + float(_loss(work.causal, batch, targets, way)[0]), count + n
+            total, count = total + float(_loss(work, batch, targets, way)[0]), count + n
+    if work.shards is not None:
+        work.shards.reshard()  # which is left to a way back, and there is none
     work.model.train()
     total, count = work.processes.total(total, count)
     return total / max(count, 1)
@@ -192,11 +204,35 @@ def _prepared(rows: Sequence[Row], way: Way, device: Any) -> tuple[Batch, Target
     return batch, targets, counted(targets, way.lesson.objective, len(batch.targets_N))
 
 
+def _clip(trainable: Sequence[Tensor], most: float) -> float:
+    """The gradient's norm, before it is brought down to `most`."""
+    norm = get_total_norm([each.grad for each in trainable if each.grad is not None])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    clip_grads_with_norm_(trainable, most, norm)
+    return float(norm)
+
+
+def _keep_company(work: Work, passes: int) -> None:
+    """A pass over a model in parts is one of all processes together, so one that has fewer before it than
+    another begins with passes over two tokens that teach nothing."""
+    if work.shards is None:
+        return
+    nothing = to_device(collate([Row(np.zeros(2, np.int32), 1, "")]), work.causal.device)
+    for _ in range(max(work.processes.gather(passes)) - passes):
+        with work.precision():
+            loss = work.shards(nothing)[0] * 0.0
+        if loss.requires_grad:
+            loss.backward()
+
+
 def _loss(
-    causal: Any, batch: Batch, targets: Targets | ChunkTargets | None, way: Way
+    work: Work, batch: Batch, targets: Targets | ChunkTargets | None, way: Way
 ) -> tuple[Tensor, Tensor | None]:
     """The sum over the batch's places, in nats; for the student's own text `health.agreement` beside it."""
-    total, states_ND = batch_loss(causal, batch, way.head, targets, way.lesson)
+    if work.shards is not None:
+        return work.shards(batch, targets, way.lesson)[0], None
+    total, states_ND = batch_loss(work.causal, batch, way.head, targets, way.lesson)
     if not way.own or way.lesson is None or targets is None or isinstance(targets, ChunkTargets):
         return total, None
     return total, health.agreement(states_ND, way.head, targets, way.lesson.vocabulary)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stillhouse.errors import ModelError, UsageError
-from stillhouse.models.local import LocalModel, load_model, make_differentiable
+from stillhouse.models.local import LocalModel, best_device, load_model, make_differentiable
 from stillhouse.models.reading import config_tokenizer, without_teacher
 from stillhouse.recipe import Recipe, Student
 from stillhouse.train.checkpoint import writing
@@ -23,9 +24,10 @@ from stillhouse.train.pruning import keep_layers
 from stillhouse.workspace import write_atomic
 
 
-def initial_student(recipe: Recipe, teacher_folder: str | None) -> LocalModel:
-    """The untrained student in float32, its random parts (if any) drawn by the run's seed. What is cut by
-    importance (see `pruning`) is still whole: that takes the rows which it will learn.
+def initial_student(recipe: Recipe, teacher_folder: str | None, device: str | None = None) -> LocalModel:
+    """The untrained student in float32 on `device`, left out the best there is, its random parts (if any)
+    drawn by the run's seed. What is cut by importance (see `pruning`) is still whole: that takes the rows
+    which it will learn.
 
     Raises ModelError for a folder that is not a usable model, UsageError for settings that do not fit.
     """
@@ -35,10 +37,10 @@ def initial_student(recipe: Recipe, teacher_folder: str | None) -> LocalModel:
         None if recipe.teacher.endpoint or recipe.teacher.imported else recipe.teacher.model
     )
     if student.init == "config":
-        return _from_config(student, teacher)
+        return _from_config(student, teacher, device)
     if student.init == "from_teacher":
-        return _from_teacher(student, teacher)
-    return _differentiable(load_model(student.init, "float32"))
+        return _from_teacher(student, teacher, device)
+    return _differentiable(load_model(student.init, "float32", device))
 
 
 def _differentiable(local: LocalModel) -> LocalModel:
@@ -47,7 +49,7 @@ def _differentiable(local: LocalModel) -> LocalModel:
     return local
 
 
-def _from_config(student: Student, teacher: str | None) -> LocalModel:
+def _from_config(student: Student, teacher: str | None, device: str | None) -> LocalModel:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = config_tokenizer(student, teacher)
@@ -76,13 +78,13 @@ def _from_config(student: Student, teacher: str | None) -> LocalModel:
         raise UsageError(
             "`student.config` does not make a model", str(error)[:300], "mend the values"
         ) from error
-    return _as_local("config", "", model.float(), tokenizer)
+    return _as_local("config", "", model.float().to(device or best_device()), tokenizer)
 
 
-def _from_teacher(student: Student, teacher: str | None) -> LocalModel:
+def _from_teacher(student: Student, teacher: str | None, device: str | None) -> LocalModel:
     if teacher is None:
         raise without_teacher()
-    local = _differentiable(load_model(teacher, "float32"))
+    local = _differentiable(load_model(teacher, "float32", device))
     model = local.model
     layers = getattr(model.base_model, "layers", None)
     if not isinstance(layers, torch.nn.ModuleList):
@@ -110,10 +112,6 @@ def _as_local(source: str, folder: str, model: Any, tokenizer: Any) -> LocalMode
     ends = {end for each in found for end in (each if isinstance(each, list) else [each]) if end is not None}
     context = getattr(model.config, "max_position_embeddings", None)
     template = bool(getattr(tokenizer, "chat_template", None))
-    if torch.cuda.is_available():
-        model = model.to("cuda")
-    elif torch.backends.mps.is_available():
-        model = model.to("mps")
     return LocalModel(source, folder, model, tokenizer, frozenset(ends), template, context)
 
 
@@ -160,19 +158,27 @@ def save_before(student: LocalModel, path: Path) -> None:
         write_atomic(path, f"{where.resolve() if where.is_dir() else student.folder}\n".encode())
 
 
-def save_student(student: LocalModel, trained: Any, path: Path) -> None:
+def save_student(
+    student: LocalModel, trained: Any, path: Path, weights: dict[str, Tensor] | None = None
+) -> None:
     """Write the trained student (float32) to `path`; of a LoRA student the merged weights, with the
-    adapter beside them in `adapter/`."""
+    adapter beside them in `adapter/`. `weights` are whole ones where the model's own are in parts."""
     adapter = path.with_name(f".{path.name}.adapter")
     shutil.rmtree(adapter, ignore_errors=True)
     if trained is not student.model:
         with writing("write", adapter):
             trained.save_pretrained(adapter)
         trained = trained.merge_and_unload()
-    save_model(trained, student.tokenizer, path, adapter if adapter.is_dir() else None)
+    save_model(trained, student.tokenizer, path, adapter if adapter.is_dir() else None, weights)
 
 
-def save_model(model: Any, tokenizer: Any, path: Path, adapter: Path | None = None) -> None:
+def save_model(
+    model: Any,
+    tokenizer: Any,
+    path: Path,
+    adapter: Path | None = None,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
     """A folder that transformers loads, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -181,7 +187,7 @@ def save_model(model: Any, tokenizer: Any, path: Path, adapter: Path | None = No
         model.config._attn_implementation = (
             "sdpa" if implementation.startswith("stillhouse") else implementation
         )
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, state_dict=weights)
         model.config._attn_implementation = implementation
         tokenizer.save_pretrained(partial)
         if adapter is not None:

@@ -12,6 +12,7 @@ from stillhouse.models.local.decode import (
 from stillhouse.models.local.load import (
     LocalModel,
     Token,
+    best_device,
     ids_text,
     load_model,
     make_differentiable,
@@ -31,6 +32,7 @@ __all__ = [
     "Request",
     "Token",
     "TokenLogprob",
+    "best_device",
     "generate",
     "ids_text",
     "load_model",

@@ -37,8 +37,8 @@ class LocalModel:
         return Reader(self.tokenizer, self.stop_ids)
 
 
-def load_model(source: str, dtype: str = "auto") -> LocalModel:
-    """Load a causal language model and its tokenizer, ready to answer.
+def load_model(source: str, dtype: str = "auto", device: str | None = None) -> LocalModel:
+    """Load a causal language model and its tokenizer, ready to answer, on `device` or the best there is.
 
     `source` is `embedded:NAME`, a folder or a hub id. `dtype` is `auto`, `float32`, `bfloat16` or `float16`;
     `auto` is float32 on a CPU, bfloat16 on CUDA (float16 where it has none) and float16 on MPS.
@@ -46,7 +46,7 @@ def load_model(source: str, dtype: str = "auto") -> LocalModel:
     Raises ModelError when it is not a usable causal language model.
     """
     folder = source_folder(source)
-    device = _device()
+    device = device or best_device()
     config = load_part("configuration", source, folder)
     tokenizer = load_part("tokenizer", source, folder)
     model = _load_weights(source, folder, config, _dtype(dtype, device)).to(device)
@@ -69,7 +69,7 @@ def load_model(source: str, dtype: str = "auto") -> LocalModel:
     )
 
 
-def _device() -> str:
+def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
