@@ -11,6 +11,7 @@ from stillhouse.cli.options import Json
 
 audit_app = typer.Typer(rich_markup_mode=None, help="Check a release, and prove single rows.")
 
+
 @audit_app.command("verify")
 def audit_verify(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="The folder of a release.")],
