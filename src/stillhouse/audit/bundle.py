@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from stillhouse.audit.trail import Trail, follow
+from stillhouse.audit.trail import Trail, follow, name_of
 from stillhouse.errors import LedgerError, StillhouseError, storage
 from stillhouse.ledger import Check, Checkpoint, Verification, read_checkpoint
 from stillhouse.ledger.checkpoint import signer_of
@@ -272,7 +272,7 @@ def _obligations(bundle: _Bundle) -> str:
     decisions = [trail.decisions[index].body for index in body["decisions"]]
     owed = [*of_decisions(decisions), *of_seeds(body["prompts"]["source"], body["prompts"]["licence"] or "")]
     now = due(owed, body["mode"], body["redistributes"])
-    copied = [one.teacher for one in now if f"LICENSES/{file_name(one.teacher)}.txt" in bundle.files]
+    copied = [one.teacher for one in now if _licence_copies(one.teacher) & bundle.files.keys()]
     settlement = settle(now, body["name"], body["licence"], body["confirmed"], copied)
     attributed = _text(bundle, "ATTRIBUTION.md")
     faults = [*settlement.conflicts, *settlement.unmet]
@@ -286,6 +286,11 @@ def _obligations(bundle: _Bundle) -> str:
         faults.append("ATTRIBUTION.md does not say that what the model writes is written by a machine")
     _none(faults)
     return f"{len(now)} are owed by the decisions, and met" if now else "none is owed by the decisions"
+
+
+def _licence_copies(teacher: str) -> set[str]:
+    """Where a copy of a teacher's licence lies, by its name or by the path of its folder."""
+    return {f"LICENSES/{file_name(name)}.txt" for name in (teacher, name_of(teacher))}
 
 
 def _text(bundle: _Bundle, name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import orjson
@@ -147,7 +147,7 @@ def _exchange(trail: Trail, leaf: Leaf) -> None:
     """An exchange is allowed by a decision from before it about the same teacher."""
     body = leaf.body
     asked, decision = body["teacher"], trail.decisions.get(body["decision"])
-    teacher = asked["model"], asked["revision"]
+    teacher = name_of(asked["model"]), asked["revision"]
     trail.exchanges[leaf.index] = teacher, body["decision"]
     given = trail.given.setdefault(teacher, Given())
     given.decisions.add(body["decision"])
@@ -176,7 +176,7 @@ def _not_allowed(trail: Trail, exchange: Leaf, decision: Leaf | None) -> str:
     body = decision.body
     if body["verdict"] not in ALLOWS:
         return f"was made although leaf {decision.index} says {body['verdict']}"
-    if body["teacher"]["model"] != exchange.body["teacher"]["model"]:
+    if name_of(body["teacher"]["model"]) != name_of(exchange.body["teacher"]["model"]):
         return f"asks another teacher than leaf {decision.index} is about"
     for index in permissions_of(body):
         permission = trail.permissions.get(index)
@@ -187,6 +187,12 @@ def _not_allowed(trail: Trail, exchange: Leaf, decision: Leaf | None) -> str:
         if fault:
             return fault
     return ""
+
+
+def name_of(model: str) -> str:
+    """A teacher's name; of one that was a folder the last part, for some leaves hold the whole path."""
+    path = PurePath(model)
+    return path.name if path.is_absolute() else model
 
 
 def permissions_of(decision: dict[str, Any]) -> list[int]:
@@ -222,7 +228,7 @@ def _check_uses(trail: Trail) -> None:
     if trail.release is None:
         return
     allowed = {
-        leaf.body["teacher"]["model"]
+        name_of(leaf.body["teacher"]["model"])
         for index in trail.release.body["decisions"]
         if (leaf := trail.decisions.get(index))
         and leaf.body["use"] == "train_target"
