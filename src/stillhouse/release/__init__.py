@@ -17,7 +17,7 @@ from stillhouse.recipe import Recipe
 from stillhouse.release import owed
 from stillhouse.release.documents import ROWS, documents
 from stillhouse.release.gather import gather, read_operator, result_of
-from stillhouse.release.provenance import leaves_to_show, newest
+from stillhouse.release.provenance import learned_under, leaves_to_show, newest
 from stillhouse.release.rows import write_rows
 from stillhouse.terms.obligations import must_be_met, redistributes, seeds, settled
 from stillhouse.workspace import RunFolder
@@ -49,23 +49,26 @@ def release(
     there before it; checkpoint, leaves and hashes come after, and the signed manifest, written last, covers
     them all. The folder is replaced as a whole; a half-written one is never left behind.
 
-    Raises GateRefused where an obligation is not met, or answers were recalled since they were curated.
+    Raises GateRefused where an obligation is not met, or answers that were learned from were recalled since
+    they were curated.
     """
     facts = gather(run, recipe, ledger, read_operator(ledger.workspace.operator), now, decided)
     grounds = {one.leaf for teacher in facts.teachers for one in teacher.decisions}
-    _none_recalled(ledger, grounds)
+    _none_recalled(ledger, learned_under(run, ledger))
     bodies = [ledger.leaf(index).body for index in decided]
     settlement = settled(recipe, bodies, licences or {})
     must_be_met(settlement)
-    transform, weights = result_of(run, "curate")["transform"], result_of(run, "train")["weights"]
+    weights = result_of(run, "train")["weights"]
     trained, evaluated = (newest(ledger, kind, run, weights) for kind in ("train_run", "evaluation"))
+    # The curation that was trained on: one of later that kept the same rows wrote their leaves again.
+    transform = trained.body["transform"]
     temporary, key = run.release.with_name("release.new"), read_signing_key(ledger.workspace)
     with storage("write the release", run.release):
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(run.student, temporary)
         shutil.copy(run.evaluation, temporary / "evaluation.json")
         (temporary / PROOFS).mkdir()
-        rows = write_rows(run, ledger, temporary / ROWS)
+        rows = write_rows(run, ledger, transform, temporary / ROWS)
         _write(temporary, documents(facts, rows, key))
         _write(temporary, owed.files(settlement, recipe.release.licence, licences or {}))
     files = manifest.digests(temporary)

@@ -31,6 +31,15 @@ def leaves_to_show(run: RunFolder, ledger: Ledger, rows: Path, named: Iterable[i
     }
 
 
+def learned_under(run: RunFolder, ledger: Ledger) -> set[int]:
+    """The decisions of the answers that became rows, and of what the teacher read of these in training.
+    Those of answers that were dropped are not among them."""
+    made_from = pq.read_table(run.samples, columns=["leaves"])["leaves"].to_pylist()
+    learned = {leaf for leaves in made_from for leaf in leaves}
+    learned |= _column(run.readings, "reading") if run.readings.is_file() else set()
+    return {leaf.body["decision"] for leaf in ledger.pick(learned)}
+
+
 def newest(ledger: Ledger, kind: LeafKind, run: RunFolder, weights: str) -> Leaf:
     """What the log says last of the training, or the evaluation, of these weights in this run."""
     found = [
