@@ -1,6 +1,7 @@
-"""Written permissions in a release: signed by its maker, within their scope, and told only where they may be."""
+"""Written permissions in a release: signed by its maker, within their scope, told only where they may be."""
 
 import gzip
+from base64 import b64encode
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from stillhouse.ledger.disclosure import leaf_hashes
 from stillhouse.ledger.keys import public_bytes, read_public_key, read_signing_key
 from stillhouse.ledger.permissions import revoke
 from stillhouse.terms.authorising import make_permission, record
+from stillhouse.terms.permissions import to_sign
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,10 +85,6 @@ def test_a_permission_that_is_shown_is_checked_by_signature_and_scope(released, 
 
 
 def signed_anew(said, workspace):
-    from base64 import b64encode
-
-    from stillhouse.terms.permissions import to_sign
-
     key = read_signing_key(workspace)
     public, signature = (b64encode(part).decode() for part in (public_bytes(key), key.sign(to_sign(said))))
     return {"permission": said, "signatures": [{"by": "workspace", "key": public, "sig": signature}]}

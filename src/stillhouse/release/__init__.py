@@ -47,7 +47,8 @@ def release(
     `decided` are the decisions of now that each teacher's answers may be trained on, `licences` the texts of
     the teachers' licences where they are at hand. The release leaf holds the SHA-256 of every file that is
     there before it; checkpoint, leaves and hashes come after, and the signed manifest, written last, covers
-    them all. The folder is replaced as a whole; a half-written one is never left behind.
+    them all. The folder is replaced as a whole; a process that dies leaves no half of one,
+    and what was released before lies there, or beside it as `release.old`.
 
     Raises GateRefused where an obligation is not met, or answers that were learned from were recalled since
     they were curated.
@@ -96,8 +97,7 @@ def release(
     disclosure.disclose(ledger, temporary / PROOFS, shown, checkpoint)
     manifest.seal(temporary, ledger.origin, facts.name, key)
     with storage("write the release", run.release):
-        shutil.rmtree(run.release, ignore_errors=True)
-        temporary.rename(run.release)
+        _put_in_place(temporary, run.release)
     root = base64.b64encode(checkpoint.root).decode()
     return Released(str(run.release), leaf, checkpoint.size, root, files)
 
@@ -110,6 +110,16 @@ def _none_recalled(ledger: Ledger, decisions: Iterable[int]) -> None:
             "this student was trained on some of them",
             "run the recipe again, which trains without them, or lift it with `ledger recall --lift`",
         )
+
+
+def _put_in_place(new: Path, place: Path) -> None:
+    """What was there goes when the new one lies in its place, and not before."""
+    aside = place.with_name(f"{place.name}.old")
+    if place.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        place.rename(aside)
+    new.rename(place)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
