@@ -21,7 +21,7 @@ from stillhouse.models import weights_digest
 from stillhouse.recipe import Recipe, parse_recipe
 from stillhouse.release.documents import ROWS, documents
 from stillhouse.release.facts import Operator, compute, missing
-from stillhouse.release.gather import gather, read_decision, read_operator, sha256_of, shown
+from stillhouse.release.gather import gather, read_decision, read_operator, result_of, sha256_of, shown
 from stillhouse.release.rows import write_rows
 from stillhouse.terms.facts import Obligation
 from stillhouse.workspace import Workspace
@@ -64,7 +64,8 @@ def test_a_runs_facts_are_what_was_asked_kept_and_trained(
     with Ledger.open(workspace) as ledger:
         decisions = {leaf.index for leaf in ledger.leaves("decision") if leaf.body["use"] == "train_target"}
         facts = gather(run, recipe, ledger, Operator(), NOW, sorted(decisions))
-        rows = write_rows(run, ledger, tmp_path / "rows.parquet")
+        (transform,) = {leaf.body["transform"] for leaf in ledger.leaves("train_run")}
+        rows = write_rows(run, ledger, transform, tmp_path / "rows.parquet")
         terms = [leaf.body["sha256"] for leaf in ledger.leaves("terms_snapshot")]
         leaves = {leaf.index: leaf.body for leaf in ledger.leaves("row")}
         assert (facts.size, facts.root) == (ledger.size(), ledger.root().hex())
@@ -105,7 +106,7 @@ def test_samples_that_are_not_the_ledgers_are_refused(recipe: Recipe, workspace:
     table = pq.read_table(run.samples)
     pq.write_table(table.slice(1), run.samples)
     with Ledger.open(workspace) as ledger, pytest.raises(LedgerError, match="not those in the ledger"):
-        write_rows(run, ledger, tmp_path / "rows.parquet")
+        write_rows(run, ledger, result_of(run, "curate")["transform"], tmp_path / "rows.parquet")
 
 
 def test_a_run_that_was_not_trained_has_no_facts(recipe: Recipe, workspace: Workspace):

@@ -15,7 +15,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from stillhouse.audit.trail import Trail, follow
+from stillhouse.audit.permits import not_covered
+from stillhouse.audit.trail import Trail, follow, name_of, not_trained_on
 from stillhouse.errors import LedgerError, StillhouseError, storage
 from stillhouse.ledger import Check, Checkpoint, Verification, read_checkpoint
 from stillhouse.ledger.checkpoint import signer_of
@@ -24,6 +25,7 @@ from stillhouse.ledger.keys import public_of_pem
 from stillhouse.ledger.manifest import NAME, Manifest, digests, read_manifest
 from stillhouse.ledger.verify import Outside
 from stillhouse.models import weights_digest
+from stillhouse.terms.deciding import TRAINS
 from stillhouse.terms.obligations import due, file_name, of_decisions, of_seeds, settle
 
 PROOFS = "provenance"
@@ -147,7 +149,7 @@ def _leaves(bundle: _Bundle) -> str:
     hashes = _need(bundle.hashes, "the log")
     bundle.trail = trail = follow(bundle.proofs, hashes)
     _none(trail.faults)
-    return f"{trail.leaves} leaves are shown, each in the log at its place"
+    return f"{len(trail.seen)} leaves are shown, each in the log at its place"
 
 
 def _signature(bundle: _Bundle, pinned: bytes | None) -> str:
@@ -208,7 +210,8 @@ def _weights(bundle: _Bundle) -> str:
 def _rows(bundle: _Bundle) -> str:
     trail = _need(bundle.trail, "the leaves")
     body = _need(trail.release, "the release's leaf").body
-    faults, seen = [], 0
+    trained = _need(trail.trained, "the training's leaf")
+    faults, seen = not_trained_on(trail, trail.release, trained), 0
     named: set[int] = set()
     for row in _table(bundle.proofs / "rows.parquet"):
         seen += 1
@@ -258,21 +261,29 @@ def _teachers(bundle: _Bundle) -> str:
 
 def _decisions(bundle: _Bundle) -> str:
     trail = _need(bundle.trail, "the leaves")
-    _none(trail.wrongs)
-    return (
+    keys = {_need(bundle.public, "the key"), *trail.lost, *(old for old, _ in trail.rotations)}
+    _none([*trail.wrongs, *not_covered(trail, keys)])
+    line = (
         f"{len(trail.exchanges)} exchanges after {trail.decided} decisions that allowed them,"
         f" {trail.permitted} under a recorded permission in force"
     )
+    if trail.graced:
+        line += f", {trail.graced} of them with a day of grace, for they say only when they were answered"
+    for index in sorted(trail.undisclosed):
+        line += f"; {trail.used[index]} under a permission that is not disclosed (leaf {index})"
+    return line
 
 
 def _obligations(bundle: _Bundle) -> str:
     """What is owed is reckoned anew from the decisions, and looked for in the files."""
     trail = _need(bundle.trail, "the leaves")
     body = _need(trail.release, "the release's leaf").body
-    decisions = [trail.decisions[index].body for index in body["decisions"]]
+    under = {decision for _, decision in trail.exchanges.values()}
+    learned = {index for index in under if trail.decisions[index].body["use"] in TRAINS}
+    decisions = [trail.decisions[index].body for index in sorted({*body["decisions"], *learned})]
     owed = [*of_decisions(decisions), *of_seeds(body["prompts"]["source"], body["prompts"]["licence"] or "")]
     now = due(owed, body["mode"], body["redistributes"])
-    copied = [one.teacher for one in now if f"LICENSES/{file_name(one.teacher)}.txt" in bundle.files]
+    copied = [one.teacher for one in now if _licence_copies(one.teacher) & bundle.files.keys()]
     settlement = settle(now, body["name"], body["licence"], body["confirmed"], copied)
     attributed = _text(bundle, "ATTRIBUTION.md")
     faults = [*settlement.conflicts, *settlement.unmet]
@@ -286,6 +297,11 @@ def _obligations(bundle: _Bundle) -> str:
         faults.append("ATTRIBUTION.md does not say that what the model writes is written by a machine")
     _none(faults)
     return f"{len(now)} are owed by the decisions, and met" if now else "none is owed by the decisions"
+
+
+def _licence_copies(teacher: str) -> set[str]:
+    """Where a copy of a teacher's licence lies, by its name or by the path of its folder."""
+    return {f"LICENSES/{file_name(name)}.txt" for name in (teacher, name_of(teacher))}
 
 
 def _text(bundle: _Bundle, name: str) -> str:

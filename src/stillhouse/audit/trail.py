@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
+from datetime import datetime, timedelta
+from pathlib import Path, PurePath
 from typing import Any
 
 import orjson
@@ -17,6 +18,7 @@ from stillhouse.errors import LedgerError
 from stillhouse.ledger import Leaf, canonical
 from stillhouse.ledger.disclosure import disclosed
 from stillhouse.ledger.keys import rotation_signed
+from stillhouse.ledger.leaves import utc_stamp
 
 ALLOWS = ("allow", "allow_with_obligations")
 Teacher = tuple[str, str]  # model, revision
@@ -53,21 +55,27 @@ class Given:
 class Trail:
     """`faults` say which leaves are not what the log has, `wrongs` where a use was not allowed at its time.
 
-    `exchanges` are (teacher, decision) by leaf, `rows` the exchanges that a row names by its leaf, `given` is
-    what each teacher gave; `rotations` are changes of the signing key that the old key signed.
+    `exchanges` are (teacher, decision) by leaf, `rows` the exchanges that a row names by its leaf and
+    `curated` the transform that made it, `given` is what each teacher gave; `rotations` are changes of the
+    signing key that the old key signed, `lost` keys that were replaced without. Permissions whose leaf is not
+    shown are `undisclosed`; `graced` exchanges say only when they were answered, and so had a day of grace.
     """
 
-    leaves: int = 0
+    seen: set[int] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
     wrongs: list[str] = field(default_factory=list)
     decisions: dict[int, Leaf] = field(default_factory=dict)
     permissions: dict[int, Leaf] = field(default_factory=dict)
-    revoked: dict[int, str] = field(default_factory=dict)
+    revoked: dict[int, Leaf] = field(default_factory=dict)
     exchanges: dict[int, tuple[Teacher, int]] = field(default_factory=dict)
     rows: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    curated: dict[int, int] = field(default_factory=dict)
     given: dict[Teacher, Given] = field(default_factory=dict)
     used: Counter[int] = field(default_factory=Counter)
+    undisclosed: set[int] = field(default_factory=set)
+    graced: int = 0
     rotations: list[tuple[bytes, bytes]] = field(default_factory=list)
+    lost: set[bytes] = field(default_factory=set)
     transforms: set[int] = field(default_factory=set)
     trained: Leaf | None = None
     evaluated: Leaf | None = None
@@ -79,7 +87,7 @@ class Trail:
 
     @property
     def permitted(self) -> int:
-        return sum(self.used.values())
+        return sum(used for index, used in self.used.items() if index in self.permissions)
 
 
 def follow(proofs: Path, hashes: bytes) -> Trail:
@@ -89,7 +97,7 @@ def follow(proofs: Path, hashes: bytes) -> Trail:
     """
     trail = Trail()
     for leaf in disclosed(proofs):
-        trail.leaves += 1
+        trail.seen.add(leaf.index)
         if hashes[32 * leaf.index : 32 * leaf.index + 32] != leaf.hash:
             trail.faults.append(f"leaf {leaf.index} is not the one in the log")
         elif not _plain(leaf):
@@ -136,18 +144,21 @@ def _take(trail: Trail, leaf: Leaf) -> None:
 
 
 def _correct(trail: Trail, leaf: Leaf) -> None:
-    if leaf.body["what"] == "signing key replaced" and rotation_signed(leaf.body):
+    if leaf.body["what"] == "signing key replaced":
         old, new = (base64.b64decode(leaf.body[name]) for name in ("old_public_key", "new_public_key"))
-        trail.rotations.append((old, new))
+        if signed := rotation_signed(leaf.body):
+            trail.rotations.append((old, new))
+        elif signed is None:
+            trail.lost.add(old)
     elif leaf.body["what"] == "permission revoked":
-        trail.revoked[leaf.body["authorisation"]] = leaf.time
+        trail.revoked[leaf.body["authorisation"]] = leaf
 
 
 def _exchange(trail: Trail, leaf: Leaf) -> None:
     """An exchange is allowed by a decision from before it about the same teacher."""
     body = leaf.body
     asked, decision = body["teacher"], trail.decisions.get(body["decision"])
-    teacher = asked["model"], asked["revision"]
+    teacher = name_of(asked["model"]), asked["revision"]
     trail.exchanges[leaf.index] = teacher, body["decision"]
     given = trail.given.setdefault(teacher, Given())
     given.decisions.add(body["decision"])
@@ -176,17 +187,37 @@ def _not_allowed(trail: Trail, exchange: Leaf, decision: Leaf | None) -> str:
     body = decision.body
     if body["verdict"] not in ALLOWS:
         return f"was made although leaf {decision.index} says {body['verdict']}"
-    if body["teacher"]["model"] != exchange.body["teacher"]["model"]:
+    if name_of(body["teacher"]["model"]) != name_of(exchange.body["teacher"]["model"]):
         return f"asks another teacher than leaf {decision.index} is about"
+    first, last = _asked_between(exchange)
     for index in permissions_of(body):
         permission = trail.permissions.get(index)
-        if permission is None:
-            return f"rests on leaf {index}, which is not shown before it"
         trail.used[index] += 1
-        fault = out_of_force(permission.body["permission"], exchange.time, trail.revoked.get(index))
+        if permission is None and (index in trail.seen or index >= decision.index):
+            return f"rests on leaf {index}, which is no permission from before it"
+        if permission is None:
+            trail.undisclosed.add(index)
+            continue
+        trail.graced += first != last
+        ended = trail.revoked.get(index)
+        fault = out_of_force(permission.body["permission"], first, last, ended.time if ended else None)
         if fault:
             return fault
     return ""
+
+
+def _asked_between(exchange: Leaf) -> tuple[str, str]:
+    """When it was asked for: at once where the leaf says so, else on the day up to its being recorded."""
+    began = exchange.body.get("began")
+    if began is not None:
+        return began, began
+    return utc_stamp(datetime.fromisoformat(exchange.time) - timedelta(days=1)), exchange.time
+
+
+def name_of(model: str) -> str:
+    """A teacher's name; of one that was a folder the last part, for some leaves hold the whole path."""
+    path = PurePath(model)
+    return path.name if path.is_absolute() else model
 
 
 def permissions_of(decision: dict[str, Any]) -> list[int]:
@@ -194,20 +225,20 @@ def permissions_of(decision: dict[str, Any]) -> list[int]:
     return list(decision.get("permissions") or ())
 
 
-def out_of_force(permission: dict[str, Any], time: str, revoked: str | None) -> str:
-    """Why a permission was not in force at `time` (as leaves have it); empty when it was."""
-    if time[:10] < permission["valid_from"]:
-        return f"is of {time[:10]}, and its permission begins on {permission['valid_from']}"
-    if permission.get("valid_to") and time[:10] > permission["valid_to"]:
-        return f"is of {time[:10]}, and its permission ended with {permission['valid_to']}"
-    if revoked is not None and time > revoked:
-        return f"is of {time}, and its permission was revoked at {revoked}"
+def out_of_force(permission: dict[str, Any], first: str, last: str, revoked: str | None) -> str:
+    """Why a permission was not in force at any time between two (as leaves have it); empty when it was."""
+    if last[:10] < permission["valid_from"]:
+        return f"is of {last[:10]}, and its permission begins on {permission['valid_from']}"
+    if permission.get("valid_to") and first[:10] > permission["valid_to"]:
+        return f"is of {last[:10]}, and its permission ended with {permission['valid_to']}"
+    if revoked is not None and first > revoked:
+        return f"is of {last}, and its permission was revoked at {revoked}"
     return ""
 
 
 def _row(trail: Trail, leaf: Leaf) -> None:
     made_from, transform = tuple(leaf.body["exchanges"]), leaf.body["transform"]
-    trail.rows[leaf.index] = made_from
+    trail.rows[leaf.index], trail.curated[leaf.index] = made_from, transform
     if transform not in trail.transforms:
         trail.faults.append(f"the row at leaf {leaf.index} is of transform {transform}, which is not shown")
     missing = [index for index in made_from if index not in trail.exchanges]
@@ -217,12 +248,30 @@ def _row(trail: Trail, leaf: Leaf) -> None:
     trail.given[trail.exchanges[made_from[0]][0]].rows += 1
 
 
+def not_trained_on(trail: Trail, release: Leaf, trained: Leaf) -> list[str]:
+    """The rows that are shown and were not what was trained on: of another transform, or from after it."""
+    learned = trained.body["transform"]
+    faults = []
+    if release.body["transform"] != learned:
+        faults.append(
+            f"the release is of transform {release.body['transform']}, its training learned from {learned}"
+        )
+    for index, transform in trail.curated.items():
+        if transform != learned:
+            faults.append(
+                f"the row at leaf {index} is of transform {transform}, the training learned from {learned}"
+            )
+        elif index >= trained.index:
+            faults.append(f"the row at leaf {index} came after its training at leaf {trained.index}")
+    return faults
+
+
 def _check_uses(trail: Trail) -> None:
     """Each teacher of the rows needs a decision that allows training; permissions have a volume."""
     if trail.release is None:
         return
     allowed = {
-        leaf.body["teacher"]["model"]
+        name_of(leaf.body["teacher"]["model"])
         for index in trail.release.body["decisions"]
         if (leaf := trail.decisions.get(index))
         and leaf.body["use"] == "train_target"

@@ -17,7 +17,7 @@ from stillhouse.recipe import Recipe
 from stillhouse.release import owed
 from stillhouse.release.documents import ROWS, documents
 from stillhouse.release.gather import gather, read_operator, result_of
-from stillhouse.release.provenance import leaves_to_show, newest
+from stillhouse.release.provenance import learned_under, leaves_to_show, newest
 from stillhouse.release.rows import write_rows
 from stillhouse.terms.obligations import must_be_met, redistributes, seeds, settled
 from stillhouse.workspace import RunFolder
@@ -47,25 +47,29 @@ def release(
     `decided` are the decisions of now that each teacher's answers may be trained on, `licences` the texts of
     the teachers' licences where they are at hand. The release leaf holds the SHA-256 of every file that is
     there before it; checkpoint, leaves and hashes come after, and the signed manifest, written last, covers
-    them all. The folder is replaced as a whole; a half-written one is never left behind.
+    them all. The folder is replaced as a whole; a process that dies leaves no half of one,
+    and what was released before lies there, or beside it as `release.old`.
 
-    Raises GateRefused where an obligation is not met, or answers were recalled since they were curated.
+    Raises GateRefused where an obligation is not met, or answers that were learned from were recalled since
+    they were curated.
     """
     facts = gather(run, recipe, ledger, read_operator(ledger.workspace.operator), now, decided)
     grounds = {one.leaf for teacher in facts.teachers for one in teacher.decisions}
-    _none_recalled(ledger, grounds)
+    _none_recalled(ledger, learned_under(run, ledger))
     bodies = [ledger.leaf(index).body for index in decided]
     settlement = settled(recipe, bodies, licences or {})
     must_be_met(settlement)
-    transform, weights = result_of(run, "curate")["transform"], result_of(run, "train")["weights"]
+    weights = result_of(run, "train")["weights"]
     trained, evaluated = (newest(ledger, kind, run, weights) for kind in ("train_run", "evaluation"))
+    # The curation that was trained on: one of later that kept the same rows wrote their leaves again.
+    transform = trained.body["transform"]
     temporary, key = run.release.with_name("release.new"), read_signing_key(ledger.workspace)
     with storage("write the release", run.release):
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(run.student, temporary)
         shutil.copy(run.evaluation, temporary / "evaluation.json")
         (temporary / PROOFS).mkdir()
-        rows = write_rows(run, ledger, temporary / ROWS)
+        rows = write_rows(run, ledger, transform, temporary / ROWS)
         _write(temporary, documents(facts, rows, key))
         _write(temporary, owed.files(settlement, recipe.release.licence, licences or {}))
     files = manifest.digests(temporary)
@@ -93,8 +97,7 @@ def release(
     disclosure.disclose(ledger, temporary / PROOFS, shown, checkpoint)
     manifest.seal(temporary, ledger.origin, facts.name, key)
     with storage("write the release", run.release):
-        shutil.rmtree(run.release, ignore_errors=True)
-        temporary.rename(run.release)
+        _put_in_place(temporary, run.release)
     root = base64.b64encode(checkpoint.root).decode()
     return Released(str(run.release), leaf, checkpoint.size, root, files)
 
@@ -107,6 +110,16 @@ def _none_recalled(ledger: Ledger, decisions: Iterable[int]) -> None:
             "this student was trained on some of them",
             "run the recipe again, which trains without them, or lift it with `ledger recall --lift`",
         )
+
+
+def _put_in_place(new: Path, place: Path) -> None:
+    """What was there goes when the new one lies in its place, and not before."""
+    aside = place.with_name(f"{place.name}.old")
+    if place.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        place.rename(aside)
+    new.rename(place)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:

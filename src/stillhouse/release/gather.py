@@ -258,7 +258,7 @@ def read_decision(leaf: int, body: Mapping[str, Any], ledger: Ledger) -> Decisio
 
 
 def _is_about(body: Mapping[str, Any], model: str) -> bool:
-    return bool(body["use"] == "train_target" and body["teacher"]["model"] == model)
+    return bool(body["use"] == "train_target" and shown(body["teacher"]["model"]) == shown(model))
 
 
 def _reason(found: str | Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from stillhouse.errors import LedgerError, storage
 from stillhouse.ledger import Ledger
-from stillhouse.release.gather import result_of, sha256_of, shown
+from stillhouse.release.gather import sha256_of, shown
 from stillhouse.workspace import RunFolder
 
 COLUMNS = (
@@ -35,8 +35,8 @@ class Rows:
     sha256: str
 
 
-def write_rows(run: RunFolder, ledger: Ledger, path: Path) -> Rows:
-    """Write the file, a row for each sample in their order.
+def write_rows(run: RunFolder, ledger: Ledger, transform: int, path: Path) -> Rows:
+    """Write the file, a row for each sample in their order; `transform` is the leaf of their curation.
 
     Raises LedgerError when the samples are not those that the ledger names.
     """
@@ -45,7 +45,7 @@ def write_rows(run: RunFolder, ledger: Ledger, path: Path) -> Rows:
     count = 0
     with storage("write", path), pq.ParquetWriter(path, SCHEMA) as writer:
         batch: list[dict[str, Any]] = []
-        for row in _rows(run, ledger):
+        for row in _rows(run, ledger, transform):
             batch.append({**row, "decisions": [decided[leaf] for leaf in row["exchanges"]]})
             if len(batch) == 4096:
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
@@ -54,9 +54,8 @@ def write_rows(run: RunFolder, ledger: Ledger, path: Path) -> Rows:
     return Rows(count + len(batch), path.stat().st_size, sha256_of(path))
 
 
-def _rows(run: RunFolder, ledger: Ledger) -> Iterator[dict[str, Any]]:
+def _rows(run: RunFolder, ledger: Ledger, transform: int) -> Iterator[dict[str, Any]]:
     """Samples and their leaves, which were written in the same order."""
-    transform = result_of(run, "curate")["transform"]
     leaves = (leaf for leaf in ledger.leaves("row", start=transform) if leaf.body["transform"] == transform)
     for number, (sample, leaf) in enumerate(zip_longest(_samples(run), leaves)):
         if sample is None or leaf is None or sample["leaves"] != leaf.body["exchanges"]:
