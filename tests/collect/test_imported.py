@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 
 from stillhouse.collect.imported import Imported, declare, import_file
-from stillhouse.errors import UsageError
+from stillhouse.errors import GateRefused, UsageError
 from stillhouse.ledger import Ledger
+from stillhouse.ledger.permissions import standings
+from stillhouse.terms import authorising
 from stillhouse.workspace import init_workspace
 
 
@@ -48,6 +50,30 @@ def test_every_row_is_counted_once(bring, ledger):
     assert [answer_of(ledger, leaf.index) for leaf in ledger.leaves("import")] == ["1", "2"]
     again = bring([{"prompt": "a", "answer": "1"}, {"prompt": "e", "answer": "5"}])
     assert (again.imported, again.known, again.repeated, len(again.broken)) == (1, 1, 0, 0)
+
+
+def test_what_is_imported_under_a_permission_counts_as_had(tmp_path, ledger):
+    scope = {"models": ["big-*"], "uses": ["train_target"], "volume": 3, "competing": True}
+    said = {"id": "v", "grantor": "Big", "grantee": "us", "signatory": "J. Doe", "approver": "R. Ames"}
+    said |= {"valid_from": "2026-01-01", "scope": scope}
+    permission = authorising.make_permission(said, "contract.txt", b"Big permits it.", "here")
+    leaf = authorising.record(permission, b"Big permits it.", ledger)
+
+    def bring(count):
+        path = tmp_path / "answers.jsonl"
+        rows = [{"prompt": f"q {n}", "answer": f"a {n}"} for n in range(count)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        terms = declare(tmp_path / "terms.txt", "2026-11-01", "R. Ames")
+        return import_file(path, "big-1", terms, ledger)
+
+    (tmp_path / "terms.txt").write_text("Some terms.\n")
+    with pytest.raises(GateRefused, match="does not cover") as caught:
+        bring(4)
+    assert "0 of 3" in caught.value.why
+    assert not list(ledger.leaves("import"))
+    assert bring(3).imported == 3
+    assert standings(ledger)[leaf].used == 3
+    assert (bring(3).known, standings(ledger)[leaf].used) == (3, 3)
 
 
 def test_an_erased_answer_can_be_imported_again(bring, ledger):

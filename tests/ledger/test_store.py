@@ -83,7 +83,12 @@ def test_an_answer_is_found_by_its_key_and_the_newest_wins(ledger):
     found = list(ledger.exchanges([KEYS[2], KEYS[9], KEYS[1]]))
     assert [one.key for one in found] == [KEYS[2], KEYS[1]]
     assert found[1].leaf == newest
-    assert found[1].body == {"number": 1, "again": True, "key": KEYS[1]}
+    assert found[1].body == {
+        "number": 1,
+        "again": True,
+        "key": KEYS[1],
+        "began": "2026-11-21T09:30:00.000000Z",
+    }
     assert found[1].response == b"a1"
 
 

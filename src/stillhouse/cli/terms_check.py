@@ -35,7 +35,7 @@ def terms_lines(decided: Sequence[Mapping[str, Any]]) -> list[str]:
         for body in decided
         for each in body.get("obligations", ())
     }
-    left = {body["authorisation"]: body["exchanges_left"] for body in decided if "exchanges_left" in body}
+    left = {body["left_by"]: body["exchanges_left"] for body in decided if "exchanges_left" in body}
     lines += [f"           {count:,} exchanges left under leaf {leaf}" for leaf, count in left.items()]
     return lines + [f"owed       {each}" for each in sorted(owed)]
 

@@ -15,11 +15,10 @@ from stillhouse.collect.prompts import parse_prompt
 from stillhouse.collect.sources import Broken, read_rows
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger, read_workspace_key
+from stillhouse.ledger.permissions import append_answers
 from stillhouse.recipe import Declaration, Prompts
 from stillhouse.terms import gate
 from stillhouse.text import is_unicode
-
-ROWS = 1000  # leaves written at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +44,15 @@ def import_file(
 
     A recipe then uses them with `teacher.imported = true`, the same `teacher.model`, and the same file as
     `prompts.source`. Who gave the answers, and on what terms, is the operator's word; the leaf says so.
-    An answer that was erased can be imported again. Raises UsageError when no row is usable, GateRefused
-    when the declaration does not allow the use.
+    An answer that was erased can be imported again. Raises UsageError when no row is usable, and GateRefused
+    when the use is not allowed or a permission does not cover all answers that are new; then none is written.
     """
     decision = gate.admit_import(model, declaration, ledger, datetime.now(UTC))
     secret = read_workspace_key(ledger.workspace)
     settings = Prompts(source=str(file), prompt=prompt)
     teacher = Teacher(model, "import", "", None)
     broken: list[Broken] = []
-    rows: dict[str, tuple[Any, dict[str, Any], dict[str, bytes]]] = {}
+    rows: dict[str, tuple[dict[str, Any], dict[str, bytes]]] = {}
     seen = 0
     for number, (place, row) in enumerate(read_rows(settings.source)):
         parsed = row if isinstance(row, Broken) else parse_prompt(row, settings, place, number)
@@ -78,15 +77,14 @@ def import_file(
         }
         request = {"model": model, "messages": request_body(question, teacher, _NONE)["messages"]}
         contents = {"request": orjson.dumps(request), "response": _response(model, text)}
-        rows.setdefault(key, ("import", body, contents))
+        rows.setdefault(key, (body, contents))
     if not rows:
         raise UsageError(
             f"no usable row in {file}", f"{len(broken)} broken rows", f"columns `{prompt}` and `{answer}`"
         )
     known = {stored.key for stored in ledger.exchanges(rows) if stored.response is not None}
     new = [leaf for key, leaf in rows.items() if key not in known]
-    for start in range(0, len(new), ROWS):
-        ledger.append_many(new[start : start + ROWS])
+    append_answers(ledger, decision, new)
     return Imported(len(new), len(known), seen - len(rows), tuple(broken), decision)
 
 

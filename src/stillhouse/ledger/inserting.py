@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from stillhouse.errors import LedgerError
 from stillhouse.ledger.database import Connection
 from stillhouse.ledger.leaves import NewLeaf
 from stillhouse.ledger.spending import spend
 from stillhouse.ledger.tree import TILE, seal
+
+T = TypeVar("T")
 
 _AT_ONCE = (64, 16, 4, 1)  # rows of a statement; few sizes, so that SQLite keeps all of them prepared
 
@@ -61,6 +63,18 @@ def insert_leaves(db: Connection, leaves: Sequence[NewLeaf]) -> list[int]:
     return list(indices)
 
 
+def began(db: Connection, attempts: Sequence[int]) -> list[str]:
+    """When each attempt began, as the stamp in its row. Raises LedgerError for one that was never begun."""
+    times: dict[int, str] = {}
+    for some in _some(attempts):
+        query = f"SELECT id, began FROM attempt WHERE id IN ({','.join('?' * len(some))})"
+        times.update(db.execute(query, some).fetchall())
+    for attempt in attempts:
+        if attempt not in times:
+            raise settled_before(attempt)
+    return [times[attempt] for attempt in attempts]
+
+
 def settle_answers(db: Connection, answers: Sequence[Answer]) -> list[int]:
     """Gives the indices of the answers' leaves. Raises LedgerError when an attempt was settled before."""
     indices = insert_leaves(db, [answer.leaf for answer in answers])
@@ -94,7 +108,7 @@ def _insert(db: Connection, into: str, rows: Sequence[tuple[Any, ...]]) -> None:
         db.execute(statement, [value for row in some for value in row])
 
 
-def _some(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
+def _some(rows: Sequence[T]) -> Iterator[Sequence[T]]:
     start = 0
     while start < len(rows):
         size = next(size for size in _AT_ONCE if size <= len(rows) - start)

@@ -3,15 +3,18 @@ counted in `spending`."""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from itertools import takewhile
 from typing import Any
 
 from stillhouse.errors import LedgerError
 from stillhouse.ledger.database import Connection
 from stillhouse.ledger.inserting import insert_leaves
 from stillhouse.ledger.leaves import new_leaf, utc_stamp
+from stillhouse.ledger.spending import spend
 from stillhouse.ledger.store import Ledger
 
 
@@ -62,6 +65,23 @@ def decide_by(ledger: Ledger, body: Mapping[str, Any], permissions: Iterable[int
     return ledger.write(insert).result()
 
 
+def append_answers(
+    ledger: Ledger, decision: int, answers: Iterable[tuple[Mapping[str, Any], Mapping[str, bytes]]]
+) -> list[int]:
+    """Add an `import` leaf for each of these bodies and contents, all or none; returns their indices. They
+    count for the permissions of their decision as if they were asked for now.
+
+    Raises GateRefused where one of these does not cover all of them.
+    """
+    leaves, now = [ledger.prepare("import", *answer) for answer in answers], utc_stamp(ledger.clock())
+
+    def insert(db: Connection) -> list[int]:
+        spend(db, [(decision, now)] * len(leaves))
+        return insert_leaves(db, leaves)
+
+    return ledger.write(insert).result()
+
+
 def revoke(ledger: Ledger, permission: int, reason: str) -> int:
     """End a permission from now on, in every process; returns the `correction` leaf that says so.
 
@@ -83,6 +103,33 @@ def revoke(ledger: Ledger, permission: int, reason: str) -> int:
         return index
 
     return ledger.write(insert).result()
+
+
+def miscounted(ledger: Ledger) -> list[str]:
+    """The permissions under which more or fewer exchanges were had than are counted as used, in words."""
+    query = (
+        "SELECT p.leaf, p.used, coalesce(h.had, 0), (SELECT coalesce(max(idx) + 1, 0) FROM leaf)"
+        " FROM permission p LEFT JOIN (SELECT d.permission, count(*) AS had FROM attempt a"
+        " JOIN decided d ON d.decision = a.decision"
+        " WHERE a.state <> 'failed' OR a.cost IS NULL OR a.cost <> 0 GROUP BY d.permission) h"
+        " ON h.permission = p.leaf ORDER BY p.leaf"
+    )
+    counted = ledger.read(query)  # in one statement, since others may be asking
+    if not counted:
+        return []
+    size, resting = counted[0][3], defaultdict[int, list[int]](list)
+    for permission, decision in ledger.read("SELECT permission, decision FROM decided"):
+        resting[permission].append(decision)
+    imports = Counter(
+        leaf.body.get("decision")
+        for leaf in takewhile(lambda leaf: leaf.index < size, ledger.leaves("import"))
+    )
+    had = {leaf: had + sum(imports[decision] for decision in resting[leaf]) for leaf, _, had, _ in counted}
+    return [
+        f"under the permission in leaf {leaf} {had[leaf]} exchanges were had, and {used} are counted"
+        for leaf, used, _, _ in counted
+        if used != had[leaf]
+    ]
 
 
 def standings(ledger: Ledger) -> dict[int, Standing]:

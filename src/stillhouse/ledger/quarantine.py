@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from stillhouse.errors import UsageError
-from stillhouse.ledger.leaves import LeafKind
+from stillhouse.ledger.leaves import Leaf, LeafKind
 from stillhouse.ledger.store import Ledger
 from stillhouse.ledger.subject import read_rows, runs_of
 from stillhouse.ledger.tombstones import rows_made_from
@@ -53,18 +53,18 @@ def quarantined(ledger: Ledger) -> frozenset[int]:
 
 
 def decisions_of(ledger: Ledger, by: By, which: int | str) -> list[int]:
-    """The decisions that a leaf is, that rest on an authorisation, or that are about a teacher. Raises
-    UsageError where there is none."""
-    found = [
-        leaf.index
-        for leaf in ledger.leaves("decision")
-        if which
-        == {
-            "decision": leaf.index,
-            "authorisation": leaf.body.get("authorisation"),
-            "teacher": leaf.body.get("teacher", {}).get("model"),
-        }[by]
-    ]
+    """The decisions that a leaf is, that rest on an authorisation, or that are about a teacher. One may rest
+    on several permissions and a declaration. Raises UsageError where there is none."""
+
+    def answers_to(leaf: Leaf) -> list[int | str | None]:
+        if by == "decision":
+            return [leaf.index]
+        if by == "teacher":
+            return [leaf.body.get("teacher", {}).get("model")]
+        said = leaf.body
+        return [said.get("authorisation"), said.get("declaration"), *said.get("permissions", ())]
+
+    found = [leaf.index for leaf in ledger.leaves("decision") if which in answers_to(leaf)]
     if not found:
         raise UsageError(
             f"no decision to recall by the {by} {which}",

@@ -1,5 +1,5 @@
-"""What is left of written permissions: counted in the transaction that writes an attempt, and so exact,
-however many processes ask and whenever one of them dies."""
+"""What is left of written permissions: counted in the transaction that writes an attempt or imports an
+answer, and so exact, however many processes ask and whenever one of them dies."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from stillhouse.ledger.checkpoint import Checkpoint, read_checkpoint, sign_check
 from stillhouse.ledger.database import Connection, Database, database_of, explained, migrate
 from stillhouse.ledger.inserting import (
     Answer,
+    began,
     insert_attempts,
     insert_leaves,
     settle_answers,
@@ -222,7 +223,8 @@ class Ledger:
     ) -> Future[int]:
         """Record an attempt's answer as an exchange leaf, under the attempt's key also where `body` lacks it;
         resolves to the leaf's index. An answer that arrives after a sweep is taken all the same. `cost` is in
-        US dollars, None when it is not known.
+        US dollars, None when it is not known. The leaf also says when the attempt `began`, which is when a
+        permission had to cover it.
 
         The future fails with LedgerError when the attempt was answered or failed before.
         """
@@ -232,11 +234,12 @@ class Ledger:
 
     def _settle(self, db: Connection, answers: Sequence[tuple[Any, ...]]) -> list[int]:
         """On the writing thread: to hash and to compress gives other threads their turn each time."""
+        times = began(db, [answer[0] for answer in answers])
         return settle_answers(
             db,
             [
-                Answer(attempt, self._pack(new_leaf("exchange", body, contents, now)), cost)
-                for attempt, body, contents, now, cost in answers
+                Answer(attempt, self._pack(new_leaf("exchange", body | {"began": time}, contents, now)), cost)
+                for time, (attempt, body, contents, now, cost) in zip(times, answers, strict=True)
             ],
         )
 

@@ -22,6 +22,7 @@ from stillhouse.ledger.anchors import stored_anchors
 from stillhouse.ledger.checkpoint import Checkpoint, read_checkpoint, signer_of
 from stillhouse.ledger.keys import read_public_key, rotation_signed
 from stillhouse.ledger.leaves import KEYED, canonical, commitment
+from stillhouse.ledger.permissions import miscounted
 from stillhouse.ledger.store import Ledger
 from stillhouse.ledger.tree import TILE
 
@@ -354,6 +355,8 @@ def _check_attempts(ledger: Ledger, size: int, found: _Findings) -> None:
     total = ledger.read("SELECT count(*) FROM attempt")[0][0]
     if ledger.attempts().total < total:
         found.faults["attempts"].append("attempts do not balance")
+    if not found.faults.get("leaves"):
+        found.faults["attempts"] += miscounted(ledger)
     for attempt, leaf in ledger.read(
         "SELECT a.id, a.leaf FROM attempt a LEFT JOIN exchange e ON e.key = a.key AND e.leaf = a.leaf"
         " WHERE a.state = 'answered' AND a.leaf < ? AND e.leaf IS NULL",

@@ -37,6 +37,7 @@ from stillhouse.pipeline.rounds import account, focus_note, focused
 from stillhouse.pipeline.setup import (
     STAGES,
     admit_all,
+    admit_learning,
     check,
     check_reachable,
     check_reading,
@@ -300,7 +301,6 @@ def _curate(work: Work) -> bool:
 
 
 def _train(work: Work) -> bool:
-
     recipe, curated, local = work.recipe, need(work, "curate"), local_teacher(work.recipe)
     source = _source(work) if recipe.train.objective != "sequence" else None
     made_here = recipe.student.init in ("from_teacher", "config")
@@ -317,6 +317,7 @@ def _train(work: Work) -> bool:
     if is_done(work, "train", inputs, work.folder.student / "config.json", work.folder.student_before):
         dismiss()
         return False
+    admit_learning(recipe, work.ledger)
     started = time.monotonic()
     result = asdict(train(work.folder, recipe, work.watch, local, source=source))
     result["weights"] = weights_digest(str(work.folder.student))

@@ -156,12 +156,12 @@ def plan(
 
 
 def _decided(ledger: Ledger, leaf: int) -> dict[str, Any]:
-    """A decision's body; with `exchanges_left` where it rests on a permission of so many."""
-    body = ledger.leaf(leaf).body
-    permission = standings(ledger).get(body.get("authorisation", -1))
-    if permission is None or permission.volume is None:
-        return body
-    return body | {"exchanges_left": permission.volume - permission.used}
+    """A decision's body; where it rests on permissions of so many, with `exchanges_left` by the one of which
+    least is left, which is `left_by`."""
+    body, known = ledger.leaf(leaf).body, standings(ledger)
+    rests_on = (known[leaf] for leaf in body.get("permissions", ()) if leaf in known)
+    left = [(each.volume - each.used, each.leaf) for each in rests_on if each.volume is not None]
+    return body | dict(zip(("exchanges_left", "left_by"), min(left), strict=True)) if left else body
 
 
 def _price(teacher: Teacher) -> tuple[str, KnownPrice | None, int | None]:

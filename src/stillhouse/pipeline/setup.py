@@ -59,6 +59,14 @@ def admit_all(recipe: Recipe, ledger: Ledger) -> Admitted:
     )
 
 
+def admit_learning(recipe: Recipe, ledger: Ledger) -> None:
+    """Raises GateRefused where one of the recipe's teachers may not be learned from today."""
+    now = datetime.now(UTC)
+    for teacher, use in gate.uses_of(recipe):
+        if use == "train_target":
+            gate.admit(recipe, teacher, use, ledger, now)
+
+
 @contextmanager
 def open_teachers(recipe: Recipe, log: Path | None = None) -> Iterator[list[asking.Teacher]]:
     """[teacher] and [[teachers]] of the recipe, in this order, ready to be asked."""
