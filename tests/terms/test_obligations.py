@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stillhouse.recipe import parse_recipe
 from stillhouse.terms.facts import Obligation
-from stillhouse.terms.obligations import Owed, due, of_seeds, settle
+from stillhouse.terms.obligations import Owed, due, of_seeds, redistributes, settle
 
 LLAMA = [
     Owed("llama3.1", "Llama-3.1-8B", Obligation("name_prefix", ("Llama",))),
@@ -82,6 +83,40 @@ def test_what_is_not_given_away_owes_nothing_that_is_about_giving():
     assert due([*LLAMA, inside, weights], "internal", True) == (inside,)
     assert due([*LLAMA, weights], "weights", False) == tuple(LLAMA)
     assert due([weights], "weights", True) == (weights,)
+
+
+def recipe_of(init, teacher=None, others=(), **tables):
+    tree = {
+        "run": {"name": "t"},
+        "teacher": teacher or {"model": "embedded:desk"},
+        "teachers": list(others),
+        "prompts": {"source": "embedded:desk"},
+        "student": {"init": init},
+    }
+    return parse_recipe(tree | tables)
+
+
+SERVED = {"model": "llama", "endpoint": "http://127.0.0.1:1/v1", "checkpoint": "meta-llama/Llama-3.2-1B"}
+
+
+@pytest.mark.parametrize(
+    ("init", "teacher", "inside"),
+    [
+        ("from_teacher", {"model": "/models/llama"}, True),
+        ("meta-llama/Llama-3.2-1B", {"model": "meta-llama/Llama-3.2-1B"}, True),
+        ("meta-llama/llama-3.2-1b", SERVED, True),
+        ("/models/llama", {"model": "/models/llama", "checkpoint": "meta-llama/Llama-3.2-1B"}, True),
+        ("/models/llama/", {"model": "/models/llama"}, True),
+        ("embedded:base", {"model": "meta-llama/Llama-3.2-1B"}, False),
+        ("config", {"model": "/models/llama"}, False),
+    ],
+)
+def test_a_student_that_begins_as_a_teacher_holds_its_weights(init, teacher, inside):
+    assert redistributes(recipe_of(init, teacher)) is inside
+
+
+def test_a_student_that_begins_as_the_second_teacher_holds_its_weights():
+    assert redistributes(recipe_of("meta-llama/Llama-3.2-1B", {"model": "Qwen/Qwen3-8B"}, [SERVED]))
 
 
 KINDS = st.sampled_from(

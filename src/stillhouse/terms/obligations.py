@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import GateRefused
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Recipe, Teacher
 from stillhouse.terms.facts import Mode, Obligation
 
 # What no file can show: somebody must say that it was done.
@@ -75,8 +75,23 @@ def seeds(recipe: Recipe) -> str:
 
 
 def redistributes(recipe: Recipe) -> bool:
-    """Whether a teacher's own weights are in the student."""
-    return recipe.student.init == "from_teacher"
+    """Whether a teacher's own weights are in the student: cut out of one, or begun from the same model, which
+    is known by its folder, its hub id or `checkpoint`."""
+    return recipe.student.init == "from_teacher" or any(
+        begins_from(recipe, teacher) for teacher in (recipe.teacher, *recipe.teachers)
+    )
+
+
+def begins_from(recipe: Recipe, teacher: Teacher) -> bool:
+    """Whether `student.init` names this teacher's model, without regard to case. Of folders the last part of
+    the path counts, as it is all that the gate is told."""
+    named = {_last_of_folder(name) for name in (teacher.model, teacher.checkpoint) if name}
+    return _last_of_folder(recipe.student.init) in named
+
+
+def _last_of_folder(model: str) -> str:
+    path = Path(model).expanduser()
+    return (path.name if path.is_absolute() else model.removesuffix("/")).casefold()
 
 
 def must_be_possible(settlement: Settlement) -> None:
