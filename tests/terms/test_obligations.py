@@ -1,13 +1,17 @@
 from dataclasses import replace
+from datetime import date
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stillhouse.recipe import parse_recipe
+from stillhouse.terms.base import of_base
 from stillhouse.terms.facts import Obligation
-from stillhouse.terms.obligations import Owed, due, of_seeds, redistributes, settle
+from stillhouse.terms.obligations import Owed, due, of_seeds, redistributes, settle, settled
+from stillhouse.workspace import init_workspace
 
 LLAMA = [
     Owed("llama3.1", "Llama-3.1-8B", Obligation("name_prefix", ("Llama",))),
@@ -117,6 +121,43 @@ def test_a_student_that_begins_as_a_teacher_holds_its_weights(init, teacher, ins
 
 def test_a_student_that_begins_as_the_second_teacher_holds_its_weights():
     assert redistributes(recipe_of("meta-llama/Llama-3.2-1B", {"model": "Qwen/Qwen3-8B"}, [SERVED]))
+
+
+def based(tmp_path, init, teacher=None, **tables):
+    recipe = recipe_of(init, teacher, **tables)
+    workspace = init_workspace(tmp_path)
+    workspace.operator.write_text("monthly_users = 5\n")
+    return settled(recipe, [], {}, of_base(recipe, workspace, date(2026, 11, 20)))
+
+
+@pytest.mark.parametrize("teacher", ["Qwen/Qwen2.5-7B-Instruct", "embedded:desk"])
+def test_the_base_brings_what_its_licence_asks_whoever_teaches(tmp_path, teacher):
+    found = based(tmp_path, "meta-llama/Llama-3.2-1B", {"model": teacher})
+    assert found.prefix == "Llama"
+    assert found.credits == ("Built with Llama",)
+    assert any("Llama 3.2" in line for line in found.notices)
+    assert found.unknown == ()
+    assert any("by the base meta-llama/Llama-3.2-1B" in line for line in found.unmet)
+
+
+def test_a_base_in_a_folder_is_known_by_its_licence(tmp_path):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (line,) = based(tmp_path, str(folder)).unknown
+    assert line.startswith("the terms of the base base are not known")
+    (folder / "LICENSE").write_text((Path(__file__).parents[2] / "LICENSE").read_text())
+    found = based(tmp_path, str(folder))
+    assert (found.unknown, found.unmet) == ((), ())
+
+
+@pytest.mark.parametrize("init", ["embedded:base", "config", "from_teacher"])
+def test_what_is_shipped_or_begins_with_nothing_brings_nothing(tmp_path, init):
+    teacher = {"model": "/models/x"} if init == "from_teacher" else None
+    assert based(tmp_path, init, teacher) == settle([], "t", None)
+
+
+def test_a_base_that_stays_in_the_house_owes_nothing_about_giving(tmp_path):
+    assert based(tmp_path, "meta-llama/Llama-3.2-1B", release={"mode": "internal"}).unmet == ()
 
 
 KINDS = st.sampled_from(

@@ -7,9 +7,9 @@ ask for are written from the same settlement, and what is unmet fails it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stillhouse.errors import GateRefused
 from stillhouse.recipe import Recipe, Teacher
@@ -21,15 +21,25 @@ PROMISES = ("notify", "check_output", "keep_signals")
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """An obligation, the key of the row whose text asks for it, and the teacher that brought it."""
+    """An obligation, the key of the row whose text asks for it, and the teacher (or base) that brought it.
+    `in_student`: the weights of whoever brought it are in the student."""
 
     row: str
     teacher: str
     obligation: Obligation
+    in_student: bool = field(default=False, compare=False)
 
     @property
     def source(self) -> str:
         return f"{self.row} (by {self.teacher})"
+
+
+class Base(NamedTuple):
+    """What is owed for the weights that a student begins with, and the name of a base whose terms no row
+    knows (empty where they are known)."""
+
+    owed: tuple[Owed, ...] = ()
+    unknown: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +50,7 @@ class Settlement:
     student is under ("" where it is free to choose), `copies` are teachers whose licence text goes along,
     `policies` use policies that bind whoever gets the model. `promises` are obligations that only a person
     can meet, as (kind, what). `conflicts` say why no release can meet everything, `unmet` what this one
-    lacks.
+    lacks, and `unknown` what may be owed beside that, as nobody knows the terms.
     """
 
     prefix: str = ""
@@ -55,17 +65,26 @@ class Settlement:
     promises: tuple[tuple[str, str], ...] = ()
     conflicts: tuple[str, ...] = ()
     unmet: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
-def settled(recipe: Recipe, decisions: Iterable[Mapping[str, Any]], copied: Collection[str]) -> Settlement:
-    """What the release of a recipe owes by its decisions (leaf bodies) and the licence of its prompts.
+def settled(
+    recipe: Recipe,
+    decisions: Iterable[Mapping[str, Any]],
+    copied: Collection[str],
+    base: Base,
+) -> Settlement:
+    """What the release of a recipe owes by its decisions (leaf bodies), its base and its prompts' licence.
 
     `copied` are the teachers whose licence text is at hand.
     """
-    owed = [*of_decisions(decisions), *of_seeds(seeds(recipe), recipe.prompts.licence or "")]
+    owed = [*base.owed, *of_decisions(decisions), *of_seeds(seeds(recipe), recipe.prompts.licence or "")]
+    owed = list(dict.fromkeys(owed))
     now = due(owed, recipe.release.mode, redistributes(recipe))
     name, wanted = recipe.release.name or recipe.run.name, recipe.release
-    return settle(now, name, wanted.licence, wanted.confirmed, copied)
+    found = settle(now, name, wanted.licence, wanted.confirmed, copied)
+    unknown = f"the terms of the base {base.unknown} are not known: read them before the student is released"
+    return replace(found, unknown=(unknown,) if base.unknown else ())
 
 
 def seeds(recipe: Recipe) -> str:
@@ -127,7 +146,8 @@ def due(owed: Iterable[Owed], mode: Mode, redistributes: bool) -> tuple[Owed, ..
     return tuple(
         one
         for one in owed
-        if mode in one.obligation.modes and (redistributes or not one.obligation.redistributes)
+        if mode in one.obligation.modes
+        and (redistributes or one.in_student or not one.obligation.redistributes)
     )
 
 
