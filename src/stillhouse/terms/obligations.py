@@ -6,6 +6,7 @@ ask for are written from the same settlement, and what is unmet fails it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -166,9 +167,9 @@ def settle(
     of = {kind: [one for one in owed if one.obligation.kind == kind] for kind in _KINDS}
     conflicts: list[str] = []
     unmet: list[str] = []
-    prefix = _prefix(of["name_prefix"], conflicts)
     marks = _texts(of["no_mark"])
-    inherited = _inherited(of["inherits"], conflicts)
+    prefix = _prefix(of["name_prefix"], name, marks, conflicts)
+    inherited = _inherited(of["inherits"], licence or "", conflicts)
     for one in of["no_mark"]:
         for mark in one.obligation.texts:
             if mark.casefold() in prefix.casefold():
@@ -179,11 +180,12 @@ def settle(
                 unmet.append(f"{one.source} does not allow {mark!r} in the name {name!r}")
     if prefix and not name.startswith(prefix):
         unmet.append(
-            f"the name {name!r} must begin with {prefix!r}: set release.name, such as {f'{prefix}-{name}'!r}"
+            f"the name {name!r} must begin with {prefix!r}: "
+            f"set release.name, such as {_begun_with(prefix, name)!r}"
         )
-    if inherited and licence != inherited:
+    if inherited and not same_licence(licence or "", inherited):
         stated = f"release.licence is {licence!r}" if licence else "release.licence is not set"
-        unmet.append(f"the student is under {inherited!r} itself, and {stated}")
+        unmet.append(f"the student is under {inherited!r} itself, and {stated}: set {spdx_of(inherited)!r}")
     for one in of["licence_copy"]:
         if one.teacher not in copied:
             unmet.append(
@@ -218,7 +220,7 @@ def of_seeds(source: str, licence: str) -> tuple[Owed, ...]:
     A share-alike licence reaches the student, attribution asks for a line; others bring nothing here (the
     gate judges NC and ND, which are about the use).
     """
-    name = licence.upper()
+    name = licence.upper().replace(" ", "-")
     owed = []
     if any(name.startswith(family) for family in _SHARE_ALIKE):
         owed.append(Obligation("inherits", (licence,)))
@@ -259,29 +261,78 @@ def _obligation(record: Mapping[str, Any]) -> Obligation:
     return Obligation(**values, texts=tuple(record["texts"]), modes=tuple(record["modes"]))
 
 
-def _prefix(owed: Sequence[Owed], conflicts: list[str]) -> str:
-    """The longest of the prefixes, where each of the others begins it; what stands apart is a conflict."""
-    longest = ""
-    for one in owed:
-        for prefix in one.obligation.texts:
-            if prefix.startswith(longest):
-                longest = prefix
-            elif not longest.startswith(prefix):
-                conflicts.append(
-                    f"the name cannot begin with both {longest!r} and {prefix!r} ({one.source}): "
-                    "leave one of the teachers out"
-                )
-    return longest
+def _prefix(owed: Sequence[Owed], name: str, marks: Sequence[str], conflicts: list[str]) -> str:
+    """A text that begins with one of each obligation's texts: one that the name has already, else one without
+    a mark that is not allowed, else the first. Where there is none, that is a conflict."""
+    texts = _texts(owed)
+    fit = [text for text in texts if all(text.startswith(one.obligation.texts) for one in owed)]
+    if texts and not fit:
+        who = " and ".join(f"{_choice(one)} ({one.source})" for one in owed)
+        conflicts.append(f"the name cannot begin with all of {who}: leave one of the teachers out")
+        return ""
+    free = [text for text in fit if not any(mark.casefold() in text.casefold() for mark in marks)]
+    return next((text for text in free or fit if name.startswith(text)), (free or fit or [""])[0])
 
 
-def _inherited(owed: Sequence[Owed], conflicts: list[str]) -> str:
-    licences = dict.fromkeys(text for one in owed for text in one.obligation.texts)
-    if len(licences) > 1:
-        who = " and ".join(f"{' or '.join(one.obligation.texts)} by {one.source}" for one in owed)
+def _begun_with(prefix: str, name: str) -> str:
+    """The name with the prefix before it, in place of as much of the prefix as it begins with already."""
+    letters = [letter for letter in prefix.casefold() if letter.isalnum()]
+    rest = name
+    for at, letter in enumerate(name):
+        if not letter.isalnum():
+            continue
+        if not letters or letters.pop(0) != letter.casefold():
+            break
+        if not name[at + 1 : at + 2].isalnum():
+            rest = name[at + 1 :].lstrip("-_. ")
+    return f"{prefix}-{rest}" if rest else prefix
+
+
+def _inherited(owed: Sequence[Owed], stated: str, conflicts: list[str]) -> str:
+    """The licence that each obligation would take, the stated one where it is among them."""
+    texts = _texts(owed)
+    fit = [
+        text
+        for text in texts
+        if all(any(same_licence(text, other) for other in one.obligation.texts) for one in owed)
+    ]
+    if texts and not fit:
+        who = " and ".join(f"{_choice(one)} by {one.source}" for one in owed)
         conflicts.append(
             f"the student would be under several licences at once, {who}: leave all but one of them out"
         )
-    return next(iter(licences), "")
+        return ""
+    return next((text for text in fit if same_licence(text, stated)), (fit or [""])[0])
+
+
+def same_licence(one: str, other: str) -> bool:
+    """Whether two spellings name one licence: `LicenseRef-Gemma-Terms-of-Use` is the Gemma Terms of Use."""
+    return _plain(one) == _plain(other)
+
+
+def is_spdx(licence: str) -> bool:
+    """Whether it has the form of an SPDX expression; whether SPDX lists its ids is not looked up."""
+    words = licence.replace("(", " ").replace(")", " ").split()
+    ids, joins = words[::2], words[1::2]
+    return (
+        len(words) % 2 == 1
+        and all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*\+?", word) for word in ids)
+        and all(word in ("AND", "OR", "WITH") for word in joins)
+    )
+
+
+def spdx_of(name: str) -> str:
+    """A licence's name as an SPDX expression can have it."""
+    return name if is_spdx(name) else "LicenseRef-" + re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+
+
+def _plain(licence: str) -> str:
+    words = re.sub(r"[^a-z0-9+]+", "-", licence.casefold()).strip("-")
+    return words.removeprefix("licenseref-")
+
+
+def _choice(one: Owed) -> str:
+    return " or ".join(repr(text) for text in one.obligation.texts)
 
 
 def _texts(owed: Sequence[Owed]) -> tuple[str, ...]:
