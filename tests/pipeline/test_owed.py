@@ -9,6 +9,7 @@ from tiny import tiny_model
 
 from stillhouse import pipeline
 from stillhouse.audit import verify
+from stillhouse.cli.show import plan_text
 from stillhouse.errors import GateRefused
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.keys import read_signing_key
@@ -90,7 +91,11 @@ def test_what_is_owed_is_planned_met_and_verified(make, workspace):
             ("label_ai", []), ("notify", ["Maker Inc."])]  # fmt: skip
     recipe = make(owed)
     with Ledger.open(workspace) as ledger:
-        unmet = pipeline.plan(recipe, workspace, ledger).unmet
+        plan = pipeline.plan(recipe, workspace, ledger)
+    (unknown,) = plan.unknown
+    assert "the base student" in unknown
+    assert f"unknown    {unknown}" in plan_text(recipe, plan)
+    unmet = plan.unmet
     assert len(unmet) == 2
     assert any("'Maker-t'" in line for line in unmet)
     with pytest.raises(GateRefused, match="does not meet what it owes") as caught:

@@ -1,12 +1,18 @@
 from dataclasses import replace
+from datetime import date
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stillhouse.recipe import parse_recipe
+from stillhouse.release.owed import files
+from stillhouse.terms.base import of_base
 from stillhouse.terms.facts import Obligation
-from stillhouse.terms.obligations import Owed, due, of_seeds, settle
+from stillhouse.terms.obligations import Owed, due, of_seeds, redistributes, settle, settled
+from stillhouse.workspace import init_workspace
 
 LLAMA = [
     Owed("llama3.1", "Llama-3.1-8B", Obligation("name_prefix", ("Llama",))),
@@ -63,6 +69,49 @@ def test_an_inherited_licence_must_be_the_students():
     assert "Gemma" in line
 
 
+@pytest.mark.parametrize("licence", ["LicenseRef-Gemma-Terms-of-Use", "gemma terms of use"])
+def test_a_licence_that_is_no_spdx_id_may_be_named_as_a_reference(licence):
+    assert settle([GEMMA], "x", licence).unmet == ()
+    (line,) = settle([GEMMA], "x", "LicenseRef-Gemma").unmet
+    assert line.endswith("set 'LicenseRef-Gemma-Terms-of-Use'")
+    text = files(settle([], "x", licence), licence, {})["LICENSE"].decode()
+    assert text.startswith("SPDX-License-Identifier: LicenseRef-") is licence.startswith("LicenseRef-")
+
+
+@pytest.mark.parametrize("spelt", ["CC BY-SA 4.0", "cc-by-sa-4.0"])
+def test_share_alike_is_known_however_it_is_spelt(spelt):
+    assert settle(of_seeds("p.jsonl", spelt), "x", "CC-BY-SA-4.0").unmet == ()
+    assert settle(of_seeds("p.jsonl", spelt), "x", "MIT").unmet
+
+
+def test_any_one_text_of_an_obligation_will_do():
+    either = Owed("a", "A", Obligation("name_prefix", ("Llama", "Meta Llama")))
+    for name in ("Llama-x", "Meta Llama x"):
+        assert (settle([either], name, None).conflicts, settle([either], name, None).unmet) == ((), ())
+    ban = Owed("b", "B", Obligation("no_mark", ("meta",)))
+    assert settle([replace(either, obligation=Obligation("name_prefix", ("Meta Llama", "Llama"))), ban], "x",
+                  None).prefix == "Llama"  # fmt: skip
+    licences = Owed("a", "A", Obligation("inherits", ("Apache-2.0", "MIT")))
+    for licence in ("MIT", "apache-2.0"):
+        found = settle([licences], "x", licence)
+        assert (found.conflicts, found.unmet) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("prefix", "name", "proposed"),
+    [
+        ("Llama 3", "Llama-3-x", "Llama 3-x"),
+        ("Llama 3", "llama3-x", "Llama 3-x"),
+        ("Llama 3", "Llama-x", "Llama 3-x"),
+        ("Llama", "llama", "Llama"),
+        ("Llama", "lamp", "Llama-lamp"),
+    ],
+)
+def test_the_proposed_name_does_not_say_the_prefix_twice(prefix, name, proposed):
+    (line,) = settle([Owed("a", "A", Obligation("name_prefix", (prefix,)))], name, None).unmet
+    assert line.endswith(f"such as {proposed!r}")
+
+
 def test_a_credit_that_has_a_choice_takes_what_is_owed_anyway():
     tulu = Owed("tulu3", "Tulu", Obligation("credit", ("Improved using Qwen",)))
     assert settle([QWEN, tulu], "x", None).credits == ("Improved using Qwen",)
@@ -82,6 +131,77 @@ def test_what_is_not_given_away_owes_nothing_that_is_about_giving():
     assert due([*LLAMA, inside, weights], "internal", True) == (inside,)
     assert due([*LLAMA, weights], "weights", False) == tuple(LLAMA)
     assert due([weights], "weights", True) == (weights,)
+
+
+def recipe_of(init, teacher=None, others=(), **tables):
+    tree = {
+        "run": {"name": "t"},
+        "teacher": teacher or {"model": "embedded:desk"},
+        "teachers": list(others),
+        "prompts": {"source": "embedded:desk"},
+        "student": {"init": init},
+    }
+    return parse_recipe(tree | tables)
+
+
+SERVED = {"model": "llama", "endpoint": "http://127.0.0.1:1/v1", "checkpoint": "meta-llama/Llama-3.2-1B"}
+
+
+@pytest.mark.parametrize(
+    ("init", "teacher", "inside"),
+    [
+        ("from_teacher", {"model": "/models/llama"}, True),
+        ("meta-llama/Llama-3.2-1B", {"model": "meta-llama/Llama-3.2-1B"}, True),
+        ("meta-llama/llama-3.2-1b", SERVED, True),
+        ("/models/llama", {"model": "/models/llama", "checkpoint": "meta-llama/Llama-3.2-1B"}, True),
+        ("/models/llama/", {"model": "/models/llama"}, True),
+        ("embedded:base", {"model": "meta-llama/Llama-3.2-1B"}, False),
+        ("config", {"model": "/models/llama"}, False),
+    ],
+)
+def test_a_student_that_begins_as_a_teacher_holds_its_weights(init, teacher, inside):
+    assert redistributes(recipe_of(init, teacher)) is inside
+
+
+def test_a_student_that_begins_as_the_second_teacher_holds_its_weights():
+    assert redistributes(recipe_of("meta-llama/Llama-3.2-1B", {"model": "Qwen/Qwen3-8B"}, [SERVED]))
+
+
+def based(tmp_path, init, teacher=None, **tables):
+    recipe = recipe_of(init, teacher, **tables)
+    workspace = init_workspace(tmp_path)
+    workspace.operator.write_text("monthly_users = 5\n")
+    return settled(recipe, [], {}, of_base(recipe, workspace, date(2026, 11, 20)))
+
+
+@pytest.mark.parametrize("teacher", ["Qwen/Qwen2.5-7B-Instruct", "embedded:desk"])
+def test_the_base_brings_what_its_licence_asks_whoever_teaches(tmp_path, teacher):
+    found = based(tmp_path, "meta-llama/Llama-3.2-1B", {"model": teacher})
+    assert found.prefix == "Llama"
+    assert found.credits == ("Built with Llama",)
+    assert any("Llama 3.2" in line for line in found.notices)
+    assert found.unknown == ()
+    assert any("by the base meta-llama/Llama-3.2-1B" in line for line in found.unmet)
+
+
+def test_a_base_in_a_folder_is_known_by_its_licence(tmp_path):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (line,) = based(tmp_path, str(folder)).unknown
+    assert line.startswith("the terms of the base base are not known")
+    (folder / "LICENSE").write_text((Path(__file__).parents[2] / "LICENSE").read_text())
+    found = based(tmp_path, str(folder))
+    assert (found.unknown, found.unmet) == ((), ())
+
+
+@pytest.mark.parametrize("init", ["embedded:base", "config", "from_teacher"])
+def test_what_is_shipped_or_begins_with_nothing_brings_nothing(tmp_path, init):
+    teacher = {"model": "/models/x"} if init == "from_teacher" else None
+    assert based(tmp_path, init, teacher) == settle([], "t", None)
+
+
+def test_a_base_that_stays_in_the_house_owes_nothing_about_giving(tmp_path):
+    assert based(tmp_path, "meta-llama/Llama-3.2-1B", release={"mode": "internal"}).unmet == ()
 
 
 KINDS = st.sampled_from(
@@ -113,7 +233,7 @@ def test_what_settles_is_met(owed, name):
     for one in owed:
         kind, texts = one.obligation.kind, one.obligation.texts
         if kind == "name_prefix":
-            assert all(name.startswith(text) for text in texts)
+            assert any(name.startswith(text) for text in texts)
         elif kind == "no_mark":
             assert not any(text.lower() in name.lower() for text in texts)
         elif kind == "credit":
@@ -121,7 +241,7 @@ def test_what_settles_is_met(owed, name):
         elif kind == "notice":
             assert all(text in found.notices for text in texts)
         elif kind == "inherits":
-            assert texts == ("a",) or set(texts) == {"a"}
+            assert "a" in [text.lower() for text in texts]
 
 
 @pytest.mark.parametrize("licence", ["MIT", "Apache-2.0", "CC0-1.0"])

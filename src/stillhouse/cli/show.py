@@ -70,6 +70,7 @@ def plan_object(recipe: Recipe, plan: Plan) -> dict[str, Any]:
         },
         "terms": list(plan.terms),
         "unmet": list(plan.unmet),
+        "unknown": list(plan.unknown),
         "stages_done": list(plan.done),
     }
 
@@ -93,6 +94,7 @@ def plan_text(recipe: Recipe, plan: Plan) -> str:
         *_more_prompts(recipe, plan),
         *terms_lines(plan.terms),
         *(f"unmet      {line}" for line in plan.unmet),
+        *(f"unknown    {line}" for line in plan.unknown),
         f"exchanges  {plan.to_send:,} to send, {plan.answered:,} in the ledger already"
         + (f"; {plan.canaries:,} more to see whether the teacher changes" if plan.canaries else ""),
         *(line for each in plan.prices for line in _teacher_price(recipe, *each)),

@@ -72,6 +72,7 @@ class Plan:
     reading: str  # how the tokenizers of student and teacher compare; empty where that does not matter
     terms: tuple[dict[str, Any], ...]  # what the gate decided about each use of each teacher
     unmet: tuple[str, ...]  # what a release of this recipe would still lack of what it owes
+    unknown: tuple[str, ...]  # what it may owe beside that, by terms that nobody knows
 
 
 def plan(
@@ -152,6 +153,7 @@ def plan(
             reading=reading,
             terms=tuple(_decided(ledger, leaf) for leaf in admitted.every),
             unmet=admitted.owed.unmet,
+            unknown=admitted.owed.unknown,
         )
 
 

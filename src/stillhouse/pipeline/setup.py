@@ -27,6 +27,7 @@ from stillhouse.scoring import check as check_scorers
 from stillhouse.scoring import scorers as installed_scorers
 from stillhouse.terms import gate
 from stillhouse.terms.asking import licence_texts
+from stillhouse.terms.base import of_base
 from stillhouse.terms.obligations import Settlement, must_be_possible, settled
 from stillhouse.train import check_shared, launched
 
@@ -49,7 +50,8 @@ def admit_all(recipe: Recipe, ledger: Ledger) -> Admitted:
     now = datetime.now(UTC)
     leaves = [(use, gate.admit(recipe, teacher, use, ledger, now)) for teacher, use in gate.uses_of(recipe)]
     learned = [leaf for use, leaf in leaves if use == "train_target"]
-    owed = settled(recipe, [ledger.leaf(leaf).body for leaf in learned], licence_texts(recipe))
+    base = of_base(recipe, ledger.workspace, now.date())
+    owed = settled(recipe, [ledger.leaf(leaf).body for leaf in learned], licence_texts(recipe), base)
     must_be_possible(owed)
     return Admitted(
         learned,

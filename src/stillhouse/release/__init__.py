@@ -19,6 +19,7 @@ from stillhouse.release.documents import ROWS, documents
 from stillhouse.release.gather import gather, read_operator, result_of
 from stillhouse.release.provenance import learned_under, leaves_to_show, newest
 from stillhouse.release.rows import write_rows
+from stillhouse.terms.base import of_base
 from stillhouse.terms.obligations import must_be_met, redistributes, seeds, settled
 from stillhouse.workspace import RunFolder
 
@@ -57,7 +58,7 @@ def release(
     grounds = {one.leaf for teacher in facts.teachers for one in teacher.decisions}
     _none_recalled(ledger, learned_under(run, ledger))
     bodies = [ledger.leaf(index).body for index in decided]
-    settlement = settled(recipe, bodies, licences or {})
+    settlement = settled(recipe, bodies, licences or {}, of_base(recipe, ledger.workspace, now.date()))
     must_be_met(settlement)
     weights = result_of(run, "train")["weights"]
     trained, evaluated = (newest(ledger, kind, run, weights) for kind in ("train_run", "evaluation"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from stillhouse.terms.obligations import Settlement, file_name
+from stillhouse.terms.obligations import Settlement, file_name, is_spdx
 
 
 def files(settlement: Settlement, licence: str | None, texts: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -26,4 +26,5 @@ def files(settlement: Settlement, licence: str | None, texts: Mapping[str, bytes
 def _licence(licence: str | None) -> str:
     if licence is None:
         return "No licence was declared for these weights: ask whoever released them before you use them.\n"
-    return f"SPDX-License-Identifier: {licence}\n\nThe weights in this folder are under {licence}.\n"
+    tag = f"SPDX-License-Identifier: {licence}\n\n" if is_spdx(licence) else ""
+    return f"{tag}The weights in this folder are under {licence}.\n"

@@ -150,6 +150,11 @@ def _licence(teacher: Teacher) -> tuple[str, str]:
     return ("", "") if found is None else found[:2]
 
 
+def base_named(recipe: Recipe) -> str:
+    """How the model that the student begins with is called among those that bring obligations."""
+    return f"the base {_base(recipe)}"
+
+
 def licence_texts(recipe: Recipe) -> dict[str, bytes]:
     """The licence of each teacher by its name, where a text of it is at hand: the file that the recipe names,
     a folder's own, or the document that was declared."""

@@ -6,13 +6,14 @@ ask for are written from the same settlement, and what is unmet fails it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stillhouse.errors import GateRefused
-from stillhouse.recipe import Recipe
+from stillhouse.recipe import Recipe, Teacher
 from stillhouse.terms.facts import Mode, Obligation
 
 # What no file can show: somebody must say that it was done.
@@ -21,15 +22,25 @@ PROMISES = ("notify", "check_output", "keep_signals")
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """An obligation, the key of the row whose text asks for it, and the teacher that brought it."""
+    """An obligation, the key of the row whose text asks for it, and the teacher (or base) that brought it.
+    `in_student`: the weights of whoever brought it are in the student."""
 
     row: str
     teacher: str
     obligation: Obligation
+    in_student: bool = field(default=False, compare=False)
 
     @property
     def source(self) -> str:
         return f"{self.row} (by {self.teacher})"
+
+
+class Base(NamedTuple):
+    """What is owed for the weights that a student begins with, and the name of a base whose terms no row
+    knows (empty where they are known)."""
+
+    owed: tuple[Owed, ...] = ()
+    unknown: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +51,7 @@ class Settlement:
     student is under ("" where it is free to choose), `copies` are teachers whose licence text goes along,
     `policies` use policies that bind whoever gets the model. `promises` are obligations that only a person
     can meet, as (kind, what). `conflicts` say why no release can meet everything, `unmet` what this one
-    lacks.
+    lacks, and `unknown` what may be owed beside that, as nobody knows the terms.
     """
 
     prefix: str = ""
@@ -55,17 +66,26 @@ class Settlement:
     promises: tuple[tuple[str, str], ...] = ()
     conflicts: tuple[str, ...] = ()
     unmet: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
-def settled(recipe: Recipe, decisions: Iterable[Mapping[str, Any]], copied: Collection[str]) -> Settlement:
-    """What the release of a recipe owes by its decisions (leaf bodies) and the licence of its prompts.
+def settled(
+    recipe: Recipe,
+    decisions: Iterable[Mapping[str, Any]],
+    copied: Collection[str],
+    base: Base,
+) -> Settlement:
+    """What the release of a recipe owes by its decisions (leaf bodies), its base and its prompts' licence.
 
     `copied` are the teachers whose licence text is at hand.
     """
-    owed = [*of_decisions(decisions), *of_seeds(seeds(recipe), recipe.prompts.licence or "")]
+    owed = [*base.owed, *of_decisions(decisions), *of_seeds(seeds(recipe), recipe.prompts.licence or "")]
+    owed = list(dict.fromkeys(owed))
     now = due(owed, recipe.release.mode, redistributes(recipe))
     name, wanted = recipe.release.name or recipe.run.name, recipe.release
-    return settle(now, name, wanted.licence, wanted.confirmed, copied)
+    found = settle(now, name, wanted.licence, wanted.confirmed, copied)
+    unknown = f"the terms of the base {base.unknown} are not known: read them before the student is released"
+    return replace(found, unknown=(unknown,) if base.unknown else ())
 
 
 def seeds(recipe: Recipe) -> str:
@@ -75,8 +95,23 @@ def seeds(recipe: Recipe) -> str:
 
 
 def redistributes(recipe: Recipe) -> bool:
-    """Whether a teacher's own weights are in the student."""
-    return recipe.student.init == "from_teacher"
+    """Whether a teacher's own weights are in the student: cut out of one, or begun from the same model, which
+    is known by its folder, its hub id or `checkpoint`."""
+    return recipe.student.init == "from_teacher" or any(
+        begins_from(recipe, teacher) for teacher in (recipe.teacher, *recipe.teachers)
+    )
+
+
+def begins_from(recipe: Recipe, teacher: Teacher) -> bool:
+    """Whether `student.init` names this teacher's model, without regard to case. Of folders the last part of
+    the path counts, as it is all that the gate is told."""
+    named = {_last_of_folder(name) for name in (teacher.model, teacher.checkpoint) if name}
+    return _last_of_folder(recipe.student.init) in named
+
+
+def _last_of_folder(model: str) -> str:
+    path = Path(model).expanduser()
+    return (path.name if path.is_absolute() else model.removesuffix("/")).casefold()
 
 
 def must_be_possible(settlement: Settlement) -> None:
@@ -112,7 +147,8 @@ def due(owed: Iterable[Owed], mode: Mode, redistributes: bool) -> tuple[Owed, ..
     return tuple(
         one
         for one in owed
-        if mode in one.obligation.modes and (redistributes or not one.obligation.redistributes)
+        if mode in one.obligation.modes
+        and (redistributes or one.in_student or not one.obligation.redistributes)
     )
 
 
@@ -131,9 +167,9 @@ def settle(
     of = {kind: [one for one in owed if one.obligation.kind == kind] for kind in _KINDS}
     conflicts: list[str] = []
     unmet: list[str] = []
-    prefix = _prefix(of["name_prefix"], conflicts)
     marks = _texts(of["no_mark"])
-    inherited = _inherited(of["inherits"], conflicts)
+    prefix = _prefix(of["name_prefix"], name, marks, conflicts)
+    inherited = _inherited(of["inherits"], licence or "", conflicts)
     for one in of["no_mark"]:
         for mark in one.obligation.texts:
             if mark.casefold() in prefix.casefold():
@@ -144,11 +180,12 @@ def settle(
                 unmet.append(f"{one.source} does not allow {mark!r} in the name {name!r}")
     if prefix and not name.startswith(prefix):
         unmet.append(
-            f"the name {name!r} must begin with {prefix!r}: set release.name, such as {f'{prefix}-{name}'!r}"
+            f"the name {name!r} must begin with {prefix!r}: "
+            f"set release.name, such as {_begun_with(prefix, name)!r}"
         )
-    if inherited and licence != inherited:
+    if inherited and not same_licence(licence or "", inherited):
         stated = f"release.licence is {licence!r}" if licence else "release.licence is not set"
-        unmet.append(f"the student is under {inherited!r} itself, and {stated}")
+        unmet.append(f"the student is under {inherited!r} itself, and {stated}: set {spdx_of(inherited)!r}")
     for one in of["licence_copy"]:
         if one.teacher not in copied:
             unmet.append(
@@ -183,7 +220,7 @@ def of_seeds(source: str, licence: str) -> tuple[Owed, ...]:
     A share-alike licence reaches the student, attribution asks for a line; others bring nothing here (the
     gate judges NC and ND, which are about the use).
     """
-    name = licence.upper()
+    name = licence.upper().replace(" ", "-")
     owed = []
     if any(name.startswith(family) for family in _SHARE_ALIKE):
         owed.append(Obligation("inherits", (licence,)))
@@ -224,29 +261,78 @@ def _obligation(record: Mapping[str, Any]) -> Obligation:
     return Obligation(**values, texts=tuple(record["texts"]), modes=tuple(record["modes"]))
 
 
-def _prefix(owed: Sequence[Owed], conflicts: list[str]) -> str:
-    """The longest of the prefixes, where each of the others begins it; what stands apart is a conflict."""
-    longest = ""
-    for one in owed:
-        for prefix in one.obligation.texts:
-            if prefix.startswith(longest):
-                longest = prefix
-            elif not longest.startswith(prefix):
-                conflicts.append(
-                    f"the name cannot begin with both {longest!r} and {prefix!r} ({one.source}): "
-                    "leave one of the teachers out"
-                )
-    return longest
+def _prefix(owed: Sequence[Owed], name: str, marks: Sequence[str], conflicts: list[str]) -> str:
+    """A text that begins with one of each obligation's texts: one that the name has already, else one without
+    a mark that is not allowed, else the first. Where there is none, that is a conflict."""
+    texts = _texts(owed)
+    fit = [text for text in texts if all(text.startswith(one.obligation.texts) for one in owed)]
+    if texts and not fit:
+        who = " and ".join(f"{_choice(one)} ({one.source})" for one in owed)
+        conflicts.append(f"the name cannot begin with all of {who}: leave one of the teachers out")
+        return ""
+    free = [text for text in fit if not any(mark.casefold() in text.casefold() for mark in marks)]
+    return next((text for text in free or fit if name.startswith(text)), (free or fit or [""])[0])
 
 
-def _inherited(owed: Sequence[Owed], conflicts: list[str]) -> str:
-    licences = dict.fromkeys(text for one in owed for text in one.obligation.texts)
-    if len(licences) > 1:
-        who = " and ".join(f"{' or '.join(one.obligation.texts)} by {one.source}" for one in owed)
+def _begun_with(prefix: str, name: str) -> str:
+    """The name with the prefix before it, in place of as much of the prefix as it begins with already."""
+    letters = [letter for letter in prefix.casefold() if letter.isalnum()]
+    rest = name
+    for at, letter in enumerate(name):
+        if not letter.isalnum():
+            continue
+        if not letters or letters.pop(0) != letter.casefold():
+            break
+        if not name[at + 1 : at + 2].isalnum():
+            rest = name[at + 1 :].lstrip("-_. ")
+    return f"{prefix}-{rest}" if rest else prefix
+
+
+def _inherited(owed: Sequence[Owed], stated: str, conflicts: list[str]) -> str:
+    """The licence that each obligation would take, the stated one where it is among them."""
+    texts = _texts(owed)
+    fit = [
+        text
+        for text in texts
+        if all(any(same_licence(text, other) for other in one.obligation.texts) for one in owed)
+    ]
+    if texts and not fit:
+        who = " and ".join(f"{_choice(one)} by {one.source}" for one in owed)
         conflicts.append(
             f"the student would be under several licences at once, {who}: leave all but one of them out"
         )
-    return next(iter(licences), "")
+        return ""
+    return next((text for text in fit if same_licence(text, stated)), (fit or [""])[0])
+
+
+def same_licence(one: str, other: str) -> bool:
+    """Whether two spellings name one licence: `LicenseRef-Gemma-Terms-of-Use` is the Gemma Terms of Use."""
+    return _plain(one) == _plain(other)
+
+
+def is_spdx(licence: str) -> bool:
+    """Whether it has the form of an SPDX expression; whether SPDX lists its ids is not looked up."""
+    words = licence.replace("(", " ").replace(")", " ").split()
+    ids, joins = words[::2], words[1::2]
+    return (
+        len(words) % 2 == 1
+        and all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*\+?", word) for word in ids)
+        and all(word in ("AND", "OR", "WITH") for word in joins)
+    )
+
+
+def spdx_of(name: str) -> str:
+    """A licence's name as an SPDX expression can have it."""
+    return name if is_spdx(name) else "LicenseRef-" + re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+
+
+def _plain(licence: str) -> str:
+    words = re.sub(r"[^a-z0-9+]+", "-", licence.casefold()).strip("-")
+    return words.removeprefix("licenseref-")
+
+
+def _choice(one: Owed) -> str:
+    return " or ".join(repr(text) for text in one.obligation.texts)
 
 
 def _texts(owed: Sequence[Owed]) -> tuple[str, ...]:
