@@ -6,6 +6,7 @@ import pytest
 
 from stillhouse.errors import GateRefused, UsageError
 from stillhouse.ledger import Ledger
+from stillhouse.ledger.quarantine import decisions_of
 from stillhouse.recipe import Declaration, parse_recipe
 from stillhouse.terms import admit, admit_import, admit_release, consider, uses_of
 from stillhouse.terms.licences import digest
@@ -426,3 +427,17 @@ def test_decisions_of_the_gate_before_this_one_are_read(ledger, terms):
     (leaf,) = admit_release(recipe(terms), [old], ledger, NOW)
     assert ledger.leaf(leaf).body["collected_under"] == [old]
     assert ledger.leaf(leaf).body["stricter"] == []
+
+
+@pytest.mark.parametrize(
+    "model", ["/home/ames/secret/big", "./secret/big", "~/secret/big", "secret/big", "/home/ames/secret/big/"]
+)
+def test_a_folders_teacher_is_recorded_by_its_name_alone_as_its_exchanges_have_it(ledger, terms, model):
+    what = recipe(terms, model=model, endpoint=None)
+    leaf = admitted(what, "train_target", ledger)
+    assert ledger.leaf(leaf).body["teacher"]["model"] == "big"
+    if not model.startswith(("secret", ".", "~")):
+        assert not any("secret" in json.dumps(each.body) for each in ledger.leaves())
+    assert decisions_of(ledger, "teacher", "big") == [leaf]
+    (again,) = admit_release(what, [leaf], ledger, NOW)
+    assert ledger.leaf(again).body["collected_under"] == [leaf]

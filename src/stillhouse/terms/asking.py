@@ -63,6 +63,13 @@ def access_of(teacher: Teacher) -> Access:
     return "shipped" if teacher.model.startswith("embedded:") else "weights"
 
 
+def name_of(teacher: Teacher) -> str:
+    """What records call a teacher, exchanges and decisions alike: of one that is served here the last part of
+    its path or hub id, as where a folder lies is no business of a record's."""
+    here = teacher.endpoint is None and not teacher.imported and not teacher.model.startswith("embedded:")
+    return Path(teacher.model).expanduser().name if here else teacher.model
+
+
 def read_operator(workspace: Workspace) -> Operator:
     """What the operator says of itself; nothing where there is no such file.
 
