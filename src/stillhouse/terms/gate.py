@@ -175,14 +175,13 @@ def _must_be_allowed(asked: Asked, model: str, decision: Decision, lines: str) -
 
 
 def _rows(asked: Asked, teacher: Teacher, ledger: Ledger) -> tuple[list[Row], str]:
-    """The rows that apply, by the published name and by the one that it has there; and the table's digest.
+    """The rows that apply, by every name that it has; and the table's digest.
 
     Of answers that are imported nobody else knows how they were come by: what a recipe says adds rows, and
     takes none away.
     """
     table = registry.load(ledger.workspace.terms)
-    same = replace(asked, model=asked.model if teacher.endpoint is None else teacher.model)
-    ways = [asked, same, *([replace(asked, access="import")] if teacher.imported else [])]
+    ways = [asked, *([replace(asked, access="import")] if teacher.imported else [])]
     found = {row.key: row for way in ways for row in table.matching(way)}
     return list(found.values()), table.digest
 
