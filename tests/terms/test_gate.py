@@ -1,11 +1,13 @@
 import json
 from datetime import UTC, date, datetime, timedelta
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
 from stillhouse.errors import GateRefused, UsageError
 from stillhouse.ledger import Ledger
+from stillhouse.ledger.quarantine import decisions_of
 from stillhouse.recipe import Declaration, parse_recipe
 from stillhouse.terms import admit, admit_import, admit_release, consider, uses_of
 from stillhouse.terms.licences import digest
@@ -13,6 +15,7 @@ from stillhouse.workspace import init_workspace
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 TODAY = NOW.date()
+APACHE = Path(__file__).parents[2] / "LICENSE"
 TEXT = b"You may use outputs to train other models.\n"
 MAKER = """
 [[row]]
@@ -426,3 +429,69 @@ def test_decisions_of_the_gate_before_this_one_are_read(ledger, terms):
     (leaf,) = admit_release(recipe(terms), [old], ledger, NOW)
     assert ledger.leaf(leaf).body["collected_under"] == [old]
     assert ledger.leaf(leaf).body["stricter"] == []
+
+
+@pytest.mark.parametrize(
+    "model", ["/home/ames/secret/big", "./secret/big", "~/secret/big", "secret/big", "/home/ames/secret/big/"]
+)
+def test_a_folders_teacher_is_recorded_by_its_name_alone_as_its_exchanges_have_it(ledger, terms, model):
+    what = recipe(terms, model=model, endpoint=None)
+    leaf = admitted(what, "train_target", ledger)
+    assert ledger.leaf(leaf).body["teacher"]["model"] == "big"
+    if not model.startswith(("secret", ".", "~")):
+        assert not any("secret" in json.dumps(each.body) for each in ledger.leaves())
+    assert decisions_of(ledger, "teacher", "big") == [leaf]
+    (again,) = admit_release(what, [leaf], ledger, NOW)
+    assert ledger.leaf(again).body["collected_under"] == [leaf]
+
+
+def reasons(what, ledger):
+    decision = consider(what, what.teacher, "train_target", ledger, NOW)
+    return decision.verdict, {reason.row for reason in decision.reasons}
+
+
+def test_no_declaration_makes_open_weights_of_a_vendors_model(ledger, terms):
+    what = recipe(terms, model="gpt-4o", endpoint="http://10.0.0.5:4000/v1", access="weights")
+    assert reasons(what, ledger) == ("refuse", {"openai-api"})
+
+
+@pytest.mark.parametrize("endpoint", [None, "http://localhost:8000/v1"])
+@pytest.mark.parametrize("name", ["meta-llama/Llama-3.1-8B-Instruct", "llama3.1:8b", "/models/Llama-3.1-8B"])
+def test_what_a_checkpoint_is_said_to_be_takes_no_row_away(ledger, endpoint, name):
+    what = recipe(
+        model=name,
+        endpoint=endpoint,
+        access="weights",
+        checkpoint="Qwen/Qwen2.5-7B-Instruct",
+        licence=str(APACHE),
+    )
+    verdict, rows = reasons(what, ledger)
+    assert verdict in ("refuse", "review")
+    assert rows == {"qwen-apache", "llama3.1"}
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "/models/meta-llama/Llama-3.1-8B-Instruct",
+        "./models/Llama-3.1-8B-Instruct",
+        "~/Llama-3.1-8B-Instruct",
+        "/cache/hub/models--meta-llama--Llama-3.1-8B-Instruct/snapshots/abc",
+    ],
+)
+def test_a_folder_is_known_by_its_name(ledger, terms, folder):
+    verdict, rows = reasons(recipe(terms, model=folder, endpoint=None), ledger)
+    assert (verdict, rows) == ("refuse", {"llama3.1"})  # nobody said how many users there are
+
+
+def test_what_a_folders_configuration_was_made_from_forbids_and_allows_nothing(ledger, terms, tmp_path):
+    for name, wanted in (
+        ("mistralai/Ministral-8B-Instruct-2410", ("refuse", {"mistral-mrl"})),
+        ("/home/r/Llama-3.1-8B", ("refuse", {"llama3.1"})),
+        ("Qwen/Qwen2.5-7B", ("refuse", set())),
+    ):
+        folder = tmp_path / "ours"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({"_name_or_path": name}))
+        (folder / "LICENSE").write_text(APACHE.read_text())
+        assert reasons(recipe(model=str(folder), endpoint=None), ledger) == wanted

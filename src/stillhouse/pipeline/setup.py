@@ -26,7 +26,7 @@ from stillhouse.scoring import Scorer
 from stillhouse.scoring import check as check_scorers
 from stillhouse.scoring import scorers as installed_scorers
 from stillhouse.terms import gate
-from stillhouse.terms.asking import licence_texts
+from stillhouse.terms.asking import licence_texts, name_of
 from stillhouse.terms.base import of_base
 from stillhouse.terms.obligations import Settlement, must_be_possible, settled
 from stillhouse.train import check_shared, launched
@@ -101,7 +101,6 @@ def open_teacher(settings: Teacher, log: Path | None = None) -> Iterator[asking.
         from stillhouse.models.serve import MAX_ROWS, background
 
         folder = source_folder(settings.model)
-        name = settings.model if settings.model.startswith("embedded:") else Path(folder).name
         with ExitStack() as stack:
             served: list[str] = []
 
@@ -110,7 +109,9 @@ def open_teacher(settings: Teacher, log: Path | None = None) -> Iterator[asking.
                     served.append(stack.enter_context(background(settings.model, log)))
                 return served[0]
 
-            yield asking.Teacher(name, "local", weights_digest(folder), serve, room=MAX_ROWS, **common)
+            yield asking.Teacher(
+                name_of(settings), "local", weights_digest(folder), serve, room=MAX_ROWS, **common
+            )
 
 
 def today() -> date:

@@ -27,8 +27,9 @@ def asked_of(recipe: Recipe, teacher: Teacher, use: Use, workspace: Workspace) -
     """Everything that the gate decides by for one teacher of a recipe. Raises UsageError for an operator's
     file or a licence that cannot be read."""
     digest, spdx = _licence(teacher)
+    served = teacher.model if teacher.endpoint else _published(teacher.model)
     return Asked(
-        model=teacher.checkpoint or _published(teacher.model),
+        model=teacher.checkpoint or served,
         revision=teacher.revision,
         access=access_of(teacher),
         endpoint=without_secrets(teacher.endpoint or ""),
@@ -48,6 +49,8 @@ def asked_of(recipe: Recipe, teacher: Teacher, use: Use, workspace: Workspace) -
         multimodal=teacher.multimodal or _has_other_senses(teacher),
         licence_sha256=digest,
         licence_spdx=spdx,
+        also=(served,) if teacher.checkpoint not in (None, served) else (),
+        built_on=_built_on(teacher),
     )
 
 
@@ -61,6 +64,13 @@ def access_of(teacher: Teacher) -> Access:
     if teacher.endpoint is not None:
         return "api"
     return "shipped" if teacher.model.startswith("embedded:") else "weights"
+
+
+def name_of(teacher: Teacher) -> str:
+    """What records call a teacher, exchanges and decisions alike: of one that is served here the last part of
+    its path or hub id, as where a folder lies is no business of a record's."""
+    here = teacher.endpoint is None and not teacher.imported and not teacher.model.startswith("embedded:")
+    return Path(teacher.model).expanduser().name if here else teacher.model
 
 
 def read_operator(workspace: Workspace) -> Operator:
@@ -122,8 +132,18 @@ def read_bounded(path: Path, what: str) -> bytes:
 
 
 def _published(model: str) -> str:
-    """A name for rows to match: of a folder only its own name, as where it lies says nothing."""
-    return Path(model).name if Path(model).is_absolute() else model
+    """A name for rows to match: of a folder only its own name, as where it lies says nothing, but in a
+    cache of the hub, where a folder above tells whose it is."""
+    path = Path(model)
+    for part in path.parts:
+        if (cached := part.split("--"))[0] == "models" and len(cached) > 2:
+            return f"{cached[1]}/{'--'.join(cached[2:])}"
+    return path.name if path.is_absolute() or model.startswith((".", "~")) else model
+
+
+def _built_on(teacher: Teacher) -> str:
+    name = "" if teacher.endpoint or teacher.imported else _config(teacher).get("_name_or_path", "")
+    return _published(name) if isinstance(name, str) and name.strip() else ""
 
 
 def _base(recipe: Recipe) -> str:
@@ -172,8 +192,13 @@ def licence_texts(recipe: Recipe) -> dict[str, bytes]:
 
 
 def _has_other_senses(teacher: Teacher) -> bool:
+    return any(name in _config(teacher) for name in _OTHER_SENSES)
+
+
+def _config(teacher: Teacher) -> Mapping[str, Any]:
+    """A folder's config.json; empty where there is none that can be read."""
     try:
-        config: Mapping[str, Any] = json.loads((Path(teacher.model) / "config.json").read_bytes())
+        config: Any = json.loads((Path(teacher.model).expanduser() / "config.json").read_bytes())
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and any(name in config for name in _OTHER_SENSES)
+        return {}
+    return config if isinstance(config, dict) else {}

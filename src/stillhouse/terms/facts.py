@@ -217,7 +217,8 @@ class Asked:
 
     `endpoint` is the server without secrets, `features` what the requests switch on (grounding, tools);
     `licence_sha256` the digest of the checkpoint's own licence text, normalised, and `licence_spdx` what that
-    text was recognised as; both empty where there was none to read.
+    text was recognised as; both empty where there was none to read. `also` are other names that it goes by,
+    `built_on` what its configuration says that it was made from, which forbids but never allows.
     """
 
     model: str
@@ -234,3 +235,5 @@ class Asked:
     multimodal: bool = False
     licence_sha256: str = ""
     licence_spdx: str = ""
+    also: tuple[str, ...] = ()
+    built_on: str = ""

@@ -19,7 +19,7 @@ from stillhouse.ledger import LeafKind, Ledger
 from stillhouse.ledger.permissions import decide_by
 from stillhouse.recipe import Declaration, Recipe, Teacher
 from stillhouse.terms import registry
-from stillhouse.terms.asking import asked_of, read_bounded, read_operator
+from stillhouse.terms.asking import asked_of, name_of, read_bounded, read_operator
 from stillhouse.terms.authorising import recorded
 from stillhouse.terms.deciding import ALLOWED, TRAINS, Decision, DeclaredTerms, decide
 from stillhouse.terms.facts import STRICTEST, Asked, Row, Student, Use, Verdict
@@ -58,7 +58,8 @@ def admit_import(model: str, declaration: Declaration | None, ledger: Ledger, no
     """
     operator = read_operator(ledger.workspace)
     asked = Asked(model, "", "import", "", "train_target", Student("", ""), operator)
-    found = _consider(asked, Teacher(model=model), declaration, ledger, now)
+    claimed = Teacher(model=model).model_copy(update={"imported": True})
+    found = _consider(asked, claimed, declaration, ledger, now)
     leaf = _record(found, ledger)
     _must_be_allowed(asked, model, found.decision, _import_lines(now))
     return leaf
@@ -78,7 +79,7 @@ def admit_release(recipe: Recipe, collected: Iterable[int], ledger: Ledger, now:
             continue
         asked = asked_of(recipe, teacher, use, ledger.workspace)
         found = _consider(asked, teacher, teacher.terms, ledger, now)
-        wanted = (teacher.model, use)
+        wanted = (name_of(teacher), use)
         then = [leaf for leaf in before if (leaf.body["teacher"]["model"], leaf.body["use"]) == wanted]
         bodies = [leaf.body for leaf in then]
         stricter = _stricter(found.decision, bodies)
@@ -128,7 +129,7 @@ def _consider(
     decision = decide(asked, rows, recorded(ledger), declared, today, further=0)
     body: dict[str, Any] = {
         "on": today.isoformat(),
-        "teacher": _named(asked, teacher.model),
+        "teacher": _named(asked, name_of(teacher)),
         "use": asked.use,
         "verdict": decision.verdict,
         "reason": decision.reason,
@@ -174,14 +175,13 @@ def _must_be_allowed(asked: Asked, model: str, decision: Decision, lines: str) -
 
 
 def _rows(asked: Asked, teacher: Teacher, ledger: Ledger) -> tuple[list[Row], str]:
-    """The rows that apply, by the published name and by the one that it has there; and the table's digest.
+    """The rows that apply, by every name that it has; and the table's digest.
 
     Of answers that are imported nobody else knows how they were come by: what a recipe says adds rows, and
     takes none away.
     """
     table = registry.load(ledger.workspace.terms)
-    same = replace(asked, model=asked.model if teacher.endpoint is None else teacher.model)
-    ways = [asked, same, *([replace(asked, access="import")] if teacher.imported else [])]
+    ways = [asked, *([replace(asked, access="import")] if teacher.imported else [])]
     found = {row.key: row for way in ways for row in table.matching(way)}
     return list(found.values()), table.digest
 

@@ -6,8 +6,9 @@ is added, or stands for the package's row of the same key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from fnmatch import fnmatchcase
 from functools import cache
@@ -63,7 +64,15 @@ class Registry:
 
     def matching(self, asked: Asked) -> tuple[Row, ...]:
         """Every row that holds, each once; none where nothing is known, which a gate refuses."""
-        return tuple(match.row for match in self.matches(asked.model, asked.access, asked.endpoint))
+        found: dict[str, Row] = {}
+        for name in dict.fromkeys((asked.model, *asked.also)):
+            for match in self.matches(name, asked.access, asked.endpoint):
+                found.setdefault(match.row.key, match.row)
+        if asked.built_on:
+            for match in self.matches(asked.built_on, asked.access, asked.endpoint):
+                if match.row.verdict != "allow":
+                    found.setdefault(match.row.key, _reviewed(match.row))
+        return tuple(found.values())
 
     def matches(self, model: str, access: Access, endpoint: str = "") -> tuple[Match, ...]:
         """The rows that hold, in the order of LAYERS, each once.
@@ -71,9 +80,10 @@ class Registry:
         A server speaks for itself whatever a model is called there. Of a layer's rows the one of the highest
         priority holds; among equals that of the most specific pattern, and all that are equal in that too.
         A name alone can forbid but never allow: at a server that is none of a row's `hosts` an API's terms
-        hold only where they ask for review or refuse. A licence of weights holds wherever they are served,
-        but says nothing of the server: for access by api or router some row of the layer router or host must
-        hold as well, or the server's own terms are unknown.
+        hold only where they ask for review or refuse. So does what fits only a part of a name, and at an
+        endpoint what an API's model is called, though weights are said to be there. A licence of weights
+        holds wherever they are served, but says nothing of the server: for access by api or router some row
+        of the layer router or host must hold as well, or the server's own terms are unknown.
         """
         host = host_of(endpoint)
         here = [
@@ -84,6 +94,8 @@ class Registry:
         found = [*here, *self._named(model, access, endpoint)]
         for name in _behind(model, found):
             found += self._named(name, access, endpoint)
+        if not any(match.layer in ("vendor", "model") for match in found):
+            found += self._forbidding(model, access, endpoint)
         kept = [match for layer in LAYERS for match in _foremost([m for m in found if m.layer == layer])]
         return tuple(self._with_upstream(kept))
 
@@ -98,6 +110,51 @@ class Registry:
                 continue
             for by in _best(row.models, model):
                 yield Match(layer, row, by)
+
+    def _forbidding(self, model: str, access: Access, endpoint: str) -> list[Match]:
+        """What holds against a teacher by what is left of its name without those before a `/`, in any of its
+        usual spellings: it may be another's model under that name, so nothing is allowed by it.
+
+        A licence that only allows keeps an API's terms away, for the weights may be had, and says no more.
+        """
+        open_rows = [
+            (_literal(bare), match.row.priority, match)
+            for name in _spellings(model)
+            for match, bare in self._by_last_part(model, name, access)
+        ]
+        if open_rows:
+            top = max(rank[:2] for rank in open_rows)
+            found = [match for *rank, match in open_rows if tuple(rank) == top]
+            return [
+                replace(match, row=_reviewed(match.row)) for match in found if match.row.verdict != "allow"
+            ]
+        way: Access = "api" if access == "weights" and endpoint else access
+        if way not in ("api", "router", "import"):
+            return []
+        parts = model.split("/")
+        for at in range(len(parts)):
+            name = "/".join(parts[at:])
+            found = [
+                match
+                for match in self._named(name, way, endpoint)
+                if match.layer == "vendor"
+                and match.row.verdict not in ("allow", "allow_with_obligations")
+                and not _excluded(match.row, model, name)
+            ]
+            if found:
+                return found
+        return []
+
+    def _by_last_part(self, model: str, name: str, access: Access) -> Iterator[tuple[Match, str]]:
+        """The licences of weights of which the last part of a pattern fits a name, and that part."""
+        owner = model.lower().rpartition("/")[0]
+        for row in self.table:
+            if row.access != "weights" or _layer(row, access) is None or _excluded(row, model, name):
+                continue
+            for pattern in row.models:
+                whose, _, bare = pattern.rpartition("/")
+                if owner != whose.lower() and _fits_bare(name, bare):
+                    yield Match("model", row, pattern), bare
 
     def _with_upstream(self, found: Iterable[Match]) -> Iterator[Match]:
         """Each row once, then those that it leads to; a row that leads back to itself ends the way."""
@@ -219,6 +276,31 @@ def _best(patterns: Iterable[str], name: str) -> list[str]:
 
 def _fits(name: str, pattern: str) -> bool:
     return fnmatchcase(name.strip().lower(), pattern.lower())
+
+
+def _spellings(model: str) -> list[str]:
+    """The last part of a name as it stands, with a server's `:` and `_` as hyphens, and with one before the
+    first number or without: `llama3.1:8b` is `llama-3.1-8b`."""
+    name = model.rstrip("/").rpartition("/")[2].lower()
+    plain = re.sub("[:_]", "-", name)
+    with_hyphen = re.sub(r"(?<=[a-z]{3})(?=\d)", "-", plain, count=1)
+    without = re.sub(r"(?<=[a-z]{3})-(?=\d)", "", plain, count=1)
+    return list(dict.fromkeys((name, plain, with_hyphen, without)))
+
+
+def _fits_bare(name: str, bare: str) -> bool:
+    """Whether a pattern's last part fits; one that leaves next to nothing to fit tells nothing."""
+    return _literal(bare) > 2 and (_fits(name, bare) or _fits(f"{name}-", bare))
+
+
+def _excluded(row: Row, model: str, name: str) -> bool:
+    return any(
+        _fits(model, pattern) or _fits_bare(name, pattern.rpartition("/")[2]) for pattern in row.excluding
+    )
+
+
+def _reviewed(row: Row) -> Row:
+    return replace(row, verdict="review") if row.verdict == "allow_with_obligations" else row
 
 
 def _literal(pattern: str) -> int:
