@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from datetime import UTC, date, datetime
+from hashlib import sha256
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from provider import Provider, answer
 from tiny import tiny_model
 
 from stillhouse import pipeline
 from stillhouse.errors import LedgerError, UsageError
 from stillhouse.ledger import Ledger
+from stillhouse.ledger.anchors import cosigned
+from stillhouse.ledger.checkpoint import Checkpoint, sign_checkpoint
 from stillhouse.ledger.keys import read_signing_key
 from stillhouse.models import weights_digest
 from stillhouse.recipe import Recipe, parse_recipe
@@ -63,7 +68,19 @@ def test_a_runs_facts_are_what_was_asked_kept_and_trained(
     run = pipeline.run(recipe, workspace).run
     with Ledger.open(workspace) as ledger:
         decisions = {leaf.index for leaf in ledger.leaves("decision") if leaf.body["use"] == "train_target"}
+        assert gather(run, recipe, ledger, Operator(), NOW, sorted(decisions)).anchored is None
+        note = ledger.checkpoint()
+        cosigned(workspace, *by_a_witness(note))
         facts = gather(run, recipe, ledger, Operator(), NOW, sorted(decisions))
+        assert facts.anchored == note.size
+        key = read_signing_key(workspace)
+        for size in (
+            note.size - 1,
+            note.size + 9,
+        ):  # another log, and one that is longer
+            other = sign_checkpoint(ledger.origin, size, bytes(32), key)
+            cosigned(workspace, *by_a_witness(other))
+        assert gather(run, recipe, ledger, Operator(), NOW, sorted(decisions)).anchored == note.size
         (transform,) = {leaf.body["transform"] for leaf in ledger.leaves("train_run")}
         rows = write_rows(run, ledger, transform, tmp_path / "rows.parquet")
         terms = [leaf.body["sha256"] for leaf in ledger.leaves("terms_snapshot")]
@@ -99,6 +116,18 @@ def test_a_runs_facts_are_what_was_asked_kept_and_trained(
     assert ROWS not in made
     for name, data in made.items():
         assert str(tmp_path).encode() not in data, f"{name} tells where things lie on this machine"
+
+
+def by_a_witness(checkpoint: Checkpoint) -> tuple[bytes, str]:
+    """The note with a line as C2SP tlog-cosignature has it, and the witness's verifier key."""
+    key, name, note = Ed25519PrivateKey.generate(), "w.example", checkpoint.note
+    kind_and_key = b"\x04" + key.public_key().public_bytes_raw()
+    number, seconds = sha256(name.encode() + b"\n" + kind_and_key).digest()[:4], 1_790_000_000
+    text = note[: note.index(b"\n\n") + 1]
+    signature = key.sign(b"cosignature/v1\ntime %d\n" % seconds + text)
+    line = base64.b64encode(number + seconds.to_bytes(8, "big") + signature).decode()
+    verifier = f"{name}+{number.hex()}+{base64.b64encode(kind_and_key).decode()}"
+    return note + f"— {name} {line}\n".encode(), verifier
 
 
 def test_samples_that_are_not_the_ledgers_are_refused(recipe: Recipe, workspace: Workspace, tmp_path: Path):

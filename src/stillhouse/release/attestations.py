@@ -1,7 +1,7 @@
 """attest/*.intoto.jsonl: what was done and decided, as in-toto statements in signed DSSE envelopes.
 
-Three statements about the student's files: how it was trained (SLSA provenance v1), what the gate said (a
-verification summary), and what it was taught by (a predicate of our own, for which there is none).
+Two statements about the student's files: how it was trained (SLSA provenance v1), and what it was taught by,
+with what the gate said of each teacher (a predicate of our own, for which there is none).
 """
 
 from __future__ import annotations
@@ -24,17 +24,14 @@ from stillhouse.release.rows import Rows
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PROVENANCE = "https://slsa.dev/provenance/v1"
-SUMMARY = "https://slsa.dev/verification_summary/v1"
 DISTILLATION = urn("distillation-provenance", "v1")
 PAYLOAD = "application/vnd.in-toto+json"
-ALLOWING = ("allow", "allow_with_obligations")
 
 
 def statements(facts: Facts, rows: Rows) -> dict[str, dict[str, Any]]:
     """The statements by the name of their file."""
     return {
         "training": _statement(facts, PROVENANCE, _provenance(facts, rows)),
-        "terms": _statement(facts, SUMMARY, _summary(facts)),
         "distillation": _statement(facts, DISTILLATION, _distillation(facts, rows)),
     }
 
@@ -118,23 +115,6 @@ def _provenance(facts: Facts, rows: Rows) -> dict[str, Any]:
             "builder": {"id": urn("stillhouse"), "version": dict(facts.software)},
             "metadata": {"invocationId": urn("run", facts.run), **ended},
         },
-    }
-
-
-def _summary(facts: Facts) -> dict[str, Any]:
-    """PASSED where every decision allows. Its level is a name of ours: it is no level of SLSA's."""
-    decisions = [decision for teacher in facts.teachers for decision in teacher.decisions]
-    passed = bool(decisions) and all(decision.verdict in ALLOWING for decision in decisions)
-    table = sorted({d.registry_sha256 for d in decisions if d.registry_sha256})
-    policies = sorted({d.policy for d in decisions if d.policy})
-    policy = {"uri": urn("terms", *policies)} | ({"digest": {"sha256": table[-1]}} if table else {})
-    return {
-        "verifier": {"id": urn("gate")},
-        "timeVerified": stamp(facts.written),
-        "resourceUri": urn("model", facts.name, facts.version),
-        "policy": policy,
-        "verificationResult": "PASSED" if passed else "FAILED",
-        "verifiedLevels": ["STILLHOUSE_TERMS_ALLOW" if passed else "FAILED"],
     }
 
 

@@ -81,10 +81,8 @@ def _origin(facts: Facts) -> str:
 
 
 def _credits(facts: Facts) -> list[str]:
-    """The lines of credit that are owed, word for word, each once."""
-    owed = [each for teacher in facts.teachers for each in teacher.obligations]
-    lines = dict.fromkeys(o.texts[0] for o in owed if o.kind in ("credit", "note") and o.texts)
-    return [f"**{text(line)}**" for line in lines]
+    """The lines of credit that are owed, word for word, as in ATTRIBUTION.md."""
+    return [f"**{text(line)}**" for line in facts.credits]
 
 
 def _scores(facts: Facts) -> str:
@@ -118,11 +116,10 @@ def _rows(facts: Facts) -> str:
     )
     teachers = table(head, [_teacher(teacher) for teacher in facts.teachers])
     owed = [
-        f"- {text(teacher.model)}: {each.kind.replace('_', ' ')}"
-        + (f", {text(' or '.join(each.texts))}" if each.texts else "")
-        + (f" ({text(each.where)})" if each.where else "")
-        for teacher in facts.teachers
-        for each in teacher.obligations
+        f"- {text(one.teacher)}: {one.obligation.kind.replace('_', ' ')}"
+        + (f", {text(' or '.join(one.obligation.texts))}" if one.obligation.texts else "")
+        + (f" ({text(one.obligation.where)})" if one.obligation.where else "")
+        for one in facts.due
     ]
     standing = UNANCHORED if facts.anchored is None else f"anchored at size {facts.anchored:,}"
     return "\n\n".join(

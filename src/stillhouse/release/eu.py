@@ -66,7 +66,7 @@ def training_content_summary(facts: Facts) -> dict[str, Any]:
                 ("Size", _size(facts)),
                 ("Types of content", f"{samples.kept} prompts with answers written by AI models"),
                 ("Latest date of acquisition", last),
-                ("Continuous training", "no"),
+                ("Continuous training", None),
                 ("Linguistic characteristics", list(samples.languages) if samples.languages else None),
                 ("Other characteristics", None),
                 ("Comments", "What was added to the base; for the base itself see its own summary."),

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from stillhouse.terms.facts import Obligation
+from stillhouse.terms.obligations import Owed
 
 # SPDX ids of licences that leave use, change and redistribution free, and ask at most for attribution or
 # share-alike.
@@ -161,7 +162,8 @@ class Operator:
 class Facts:
     """`written` is the moment at which this was gathered, when the log had `size` leaves with this `root`
     (hex). `files` are the student's, each with its SHA-256. `anchored` is the size up to which somebody else
-    vouches for the log, None for nobody."""
+    vouches for the log, None for nobody. `credits` are the lines that are owed, as ATTRIBUTION.md has them,
+    `due` what the teachers' terms ask of a student that is given out in this way."""
 
     name: str
     run: str
@@ -181,6 +183,8 @@ class Facts:
     operator: Operator
     software: Mapping[str, str]
     anchored: int | None = None
+    credits: tuple[str, ...] = ()
+    due: tuple[Owed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from stillhouse.errors import LedgerError, ModelError, UsageError, storage
 from stillhouse.ledger import Ledger
+from stillhouse.ledger.anchors import stored_anchors
 from stillhouse.models import source_folder, weights_digest
 from stillhouse.recipe import WORDS, Recipe
 from stillhouse.release.facts import (
@@ -32,6 +33,7 @@ from stillhouse.release.facts import (
     Use,
 )
 from stillhouse.terms.facts import Obligation
+from stillhouse.terms.obligations import Owed, due, of_decisions, of_seeds, redistributes, seeds, settle
 from stillhouse.workspace import RunFolder, read_marker
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -78,6 +80,8 @@ def gather(
     """
     collected, curated, trained = (result_of(run, stage) for stage in ("collect", "curate", "train"))
     evaluation = json.loads(run.evaluation.read_bytes())
+    owed = _due(recipe, [ledger.leaf(index).body for index in decided])
+    settlement = settle(owed, recipe.release.name or recipe.run.name, recipe.release.licence)
     teachers, uses = _teachers(run, recipe, ledger, collected, evaluation, decided)
     config = json.loads((run.student / "config.json").read_bytes())
     marker = read_marker(run, "train") or {}
@@ -121,7 +125,29 @@ def gather(
         uses=uses,
         operator=operator,
         software=evaluation.get("versions") or {},
+        anchored=_anchored(ledger),
+        credits=(*settlement.credits, *settlement.notes),
+        due=owed,
     )
+
+
+def _due(recipe: Recipe, decisions: Sequence[Mapping[str, Any]]) -> tuple[Owed, ...]:
+    """What these decisions and the prompts' licence ask of this release, with teachers as it names them."""
+    owed = [*of_decisions(decisions), *of_seeds(seeds(recipe), recipe.prompts.licence or "")]
+    named = (replace(one, teacher=shown(one.teacher)) for one in owed)
+    return due(dict.fromkeys(named), recipe.release.mode, redistributes(recipe))
+
+
+def _anchored(ledger: Ledger) -> int | None:
+    """The largest size for which an anchor of the workspace holds, and this ledger has that root."""
+    sizes = [
+        one.checkpoint.size
+        for one in stored_anchors(ledger.workspace)[0]
+        if one.checkpoint.origin == ledger.origin
+        and one.checkpoint.size <= ledger.size()
+        and one.checkpoint.root == ledger.root(one.checkpoint.size)
+    ]
+    return max(sizes, default=None)
 
 
 def sha256_of(path: Path) -> str:
