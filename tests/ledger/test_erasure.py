@@ -123,6 +123,8 @@ def test_an_answer_goes_from_every_file_and_the_rest_stays(run, ledger, workspac
 
     done = erase(ledger, Subject(leaves=(leaves[1],)), "request of the person")
 
+    elsewhere = [what for what in done.out_of_reach if "other machines" in what]
+    assert len(elsewhere) == workspace.ledger_url.exists(), "only a server's ledger is shared by machines"
     assert not run.unmixed.exists()
 
     assert done.shards[alone.stem] is None

@@ -10,6 +10,7 @@ from stillhouse import pipeline
 from stillhouse.cli.targets import info
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.erasure import erase
+from stillhouse.ledger.quarantine import recall
 from stillhouse.ledger.subject import Subject
 from stillhouse.models.serve import background
 from stillhouse.recipe import parse_recipe
@@ -105,6 +106,37 @@ def test_a_run_pays_for_each_reading_once_and_erasing_names_it(tmp_path, workspa
         assert rows[0]["row"] not in {row["row"] for row in pq.read_table(done.run.readings).to_pylist()}
         other = Subject(leaves=(rows[1]["reading"],))
         assert erase(ledger, other, "request of the person").shards, "targets were made from it"
+
+
+def test_nothing_is_learned_from_readings_that_were_recalled(tmp_path, workspace, recipe):
+    with background(str(tmp_path / "model"), tmp_path / "server.log") as url:
+        wanted = recipe(url, head=8, draws=0)
+        done = pipeline.run(wanted, workspace, stages=STAGES)
+        rows = pq.read_table(done.run.readings).to_pylist()
+        some = {row["reading"] for row in rows[:5]}
+        gone = sum(row["reading"] in some for row in rows)
+        # As if some had been read under an earlier decision: these leaves alone name it.
+        with Ledger.open(workspace) as ledger:
+            decision = ledger.leaf(rows[0]["reading"]).body["decision"]
+            earlier = ledger.append("decision", ledger.leaf(decision).body | {"on": "2026-01-03"})
+            for leaf in some:
+                again = ledger.leaf(leaf).body
+                attempt = ledger.begin(again["key"], "earlier", "p", "model", 0, decision=earlier).result()
+                body = {**again, "attempt": attempt, "decision": earlier}
+                contents = {name: text for name, text in ledger.contents(leaf).items() if text is not None}
+                ledger.answer(attempt, body, contents, 0.0).result()
+            recall(ledger, [earlier], "withdrawn")
+        again = pipeline.run(wanted, workspace, stages=STAGES)
+        assert "train" not in again.skipped
+        (notice,) = read_marker(again.run, "train")["result"]["notices"]
+        assert f"{gone} of {len(rows)} rows: {gone} recalled" in notice
+        found, _ = info(workspace, again.run)
+        assert found["rows"] == len(rows) - gone
+        assert "train" in pipeline.run(wanted, workspace, stages=STAGES).skipped
+        with Ledger.open(workspace) as ledger:
+            recall(ledger, [earlier], "a mistake", lift=True)
+        assert "train" not in pipeline.run(wanted, workspace, stages=STAGES).skipped
+        assert info(workspace, again.run)[0]["rows"] == len(rows)
 
 
 def test_whole_distributions_say_what_they_take(tmp_path, workspace, recipe):

@@ -30,22 +30,24 @@ class Text(NamedTuple):
 
 
 class Said(NamedTuple):
-    """The response to a text, None where there is none, and its leaf in the ledger."""
+    """The response to a text, None where there is none that may be used, and its leaf in the ledger."""
 
     text: Text
     response: bytes | None
     leaf: int | None
+    recalled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """A teacher, ready to be sent texts to read."""
+    """A teacher, ready to be sent texts to read. What was read under decisions in `recalled` is not used."""
 
     teacher: Teacher
     decision: int
     limits: Limits
     ledger: Ledger
     run: str
+    recalled: frozenset[int] = frozenset()
 
     def ask(self, texts: Sequence[Text], told: int, watch: Watch = unwatched) -> Tally:
         """Have every text read that the ledger has no reading of, each token with the `told` likeliest in
@@ -57,7 +59,12 @@ class Readings:
         """What the ledger has of each text, in order."""
         stored = stored_answers(_Questions(texts), self.teacher, _asking(told), self.ledger)
         for text, (_, _, found) in zip(texts, stored, strict=True):
-            yield Said(text, None, None) if found is None else Said(text, found.response, found.leaf)
+            if found is None:
+                yield Said(text, None, None)
+            elif found.body.get("decision") in self.recalled:
+                yield Said(text, None, found.leaf, recalled=True)
+            else:
+                yield Said(text, found.response, found.leaf)
 
 
 @dataclass(frozen=True, slots=True)

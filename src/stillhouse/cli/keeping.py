@@ -153,8 +153,6 @@ def _found_text(found: Found) -> str:
 
 
 def _erased_object(done: Erased) -> dict[str, Any]:
-    from stillhouse.ledger.erasure import OUT_OF_REACH
-
     return {
         "erased": True,
         "tombstones": done.tombstones,
@@ -166,13 +164,11 @@ def _erased_object(done: Erased) -> dict[str, Any]:
         "releases": done.releases,
         "left": done.left,
         "wal_emptied": done.compacted,
-        "out_of_reach": OUT_OF_REACH,
+        "out_of_reach": done.out_of_reach,
     }
 
 
 def _erased_text(done: Erased) -> str:
-    from stillhouse.ledger.erasure import OUT_OF_REACH
-
     lines = [
         f"erased     {len(done.leaves):,} leaves' contents and salts; tombstones {_named(done.tombstones)}",
         *(f"rows       {count:,} of {path}" for path, count in done.rows.items()),
@@ -186,7 +182,7 @@ def _erased_text(done: Erased) -> str:
     ]
     if not done.compacted:
         lines.append("WAL        another process reads the ledger; it is emptied when that one has finished")
-    return "\n".join([*lines, "not reached: " + "; ".join(OUT_OF_REACH)])
+    return "\n".join([*lines, "not reached: " + "; ".join(done.out_of_reach)])
 
 
 def _uses_lines(students: list[dict[str, Any]], releases: list[dict[str, Any]]) -> list[str]:

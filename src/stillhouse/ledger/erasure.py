@@ -33,6 +33,7 @@ OUT_OF_REACH = (
     "the files outside the workspace from which prompts and answers were read",
     "blocks that the file system freed",
 )
+ELSEWHERE = "runs and shards of the other machines that share this ledger: give the same command there"
 _GOES_WHOLE = ("report.html", "error.txt", "progress.json", "evaluation.json")
 
 
@@ -43,8 +44,8 @@ class Erased:
     (None where no row was left), `files` those that went whole.
 
     `students` and `releases` are the leaves of trainings and releases that used it: they are out of reach.
-    `left` names what still holds the text and cannot be written anew. `compacted` is False where another
-    process read the database just then.
+    `left` names what still holds the text and cannot be written anew, `out_of_reach` what was not looked at.
+    `compacted` is False where another process read the database just then.
     """
 
     tombstones: list[int] = field(default_factory=list)
@@ -55,6 +56,7 @@ class Erased:
     students: list[dict[str, Any]] = field(default_factory=list)
     releases: list[dict[str, Any]] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    out_of_reach: tuple[str, ...] = OUT_OF_REACH
     compacted: bool = True
 
     @property
@@ -108,6 +110,8 @@ def _finish(ledger: Ledger) -> Erased | None:
     found, reason = _read_journal(journal)
     text = None if found.text is None else needle(found.text)
     done = Erased(leaves=sorted(found.leaves), students=found.students, releases=found.releases)
+    if workspace.ledger_url.exists():
+        done.out_of_reach = (ELSEWHERE, *OUT_OF_REACH)
     for path in leftovers(workspace.root):
         path.unlink(missing_ok=True)
     done.shards = _erase_from_shards(workspace, found)

@@ -311,7 +311,7 @@ def _train(work: Work) -> bool:
         recipe.train.model_dump(exclude={"checkpoint_seconds", "track"}),
         recipe.run.seed,
         weights_digest(start) if start and Path(start).is_dir() else start,
-        source and [source.revision, [digests for _, digests in source.answers]],
+        source and [source.revision, [digests for _, digests in source.answers], *_recalled(source)],
         hashlib.sha256(work.folder.dropped.read_bytes()).hexdigest() if recipe.train.preference else None,
     )
     if is_done(work, "train", inputs, work.folder.student / "config.json", work.folder.student_before):
@@ -351,6 +351,11 @@ def _source(work: Work) -> Source:
         answers = [(one.binding, tuple(one.tally.shards)) for one in found if one.tally.shards]
     remote = readings(work) if reads_there(work.recipe) else None
     return Source(folder, answers, teacher.model, teacher.revision, remote)
+
+
+def _recalled(source: Source) -> list[list[int]]:
+    """What the training's inputs say of readings that were recalled; nothing where none were."""
+    return [sorted(source.remote.recalled)] if source.remote and source.remote.recalled else []
 
 
 def _evaluate(work: Work) -> bool:

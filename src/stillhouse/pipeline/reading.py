@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from stillhouse.ask.scores import Readings
 from stillhouse.collect import limits_of
+from stillhouse.ledger.quarantine import quarantined
 from stillhouse.pipeline.work import Work
 from stillhouse.recipe import Recipe
 from stillhouse.terms import gate
@@ -35,4 +36,5 @@ def readings(work: Work) -> Readings:
     """Raises GateRefused where the teacher's terms do not allow to learn from it."""
     decision = gate.admit(work.recipe, work.recipe.teacher, "train_target", work.ledger, datetime.now(UTC))
     run = work.folder.root.name
-    return Readings(work.teachers[0], decision, limits_of(work.recipe), work.ledger, run)
+    held = quarantined(work.ledger)
+    return Readings(work.teachers[0], decision, limits_of(work.recipe), work.ledger, run, held)

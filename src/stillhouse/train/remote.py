@@ -88,6 +88,19 @@ def _record(remote: Readings, texts: Sequence[Text], told: int, record: Path) ->
         parquet.write_table(pa.Table.from_arrays(columns, schema=schema), record)
 
 
+def not_recalled(
+    remote: Readings, rows: Sequence[Row], settings: Distil, unread: Counter[str]
+) -> Sequence[Row]:
+    """The rows whose reading may be used; the others are counted in `unread`."""
+    if not remote.recalled:
+        return rows
+    said = remote.said([_text(row) for row in rows], _told(settings))
+    kept = [row for row, one in zip(rows, said, strict=True) if not one.recalled]
+    if len(kept) < len(rows):
+        unread["recalled"] += len(rows) - len(kept)
+    return kept
+
+
 def read_there(
     remote: Readings,
     rows: Sequence[Row],
@@ -154,6 +167,8 @@ def _told(settings: Distil) -> int:
 
 def _targets(row: Row, said: Said, student: Vocabulary, binding: Binding) -> PackedTargets | str:
     """The targets of a row's trained positions, or why there are none."""
+    if said.recalled:
+        return f"recalled: leaf {said.leaf} rests on a decision that was recalled, and is not asked again"
     if said.response is None:
         return "not read"
     scores = read_scores(said.response, row.ids.tolist(), row.start, student)

@@ -181,14 +181,15 @@ def _lesson(
         return vectors.told(source.folder, (binding, tuple(shards)), student.reader, settings, head)
     if there := source.remote:
         unread = remote.have_read(there, unique, settings, run.readings, watch)
+        told = remote.not_recalled(there, unique, settings, unread)
         binding = remote.binding_of(there, student.reader, settings)
         reads = partial(remote.read_there, there, student=student.reader, settings=settings, unread=unread)
     else:
         assert teacher is not None
-        unread = Counter()
+        unread, told = Counter(), unique
         binding = lessons.captured(teacher, source.teacher, source.revision, settings)
         reads = partial(read_here, teacher.model, binding=binding, seed=seed, batch_tokens=tokens)
-    shards = capture(reads, unique, source.folder, run.captured, binding, seed, advance)
+    shards = capture(reads, told, source.folder, run.captured, binding, seed, advance)
     if unread:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(unread.items()))
         notices.append(f"the teacher told nothing of {unread.total()} of {len(unique)} rows: {reasons}")
