@@ -30,7 +30,8 @@ def decide_and_release(work: Work) -> bool:
     started, now = time.monotonic(), datetime.now(UTC)
     collected = pq.read_table(work.folder.exchanges, columns=["decision"])["decision"].unique().to_pylist()
     decided = gate.admit_release(work.recipe, collected, work.ledger, now)
-    result = release(work.folder, work.recipe, work.ledger, decided, now, licence_texts(work.recipe))
+    texts = licence_texts(work.recipe, work.ledger.workspace)
+    result = release(work.folder, work.recipe, work.ledger, decided, now, texts)
     checkpoint = {"size": result.size, "root": result.root}
     recorded = {
         "decisions": decided,
