@@ -45,8 +45,8 @@ def release(
 ) -> Released:
     """Write `release/`: the student as a transformers folder, its documents, the proofs, and the manifest.
 
-    `decided` are the decisions of now that each teacher's answers may be trained on, `licences` the texts of
-    licences by row and teacher where they are at hand. The release leaf holds the SHA-256 of every file that is
+    `decided` are the decisions of now that each teacher's answers may be trained on, `licences` the texts at
+    hand by row and teacher. The release leaf holds the SHA-256 of every file that is
     there before it; checkpoint, leaves and hashes come after, and the signed manifest, written last, covers
     them all. The folder is replaced as a whole; a half-written one is never left behind.
 

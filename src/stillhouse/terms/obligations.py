@@ -55,10 +55,10 @@ class Settlement:
     """What a release must hold so that every obligation is met.
 
     `prefix` begins the name ("" where nothing asks), `marks` are not in it, `licence` is the one that the
-    student is under ("" where it is free to choose), `copies` those (row, teacher) whose licence text goes
-    along, `policies` use policies that bind whoever gets the model. `promises` are obligations that only a person
-    can meet, as (kind, what). `conflicts` say why no release can meet everything, `unmet` what this one
-    lacks, and `unknown` what may be owed beside that, as nobody knows the terms.
+    student is under ("" where it is free to choose). `copies` are those, as (row, teacher), whose licence's
+    text goes along, `policies` use policies that bind whoever gets the model. `promises` are obligations
+    that only a person can meet, as (kind, what). `conflicts` say why no release can meet everything, `unmet`
+    what this one lacks, and `unknown` what may be owed beside that, as nobody knows the terms.
     """
 
     prefix: str = ""
