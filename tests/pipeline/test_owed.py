@@ -113,6 +113,19 @@ def test_what_is_owed_is_planned_met_and_verified(make, workspace):
     assert {c.name: c.detail for c in found.checks}["obligations"].startswith("5 are owed")
 
 
+def test_a_copy_of_the_licence_goes_along_and_its_loss_is_seen(make, workspace, tmp_path):
+    (tmp_path / "licence.txt").write_text("Maker Terms, whole")
+    recipe = make([("licence_copy", ["Maker Terms"])])
+    teacher = recipe.teacher.model_copy(update={"licence": str(tmp_path / "licence.txt")})
+    done = pipeline.run(recipe.model_copy(update={"teacher": teacher}), workspace)
+    (copy,) = (done.run.release / "LICENSES").iterdir()
+    assert copy.read_text() == "Maker Terms, whole"
+    assert verify(done.run.release).ok
+    copy.unlink()
+    found = {check.name: check for check in verify(done.run.release).checks}
+    assert "asks for a copy" in found["obligations"].detail
+
+
 def test_a_notice_that_the_maker_takes_out_again_is_missed(make, workspace, tmp_path):
     done = pipeline.run(make([("notice", ["Maker (c)"])]), workspace)
     folder = shutil.copytree(done.run.release, tmp_path / "copy")

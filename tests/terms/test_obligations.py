@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from stillhouse.recipe import parse_recipe
 from stillhouse.release.owed import files
+from stillhouse.terms.asking import licence_texts
 from stillhouse.terms.base import of_base
 from stillhouse.terms.facts import Obligation
-from stillhouse.terms.obligations import Owed, due, of_seeds, redistributes, settle, settled
+from stillhouse.terms.obligations import Owed, due, file_name, of_seeds, redistributes, settle, settled
 from stillhouse.workspace import init_workspace
 
 LLAMA = [
@@ -24,12 +25,12 @@ GEMMA = Owed("gemma1-3n", "gemma-3-4b-it", Obligation("inherits", ("Gemma Terms 
 
 
 def test_a_name_without_the_prefix_is_unmet_and_the_message_has_one_that_would_do():
-    found = settle(LLAMA, "desk-small", None, copied=["Llama-3.1-8B"])
+    found = settle(LLAMA, "desk-small", None, copied=[("llama3.1", "Llama-3.1-8B")])
     assert found.prefix == "Llama"
     (line,) = found.unmet
     assert "'desk-small'" in line
     assert "'Llama-desk-small'" in line
-    assert settle(LLAMA, "Llama-desk-small", None, copied=["Llama-3.1-8B"]).unmet == ()
+    assert settle(LLAMA, "Llama-desk-small", None, copied=[("llama3.1", "Llama-3.1-8B")]).unmet == ()
     assert not found.conflicts
 
 
@@ -37,6 +38,35 @@ def test_a_licence_copy_needs_a_text():
     (line,) = settle(LLAMA, "Llama-x", None).unmet
     assert "llama3.1" in line
     assert "licence" in line
+
+
+def test_a_copy_is_of_one_row_and_one_teacher_and_so_is_its_file():
+    both = [Owed(row, "T", Obligation("licence_copy")) for row in ("own", "upstream")]
+    (line,) = settle(both, "x", None, copied=[("own", "T")]).unmet
+    assert line.startswith("upstream (by T)")
+    names = [file_name(copy) for copy in (("r", "a/b"), ("r", "a-b"), ("r-a", "b"), ("r", "A/b"))]
+    assert len({name.casefold() for name in names}) == 4
+
+
+def test_only_a_text_of_that_licence_is_a_copy_of_it(tmp_path):
+    workspace = init_workspace(tmp_path)
+    apache = (Path(__file__).parents[2] / "LICENSE").read_text()
+    (tmp_path / "terms.txt").write_text("what I read")
+    (tmp_path / "licence.txt").write_text("Llama 3.1 Community License, as it came")
+    (tmp_path / "apache.txt").write_text(apache)
+    terms = {"document": str(tmp_path / "terms.txt"), "read_on": "2026-11-01", "declared_by": "R. Ames"}
+    model = "meta-llama/Llama-3.1-8B"
+
+    def copied(document="terms.txt", **more):
+        said = terms | {"document": str(tmp_path / document)}
+        texts = licence_texts(recipe_of("embedded:base", {"model": model, "terms": said, **more}), workspace)
+        return {row for row, teacher in texts if teacher == model}
+
+    assert copied() == set()
+    assert "llama3.1" not in copied("apache.txt")
+    assert "qwen-apache" in copied("apache.txt")
+    assert "llama3.1" in copied(licence=str(tmp_path / "licence.txt"))
+    assert "llama3.1" not in copied(licence=str(tmp_path / "apache.txt"))
 
 
 def test_the_longer_of_two_prefixes_serves_both_and_strangers_are_a_conflict():

@@ -283,7 +283,7 @@ def _obligations(bundle: _Bundle) -> str:
     decisions = [trail.decisions[index].body for index in sorted({*body["decisions"], *learned})]
     owed = [*of_decisions(decisions), *of_seeds(body["prompts"]["source"], body["prompts"]["licence"] or "")]
     now = due(owed, body["mode"], body["redistributes"])
-    copied = [one.teacher for one in now if _licence_copies(one.teacher) & bundle.files.keys()]
+    copied = [one.copy for one in now if f"LICENSES/{file_name(one.copy)}.txt" in bundle.files]
     settlement = settle(now, body["name"], body["licence"], body["confirmed"], copied)
     attributed = _text(bundle, "ATTRIBUTION.md")
     faults = [*settlement.conflicts, *settlement.unmet]

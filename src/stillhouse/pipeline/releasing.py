@@ -32,7 +32,7 @@ def decide_and_release(work: Work) -> bool:
     started, now = time.monotonic(), datetime.now(UTC)
     collected = pq.read_table(work.folder.exchanges, columns=["decision"])["decision"].unique().to_pylist()
     decided = gate.admit_release(work.recipe, collected, work.ledger, now)
-    licences = licence_texts(work.recipe)
+    licences = licence_texts(work.recipe, work.workspace)
     wanted = [work.recipe.release.model_dump(), work.recipe.prompts.licence]
     inputs = digest(
         trained["weights"],
@@ -40,7 +40,7 @@ def decide_and_release(work: Work) -> bool:
         *wanted,
         [_said(work.ledger.leaf(leaf).body) for leaf in decided],
         sha256(read_bounded(work.workspace.operator, "the operator's file")).hexdigest(),
-        {model: sha256(text).hexdigest() for model, text in licences.items()},
+        {' '.join(whose): sha256(text).hexdigest() for whose, text in licences.items()},
     )
     if is_done(work, "release", inputs, work.folder.release / "README.md"):
         return False

@@ -51,7 +51,8 @@ def admit_all(recipe: Recipe, ledger: Ledger) -> Admitted:
     leaves = [(use, gate.admit(recipe, teacher, use, ledger, now)) for teacher, use in gate.uses_of(recipe)]
     learned = [leaf for use, leaf in leaves if use == "train_target"]
     base = of_base(recipe, ledger.workspace, now.date())
-    owed = settled(recipe, [ledger.leaf(leaf).body for leaf in learned], licence_texts(recipe), base)
+    bodies = [ledger.leaf(leaf).body for leaf in learned]
+    owed = settled(recipe, bodies, licence_texts(recipe, ledger.workspace), base)
     must_be_possible(owed)
     return Admitted(
         learned,

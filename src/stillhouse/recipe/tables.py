@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from stillhouse.recipe.base import Fraction, Positive, Table
 from stillhouse.recipe.curation import Curate
 from stillhouse.recipe.effect import without_effect
+from stillhouse.recipe.licence import spdx_id
 from stillhouse.recipe.training import Student, Train
 
 
@@ -208,6 +209,11 @@ class Prompts(Table):
     focus: Focus | None = Field(
         default=None, description="Further prompts where an earlier student lost most."
     )
+
+    @field_validator("licence")
+    @classmethod
+    def _an_spdx_id(cls, licence: str | None) -> str | None:
+        return None if licence is None else spdx_id(licence)
 
 
 class Canary(Table):

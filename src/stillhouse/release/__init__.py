@@ -41,12 +41,12 @@ def release(
     ledger: Ledger,
     decided: Sequence[int],
     now: datetime,
-    licences: Mapping[str, bytes] | None = None,
+    licences: Mapping[tuple[str, str], bytes] | None = None,
 ) -> Released:
     """Write `release/`: the student as a transformers folder, its documents, the proofs, and the manifest.
 
-    `decided` are the decisions of now that each teacher's answers may be trained on, `licences` the texts of
-    the teachers' licences where they are at hand. The release leaf holds the SHA-256 of every file that is
+    `decided` are the decisions of now that each teacher's answers may be trained on, `licences` the texts at
+    hand by row and teacher. The release leaf holds the SHA-256 of every file that is
     there before it; checkpoint, leaves and hashes come after, and the signed manifest, written last, covers
     them all. The folder is replaced as a whole; a process that dies leaves no half of one,
     and what was released before lies there, or beside it as `release.old`.

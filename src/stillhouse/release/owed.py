@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from stillhouse.terms.obligations import Settlement, file_name, is_spdx
 
 
-def files(settlement: Settlement, licence: str | None, texts: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Each file's place in the bundle and its bytes; `texts` are licences by teacher."""
+def files(
+    settlement: Settlement, licence: str | None, texts: Mapping[tuple[str, str], bytes]
+) -> dict[str, bytes]:
+    """Each file's place in the bundle and its bytes; `texts` are licences by row and teacher."""
     found = {"LICENSE": _licence(licence).encode()}
     if settlement.notices:
         found["NOTICE"] = ("\n\n".join(settlement.notices) + "\n").encode()
@@ -18,8 +20,8 @@ def files(settlement: Settlement, licence: str | None, texts: Mapping[str, bytes
         lines.append("What this model writes is written by a machine: say so where it is published.")
     if lines:
         found["ATTRIBUTION.md"] = "".join(f"- {line}\n" for line in lines).encode()
-    for teacher in settlement.copies:
-        found[f"LICENSES/{file_name(teacher)}.txt"] = texts[teacher]
+    for copy in settlement.copies:
+        found[f"LICENSES/{file_name(copy)}.txt"] = texts[copy]
     return found
 
 

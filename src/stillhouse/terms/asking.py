@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from stillhouse.errors import UsageError
 from stillhouse.recipe import Recipe, Teacher
-from stillhouse.terms import licences
-from stillhouse.terms.facts import Access, Asked, Operator, Student, Use
+from stillhouse.terms import licences, registry
+from stillhouse.terms.facts import Access, Asked, Operator, Row, Student, Use
 from stillhouse.workspace import Workspace
 
 LARGEST = 16 * 2**20  # bytes of a document or licence
@@ -175,20 +175,46 @@ def base_named(recipe: Recipe) -> str:
     return f"the base {_base(recipe)}"
 
 
-def licence_texts(recipe: Recipe) -> dict[str, bytes]:
-    """The licence of each teacher by its name, where a text of it is at hand: the file that the recipe names,
-    a folder's own, or the document that was declared."""
-    found = {}
+def licence_texts(recipe: Recipe, workspace: Workspace) -> dict[tuple[str, str], bytes]:
+    """Texts at hand of the licences that a copy may be owed of, by the key of the row and the teacher.
+
+    The file that the recipe names or a folder's own, if it is not known to be another licence than the row's;
+    a declared document only where it is known to be the row's.
+    """
+    rows = registry.load(workspace.terms).rows()
+    sources = [(base_named(recipe), _own(recipe.student.init), b"")]
     for teacher in (recipe.teacher, *recipe.teachers):
-        paths = [teacher.licence, teacher.terms and teacher.terms.document]
-        if access_of(teacher) == "weights" and teacher.endpoint is None and not teacher.imported:
-            folder = Path(teacher.model).expanduser()
-            own = licences.read_licence(folder)
-            paths.insert(1, None if own is None else str(folder / own[2]))
-        texts = (read_bounded(Path(path), "the licence") for path in paths if path)
-        if text := next((text for text in texts if text.strip()), b""):
-            found[teacher.model] = text
+        own = b"" if teacher.licence is None else read_bounded(Path(teacher.licence), "the licence")
+        if not own.strip() and access_of(teacher) == "weights" and not (teacher.endpoint or teacher.imported):
+            own = _own(teacher.model)
+        document = teacher.terms and teacher.terms.document
+        declared = read_bounded(Path(document), "the terms") if document else b""
+        sources.append((teacher.model, own, declared))
+    found = {}
+    for name, own, declared in sources:
+        theirs, known = _is_of(own, rows)
+        read, _ = _is_of(declared, rows)
+        for row in rows:
+            if row.key in read:
+                found[row.key, name] = declared
+            if own.strip() and (row.key in theirs or not known):
+                found[row.key, name] = own
     return found
+
+
+def _own(model: str) -> bytes:
+    """The licence in a model's folder; empty where it is no folder or has none."""
+    folder = Path(model).expanduser()
+    own = licences.read_licence(folder)
+    return b"" if own is None else read_bounded(folder / own[2], "the licence")
+
+
+def _is_of(data: bytes, rows: Sequence[Row]) -> tuple[set[str], bool]:
+    """Keys of the rows whose licence a text is, and whether it is known which licence it is."""
+    text = data.decode("utf-8-sig", "replace")
+    digest, spdx = licences.digest(text), licences.recognise(text)
+    keys = {row.key for row in rows if digest in row.licence.sha256 or (spdx and spdx == row.licence.spdx)}
+    return keys, bool(keys or spdx)
 
 
 def _has_other_senses(teacher: Teacher) -> bool:

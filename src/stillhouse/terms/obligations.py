@@ -6,9 +6,11 @@ ask for are written from the same settlement, and what is unmet fails it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +36,11 @@ class Owed:
     def source(self) -> str:
         return f"{self.row} (by {self.teacher})"
 
+    @property
+    def copy(self) -> tuple[str, str]:
+        """Of which licence a copy is owed, and by whom: two rows of one teacher are two texts."""
+        return self.row, self.teacher
+
 
 class Base(NamedTuple):
     """What is owed for the weights that a student begins with, and the name of a base whose terms no row
@@ -48,10 +55,10 @@ class Settlement:
     """What a release must hold so that every obligation is met.
 
     `prefix` begins the name ("" where nothing asks), `marks` are not in it, `licence` is the one that the
-    student is under ("" where it is free to choose), `copies` are teachers whose licence text goes along,
-    `policies` use policies that bind whoever gets the model. `promises` are obligations that only a person
-    can meet, as (kind, what). `conflicts` say why no release can meet everything, `unmet` what this one
-    lacks, and `unknown` what may be owed beside that, as nobody knows the terms.
+    student is under ("" where it is free to choose). `copies` are those, as (row, teacher), whose licence's
+    text goes along, `policies` use policies that bind whoever gets the model. `promises` are obligations
+    that only a person can meet, as (kind, what). `conflicts` say why no release can meet everything, `unmet`
+    what this one lacks, and `unknown` what may be owed beside that, as nobody knows the terms.
     """
 
     prefix: str = ""
@@ -59,7 +66,7 @@ class Settlement:
     licence: str = ""
     credits: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
-    copies: tuple[str, ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
     policies: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     labelled: bool = False
@@ -72,12 +79,12 @@ class Settlement:
 def settled(
     recipe: Recipe,
     decisions: Iterable[Mapping[str, Any]],
-    copied: Collection[str],
+    copied: Collection[tuple[str, str]],
     base: Base,
 ) -> Settlement:
     """What the release of a recipe owes by its decisions (leaf bodies), its base and its prompts' licence.
 
-    `copied` are the teachers whose licence text is at hand.
+    `copied` are those of which the licence's text is at hand, as (row, teacher).
     """
     owed = [*base.owed, *of_decisions(decisions), *of_seeds(seeds(recipe), recipe.prompts.licence or "")]
     owed = list(dict.fromkeys(owed))
@@ -157,12 +164,12 @@ def settle(
     name: str,
     licence: str | None,
     confirmed: Collection[str] = (),
-    copied: Collection[str] = (),
+    copied: Collection[tuple[str, str]] = (),
 ) -> Settlement:
     """What a release of this name and licence must hold, and what it lacks.
 
-    `owed` is what is due. `confirmed` are the kinds that the operator says are done, `copied` the teachers
-    whose licence text is at hand.
+    `owed` is what is due. `confirmed` are the kinds that the operator says are done, `copied` those
+    of which the licence's text is at hand, as (row, teacher).
     """
     of = {kind: [one for one in owed if one.obligation.kind == kind] for kind in _KINDS}
     conflicts: list[str] = []
@@ -187,10 +194,10 @@ def settle(
         stated = f"release.licence is {licence!r}" if licence else "release.licence is not set"
         unmet.append(f"the student is under {inherited!r} itself, and {stated}: set {spdx_of(inherited)!r}")
     for one in of["licence_copy"]:
-        if one.teacher not in copied:
+        if one.copy not in copied:
             unmet.append(
-                f"{one.source} asks for a copy of its licence, and no text of it is at hand: "
-                "name the file in `licence` of that teacher"
+                f"{one.source} asks for a copy of its licence, and no text of it is at hand: name the file "
+                "in `licence` of that teacher, or for a base begin from its folder with the LICENSE in it"
             )
     promises = [(kind, one) for kind in PROMISES for one in of[kind]]
     for kind, one in promises:
@@ -204,7 +211,7 @@ def settle(
         licence=inherited,
         credits=_one_of_each(of["credit"]),
         notices=_texts(of["notice"]),
-        copies=tuple(dict.fromkeys(one.teacher for one in of["licence_copy"])),
+        copies=tuple(dict.fromkeys(one.copy for one in of["licence_copy"])),
         policies=_texts(of["use_policy"]),
         notes=_texts(of["note"]),
         labelled=bool(of["label_ai"]),
@@ -251,9 +258,11 @@ _ASKS = {
 }
 
 
-def file_name(teacher: str) -> str:
-    """Of a teacher's licence in a release."""
-    return "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in teacher)
+def file_name(copy: tuple[str, str]) -> str:
+    """Of a licence in a release, by row and teacher; a part of a hash tells apart what reads alike."""
+    words = "-".join(copy)
+    readable = "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in words)
+    return f"{readable[:120]}-{sha256(json.dumps(copy).encode()).hexdigest()[:8]}"
 
 
 def _obligation(record: Mapping[str, Any]) -> Obligation:
