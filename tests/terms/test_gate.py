@@ -7,7 +7,7 @@ import pytest
 
 from stillhouse.errors import GateRefused, UsageError
 from stillhouse.ledger import Ledger
-from stillhouse.ledger.quarantine import decisions_of
+from stillhouse.ledger.quarantine import decisions_of, recall
 from stillhouse.recipe import Declaration, parse_recipe
 from stillhouse.terms import admit, admit_import, admit_release, consider, uses_of
 from stillhouse.terms.licences import digest
@@ -495,3 +495,11 @@ def test_what_a_folders_configuration_was_made_from_forbids_and_allows_nothing(l
         (folder / "config.json").write_text(json.dumps({"_name_or_path": name}))
         (folder / "LICENSE").write_text(APACHE.read_text())
         assert reasons(recipe(model=str(folder), endpoint=None), ledger) == wanted
+
+
+def test_a_decision_that_is_recalled_is_not_used_again_until_that_is_lifted(ledger):
+    leaf = admitted(shipped(), "train_target", ledger)
+    recall(ledger, [leaf], "a letter came")
+    assert admitted(shipped(), "train_target", ledger) > leaf
+    recall(ledger, [leaf], "it was answered", lift=True)
+    assert admitted(shipped(), "train_target", ledger) == leaf

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from stillhouse.ledger.keys import read_public_key, signed_by
 from stillhouse.ledger.permissions import decide_by, revoke, standings
 from stillhouse.recipe import parse_recipe
 from stillhouse.terms import admit, authorising, consider
-from stillhouse.terms.permissions import statement, to_sign
+from stillhouse.terms.permissions import Permission, Scope, statement, to_sign
+from stillhouse.terms.registry import shipped
 
 ASKER = Path(__file__).parents[1] / "permitted_asker.py"
 TEXT = b"Maker permits us to train Small on Output.\n"
@@ -403,3 +405,34 @@ def test_a_batch_is_covered_whole_or_not_begun(ledger, read):
     assert standings(ledger)[leaf].used == 3
     batches.end_batch(ledger, batch, "failed", never_worked="bad_request")
     assert standings(ledger)[leaf].used == 0
+
+
+@pytest.mark.parametrize(
+    ("grantor", "vendor", "speaks"),
+    [
+        ("OpenAI, L.L.C.", "OpenAI", True),
+        ("Fakeopenai", "OpenAI", False),
+        ("Metamorph GmbH", "Meta", False),
+        ("Meta Platforms, Inc.", "Meta", True),
+        ("Zhipu AI", "Z.ai / Zhipu", True),
+        ("Some other Others Inc", "NVIDIA / others", False),
+        ("NVIDIA Corporation", "NVIDIA / others", True),
+    ],
+)
+def test_only_whoever_is_named_so_in_whole_words_speaks_for_a_text(grantor, vendor, speaks):
+    row = replace(shipped().rows()[0], vendor=vendor)
+    granted = Permission(
+        "p",
+        grantor,
+        "us",
+        "s",
+        "d",
+        "e",
+        Scope(("*",), ("train_target",)),
+        date(2026, 1, 1),
+        None,
+        True,
+        "a",
+        False,
+    )
+    assert granted.speaks_for(row) is speaks

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from stillhouse.errors import GateRefused
 from stillhouse.ledger import LeafKind, Ledger
 from stillhouse.ledger.permissions import decide_by
+from stillhouse.ledger.quarantine import quarantined
 from stillhouse.recipe import Declaration, Recipe, Teacher
 from stillhouse.terms import registry
 from stillhouse.terms.asking import asked_of, name_of, read_bounded, read_operator
@@ -24,7 +25,7 @@ from stillhouse.terms.authorising import recorded
 from stillhouse.terms.deciding import ALLOWED, TRAINS, Decision, DeclaredTerms, decide
 from stillhouse.terms.facts import STRICTEST, Asked, Row, Student, Use, Verdict
 
-POLICY = "rows-1"  # changes with every change of what `deciding` makes of the same input
+POLICY = "rows-2"  # changes with every change of what `deciding` makes of the same input
 
 
 class _Considered(NamedTuple):
@@ -40,8 +41,8 @@ def admit(recipe: Recipe, teacher: Teacher, use: Use, ledger: Ledger, now: datet
     """Decide about a teacher of a recipe and record it; returns the decision's leaf, which exchanges name.
 
     Records a declared document (as erasable content) and the declaration once for each distinct one; an equal
-    decision of the same UTC day is used again. How many exchanges a permission still covers is no question
-    here: that is asked of each one. Raises GateRefused, after recording the refusal.
+    decision of the same UTC day is used again, unless it is recalled. How many exchanges a permission still
+    covers is no question here: that is asked of each one. Raises GateRefused, after recording the refusal.
     """
     asked = asked_of(recipe, teacher, use, ledger.workspace)
     found = _consider(asked, teacher, teacher.terms, ledger, now)
@@ -277,7 +278,9 @@ def _once(
 
 
 def _recorded(ledger: Ledger, kind: LeafKind, body: Mapping[str, Any]) -> int | None:
-    return next((leaf.index for leaf in ledger.leaves(kind) if leaf.body == body), None)
+    found = [leaf.index for leaf in ledger.leaves(kind) if leaf.body == body]
+    recalled = quarantined(ledger) if found and kind == "decision" else ()
+    return next((index for index in found if index not in recalled), None)
 
 
 def _declared(declaration: Declaration | None, text: bytes) -> DeclaredTerms | None:

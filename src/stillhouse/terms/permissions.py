@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -60,8 +61,9 @@ class Permission:
 
     def speaks_for(self, row: Row) -> bool:
         """Whether whoever granted it can permit what this row's text does not: only its own author can."""
-        vendors = [name.strip().casefold() for name in row.vendor.split("/")]
-        return any(name and name in self.grantor.casefold() for name in vendors)
+        said = _words(self.grantor)
+        vendors = [_words(name) - {"others"} for name in row.vendor.split("/")]
+        return any(words and words <= said for words in vendors)
 
 
 def why_not(permission: Permission, asked: Asked, today: date, further: int = 1) -> str:
@@ -157,6 +159,10 @@ def to_sign(said: Mapping[str, Any]) -> bytes:
     """
     payload = canonical(dict(said))
     return b"DSSEv1 %d %b %d %b" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload)
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"[^\W_]+", name.casefold()))
 
 
 def _fits(name: str, patterns: Iterable[str]) -> bool:
