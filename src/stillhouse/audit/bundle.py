@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from stillhouse.audit.permits import not_covered
-from stillhouse.audit.trail import Trail, follow, name_of, not_trained_on
+from stillhouse.audit.trail import Trail, follow, not_trained_on
 from stillhouse.errors import LedgerError, StillhouseError, storage
 from stillhouse.ledger import Check, Checkpoint, Verification, read_checkpoint
 from stillhouse.ledger.checkpoint import signer_of
@@ -297,11 +297,6 @@ def _obligations(bundle: _Bundle) -> str:
         faults.append("ATTRIBUTION.md does not say that what the model writes is written by a machine")
     _none(faults)
     return f"{len(now)} are owed by the decisions, and met" if now else "none is owed by the decisions"
-
-
-def _licence_copies(teacher: str) -> set[str]:
-    """Where a copy of a teacher's licence lies, by its name or by the path of its folder."""
-    return {f"LICENSES/{file_name(name)}.txt" for name in (teacher, name_of(teacher))}
 
 
 def _text(bundle: _Bundle, name: str) -> str:

@@ -40,7 +40,7 @@ def decide_and_release(work: Work) -> bool:
         *wanted,
         [_said(work.ledger.leaf(leaf).body) for leaf in decided],
         sha256(read_bounded(work.workspace.operator, "the operator's file")).hexdigest(),
-        {' '.join(whose): sha256(text).hexdigest() for whose, text in licences.items()},
+        {" ".join(whose): sha256(text).hexdigest() for whose, text in licences.items()},
     )
     if is_done(work, "release", inputs, work.folder.release / "README.md"):
         return False
