@@ -131,14 +131,14 @@ def test_a_decision_holds_all_that_it_was_made_by(ledger, maker):
     what = at_maker(
         student={"task": "classifier"},
         release={"mode": "internal", "competes": False, "name": "Sorter"},
-        features=["tools"],
+        features=["Web_Search"],
         paid=True,
     )
     (ledger.workspace.operator).write_text('monthly_users = 12\nterritory = "CH"\n')
     body = ledger.leaf(admitted(what, "train_target", ledger)).body
     asked = body["asked"]
     assert (asked["model"], asked["access"], asked["use"]) == ("maker-2", "api", "train_target")
-    assert (asked["features"], asked["paid"]) == (["tools"], True)
+    assert (asked["features"], asked["paid"]) == (["web_search"], True)
     assert asked["student"] == {
         "name": "Sorter",
         "base": "embedded:base",
@@ -153,6 +153,7 @@ def test_a_decision_holds_all_that_it_was_made_by(ledger, maker):
             "version": "2026-01-01",
             "read_on": "2026-11-01",
             "source": "https://maker.example/terms",
+            "own": True,
         }
     ]
     assert body["reasons"][0]["verdict"] == "allow"

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
-from stillhouse.recipe import parse_recipe
+from stillhouse.recipe import Teacher, parse_recipe
 from stillhouse.terms import gate
+from stillhouse.terms.asking import asked_of
 from stillhouse.workspace import init_workspace
 
 NOW = datetime(2026, 11, 22, 9, tzinfo=UTC)
@@ -98,3 +100,17 @@ def test_what_it_meets_with_all_that_is_asked_for(tmp_path, model, given, verdic
     found = decided(tmp_path, model, "weights", OWN, operator, **given)
     assert found.verdict == verdict
     assert owed <= {each.obligation.kind for each in found.obligations}
+
+
+def test_a_feature_by_a_word_that_no_row_has_is_told_the_nearest_one(tmp_path):
+    tree = {
+        "run": {"name": "small"},
+        "teacher": {"model": "gemini-2.5-pro", "endpoint": "https://generativelanguage.googleapis.com"},
+        "prompts": {"source": "embedded:desk"},
+        "student": {"init": "embedded:base"},
+    }
+    recipe, workspace = parse_recipe(tree), init_workspace(tmp_path)
+    given = {**tree["teacher"], "features": ["google_search"]}
+    with pytest.raises(UsageError, match="google_search") as caught:
+        asked_of(recipe, Teacher(**given), "train_target", workspace)
+    assert "google_search_grounding" in caught.value.mend

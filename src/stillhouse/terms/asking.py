@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from stillhouse.errors import UsageError
 from stillhouse.recipe import Recipe, Teacher
 from stillhouse.terms import licences, registry
-from stillhouse.terms.facts import Access, Asked, Operator, Row, Student, Use
+from stillhouse.terms.facts import Access, Asked, Feature, Operator, Row, Student, Use
 from stillhouse.workspace import Workspace
 
 LARGEST = 16 * 2**20  # bytes of a document or licence
@@ -42,7 +42,7 @@ def asked_of(recipe: Recipe, teacher: Teacher, use: Use, workspace: Workspace) -
             competes=recipe.release.competes,
         ),
         operator=read_operator(workspace),
-        features=tuple(sorted(set(teacher.features))),
+        features=_features(teacher, workspace),
         provider_pinned=teacher.upstream is not None,
         prompt_logging=teacher.prompt_logging,
         paid=teacher.paid,
@@ -144,6 +144,24 @@ def _published(model: str) -> str:
 def _built_on(teacher: Teacher) -> str:
     name = "" if teacher.endpoint or teacher.imported else _config(teacher).get("_name_or_path", "")
     return _published(name) if isinstance(name, str) and name.strip() else ""
+
+
+def _features(teacher: Teacher, workspace: Workspace) -> tuple[str, ...]:
+    """What the endpoint adds. Raises UsageError for a word that no row has: it would forbid nothing."""
+    if not teacher.features:
+        return ()
+    rows = registry.load(workspace.terms).rows()
+    conditions = (one for row in rows for one in row.conditions if isinstance(one, Feature))
+    known = sorted({name for condition in conditions for name in condition.features})
+    for name in teacher.features:
+        if name.casefold() not in known:
+            near = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.4)
+            raise UsageError(
+                f"no terms speak of the feature {name!r}",
+                f"{teacher.model} is said to have it, and no row would forbid anything by that word",
+                f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}",
+            )
+    return tuple(sorted({name.casefold() for name in teacher.features}))
 
 
 def _base(recipe: Recipe) -> str:

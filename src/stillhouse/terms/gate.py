@@ -126,7 +126,7 @@ def _consider(
 ) -> _Considered:
     text, today = _read_document(declaration), now.astimezone(UTC).date()
     declared = _declared(declaration, text)
-    rows, digest = _rows(asked, teacher, ledger)
+    rows, table = _rows(asked, teacher, ledger)
     decision = decide(asked, rows, recorded(ledger), declared, today, further=0)
     body: dict[str, Any] = {
         "on": today.isoformat(),
@@ -138,12 +138,12 @@ def _consider(
         "obligations": _all_owed(decision, ()),
         "lifts": list(decision.lifts),
         "asked": _plain(asdict(asked)),
-        "layers": [_layer(row) for row in rows],
+        "layers": [_layer(row, row.key in table.own) for row in rows],
         "terms": decision.terms,
         "read_on": decision.read_on.isoformat() if decision.read_on else None,
         "basis": decision.basis,
         "policy": POLICY,
-        "registry_sha256": digest,
+        "registry_sha256": table.digest,
     }
     return _Considered(decision, body, declared, text)
 
@@ -175,8 +175,8 @@ def _must_be_allowed(asked: Asked, model: str, decision: Decision, lines: str) -
     raise GateRefused(f"the teacher {model}{where} {verb} used as {asked.use}", why, mend)
 
 
-def _rows(asked: Asked, teacher: Teacher, ledger: Ledger) -> tuple[list[Row], str]:
-    """The rows that apply, by every name that it has; and the table's digest.
+def _rows(asked: Asked, teacher: Teacher, ledger: Ledger) -> tuple[list[Row], registry.Registry]:
+    """The rows that apply, by every name that it has; and the table that they stand in.
 
     Of answers that are imported nobody else knows how they were come by: what a recipe says adds rows, and
     takes none away.
@@ -184,12 +184,12 @@ def _rows(asked: Asked, teacher: Teacher, ledger: Ledger) -> tuple[list[Row], st
     table = registry.load(ledger.workspace.terms)
     ways = [asked, *([replace(asked, access="import")] if teacher.imported else [])]
     found = {row.key: row for way in ways for row in table.matching(way)}
-    return list(found.values()), table.digest
+    return list(found.values()), table
 
 
-def _layer(row: Row) -> dict[str, Any]:
+def _layer(row: Row, own: bool) -> dict[str, Any]:
     read_on = None if row.read_on is None else row.read_on.isoformat()
-    return {"row": row.key, "version": row.version, "read_on": read_on, "source": row.source}
+    return {"row": row.key, "version": row.version, "read_on": read_on, "source": row.source, "own": own}
 
 
 def _named(asked: Asked, model: str) -> dict[str, str]:
