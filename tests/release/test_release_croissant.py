@@ -13,10 +13,10 @@ import pytest
 from rdflib import Graph, Namespace, URIRef
 from releasing import FACTS, ROWS, TEACHER, nothing_recorded, taught_by
 
+from stillhouse.ledger.manifest import sha256_of
 from stillhouse.release.croissant import croissant
 from stillhouse.release.documents import as_json
 from stillhouse.release.facts import urn
-from stillhouse.release.gather import sha256_of
 from stillhouse.release.rows import SCHEMA, Rows
 
 PROV = Namespace("http://www.w3.org/ns/prov#")

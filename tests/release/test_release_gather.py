@@ -22,11 +22,12 @@ from stillhouse.ledger import Ledger
 from stillhouse.ledger.anchors import cosigned
 from stillhouse.ledger.checkpoint import Checkpoint, sign_checkpoint
 from stillhouse.ledger.keys import read_signing_key
+from stillhouse.ledger.manifest import sha256_of
 from stillhouse.models import weights_digest
 from stillhouse.recipe import Recipe, parse_recipe
 from stillhouse.release.documents import ROWS, documents
 from stillhouse.release.facts import Operator, compute, missing
-from stillhouse.release.gather import gather, read_decision, read_operator, result_of, sha256_of, shown
+from stillhouse.release.gather import gather, read_decision, read_operator, result_of, shown
 from stillhouse.release.rows import write_rows
 from stillhouse.terms.facts import Obligation
 from stillhouse.workspace import Workspace

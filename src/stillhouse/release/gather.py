@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tomllib
@@ -15,9 +14,10 @@ from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 
-from stillhouse.errors import LedgerError, ModelError, UsageError, storage
+from stillhouse.errors import LedgerError, ModelError, UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.anchors import stored_anchors
+from stillhouse.ledger.manifest import sha256_of
 from stillhouse.models import source_folder, weights_digest
 from stillhouse.recipe import WORDS, Recipe
 from stillhouse.release.facts import (
@@ -148,11 +148,6 @@ def _anchored(ledger: Ledger) -> int | None:
         and one.checkpoint.root == ledger.root(one.checkpoint.size)
     ]
     return max(sizes, default=None)
-
-
-def sha256_of(path: Path) -> str:
-    with storage("read", path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shown(model: str) -> str:

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from stillhouse.errors import LedgerError, storage
 from stillhouse.ledger import Ledger
-from stillhouse.release.gather import sha256_of, shown
+from stillhouse.ledger.manifest import sha256_of
+from stillhouse.release.gather import shown
 from stillhouse.workspace import RunFolder
 
 COLUMNS = (

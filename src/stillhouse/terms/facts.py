@@ -30,6 +30,21 @@ Evidence = Literal[
 ]
 Confidence = Literal["high", "medium", "low"]
 
+ObligationKind = Literal[
+    "name_prefix",
+    "no_mark",
+    "credit",
+    "notice",
+    "licence_copy",
+    "inherits",
+    "use_policy",
+    "label_ai",
+    "check_output",
+    "keep_signals",
+    "notify",
+    "note",
+]
+
 STRICTEST: tuple[Verdict, ...] = ("allow", "allow_with_obligations", "review", "refuse")
 
 
@@ -123,20 +138,7 @@ class Obligation:
     keep_signals: marks of provenance stay. notify: somebody is told. note: a line of attribution.
     """
 
-    kind: Literal[
-        "name_prefix",
-        "no_mark",
-        "credit",
-        "notice",
-        "licence_copy",
-        "inherits",
-        "use_policy",
-        "label_ai",
-        "check_output",
-        "keep_signals",
-        "notify",
-        "note",
-    ]
+    kind: ObligationKind
     texts: tuple[str, ...] = ()
     modes: tuple[Mode, ...] = ("hosted", "weights")
     redistributes: bool = False  # only where the teacher's own weights are in the student

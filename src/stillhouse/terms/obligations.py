@@ -12,11 +12,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from stillhouse.errors import GateRefused
 from stillhouse.recipe import Recipe, Teacher
-from stillhouse.terms.facts import Mode, Obligation
+from stillhouse.terms.facts import Mode, Obligation, ObligationKind
 
 # What no file can show: somebody must say that it was done.
 PROMISES = ("notify", "check_output", "keep_signals")
@@ -171,7 +171,7 @@ def settle(
     `owed` is what is due. `confirmed` are the kinds that the operator says are done, `copied` those
     of which the licence's text is at hand, as (row, teacher).
     """
-    of = {kind: [one for one in owed if one.obligation.kind == kind] for kind in _KINDS}
+    of = {kind: [one for one in owed if one.obligation.kind == kind] for kind in get_args(ObligationKind)}
     conflicts: list[str] = []
     unmet: list[str] = []
     marks = _texts(of["no_mark"])
@@ -237,20 +237,6 @@ def of_seeds(source: str, licence: str) -> tuple[Owed, ...]:
 
 
 _SHARE_ALIKE = ("CC-BY-SA", "CC-BY-NC-SA", "ODBL", "GFDL", "GPL", "AGPL", "LGPL")
-_KINDS = (
-    "name_prefix",
-    "no_mark",
-    "credit",
-    "notice",
-    "licence_copy",
-    "inherits",
-    "use_policy",
-    "label_ai",
-    "check_output",
-    "keep_signals",
-    "notify",
-    "note",
-)
 _ASKS = {
     "notify": "tell the licensor",
     "check_output": "have output checked before it is published",

@@ -22,7 +22,6 @@ import rfc8785
 
 from stillhouse.errors import storage
 from stillhouse.terms.facts import Access, Asked, Need, Row
-from stillhouse.terms.facts import Use as Use  # noqa: PLC0414
 from stillhouse.terms.reading import check_together, read_rows
 
 Layer = Literal["router", "host", "vendor", "model", "upstream"]
