@@ -55,7 +55,7 @@ def case(root: Path, students: Path, name: str, settings: dict[str, object], **m
 def launched(plan: list[dict], root: Path) -> None:
     (process,) = launch(plan, root)
     _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors.decode()[-3000:]
+    assert process.returncode == 0, errors.decode()
 
 
 @pytest.fixture(scope="module")

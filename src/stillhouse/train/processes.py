@@ -7,6 +7,7 @@ beforehand; so how many processes there are changes the order of sums, and nothi
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -157,6 +158,8 @@ def join() -> Processes:
     if not distributed.is_initialized():
         with _company():
             distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=LONGEST)
+        # Its threads must be gone before those of the interpreter are: else the process may abort as it ends
+        atexit.register(distributed.destroy_process_group)
     return Processes(number, count)
 
 
