@@ -1,0 +1,172 @@
+"""`guard.toml`: every setting of the gateway with its type, its bounds and what it is for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stillhouse.recipe.base import Positive, Table
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Dollars = Annotated[float, Field(ge=0, le=1_000_000)]
+Rule = Literal["refuse", "cap", "allow"]
+
+
+class Server(Table):
+    host: str = Field(default="127.0.0.1", description="Address to listen on; put TLS in front of others.")
+    port: int = Field(default=8700, ge=0, le=65_535, description="0 takes a free one.")
+    body_bytes: int = Field(default=4 << 20, ge=1 << 10, description="Longest request body.")
+    head_seconds: Seconds = Field(default=10.0, description="Time that a client has to send its request.")
+    keep_alive_seconds: Seconds = Field(default=75.0, description="How long an idle connection is kept.")
+    connections: Positive = Field(default=20_000, description="Open connections at once; more are refused.")
+    drain_seconds: Seconds = Field(
+        default=30.0, description="On SIGTERM: time for open answers to end before they are cut."
+    )
+    admin_secret_env: Variable = Field(
+        default="STILLHOUSE_ADMIN_SECRET",
+        description="Variable with the secret of the console and the admin API; weak ones are refused.",
+    )
+
+
+class Store(Table):
+    folder: str = Field(default=".stillhouse/guard", description="Accounts, counts and events of one node.")
+    database: str | None = Field(
+        default=None,
+        pattern=r"^postgres(ql)?://",
+        description="PostgreSQL that replicas share, for accounts and events; without it SQLite in `folder`.",
+    )
+    redis: str | None = Field(
+        default=None,
+        pattern=r"^(rediss?|unix)://",
+        description="Redis that replicas share, for counts; without it one process keeps them in `folder`.",
+    )
+    pepper_env: Variable | None = Field(
+        default=None,
+        description="Variable with the secret under which keys are hashed; without it a file in `folder`.",
+    )
+
+
+class Upstream(Table):
+    url: str = Field(pattern=r"^https?://", description="OpenAI-compatible base URL, with its /v1.")
+    model: str | None = Field(default=None, description="The model's name there, where it is another one.")
+    key_env: Variable | None = Field(default=None, description="Variable with the key for this server.")
+    connect_seconds: Seconds = 5.0
+    first_byte_seconds: Seconds = 300.0
+    silent_seconds: Seconds = Field(default=60.0, description="Longest silence in the middle of an answer.")
+
+
+class Limits(Table):
+    """None: no such limit."""
+
+    requests_per_minute: Positive | None = None
+    requests_per_day: Positive | None = None
+    input_tokens_per_minute: Positive | None = None
+    input_tokens_per_day: Positive | None = None
+    output_tokens_per_minute: Positive | None = None
+    output_tokens_per_day: Positive | None = None
+    concurrent: Positive | None = Field(default=None, description="Requests in flight.")
+
+
+class Model(Table):
+    name: Name
+    upstreams: list[Upstream] = Field(min_length=1, description="Tried in order; the next when one is down.")
+    price: str | None = Field(default=None, description="Name of a schedule in `prices`; none: no charge.")
+    max_output_tokens: Positive = Field(
+        default=4096, description="Given to a request without `max_tokens`, and the most that one may ask."
+    )
+    context_tokens: Positive | None = Field(default=None, description="Bound on a prompt, where known.")
+    limits: Limits = Limits()
+
+
+class Step(Table):
+    """US dollars per million tokens from the month's `over`-th token on."""
+
+    over: int = Field(default=0, ge=0)
+    input: float = Field(ge=0, le=100_000)
+    output: float = Field(ge=0, le=100_000)
+
+
+class Schedule(Table):
+    steps: list[Step] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def rises(self) -> Self:
+        overs = [step.over for step in self.steps]
+        if overs[0] != 0 or overs != sorted(set(overs)):
+            raise ValueError("the first step begins at 0 and each further one later")
+        return self
+
+
+class Leaks(Table):
+    """Fields of a request that tell more of a model than its text. `cap` allows what stands beside it."""
+
+    logprobs: Rule = "cap"
+    top_logprobs: int = Field(default=5, ge=0, le=20, description="Most rivals told, under `cap`.")
+    logprob_digits: int | None = Field(default=2, ge=0, le=6, description="Digits kept, under `cap`.")
+    logit_bias: Rule = "cap"
+    logit_bias_tokens: int = Field(default=10, ge=0, description="Most tokens biased, under `cap`.")
+    logit_bias_size: float = Field(default=5.0, ge=0, le=100, description="Largest bias, under `cap`.")
+    bias_with_logprobs: Literal["refuse", "allow"] = Field(
+        default="refuse", description="The two together reveal the output layer (Carlini et al. 2024)."
+    )
+    n: Positive = Field(default=4, description="Most answers to a request.")
+    echo: Literal["refuse", "allow"] = "refuse"
+    reasoning: Literal["strip", "allow"] = Field(
+        default="strip", description="Fields of an answer that hold hidden reasoning."
+    )
+
+
+class Tier(Table):
+    models: list[str] = Field(default=["*"], description="Names or patterns of models that it may ask.")
+    limits: Limits = Field(default=Limits(), description="Of each account of this tier.")
+    key_limits: Limits = Field(default=Limits(), description="Of each key of such an account.")
+    budget: Dollars | None = Field(default=None, description="US dollars a calendar month (UTC), at most.")
+    prepaid: bool = Field(default=False, description="Only what was paid in before can be spent.")
+    leaks: Leaks = Leaks()
+
+
+class Terms(Table):
+    version: str = Field(min_length=1, max_length=64)
+    document: str = Field(description="File with the text of the terms, served at /terms.")
+    training: Literal["forbidden", "with_permission", "allowed"] = Field(
+        description="May answers train another model? Said at /.well-known/ai-terms.json."
+    )
+    competing: Literal["forbidden", "with_permission", "allowed"] = Field(
+        default="forbidden", description="And one that competes?"
+    )
+    contact: str = ""
+    must_accept: bool = Field(
+        default=False, description="Requests of accounts that have not accepted this version are refused."
+    )
+
+
+class Record(Table):
+    text: Literal["never", "with_consent"] = Field(
+        default="never", description="Keep prompts and answers, sealed, of accounts that consented."
+    )
+    text_days: Positive = 30
+    event_days: Positive = 400
+    traces: str | None = Field(default=None, pattern=r"^https?://", description="OTLP endpoint for spans.")
+
+
+class Guard(Table):
+    server: Server = Server()
+    store: Store = Store()
+    models: list[Model] = Field(min_length=1)
+    prices: dict[str, Schedule] = Field(default={})
+    tiers: dict[str, Tier] = Field(default={"default": Tier()})
+    terms: Terms | None = None
+    record: Record = Record()
+
+    @model_validator(mode="after")
+    def names_exist(self) -> Self:
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError("two models have one name")
+        for model in self.models:
+            if model.price is not None and model.price not in self.prices:
+                raise ValueError(f"model {model.name} has the price {model.price!r}, which `prices` lacks")
+        return self
