@@ -56,6 +56,7 @@ class Upstream(Table):
     connect_seconds: Seconds = 5.0
     first_byte_seconds: Seconds = 300.0
     silent_seconds: Seconds = Field(default=60.0, description="Longest silence in the middle of an answer.")
+    answer_seconds: Seconds = Field(default=3600.0, description="Longest answer, from its first byte on.")
 
 
 class Limits(Table):
