@@ -1,12 +1,13 @@
 """What was served, written down off the path of requests.
 
-`put` appends to a queue in memory. One thread writes what waits there, up to 1,000 events or what came within
-0.2 s, in one transaction. Once a minute, or for 10,000 events, it seals what it wrote: the Merkle root over the
-events' canonical forms becomes one leaf `served` of the guard's ledger, which lies in the store's folder. From
-then on it can be shown of any event that has not expired that it was recorded.
+`put` appends to a queue in memory. One thread writes what waits there, up to 1,000 events or what came
+within 0.2 s, in one transaction. Once a minute, or for 10,000 events, it seals what it wrote: the Merkle root
+over the events' canonical forms becomes one leaf `served` of the guard's ledger, which lies in the store's
+folder. From then on it can be shown of any event that has not expired that it was recorded.
 
-When the store fails, events wait in memory and are tried again. `healthy` turns false before the queue is full,
-so that the gateway can refuse what it could not account for; what finds the queue full is counted as lost.
+When the store fails, events wait in memory and are tried again. `healthy` turns false before the queue is
+full, so that the gateway can refuse what it could not account for; what finds the queue full is counted as
+lost.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """An event: what is kept of a request to a served model, whatever became of it; and the sums over events.
 
-No text of a request or an answer, no secret and no address of a client is in it. In the store and in the log
-it is a row of whole numbers and short texts, in the order of `FIELDS`: times in microseconds, `stream` 0 or 1,
-`changed` in one text with spaces between. Its canonical form is the RFC 8785 JSON object of that row, which no
-two writers of JSON write differently, for it has no fractions.
+No text of a request or an answer, no secret and no address of a client is in it. In the store it is a row of
+whole numbers and short texts, in the order of `FIELDS`: times in microseconds, `stream` 0 or 1, `changed` in
+one text with spaces between. Its canonical form is the RFC 8785 JSON object of that row, which no two writers
+of JSON write differently, for it has no fractions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Ended = Literal["whole", "client_left", "upstream_cut", "refused", "failed"]
 Counted = Literal["told", "bound"]
 Row = tuple[str | int | None, ...]
 
-# In the order of the alphabet, which is that of canonical JSON: so nothing is sorted when an event is written.
+# In the order of canonical JSON, so that nothing need be sorted when an event is written.
 FIELDS = (
     "account",
     "at",
@@ -45,7 +45,9 @@ FIELDS = (
     "upstream",
 )
 LONGEST_LABEL = 128
-MIXED = -1  # in place of a price: the request lay in two steps of its schedule, or none of them explains its cost
+MIXED = (
+    -1
+)  # in place of a price: the request lay in two steps of its schedule, or none of them explains its cost
 _DAY = 86_400_000_000  # microseconds
 _EPOCH = date(1970, 1, 1)
 
@@ -148,7 +150,7 @@ def number_of(day: date) -> int:
 
 
 class Rate(NamedTuple):
-    """What a served model's tokens cost: the schedule's name, and its steps; none where nothing is charged."""
+    """What a served model's tokens cost: its schedule's name and steps; none where nothing is charged."""
 
     schedule: str = ""
     steps: tuple[Step, ...] = ()
@@ -215,7 +217,7 @@ def totals(events: Iterable[Event], rates: Mapping[str, Rate]) -> dict[Part, Usa
 
 
 def price_of(steps: tuple[Step, ...], taken: int, given: int, cost: int) -> tuple[int, int]:
-    """The prices (input, output) of the first step that explains the cost of these tokens; else MIXED twice."""
+    """The prices (input, output) of the first step that explains this cost; else MIXED twice."""
     for step in steps:
         if taken * step.input + given * step.output == cost:
             return step.input, step.output

@@ -80,6 +80,7 @@ class Group(NamedTuple):
 
 _GROUP = ", ".join(Group._fields)
 
+
 class Events:
     """One connection to the events, for one thread at a time. Every method raises StorageError when the
     database cannot be reached, is full or is damaged."""
@@ -214,7 +215,8 @@ class Events:
 
     def newest(self, account: str | None = None, before: float | None = None, most: int = 100) -> list[Event]:
         """Events in the order in which they came, the newest first: those of an account, or of all."""
-        where, given = ["1 = 1"], []
+        where: list[str] = ["1 = 1"]
+        given: list[Any] = []
         if account is not None:
             where, given = ["account = ?"], [account]
         if before is not None:
@@ -228,7 +230,8 @@ class Events:
         self, first: int, last: int, account: str | None = None, organisation: str | None = None
     ) -> dict[Part, Usage]:
         """Sums over the days from `first` to `last`, both counted from 1970-01-01 and included."""
-        where, given = ["day >= ? AND day <= ?"], [first, last]
+        where = ["day >= ? AND day <= ?"]
+        given: list[Any] = [first, last]
         for name, value in (("account", account), ("organisation", organisation)):
             if value is not None:
                 where.append(f"{name} = ?")
