@@ -1,0 +1,1 @@
+"""The server in front of a model: its wire, its stores, its administration."""
