@@ -47,6 +47,13 @@ class Store(Table):
         default=None,
         description="Variable with the secret under which keys are hashed; without it a file in `folder`.",
     )
+    stale_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        le=3600,
+        description="While the accounts cannot be read, known callers may still list the models for so long; "
+        "what costs money is refused.",
+    )
 
 
 class Upstream(Table):
