@@ -16,7 +16,9 @@ from stillhouse.guard.config import Guard
 
 if TYPE_CHECKING:
     from stillhouse.gateway.app import Standing
-    from stillhouse.gateway.proxy import Served
+    from stillhouse.gateway.state import Served
+    from stillhouse.gateway.store.counts import Counts
+    from stillhouse.guard.events import Rate
 
 Reread = Callable[[], Guard]
 Ready = Callable[[str], None]
@@ -57,7 +59,7 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
         stack.callback(watch.cancel)
         Connection.head_seconds = config.server.head_seconds
         settings = uvicorn.Config(
-            application(standing),
+            application(standing, _no_admin),
             http=Connection,
             ws="none",
             lifespan="off",
@@ -85,21 +87,21 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     """Everything that is held open while serving, each closed in turn at the end."""
     import aiohttp
 
-    from stillhouse.gateway.admin import admin_app
+    from stillhouse.gateway import logs
     from stillhouse.gateway.app import Standing
     from stillhouse.gateway.metrics import Metrics
-    from stillhouse.gateway.proxy import Gateway
-    from stillhouse.gateway.record import open_record
-    from stillhouse.gateway.store.accounts import open_accounts
-    from stillhouse.gateway.store.counts import open_counts
+    from stillhouse.gateway.record import Record
+    from stillhouse.gateway.state import Gateway
+    from stillhouse.gateway.store.accounts import Accounts
+    from stillhouse.gateway.store.place import pepper_of
 
-    folder = Path(config.store.folder)
-    secret = os.environ.get(config.server.admin_secret_env, "")
-    accounts = await open_accounts(config.store)
+    metrics = Metrics(model.name for model in config.models)
+    pepper = pepper_of(config.store, os.environ)
+    accounts = Accounts(config.store, pepper)
     stack.push_async_callback(accounts.close)
-    counts = await open_counts(config.store)
+    counts = await _counts(config)
     stack.push_async_callback(counts.close)
-    record = open_record(config, folder)
+    record = Record.open(config.store, config.record, rates(config), log=logs.say)
     stack.callback(record.close)
     session = await stack.enter_async_context(
         aiohttp.ClientSession(
@@ -111,18 +113,45 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
             read_bufsize=1 << 18,
         )
     )
-    metrics = Metrics(model.name for model in config.models)
+    secret = os.environ.get(config.server.admin_secret_env, "")
     models = served(config, os.environ)
     gateway = Gateway(config, models, accounts, pepper, counts, record, metrics, session)
     return Standing(gateway, secret.encode(), documents(config))
 
 
+async def _counts(config: Guard) -> Counts:
+    from stillhouse.gateway.store.local import LocalCounts
+
+    return LocalCounts.open(Path(config.store.folder))
+
+
+def rates(config: Guard) -> dict[str, Rate]:
+    """By what each model is charged."""
+    from stillhouse.guard.events import Rate
+    from stillhouse.guard.prices import steps_of
+
+    charged = {model.name: model.price for model in config.models}
+    return {
+        name: Rate() if price is None else Rate(price, steps_of(price, config.prices[price]))
+        for name, price in charged.items()
+    }
+
+
+def documents(config: Guard) -> dict[str, tuple[bytes, bytes]]:
+    """What is served to anybody, by path: its content type and its bytes."""
+    import orjson
+
+    from stillhouse.gateway import openapi
+
+    return {"/openapi.json": (b"application/json", orjson.dumps(openapi.document()))}
+
+
 def served(config: Guard, environ: Mapping[str, str]) -> dict[str, Served]:
     """The models with their servers and the keys of these. Raises UsageError for a key that is not there."""
-    from stillhouse.gateway.proxy import Served
+    from stillhouse.gateway.state import Served
     from stillhouse.gateway.upstream import Behind
-    from stillhouse.guard.subjects import steps_of
 
+    charged = rates(config)
     models = {}
     for model in config.models:
         behind = []
@@ -138,8 +167,7 @@ def served(config: Guard, environ: Mapping[str, str]) -> dict[str, Served]:
                     )
                 headers["authorization"] = f"Bearer {key}"
             behind.append(Behind(each, headers))
-        steps = steps_of(config.prices[model.price]) if model.price is not None else ()
-        models[model.name] = Served(model, tuple(behind), model.price or "", steps)
+        models[model.name] = Served(model, tuple(behind), *charged[model.name])
     return models
 
 
@@ -147,6 +175,7 @@ def _reload(standing: Standing, reread: Reread) -> None:
     """The new settings if they can be served, else the old ones and a word in the log."""
     from stillhouse.errors import StillhouseError
     from stillhouse.gateway import logs
+    from stillhouse.gateway.metrics import Metrics
 
     old = standing.gateway
     try:
@@ -160,6 +189,7 @@ def _reload(standing: Standing, reread: Reread) -> None:
             models=served(config, os.environ),
             metrics=Metrics(model.name for model in config.models),
         )
+        old.record.rates = rates(config)
         standing.documents = documents(config)
         standing.gateway = fresh
     except StillhouseError as error:
@@ -179,3 +209,7 @@ async def _look_after(standing: Standing) -> None:
         for each in ill:
             if await upstream.look(gateway.session, each):
                 each.well()
+
+
+async def _no_admin(scope: object, receive: object, send: object) -> None:
+    raise NotImplementedError

@@ -11,8 +11,9 @@ import orjson
 
 from stillhouse.gateway import answers, proxy
 from stillhouse.gateway.answers import JSON, Receive, Scope, Send
-from stillhouse.gateway.proxy import Gateway
+from stillhouse.gateway.state import Gateway
 from stillhouse.gateway.store.counts import StoreDown
+from stillhouse.gateway.store.register import Act
 from stillhouse.guard import accounts as who
 from stillhouse.guard.asked import Denied, Route
 
@@ -121,7 +122,9 @@ async def _accept(gateway: Gateway, scope: Scope, receive: Receive, send: Send) 
     if body.get("version") != terms.version:
         message = f"the terms in force are version {terms.version!r}; read them at /terms and name that one"
         raise Denied(409, "another_version", message, "version")
-    await gateway.accounts.accept(caller.account.id, terms.version, f"key {caller.key.id}")
+    act = Act(f"key {caller.key.id}", gateway.wall())
+    version = terms.version
+    await gateway.accounts.order(lambda register: register.accept(act, caller.account.id, version))
     await answers.respond(send, 200, orjson.dumps({"accepted": terms.version}), [JSON])
 
 
