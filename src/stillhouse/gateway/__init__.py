@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,8 @@ from stillhouse.errors import UsageError
 from stillhouse.guard.config import Guard
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from stillhouse.gateway.app import Standing
     from stillhouse.gateway.state import Served
     from stillhouse.gateway.store.counts import Counts
@@ -74,13 +76,22 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
             timeout_graceful_shutdown=int(config.server.drain_seconds),
         )
         server = uvicorn.Server(settings)
+        # uvicorn's own way ends the process by the same signal before what is open here is closed
+        server.capture_signals = nullcontext  # type: ignore[method-assign]
+        for end in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(end, _end, server, standing, end)
         if ready is not None:
             host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
             ready(f"http://{host}:{listener.getsockname()[1]}/v1")
         logs.say("started", models=list(standing.gateway.models))
         await server.serve(sockets=[listener])
-        standing.draining = True
         logs.say("stopped")
+
+
+def _end(server: uvicorn.Server, standing: Standing, sign: int) -> None:
+    """Once: take nothing new and wait for what is open; twice: wait no longer."""
+    standing.draining = True
+    server.handle_exit(sign, None)
 
 
 async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
@@ -194,6 +205,9 @@ def _reload(standing: Standing, reread: Reread) -> None:
         standing.gateway = fresh
     except StillhouseError as error:
         logs.say("reload refused", what=error.what, why=error.why)
+        return
+    except ValueError as error:
+        logs.say("reload refused", what="the settings are wrong", why=str(error))
         return
     logs.say("reloaded", models=list(standing.gateway.models))
 
