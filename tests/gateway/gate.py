@@ -88,16 +88,6 @@ class Gate:
         headers = {"authorization": f"Bearer {self.key if key is None else key}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=30, **more)
 
-    def events(self) -> list[dict]:
-        """What was recorded, oldest first; the gateway must have ended or been idle for a second."""
-        from stillhouse.gateway.store.events import Events
-
-        events = Events.open(self.config.store)
-        try:
-            return [each for each in events.all()]
-        finally:
-            events.close()
-
 
 def tree_of(folder: Path, url: str, *models: str, **more) -> dict:
     """Settings for `models`, each called at the upstream as here."""
