@@ -1,4 +1,4 @@
-"""The algorithm of the limits, which every store of counts follows: reserve, settle, and what was never settled.
+"""The algorithm of the limits, which every store of counts follows: reserve, settle, reap.
 
 Nothing here reads a clock or a disk: `now` is the store's time in whole microseconds since 1970 (UTC), and it
 never goes back. A request belongs to the slots and the month in which it was reserved.
@@ -87,7 +87,7 @@ def amounts(wanted: Wanted, cost: int) -> dict[str, int]:
 def charged_to(wanted: Wanted) -> tuple[tuple[str, Code], ...]:
     """Every counter that the request counts in, once. The payer's money of the month is counted with or
     without a limit on it, so that a budget given later in the month knows what was spent before."""
-    all_ = [
+    all_: list[tuple[str, Code]] = [
         (subject.name, (limit.measure, limit.window))
         for subject in wanted.subjects
         for limit in subject.limits
@@ -134,6 +134,7 @@ def reserve(book: Book, wanted: Wanted, now: int) -> Granted | Refused:
     if wanted.steps:
         payer.add(volume_codes(wanted.schedule)[1], at["month"], wanted.input_tokens + wanted.output_tokens)
     end = now + round(wanted.seconds * SECOND)
+    book.settled.pop(wanted.id, None)
     book.reserved[wanted.id] = Reserved(wanted, charged, now, cost)
     heapq.heappush(book.ends, (end, wanted.id))
     for subject in wanted.subjects:

@@ -1,8 +1,8 @@
 """Counters that forget: a sliding minute and day, the calendar month, and one that never forgets.
 
 A stretch of W seconds is counted in slots of W / 12. What counts at a moment is every slot that overlaps the
-W seconds before it, the oldest one whole: 13 slots, so that no stretch of W seconds, wherever it begins, holds
-more than the limit. Times are whole microseconds since 1970 in UTC.
+W seconds before it, the oldest one whole: 13 slots, so that no stretch of W seconds, wherever it begins,
+holds more than the limit. Times are whole microseconds since 1970 in UTC.
 """
 
 from __future__ import annotations

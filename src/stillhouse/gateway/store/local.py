@@ -1,8 +1,8 @@
 """Counts of one process: decided in memory, on disk before they are told.
 
-A decision takes place within one turn of the event loop, so none comes between. One thread writes the states of
-all subjects that changed since its last commit; the reservations that waited for it are then granted together.
-After a crash every reservation of the dead process is charged whole and none is in flight.
+A decision takes place within one turn of the event loop, so none comes between. One thread writes the states
+of all subjects that changed since its last commit; the reservations that waited for it are then granted
+together. After a crash every reservation of the dead process is charged whole and none is in flight.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class LocalCounts:
 
     @classmethod
     def open(cls, folder: Path, *, warm: int = WARM) -> LocalCounts:
-        """Keeps at most about `warm` subjects in memory. Raises StoreDown when another process has the folder,
-        StorageError when it cannot be written."""
+        """Keeps about `warm` subjects in memory at most. Raises StoreDown when another process has the
+        folder, StorageError when it cannot be written."""
         lock = _locked(folder)
         try:
             return cls(folder, _database(folder), lock, warm=warm)
@@ -160,8 +160,6 @@ class LocalCounts:
             with self._work:
                 while not self._changed and not self._closed:
                     self._work.wait()
-                if not self._changed and not self._waiting:
-                    return
                 changed, self._changed = self._changed, {}
                 waiting, self._waiting = self._waiting, []
                 self._writing.append(changed)
@@ -169,7 +167,7 @@ class LocalCounts:
             error = self._commit(changed)
             with contextlib.suppress(RuntimeError):  # the loop is gone, and with it who waited
                 self._loop.call_soon_threadsafe(self._told, changed, waiting, error)
-            if closing and error:
+            if closing and (error or not self._changed):
                 return
 
     def _commit(self, changed: dict[str, Counters]) -> StillhouseError | None:
