@@ -287,9 +287,9 @@ def release(recipe: RecipeFile, as_json: Json = False) -> None:
 def export(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="The folder of a release.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, such as student.gguf.")],
-    form: Annotated[
+    format: Annotated[
         Literal["gguf", "ollama"],
-        typer.Option("--format", help="gguf for llama.cpp; ollama writes a Modelfile beside it."),
+        typer.Option(help="gguf for llama.cpp; ollama writes a Modelfile beside it."),
     ] = "gguf",
     as_json: Json = False,
 ) -> None:
@@ -301,7 +301,7 @@ def export(
 
     need_extra("gguf", ("gguf",))
     need_extra("train", ("safetensors", "torch", "transformers"))
-    written = [str(path) for path in write(release, file, form == "ollama")]
+    written = [str(path) for path in write(release, file, format == "ollama")]
     owed = [name for name in FILES if (release / name).exists()]
     lines = [f"written    {path}" for path in written]
     lines += [f"hand on    {', '.join(owed)} of the release: they go with these weights"] if owed else []

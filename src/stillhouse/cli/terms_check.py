@@ -214,7 +214,7 @@ def operator(as_json: Json = False) -> None:
     from dataclasses import asdict
 
     from stillhouse.cli import show
-    from stillhouse.terms.asking import read_operator
+    from stillhouse.terms.operator import read_operator
     from stillhouse.workspace import open_workspace
 
     workspace = open_workspace(Path.cwd())

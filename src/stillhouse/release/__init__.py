@@ -17,11 +17,12 @@ from stillhouse.ledger.quarantine import quarantined
 from stillhouse.recipe import Recipe
 from stillhouse.release import owed
 from stillhouse.release.documents import ROWS, documents
-from stillhouse.release.gather import gather, read_operator, result_of
+from stillhouse.release.gather import gather, result_of
 from stillhouse.release.provenance import learned_under, leaves_to_show, newest
 from stillhouse.release.rows import write_rows
 from stillhouse.terms.base import of_base
 from stillhouse.terms.obligations import must_be_met, redistributes, seeds, settled
+from stillhouse.terms.operator import read_publisher
 from stillhouse.workspace import RunFolder, pems
 
 PROOFS = "provenance"
@@ -55,7 +56,7 @@ def release(
     Raises GateRefused where an obligation is not met, or answers that were learned from were recalled since
     they were curated.
     """
-    facts = gather(run, recipe, ledger, read_operator(ledger.workspace.operator), now, decided)
+    facts = gather(run, recipe, ledger, read_publisher(ledger.workspace), now, decided)
     grounds = {one.leaf for teacher in facts.teachers for one in teacher.decisions}
     _none_recalled(ledger, learned_under(run, ledger))
     bodies = [ledger.leaf(index).body for index in decided]

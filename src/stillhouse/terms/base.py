@@ -7,10 +7,11 @@ from pathlib import Path
 
 from stillhouse.recipe import Recipe
 from stillhouse.terms import licences, registry
-from stillhouse.terms.asking import base_named, read_operator
+from stillhouse.terms.asking import base_named
 from stillhouse.terms.deciding import decide
 from stillhouse.terms.facts import Asked, Row, Student
 from stillhouse.terms.obligations import Base, Owed, begins_from
+from stillhouse.terms.operator import read_operator
 from stillhouse.terms.registry import Registry
 from stillhouse.workspace import Workspace
 

@@ -203,6 +203,17 @@ class Operator:
 
 
 @dataclass(frozen=True, slots=True)
+class Publisher:
+    """What a release's documents tell of the operator and the base; None where nobody said."""
+
+    name: str | None = None
+    contact: str | None = None
+    authorised_representative: str | None = None
+    market_date: date | None = None
+    base_training_flop: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Student:
     """What the answers are for. `competes` None where nobody said: taken as yes."""
 
