@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.terms.deciding import ALLOWED, TRAINS, DeclaredTerms, decide
+from stillhouse.terms.deciding import DeclaredTerms, decide
 from stillhouse.terms.facts import (
     STRICTEST,
     Access,
@@ -32,6 +32,7 @@ from stillhouse.terms.facts import (
     Verdict,
 )
 from stillhouse.terms.permissions import Permission, Scope
+from stillhouse.terms.ruling import ALLOWED, TRAINS
 
 TODAY = date(2026, 11, 21)
 NOTICE = Obligation("notice", ("made with m",))

@@ -22,8 +22,9 @@ from stillhouse.recipe import Declaration, Recipe, Teacher
 from stillhouse.terms import registry
 from stillhouse.terms.asking import asked_of, name_of, read_bounded, read_operator
 from stillhouse.terms.authorising import recorded
-from stillhouse.terms.deciding import ALLOWED, TRAINS, Decision, DeclaredTerms, decide
+from stillhouse.terms.deciding import Decision, DeclaredTerms, decide
 from stillhouse.terms.facts import STRICTEST, Asked, Row, Student, Use, Verdict
+from stillhouse.terms.ruling import ALLOWED, TRAINS
 
 POLICY = "rows-2"  # changes with every change of what `deciding` makes of the same input
 
