@@ -16,7 +16,9 @@ from stillhouse.recipe import parse_recipe
 from stillhouse.terms import authorising
 
 TEXT = b"Maker permits it."
-SCOPE = {"models": ["zz-*"], "uses": ["train_target", "evaluation"], "competing": True}
+SCOPE = {
+    "models": ["zz-*"], "uses": ["train_target", "evaluation"], "competing": True, "servers": ["127.0.0.1"]
+}  # fmt: skip
 SAID = {"grantor": "Maker", "grantee": "us", "signatory": "J. Doe", "approver": "R. Ames", "scope": SCOPE}
 
 

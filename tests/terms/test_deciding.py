@@ -325,7 +325,26 @@ def test_a_refusal_is_lifted_by_the_authors_permission_alone_and_only_where_it_c
     assert verdict([bans, other], permissions=[permission()]) == "refuse"
     both = [permission(), permission(grantor="Router Ltd", leaf=9)]
     assert decide(asked(), [bans, other], both, None, TODAY).permissions == (7, 9)
-    assert verdict([], permissions=[permission()]) == "allow"
+
+
+def test_a_servers_unknown_terms_are_lifted_by_a_permission_that_names_it_alone():
+    free = row(access="weights", vendor="Other", licence=Licence("Apache License 2.0", "Apache-2.0"))
+    at = asked(endpoint="https://host.example:8443/v1", licence_spdx="Apache-2.0")
+    for known in ([free], []):  # of a teacher whose weights are known, and of one of whom nothing is
+        silent = decide(at, known, [permission()], None, TODAY)
+        assert (silent.verdict, silent.permissions) == ("refuse", ())
+        assert any('servers = ["host.example"]' in lift for lift in silent.lifts), silent.lifts
+        elsewhere = decide(at, known, [permission({"servers": ("api.example",)})], None, TODAY)
+        assert elsewhere.verdict == "refuse"
+        assert any("for answers of api.example, not of host.example" in lift for lift in elsewhere.lifts)
+        for servers in (("host.example",), ("*",)):
+            named = decide(at, known, [permission(), permission({"servers": servers}, leaf=9)], None, TODAY)
+            assert (named.verdict, named.permissions) == ("allow", (9,))
+    brought = replace(at, access="import", endpoint="")
+    assert verdict([free], brought, [permission({"servers": ("*.example",)})]) == "refuse"
+    assert verdict([free], brought, [permission({"servers": ("import",)})]) == "allow"
+    here = replace(at, access="weights", endpoint="")
+    assert verdict([], here, [permission()]) == "allow"
 
 
 @pytest.mark.parametrize(
@@ -347,6 +366,14 @@ def test_a_permission_that_is_not_in_force_says_why(scope, more, why):
     decision = decide(asked(), [row(**BANS_RIVALS)], [permission(scope, **more)], None, TODAY)
     assert decision.verdict == "refuse"
     assert any("p-1 is not in force" in lift and why in lift for lift in decision.lifts), decision.lifts
+
+
+def test_what_obliges_does_so_still_where_a_condition_of_it_was_lifted():
+    nowhere = Territory(("EU",), "no rights there")
+    polite = row(verdict="allow_with_obligations", conditions=(nowhere,))
+    at_home = asked(operator={"territory": "DE"})
+    assert verdict([polite], at_home) == "refuse"
+    assert verdict([polite], at_home, [permission()]) == "allow_with_obligations"
 
 
 def test_a_permission_for_another_model_is_none():
@@ -461,6 +488,7 @@ permissions = st.builds(
             "uses": st.lists(st.sampled_from(get_args(Use)), max_size=3).map(tuple),
             "volume": st.none() | st.just(5),
             "competing": st.booleans(),
+            "servers": st.sampled_from([(), ("maker.example",)]),
         }
     ),
     used=st.integers(0, 6),

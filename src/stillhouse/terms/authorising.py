@@ -74,6 +74,7 @@ def make_permission(said: Mapping[str, Any], document: str, text: bytes, where: 
             students=_texts(scope, "students", where),
             modes=_texts(scope, "modes", where, get_args(Mode)),
             territory=_texts(scope, "territory", where),
+            servers=_texts(scope, "servers", where),
         ),
         valid_from=first,
         valid_to=_day(said, "valid_to", where),

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Literal
 
-from stillhouse.terms.facts import Asked, Row, Use, Verdict
+from stillhouse.terms.facts import OPEN, Asked, Row, Use, Verdict
 from stillhouse.terms.permissions import Permission, why_not
 from stillhouse.terms.ruling import ALLOWED, Owed, Ruling, rule, strictest
 
-# Access by way of somebody, and the rows that speak about such.
-UNSEEN = ("api", "router", "consumer_app", "import")
+# Access of rows that speak about whoever answers.
 SERVERS = ("api", "router", "consumer_app")
 
 
@@ -129,16 +128,18 @@ def decide(
             else:
                 lifts += _lifts(ruling, gap)
             if lifted_by:
-                verdict = "allow_with_obligations" if ruling.owed else "allow"
+                obliges = ruling.owed or ruling.begins == "allow_with_obligations"
+                verdict = "allow_with_obligations" if obliges else "allow"
         owed += [each for each in ruling.owed if each not in owed]
         reasons.append(_reason(row, verdict, why, lifted_by))
-    if asked.access in UNSEEN and not any(row.access in SERVERS for row in rows):
+    if asked.access not in OPEN and not any(row.access in SERVERS for row in rows):
         # The licence of the weights says nothing about whoever serves them, or how an import was come by.
-        server = _server(asked, in_force, declared, gap)
+        grant = next((each for each in in_force if each.covers_server(asked)), None)
+        server = _server(asked, grant, declared, gap)
         reasons.append(server)
-        used += [in_force[0].leaf] if server.lifted_by == "authorisation" else []
+        used += [grant.leaf] if grant is not None else []
         if server.verdict == "refuse":
-            lifts.append(_READ_AND_DECLARE)
+            lifts += [_READ_AND_DECLARE, _covering_server(asked)]
     final = strictest(reason.verdict for reason in reasons)
     if final == "allow" and owed:
         final = "allow_with_obligations"
@@ -159,7 +160,7 @@ def decide(
 
 def _server(
     asked: Asked,
-    in_force: Sequence[Permission],
+    grant: Permission | None,
     declared: DeclaredTerms | None,
     gap: str | None,
 ) -> Reason:
@@ -167,11 +168,9 @@ def _server(
     where = asked.endpoint or "whoever gave the answers"
     verdict: Verdict = "allow"
     lifted_by: Literal["", "declaration", "authorisation"] = ""
-    if in_force:
-        lifted_by, why = (
-            "authorisation",
-            f"the permission {in_force[0].id} of {in_force[0].grantor} covers it",
-        )
+    if grant is not None:
+        lifted_by = "authorisation"
+        why = f"the permission {grant.id} of {grant.grantor} covers answers of {asked.server}"
     elif declared is not None:
         lifted_by, why = "declaration", declared.says(asked.use)
     else:
@@ -190,6 +189,9 @@ def _unknown(
     gap: str | None,
 ) -> Decision:
     """For a teacher of whom no row speaks: its own contract, or a text that the operator read, or no."""
+    if asked.access not in OPEN:
+        about = [*about, *(_uncovered(each, asked) for each in in_force if not each.covers_server(asked))]
+        in_force = [each for each in in_force if each.covers_server(asked)]
     if in_force:
         grant = in_force[0]
         says = f"the permission {grant.id} of {grant.grantor} allows {asked.use}"
@@ -244,6 +246,14 @@ def _reason(
 
 
 _READ_AND_DECLARE = "read the teacher's terms; if they allow this use, declare so"
+
+
+def _covering_server(asked: Asked) -> str:
+    return f'a permission whose [scope] says servers = ["{asked.server}"]'
+
+
+def _uncovered(grant: Permission, asked: Asked) -> str:
+    return f"the permission {grant.id} does not name the server; it takes {_covering_server(asked)}"
 
 
 def _lifts(ruling: Ruling, gap: str | None) -> list[str]:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from stillhouse.ledger import canonical
-from stillhouse.terms.facts import Asked, Mode, Row, Use
+from stillhouse.terms.facts import OPEN, Asked, Mode, Row, Use
 
 PAYLOAD_TYPE = "application/vnd.stillhouse.permission+json"
 
@@ -18,7 +18,9 @@ PAYLOAD_TYPE = "application/vnd.stillhouse.permission+json"
 @dataclass(frozen=True, slots=True)
 class Scope:
     """What is permitted. `models` and `students` are shell patterns without regard to case; `volume` is how
-    many exchanges in all. An empty field but `models` and `uses` limits nothing."""
+    many exchanges in all; `servers` are patterns of hosts (`import` for imported answers), and only these are
+    covered where a server's own terms are not known. Otherwise an empty field but `models` and `uses` limits
+    nothing."""
 
     models: tuple[str, ...]
     uses: tuple[Use, ...]
@@ -27,6 +29,7 @@ class Scope:
     students: tuple[str, ...] = ()
     modes: tuple[Mode, ...] = ()
     territory: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,9 @@ class Permission:
     def names(self, asked: Asked) -> bool:
         return _fits(asked.model, self.scope.models)
 
+    def covers_server(self, asked: Asked) -> bool:
+        return _fits(asked.server, self.scope.servers)
+
     def speaks_for(self, row: Row) -> bool:
         """Whether whoever granted it can permit what this row's text does not: only its own author can."""
         said = _words(self.grantor)
@@ -80,6 +86,8 @@ def why_not(permission: Permission, asked: Asked, today: date, further: int = 1)
         return f"it ended on {permission.valid_to}"
     if not permission.names(asked):
         return f"it is for {', '.join(scope.models)}, not for {asked.model}"
+    if scope.servers and asked.access not in OPEN and not permission.covers_server(asked):
+        return f"it is for answers of {', '.join(scope.servers)}, not of {asked.server}"
     if asked.use not in scope.uses:
         return f"it is for {', '.join(scope.uses)}, not for {asked.use}"
     if not scope.competing and student.competes is not False:
@@ -115,6 +123,8 @@ def statement(permission: Permission) -> dict[str, Any]:
             "students": list(scope.students),
             "modes": list(scope.modes),
             "territory": list(scope.territory),
+            # Left out where it says nothing, so that what was signed before there were any stays the same
+            **({"servers": list(scope.servers)} if scope.servers else {}),
         },
         "valid_from": permission.valid_from.isoformat(),
         "valid_to": permission.valid_to and permission.valid_to.isoformat(),
@@ -143,6 +153,7 @@ def from_statement(said: Mapping[str, Any]) -> Permission:
             tuple(scope["students"]),
             tuple(scope["modes"]),
             tuple(scope["territory"]),
+            tuple(scope.get("servers", ())),
         ),
         date.fromisoformat(said["valid_from"]),
         None if ends is None else date.fromisoformat(ends),

@@ -43,7 +43,10 @@ class Finding(NamedTuple):
 
 
 class Ruling(NamedTuple):
+    """`begins` is what the row says before its conditions."""
+
     row: Row
+    begins: Verdict
     verdict: Verdict
     findings: tuple[Finding, ...]
     owed: tuple[Owed, ...]
@@ -82,7 +85,7 @@ def rule(row: Row, rows: Sequence[Row], asked: Asked) -> Ruling:
     verdict = strictest(finding.verdict for finding in findings)
     # What allows is of no interest where something else does not
     said = findings if verdict in ALLOWED else [each for each in findings if each.verdict not in ALLOWED]
-    return Ruling(row, verdict, tuple(said), tuple(owed))
+    return Ruling(row, findings[0].verdict, verdict, tuple(said), tuple(owed))
 
 
 def _begin(row: Row, asked: Asked) -> Finding:
