@@ -54,7 +54,7 @@ def quarantined(ledger: Ledger) -> frozenset[int]:
 
 def decisions_of(ledger: Ledger, by: By, which: int | str) -> list[int]:
     """The decisions that a leaf is, that rest on an authorisation, or that are about a teacher. One may rest
-    on several permissions and a declaration. Raises UsageError where there is none."""
+    on several permissions and declarations. Raises UsageError where there is none."""
 
     def answers_to(leaf: Leaf) -> list[int | str | None]:
         if by == "decision":
@@ -62,7 +62,8 @@ def decisions_of(ledger: Ledger, by: By, which: int | str) -> list[int]:
         if by == "teacher":
             return [leaf.body.get("teacher", {}).get("model")]
         said = leaf.body
-        return [said.get("authorisation"), said.get("declaration"), *said.get("permissions", ())]
+        several = [leaf for name in ("permissions", "declarations") for leaf in said.get(name, ())]
+        return [said.get("authorisation"), said.get("declaration"), *several]
 
     found = [leaf.index for leaf in ledger.leaves("decision") if which in answers_to(leaf)]
     if not found:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -123,7 +123,7 @@ def parse_recipe(tree: dict[str, Any], text: str = "", where: str = "recipe") ->
         return Recipe.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        place = [str(part) for part in first["loc"]]
+        place = _as_written(tree, first["loc"])
         line = line_of(text, place)
         at = f"{where}:{line}" if line else where
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -147,6 +147,20 @@ def parse_recipe(tree: dict[str, Any], text: str = "", where: str = "recipe") ->
             f"{why} (got {first['input']!r})" if shown else why,
             "see docs/recipe.md",
         ) from None
+
+
+def _as_written(tree: Any, place: Iterable[int | str]) -> list[str]:
+    """The place of an error; without the number of the one table where several could stand."""
+    found = []
+    for part in place:
+        if isinstance(part, int) and not isinstance(tree, list):
+            continue
+        found.append(str(part))
+        if isinstance(tree, list):
+            tree = tree[part] if isinstance(part, int) and part < len(tree) else None
+        else:
+            tree = tree.get(part) if isinstance(tree, dict) else None
+    return found
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -202,7 +216,7 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
 
     def whole(teacher: AnyTeacher) -> AnyTeacher:
         model = teacher.model if teacher.endpoint else path(teacher.model)
-        terms = teacher.terms and teacher.terms.model_copy(update={"document": path(teacher.terms.document)})
+        terms = [one.model_copy(update={"document": path(one.document)}) for one in teacher.terms]
         licence = path(teacher.licence)
         return teacher.model_copy(update={"model": model, "terms": terms, "licence": licence})
 

@@ -56,7 +56,8 @@ def newest(ledger: Ledger, kind: LeafKind, run: RunFolder, weights: str) -> Leaf
 def _grounds(decision: Leaf) -> set[int]:
     """What a decision rests on: permissions, declarations, and the texts that were read."""
     found: set[int] = set()
-    for name in ("authorisation", "permissions", "declaration", "terms_snapshot"):
+    several = ("permissions", "declarations", "terms_snapshots")
+    for name in ("authorisation", *several, "declaration", "terms_snapshot"):  # the last two of before
         given = decision.body.get(name)
         found.update([given] if isinstance(given, int) else given or ())
     return found

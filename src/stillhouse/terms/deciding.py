@@ -7,10 +7,11 @@ here says that something is lawful: it says which text was read, on what day, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 from stillhouse.terms.facts import OPEN, Asked, Row, Use, Verdict
 from stillhouse.terms.permissions import Permission, why_not
@@ -20,19 +21,28 @@ from stillhouse.terms.ruling import ALLOWED, Owed, Ruling, rule, strictest
 SERVERS = ("api", "router", "consumer_app")
 
 
+Lifter = Literal["", "declaration", "authorisation"]
+
+
 @dataclass(frozen=True, slots=True)
 class DeclaredTerms:
-    """A named person's word that they read a text: `sha256` is empty when there was no text to read."""
+    """A named person's word that they read a text: `sha256` is empty when there was no text to read.
+
+    `about` names what was read about: a row's key for its text, KEY/CONDITION for one of its conditions, a
+    server's host, `import`. Empty, it is about a teacher of whom no row speaks, and about nothing else.
+    """
 
     document: str
     sha256: str
     read_on: date
     declared_by: str
     scope: tuple[Use, ...]
+    about: tuple[str, ...] = ()
 
-    def says(self, use: Use) -> str:
+    def says(self, use: Use, about: str = "") -> str:
         text = f"{self.document} (SHA-256 {self.sha256[:12]}...)"
-        return f"{self.declared_by} declares that {text}, read on {self.read_on}, allows {use}"
+        of = f", as to {about}" if about else ""
+        return f"{self.declared_by} declares that {text}, read on {self.read_on}, allows {use}{of}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +59,7 @@ class Reason:
     clause_ref: str
     source: str
     why: tuple[str, ...]
-    lifted_by: Literal["", "declaration", "authorisation"] = ""
+    lifted_by: Lifter = ""
 
     def words(self) -> str:
         version = f", version {self.version}" if self.version.strip("- ") else ""
@@ -66,7 +76,8 @@ class Reason:
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What the gate says. `basis` is who vouches for it, `permissions` the leaves of those used, and
-    `lifts` what would change a verdict that does not allow the use."""
+    `lifts` what would change a verdict that does not allow the use. `declared` are the declarations that it
+    rests on, `to_declare` is what one would have to be about."""
 
     verdict: Verdict
     reason: str
@@ -77,17 +88,28 @@ class Decision:
     permissions: tuple[int, ...] = ()
     terms: str = ""
     read_on: date | None = None
+    declared: tuple[DeclaredTerms, ...] = ()
+    to_declare: tuple[str, ...] = ()
 
     @property
     def allowed(self) -> bool:
         return self.verdict in ALLOWED
 
 
+class _Lift(NamedTuple):
+    """`read` are the declarations that it takes, by what each is about."""
+
+    by: Lifter
+    why: tuple[str, ...]
+    permissions: tuple[int, ...] = ()
+    read: Mapping[str, DeclaredTerms] = MappingProxyType({})
+
+
 def decide(
     asked: Asked,
     rows: Sequence[Row],
     permissions: Sequence[Permission],
-    declaration: DeclaredTerms | None,
+    declarations: Sequence[DeclaredTerms],
     today: date,
     further: int = 1,
 ) -> Decision:
@@ -105,76 +127,95 @@ def decide(
         for each, why in refusals
         if why and each.names(asked)
     ]
-    gap = None if declaration is None else _gap(declaration, asked.use, today)
-    declared = declaration if gap == "" else None
     if not rows:
-        return _unknown(asked, in_force, about, declaration, gap)
+        return _unknown(asked, in_force, about, declarations, today)
+    gaps = [(each, _gap(each, asked.use, today)) for each in declarations]
+    declared = {topic: each for each, gap in reversed(gaps) if not gap for topic in each.about}
     reasons: list[Reason] = []
     lifts: list[str] = []
     used: list[int] = []
+    read: dict[str, DeclaredTerms] = {}
+    unread: list[str] = []
     owed: list[Owed] = []
     for ruling in (rule(row, rows, asked) for row in rows):
-        row, verdict = ruling.row, ruling.verdict
-        why = tuple(finding.why for finding in ruling.findings)
-        lifted_by: Literal["", "declaration", "authorisation"] = ""
-        grant = next((each for each in in_force if each.speaks_for(row)), None)
-        if verdict not in ALLOWED:
-            if grant is not None and (row.liftable or verdict == "review"):
-                used.append(grant.leaf)
-                lifted_by = "authorisation"
-                why = (*why, f"lifted by the permission {grant.id} of {grant.grantor}")
-            elif declared is not None and verdict == "review":
-                lifted_by, why = "declaration", (*why, declared.says(asked.use))
-            else:
-                lifts += _lifts(ruling, gap)
-            if lifted_by:
-                obliges = ruling.owed or ruling.begins == "allow_with_obligations"
-                verdict = "allow_with_obligations" if obliges else "allow"
+        verdict, why = ruling.verdict, tuple(finding.why for finding in ruling.findings)
+        lift = None if verdict in ALLOWED else _lifted(ruling, in_force, declared, asked.use)
+        if lift is not None:
+            used += lift.permissions
+            read |= lift.read
+            why = (*why, *lift.why)
+            obliges = ruling.owed or ruling.begins == "allow_with_obligations"
+            verdict = "allow_with_obligations" if obliges else "allow"
+        elif verdict not in ALLOWED:
+            missing = [topic for topic in ruling.topics() if topic not in declared]
+            unread += missing if verdict == "review" else []
+            lifts += _lifts(ruling, missing)
         owed += [each for each in ruling.owed if each not in owed]
-        reasons.append(_reason(row, verdict, why, lifted_by))
+        reasons.append(_reason(ruling.row, verdict, why, lift.by if lift else ""))
     if asked.access not in OPEN and not any(row.access in SERVERS for row in rows):
         # The licence of the weights says nothing about whoever serves them, or how an import was come by.
         grant = next((each for each in in_force if each.covers_server(asked)), None)
-        server = _server(asked, grant, declared, gap)
+        text = declared.get(asked.server)
+        server = _server(asked, grant, text)
         reasons.append(server)
         used += [grant.leaf] if grant is not None else []
+        read |= {asked.server: text} if grant is None and text is not None else {}
         if server.verdict == "refuse":
-            lifts += [_READ_AND_DECLARE, _covering_server(asked)]
+            unread.append(asked.server)
+            lifts += [_about_server(asked), _covering_server(asked)]
     final = strictest(reason.verdict for reason in reasons)
     if final == "allow" and owed:
         final = "allow_with_obligations"
     decisive = [reason for reason in reasons if reason.verdict == final] or reasons
-    lifted = {reason.lifted_by for reason in reasons}
+    lifts += [f"the declaration of {each.document} does not count: {gap}" for each, gap in gaps if gap]
+    if unread:
+        lifts += [_says_about(each) for each, gap in gaps if not gap and each not in read.values()]
     return Decision(
         final,
         " | ".join(reason.words() for reason in decisive),
         tuple(reasons),
         tuple(owed),
         () if final in ALLOWED else tuple(dict.fromkeys([*lifts, *about])),
-        "authorisation" if used else "declaration" if "declaration" in lifted else "registry",
+        "authorisation" if used else "declaration" if read else "registry",
         tuple(dict.fromkeys(used)),
         "; ".join(f"{row.licence.name}, {row.version}".rstrip(", ") for row in rows),
         min((row.read_on for row in rows if row.read_on), default=None),
+        tuple(dict.fromkeys(read.values())),
+        () if final in ALLOWED else tuple(dict.fromkeys(unread)),
     )
+
+
+def _lifted(
+    ruling: Ruling, in_force: Sequence[Permission], declared: Mapping[str, DeclaredTerms], use: Use
+) -> _Lift | None:
+    """What lifts a row's review or refusal; None where nothing does."""
+    row, topics = ruling.row, ruling.topics()
+    grant = next((each for each in in_force if each.speaks_for(row)), None)
+    if grant is not None and (row.liftable or ruling.verdict == "review"):
+        why = f"lifted by the permission {grant.id} of {grant.grantor}"
+        return _Lift("authorisation", (why,), permissions=(grant.leaf,))
+    if ruling.verdict == "review" and declared.keys() >= {*topics}:
+        read = {topic: declared[topic] for topic in topics}
+        return _Lift("declaration", tuple(each.says(use, topic) for topic, each in read.items()), read=read)
+    return None
 
 
 def _server(
     asked: Asked,
     grant: Permission | None,
     declared: DeclaredTerms | None,
-    gap: str | None,
 ) -> Reason:
     """For a model whose licence is known, at a server whose terms are not."""
     where = asked.endpoint or "whoever gave the answers"
     verdict: Verdict = "allow"
-    lifted_by: Literal["", "declaration", "authorisation"] = ""
+    lifted_by: Lifter = ""
     if grant is not None:
         lifted_by = "authorisation"
         why = f"the permission {grant.id} of {grant.grantor} covers answers of {asked.server}"
     elif declared is not None:
-        lifted_by, why = "declaration", declared.says(asked.use)
+        lifted_by, why = "declaration", declared.says(asked.use, asked.server)
     else:
-        verdict, why = "refuse", gap or f"the terms of {where} are not known, and none are declared"
+        verdict, why = "refuse", f"the terms of {where} are not known, and none are declared"
     text, by, on = f"the terms of {where}", "", None
     if lifted_by == "declaration" and declared is not None:
         by, on = declared.declared_by, declared.read_on
@@ -185,8 +226,8 @@ def _unknown(
     asked: Asked,
     in_force: Sequence[Permission],
     about: Sequence[str],
-    declaration: DeclaredTerms | None,
-    gap: str | None,
+    declarations: Sequence[DeclaredTerms],
+    today: date,
 ) -> Decision:
     """For a teacher of whom no row speaks: its own contract, or a text that the operator read, or no."""
     if asked.access not in OPEN:
@@ -197,18 +238,29 @@ def _unknown(
         says = f"the permission {grant.id} of {grant.grantor} allows {asked.use}"
         terms = f"{grant.document} (SHA-256 {grant.document_sha256[:12]}...)"
         return Decision("allow", says, basis="authorisation", permissions=(grant.leaf,), terms=terms)
-    if declaration is None:
-        reason = f"no terms are known for {asked.model}, and none are declared"
-        return Decision("refuse", reason, lifts=(_READ_AND_DECLARE, *about))
-    terms = f"{declaration.document} (SHA-256 {declaration.sha256[:12]}...)" if declaration.sha256 else ""
-    if gap:
-        lifts = (_READ_AND_DECLARE, *about)
-        return Decision(
-            "refuse", gap, lifts=lifts, basis="declaration", terms=terms, read_on=declaration.read_on
-        )
-    return Decision(
-        "allow", declaration.says(asked.use), basis="declaration", terms=terms, read_on=declaration.read_on
-    )
+    gaps = [(each, _gap(each, asked.use, today) or _elsewhere(each, asked)) for each in declarations]
+    for each, gap in gaps:
+        if not gap:
+            return Decision(
+                "allow",
+                each.says(asked.use),
+                basis="declaration",
+                terms=f"{each.document} (SHA-256 {each.sha256[:12]}...)",
+                read_on=each.read_on,
+                declared=(each,),
+            )
+    reason = f"no terms are known for {asked.model}, and none are declared"
+    if gaps:
+        reason = "; ".join(gap for _, gap in gaps)
+    return Decision("refuse", reason, lifts=(_READ_AND_DECLARE, *about))
+
+
+def _elsewhere(declaration: DeclaredTerms, asked: Asked) -> str:
+    """What a declaration is about where that is not the teacher asked for; empty where it is."""
+    here = (asked.model,) if asked.access in OPEN else (asked.model, asked.server)
+    if not declaration.about or {*declaration.about} & {*here}:
+        return ""
+    return f"{_says_about(declaration)}, and not about {' at '.join(here)}"
 
 
 def _gap(declaration: DeclaredTerms, use: Use, today: date) -> str:
@@ -227,9 +279,7 @@ def _gap(declaration: DeclaredTerms, use: Use, today: date) -> str:
     return ""
 
 
-def _reason(
-    row: Row, verdict: Verdict, why: tuple[str, ...], lifted_by: Literal["", "declaration", "authorisation"]
-) -> Reason:
+def _reason(row: Row, verdict: Verdict, why: tuple[str, ...], lifted_by: Lifter) -> Reason:
     return Reason(
         row.key,
         verdict,
@@ -256,12 +306,22 @@ def _uncovered(grant: Permission, asked: Asked) -> str:
     return f"the permission {grant.id} does not name the server; it takes {_covering_server(asked)}"
 
 
-def _lifts(ruling: Ruling, gap: str | None) -> list[str]:
+def _about_server(asked: Asked) -> str:
+    where = "how these answers were had" if asked.server == "import" else f"the terms of {asked.server}"
+    return f'read {where}; if they allow this use, declare so, with about = ["{asked.server}"]'
+
+
+def _says_about(declaration: DeclaredTerms) -> str:
+    what = ", ".join(declaration.about) or "a teacher of whom no row speaks (it says no `about`)"
+    return f"the declaration of {declaration.document} is about {what}"
+
+
+def _lifts(ruling: Ruling, unread: Sequence[str]) -> list[str]:
     row, needed = ruling.row, [finding.lift for finding in ruling.findings if finding.lift]
     if ruling.verdict == "review":
-        return [*needed, f"read {row.licence.name} ({row.source}); if it allows this use, declare so"] + (
-            [f"the declaration does not: {gap}"] if gap else []
-        )
+        named = ", ".join(f'"{topic}"' for topic in unread)
+        text = f"{row.licence.name} ({row.source})"
+        return [*needed, f"read {text}; if it allows this use, declare so, with about = [{named}]"]
     if row.liftable:
         named = row.lifted_by or f"a written permission of {row.vendor}"
         return [*needed, f"{named}, recorded with `stillhouse terms authorise`"]

@@ -37,9 +37,12 @@ class Owed(NamedTuple):
 
 
 class Finding(NamedTuple):
+    """`condition` names which of the row it comes from; empty for the text itself and how it was read."""
+
     verdict: Verdict
     why: str
     lift: str = ""
+    condition: str = ""
 
 
 class Ruling(NamedTuple):
@@ -50,6 +53,11 @@ class Ruling(NamedTuple):
     verdict: Verdict
     findings: tuple[Finding, ...]
     owed: tuple[Owed, ...]
+
+    def topics(self) -> tuple[str, ...]:
+        """What a person has to read about before it is allowed, as declarations name it."""
+        key = self.row.key
+        return tuple(dict.fromkeys(f"{key}/{one.condition}".rstrip("/") for one in self.findings))
 
 
 def strictest(verdicts: Iterable[Verdict]) -> Verdict:
@@ -67,7 +75,7 @@ def rule(row: Row, rows: Sequence[Row], asked: Asked) -> Ruling:
         findings += found
         if more is not None and asked.use in TRAINS and _falls_due(more, asked):
             owed.append(Owed(row.key, more))
-    if strictest(finding.verdict for finding in findings) in ALLOWED:
+    if strictest(finding.verdict for finding in findings) != "refuse":
         if row.confidence != "high":
             findings.append(
                 Finding(
@@ -80,6 +88,7 @@ def rule(row: Row, rows: Sequence[Row], asked: Asked) -> Ruling:
                     "review",
                     "no LICENSE text was read that came with the weights and is this one",
                     "name the file that came with the weights: [teacher] licence",
+                    "licence_text",
                 )
             )
     verdict = strictest(finding.verdict for finding in findings)
@@ -164,8 +173,11 @@ def _tightens(
         return _territory(condition, asked), None
     if isinstance(condition, Feature):
         on = {name.casefold() for name in asked.features} & {name.casefold() for name in condition.features}
-        said = f"{condition.why} (switched on: {', '.join(sorted(on))})"
-        return [Finding(condition.verdict, said)] if on else [], None
+        found = [
+            Finding(condition.verdict, f"{condition.why} (switched on: {name})", condition=name)
+            for name in sorted(on)
+        ]
+        return found, None
     return _need(condition, row, rows, asked), None
 
 
@@ -182,7 +194,9 @@ def _scale(scale: Scale, asked: Asked) -> tuple[list[Finding], Obligation | None
     ]
     if missing:
         return [_unsaid(f"`{name}` in {WHERE}", scale.why) for name in missing], scale.owed
-    return ([] if scale.verdict is None else [Finding(scale.verdict, scale.why)]), scale.owed
+    if scale.verdict is None:
+        return [], scale.owed
+    return [Finding(scale.verdict, scale.why, condition=scale.figure)], scale.owed
 
 
 def _territory(limit: Territory, asked: Asked) -> list[Finding]:
@@ -201,7 +215,7 @@ def places(name: str) -> frozenset[str]:
 
 
 def _need(need: Need, row: Row, rows: Sequence[Row], asked: Asked) -> list[Finding]:
-    otherwise = [Finding(need.verdict, need.why)]
+    otherwise = [Finding(need.verdict, need.why, condition=need.need)]
     said: bool | None
     match need.need:
         case "non_commercial":
@@ -218,7 +232,7 @@ def _need(need: Need, row: Row, rows: Sequence[Row], asked: Asked) -> list[Findi
             return otherwise
         case "licence_text":
             lift = "name the file that came with the weights: [teacher] licence"
-            return [] if _has_licence(row, asked) else [Finding(need.verdict, need.why, lift)]
+            return [] if _has_licence(row, asked) else [Finding(need.verdict, need.why, lift, need.need)]
         case "model_licence":
             known = any(other.key != row.key and other.access not in ("router", "any") for other in rows)
             return [] if known else otherwise
