@@ -73,7 +73,8 @@ def _touches(correction: dict[str, Any], shown: set[int]) -> bool:
         return True
     if what == "permission revoked":
         return correction["authorisation"] in shown
-    return what in (SET_ASIDE, LIFTED) and not shown.isdisjoint(correction["decisions"])
+    named = [*correction.get("decisions", ()), correction.get("authorisation")]
+    return what in (SET_ASIDE, LIFTED) and not shown.isdisjoint(named)
 
 
 def _erased(body: dict[str, Any]) -> set[int]:

@@ -30,6 +30,7 @@ class DeclaredTerms:
 
     `about` names what was read about: a row's key for its text, KEY/CONDITION for one of its conditions, a
     server's host, `import`. Empty, it is about a teacher of whom no row speaks, and about nothing else.
+    `recalled` is the leaf that says so, where it was.
     """
 
     document: str
@@ -38,6 +39,7 @@ class DeclaredTerms:
     declared_by: str
     scope: tuple[Use, ...]
     about: tuple[str, ...] = ()
+    recalled: int | None = None
 
     def says(self, use: Use, about: str = "") -> str:
         text = f"{self.document} (SHA-256 {self.sha256[:12]}...)"
@@ -267,6 +269,8 @@ def _gap(declaration: DeclaredTerms, use: Use, today: date) -> str:
     """Why a declaration does not cover a use; empty where it does."""
     if not declaration.sha256:
         return f"the declared document {declaration.document} is missing or empty"
+    if declaration.recalled is not None:
+        return f"the declaration of {declaration.document} was recalled (leaf {declaration.recalled})"
     if not declaration.declared_by.strip():
         return "the declaration names nobody who made it"
     if declaration.read_on > today + timedelta(days=1):  # at UTC+14 tomorrow has begun

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from stillhouse.errors import GateRefused
 from stillhouse.ledger import LeafKind, Ledger
 from stillhouse.ledger.permissions import decide_by
-from stillhouse.ledger.quarantine import quarantined
+from stillhouse.ledger.quarantine import quarantined, withdrawn
 from stillhouse.recipe import Declaration, Recipe, Teacher
 from stillhouse.terms import registry
 from stillhouse.terms.asking import asked_of, name_of, read_bounded, read_operator
@@ -125,12 +125,13 @@ def _consider(
     asked: Asked, teacher: Teacher, declarations: Sequence[Declaration], ledger: Ledger, now: datetime
 ) -> _Considered:
     today = now.astimezone(UTC).date()
-    texts = dict(_read(declaration) for declaration in declarations)
+    named = _named(asked, name_of(teacher))
+    texts = dict(_read(declaration, named, ledger) for declaration in declarations)
     rows, table = _rows(asked, teacher, ledger)
     decision = decide(asked, rows, recorded(ledger), tuple(texts), today, further=0)
     body: dict[str, Any] = {
         "on": today.isoformat(),
-        "teacher": _named(asked, name_of(teacher)),
+        "teacher": named,
         "use": asked.use,
         "verdict": decision.verdict,
         "reason": decision.reason,
@@ -259,17 +260,20 @@ def _record_declaration(
     authorisation = _once(
         ledger,
         "authorisation",
-        {
-            "teacher": dict(teacher),
-            "declared_by": declared.declared_by,
-            "scope": list(declared.scope),
-            "about": list(declared.about),
-            "read_on": read_on,
-            "document_sha256": declared.sha256,
-            "terms_snapshot": snapshot,
-        },
+        {**_said_in_declaration(teacher, declared), "terms_snapshot": snapshot},
     )
     return snapshot, authorisation
+
+
+def _said_in_declaration(teacher: Mapping[str, str], declared: DeclaredTerms) -> dict[str, Any]:
+    return {
+        "teacher": dict(teacher),
+        "declared_by": declared.declared_by,
+        "scope": list(declared.scope),
+        "about": list(declared.about),
+        "read_on": declared.read_on.isoformat(),
+        "document_sha256": declared.sha256,
+    }
 
 
 def _once(
@@ -286,7 +290,9 @@ def _recorded(ledger: Ledger, kind: LeafKind, body: Mapping[str, Any]) -> int | 
     return next((index for index in found if index not in recalled), None)
 
 
-def _read(declaration: Declaration) -> tuple[DeclaredTerms, bytes]:
+def _read(
+    declaration: Declaration, teacher: Mapping[str, str], ledger: Ledger
+) -> tuple[DeclaredTerms, bytes]:
     """A declaration and its text; none when the file is missing, which the gate refuses. UsageError when it
     is unreadable."""
     text = read_bounded(Path(declaration.document), "the terms")
@@ -298,6 +304,10 @@ def _read(declaration: Declaration) -> tuple[DeclaredTerms, bytes]:
         scope=tuple(sorted(set(declaration.scope))),
         about=tuple(sorted(set(declaration.about))),
     )
+    said = _said_in_declaration(teacher, declared)
+    for leaf, correction in withdrawn(ledger).items():
+        if said.items() <= ledger.leaf(leaf).body.items():
+            declared = replace(declared, recalled=correction)
     return declared, text
 
 

@@ -35,8 +35,8 @@ class Scope:
 @dataclass(frozen=True, slots=True)
 class Permission:
     """`valid_from` and `valid_to` are its first and last day (UTC). `leaf` is where it is recorded, `used`
-    how many exchanges were had under it, `revoked` the leaf that ended it, `fault` what is wrong with its
-    signatures."""
+    how many exchanges were had under it, `revoked` the leaf that ended it, `recalled` the one that recalled
+    it, `fault` what is wrong with its signatures."""
 
     id: str
     grantor: str
@@ -53,6 +53,7 @@ class Permission:
     leaf: int = -1
     used: int = 0
     revoked: int | None = None
+    recalled: int | None = None
     fault: str = ""
 
     @property
@@ -80,6 +81,8 @@ def why_not(permission: Permission, asked: Asked, today: date, further: int = 1)
         return permission.fault
     if permission.revoked is not None:
         return f"it was revoked (leaf {permission.revoked})"
+    if permission.recalled is not None:
+        return f"it was recalled (leaf {permission.recalled}); `stillhouse ledger recall --lift` undoes that"
     if today < permission.valid_from:
         return f"it is not valid before {permission.valid_from}"
     if permission.valid_to is not None and today > permission.valid_to:
