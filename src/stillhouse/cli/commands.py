@@ -328,6 +328,10 @@ def import_answers(
     terms: Annotated[Path, typer.Option(help="File with the text of that model's terms.")],
     read_on: Annotated[str, typer.Option(help="The day on which you read them, YYYY-MM-DD.")],
     declared_by: Annotated[str, typer.Option(help="Who declares that they allow this use.")],
+    about: Annotated[
+        list[str] | None,
+        typer.Option(help="What was read about, as the gate names it; for models of which it knows terms."),
+    ] = None,
     prompt: Annotated[str, typer.Option(help="Column with the prompt.")] = "prompt",
     answer: Annotated[str, typer.Option(help="Column with the answer.")] = "answer",
     as_json: Json = False,
@@ -339,7 +343,7 @@ def import_answers(
     from stillhouse.ledger import Ledger
     from stillhouse.workspace import open_workspace
 
-    declaration = declare(terms, read_on, declared_by)
+    declaration = declare(terms, read_on, declared_by, about or ())
     with Ledger.open(open_workspace(Path.cwd())) as ledger:
         done = import_file(file, model, declaration, ledger, prompt, answer)
     for line in name_broken(done.broken):

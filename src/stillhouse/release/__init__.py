@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -58,7 +58,7 @@ def release(
     """
     facts = gather(run, recipe, ledger, read_publisher(ledger.workspace), now, decided)
     grounds = {one.leaf for teacher in facts.teachers for one in teacher.decisions}
-    _none_recalled(ledger, learned_under(run, ledger))
+    none_recalled(run, ledger)
     bodies = [ledger.leaf(index).body for index in decided]
     settlement = settled(recipe, bodies, licences or {}, of_base(recipe, ledger.workspace, now.date()))
     must_be_met(settlement)
@@ -109,13 +109,16 @@ def release(
     return Released(str(run.release), leaf, checkpoint.size, root, files)
 
 
-def _none_recalled(ledger: Ledger, decisions: Iterable[int]) -> None:
-    gone = sorted(quarantined(ledger).intersection(decisions))
+def none_recalled(run: RunFolder, ledger: Ledger) -> None:
+    """Raises GateRefused where the student learned from answers that are recalled."""
+    held = quarantined(ledger)
+    trained_on = result_of(run, "train").get("decisions", ()) if held else ()
+    gone = sorted(held & {*learned_under(run, ledger), *trained_on}) if held else []
     if gone:
         raise GateRefused(
             f"answers under the decisions {gone} were recalled",
             "this student was trained on some of them",
-            "run the recipe again, which trains without them, or lift it with `ledger recall --lift`",
+            "`stillhouse run RECIPE` trains one without them; or lift it: `stillhouse ledger recall --lift`",
         )
 
 

@@ -264,12 +264,13 @@ def _reason(found: str | Mapping[str, Any]) -> str:
 
 
 def _texts(decision: int, body: Mapping[str, Any], ledger: Ledger) -> tuple[str, ...]:
-    """SHA-256 of the declared text, and of the newest text kept of each row before it decided."""
-    declared, rows = body.get("terms_snapshot"), {layer["row"] for layer in body.get("layers") or ()}
+    """SHA-256 of the declared texts, and of the newest text kept of each row before it decided."""
+    declared = {body.get("terms_snapshot"), *body.get("terms_snapshots", ())}
+    rows = {layer["row"] for layer in body.get("layers") or ()}
     found: dict[Any, str] = {}
     for leaf in ledger.leaves("terms_snapshot"):
-        if leaf.index == declared:
-            found[None] = leaf.body["sha256"]
+        if leaf.index in declared:
+            found[leaf.index] = leaf.body["sha256"]
         elif leaf.body.get("row") in rows and leaf.index < decision:
             found[leaf.body["row"]] = leaf.body["sha256"]
     return tuple(sorted(set(found.values())))

@@ -167,21 +167,20 @@ def licence_texts(recipe: Recipe, workspace: Workspace) -> dict[tuple[str, str],
     a declared document only where it is known to be the row's.
     """
     rows = registry.load(workspace.terms).rows()
-    sources = [(base_named(recipe), _own(recipe.student.init), b"")]
+    sources: list[tuple[str, bytes, list[bytes]]] = [(base_named(recipe), _own(recipe.student.init), [])]
     for teacher in (recipe.teacher, *recipe.teachers):
         own = b"" if teacher.licence is None else read_bounded(Path(teacher.licence), "the licence")
         if not own.strip() and access_of(teacher) == "weights" and not (teacher.endpoint or teacher.imported):
             own = _own(teacher.model)
-        document = teacher.terms and teacher.terms.document
-        declared = read_bounded(Path(document), "the terms") if document else b""
+        declared = [read_bounded(Path(each.document), "the terms") for each in teacher.terms]
         sources.append((teacher.model, own, declared))
     found = {}
     for name, own, declared in sources:
         theirs, known = _is_of(own, rows)
-        read, _ = _is_of(declared, rows)
+        read = {key: text for text in declared for key in _is_of(text, rows)[0]}
         for row in rows:
             if row.key in read:
-                found[row.key, name] = declared
+                found[row.key, name] = read[row.key]
             if own.strip() and (row.key in theirs or not known):
                 found[row.key, name] = own
     return found

@@ -34,7 +34,7 @@ def of_base(recipe: Recipe, workspace: Workspace, today: date) -> Base:
     student = Student(recipe.release.name or recipe.run.name, name, mode=recipe.release.mode)
     asked = Asked(name, "", "weights", "", "train_target", student, read_operator(workspace))
     by = base_named(recipe) if teacher is None else teacher.model
-    owed = decide(asked, rows, (), None, today).obligations
+    owed = decide(asked, rows, (), (), today).obligations
     return Base(tuple(Owed(one.row, by, one.obligation, in_student=True) for one in owed))
 
 
