@@ -103,7 +103,11 @@ def serve(config: ConfigFile = GUARD) -> None:
     from stillhouse.gateway import serve as serve_guard
     from stillhouse.guard.reading import read_config
 
-    serve_guard(read_config(config))
+    serve_guard(
+        read_config(config),
+        lambda: read_config(config),
+        lambda url: typer.echo(f"serving at {url}", err=True),
+    )
 
 
 @guard_app.command("check")

@@ -20,7 +20,8 @@ from stillhouse.guard.asked import LENGTHS, Asked, Denied, Route
 from stillhouse.guard.limits import Used
 
 LONGEST_ANSWER = 64 << 20
-PASSED_ON = ("traceparent", "tracestate", "accept-language", "openai-beta")
+LONGEST_KEPT = 1 << 20  # bytes of an answer whose text is kept; more is not
+PASSED_ON = ("tracestate", "accept-language", "openai-beta")
 PASSED_BACK = ("content-type", "retry-after", "openai-processing-ms", "openai-version")
 OURS = frozenset({401, 402, 403})  # statuses that speak of the gateway's own account at the upstream
 
@@ -39,6 +40,8 @@ class Exchange:
     ) -> None:
         self.left = False
         self.headers: Headers = []
+        self.parent: bytes | None = None  # of the trace
+        self.kept: list[bytes] | None = None  # what left of the answer, where its text is to be kept
         self._gateway = gateway
         self._trail = trail
         self._served = served
@@ -49,12 +52,16 @@ class Exchange:
         self._events: int | None = None
         self._told: tuple[int, int] | None = None
         self._settled = False
+        self._kept_bytes = 0
 
     async def run(self, body: Mapping[str, Any], headers: Sequence[tuple[bytes, bytes]], send: Send) -> None:
         gateway, trail = self._gateway, self._trail
         passed = {name: value for name, value in _texts(headers) if name in PASSED_ON}
         passed |= {"content-type": "application/json", "x-request-id": trail.id}
+        if self.parent is not None:
+            passed["traceparent"] = self.parent.decode()
         self._sent = True
+        trail.added = gateway.clock() - self._began
         try:
             behind, response = await upstream.send(
                 gateway.session,
@@ -130,6 +137,7 @@ class Exchange:
         trail.ended = "whole"
         await self.settle()
         trail.began = True
+        self._keep(data)
         await answers.respond(send, response.status, data, self.headers)
 
     async def _stream(self, response: aiohttp.ClientResponse, send: Send) -> None:
@@ -148,12 +156,18 @@ class Exchange:
                     trail.ended = "whole"
                     await self.settle()
                 if out:
+                    self._keep(out)
                     await send({"type": "http.response.body", "body": out, "more_body": True})
         if self._cut is not None:
             trail.changed += tuple(sorted(self._cut.changed))
         if not passing.whole or passing.failed:
             raise aiohttp.ClientPayloadError("the stream ended early")
         await send({"type": "http.response.body", "body": passing.end()})
+
+    def _keep(self, data: bytes) -> None:
+        if self.kept is not None and self._kept_bytes + len(data) <= LONGEST_KEPT:
+            self.kept.append(data)
+            self._kept_bytes += len(data)
 
     async def _break_off(self, send: Send) -> None:
         """Say in the stream that it ends here: a client must not take the part for the whole."""

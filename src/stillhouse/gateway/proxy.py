@@ -35,7 +35,7 @@ async def answer(gateway: Gateway, route: Route, scope: Scope, receive: Receive,
     trail = Trail(route)
     gateway.metrics.began()
     try:
-        await _answer(gateway, trail, scope, receive, send, began)
+        await _answer(gateway, trail, scope, receive, send, began, at)
     except Denied as denied:
         trail.ended, trail.reason, trail.status = "refused", denied.code, denied.status
         if not trail.began:
@@ -45,13 +45,14 @@ async def answer(gateway: Gateway, route: Route, scope: Scope, receive: Receive,
         if not trail.began:
             await answers.deny(send, store_down(), own_headers(trail))
     finally:
-        event = _event(trail, at, gateway.clock() - began)
+        event = event_of(trail, at, gateway.clock() - began)
         gateway.record.put(event)
-        gateway.metrics.ended(event)
+        gateway.metrics.ended(event, trail.added)
+        gateway.logs.ended(event)
 
 
 async def _answer(
-    gateway: Gateway, trail: Trail, scope: Scope, receive: Receive, send: Send, began: float
+    gateway: Gateway, trail: Trail, scope: Scope, receive: Receive, send: Send, began: float, at: float
 ) -> None:
     headers = scope["headers"]
     caller = trail.caller = await authorised(gateway, headers)
@@ -72,7 +73,11 @@ async def _answer(
         raise answers.over_limit(granted)
     cut = Cut(decision.filter) if decision.filter is not None else None
     exchange = Exchange(gateway, trail, served, asked, cut, began)
+    if caller.account.consent and gateway.config.record.text == "with_consent":
+        exchange.kept = []
     exchange.headers = [*own_headers(trail), *answers.granted_headers(granted)]
+    parent = next((value for name, value in headers if name == b"traceparent"), None)
+    exchange.parent, span = gateway.traces.began(parent)
     watch = asyncio.create_task(_leave(receive, exchange, asyncio.current_task()))
     try:
         await exchange.run(decision.body, headers, send)
@@ -86,6 +91,10 @@ async def _answer(
     finally:
         watch.cancel()
         await exchange.settle()
+        if span is not None:
+            gateway.traces.ended(span, event_of(trail, at, gateway.clock() - began))
+        if exchange.kept is not None:
+            gateway.record.put_text(trail.id, caller.account, raw, b"".join(exchange.kept))
 
 
 async def _leave(receive: Receive, exchange: Exchange, work: asyncio.Task[None] | None) -> None:
@@ -203,7 +212,7 @@ def store_down() -> Denied:
     return Denied(503, "store_down", message, kind="server_error", headers=((b"retry-after", b"5"),))
 
 
-def _event(trail: Trail, at: float, seconds: float) -> Event:
+def event_of(trail: Trail, at: float, seconds: float) -> Event:
     caller, asked = trail.caller, trail.asked
     return Event(
         id=trail.id,
@@ -213,7 +222,7 @@ def _event(trail: Trail, at: float, seconds: float) -> Event:
         key=caller.key.id if caller else "",
         model=trail.model,
         upstream=trail.behind.url if trail.behind else "",
-        route=trail.route,
+        route=f"/v1/{trail.route}",
         stream=bool(asked and asked.stream),
         status=trail.status,
         ended=trail.ended,

@@ -20,9 +20,11 @@ from stillhouse.guard.limits import Step, Used
 if TYPE_CHECKING:
     import aiohttp
 
+    from stillhouse.gateway.logs import Logs
     from stillhouse.gateway.metrics import Metrics
     from stillhouse.gateway.record import Record
     from stillhouse.gateway.store.accounts import Accounts
+    from stillhouse.gateway.tracing import Traces
     from stillhouse.gateway.upstream import Behind
 
 AGAIN = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)  # seconds between tries to settle
@@ -49,6 +51,8 @@ class Gateway:
     counts: Counts
     record: Record
     metrics: Metrics
+    logs: Logs
+    traces: Traces
     session: aiohttp.ClientSession
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
@@ -77,6 +81,7 @@ class Trail:
     used: tuple[int, int] = (0, 0)
     counted: Counted = "told"
     cost: int = 0
+    added: float | None = None  # seconds until it was sent on
     first_byte: float | None = None
     changed: tuple[str, ...] = ()
     began: bool = False  # the client was sent a first byte
