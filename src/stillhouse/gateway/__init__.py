@@ -46,7 +46,7 @@ def serve(config: Guard, reread: Reread | None = None, ready: Ready | None = Non
     wrong = [finding for finding in check(config, os.environ) if finding.level == "error"]
     if wrong:
         first, more = wrong[0], f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise UsageError(f"{first.what}{more}", first.why, first.mend)
+        raise UsageError(f"{first.what}{more}", first.where, first.mend)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, reread, ready))
 
