@@ -56,7 +56,7 @@ def newest(ledger: Ledger, kind: LeafKind, run: RunFolder, weights: str) -> Leaf
 def _grounds(decision: Leaf) -> set[int]:
     """What a decision rests on: permissions, declarations, and the texts that were read."""
     found: set[int] = set()
-    for name in ("authorisation", "permissions", "declaration", "terms_snapshot"):
+    for name in ("authorisation", "permissions", "declaration", "terms_snapshot", "offered"):
         given = decision.body.get(name)
         found.update([given] if isinstance(given, int) else given or ())
     return found

@@ -24,6 +24,7 @@ from stillhouse.terms.asking import asked_of, name_of, read_bounded, read_operat
 from stillhouse.terms.authorising import recorded
 from stillhouse.terms.deciding import ALLOWED, TRAINS, Decision, DeclaredTerms, decide
 from stillhouse.terms.facts import STRICTEST, Asked, Row, Student, Use, Verdict
+from stillhouse.terms.offered import heard
 
 POLICY = "rows-2"  # changes with every change of what `deciding` makes of the same input
 
@@ -127,6 +128,8 @@ def _consider(
     text, today = _read_document(declaration), now.astimezone(UTC).date()
     declared = _declared(declaration, text)
     rows, table = _rows(asked, teacher, ledger)
+    offer = heard(ledger, asked)
+    rows += [offer.row] if offer is not None and offer.row is not None else []
     decision = decide(asked, rows, recorded(ledger), declared, today, further=0)
     body: dict[str, Any] = {
         "on": today.isoformat(),
@@ -145,6 +148,10 @@ def _consider(
         "policy": POLICY,
         "registry_sha256": table.digest,
     }
+    if offer is not None:
+        body["offered"] = offer.leaf
+        if offer.fault and not decision.allowed:
+            decision = replace(decision, lifts=(*decision.lifts, offer.fault))
     return _Considered(decision, body, declared, text)
 
 
