@@ -116,7 +116,12 @@ class Leaks(Table):
     logprob_digits: int | None = Field(default=2, ge=0, le=6, description="Digits kept, under `cap`.")
     logit_bias: Rule = "cap"
     logit_bias_tokens: int = Field(default=10, ge=0, description="Most tokens biased, under `cap`.")
-    logit_bias_size: float = Field(default=5.0, ge=0, le=100, description="Largest bias, under `cap`.")
+    logit_bias_size: float = Field(
+        default=2.0,
+        ge=0,
+        le=100,
+        description="Largest bias, under `cap`; what a larger one gives away: docs/guard-leaks.md.",
+    )
     bias_with_logprobs: Literal["refuse", "allow"] = Field(
         default="refuse", description="The two together reveal the output layer (Carlini et al. 2024)."
     )

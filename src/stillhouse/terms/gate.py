@@ -24,6 +24,7 @@ from stillhouse.terms.asking import asked_of, name_of, read_bounded
 from stillhouse.terms.authorising import recorded
 from stillhouse.terms.deciding import Decision, DeclaredTerms, decide
 from stillhouse.terms.facts import STRICTEST, Asked, Row, Student, Use, Verdict
+from stillhouse.terms.offered import heard
 from stillhouse.terms.operator import read_operator
 from stillhouse.terms.ruling import ALLOWED, TRAINS
 
@@ -129,6 +130,8 @@ def _consider(
     named = _named(asked, name_of(teacher))
     texts = dict(_read(declaration, named, ledger) for declaration in declarations)
     rows, table = _rows(asked, teacher, ledger)
+    offer = heard(ledger, asked)
+    rows += [offer.row] if offer is not None and offer.row is not None else []
     decision = decide(asked, rows, recorded(ledger), tuple(texts), today, further=0)
     body: dict[str, Any] = {
         "on": today.isoformat(),
@@ -147,6 +150,10 @@ def _consider(
         "policy": POLICY,
         "registry_sha256": table.digest,
     }
+    if offer is not None:
+        body["offered"] = offer.leaf
+        if offer.fault and not decision.allowed:
+            decision = replace(decision, lifts=(*decision.lifts, offer.fault))
     return _Considered(decision, body, texts)
 
 
