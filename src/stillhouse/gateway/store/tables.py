@@ -14,6 +14,7 @@ from stillhouse.ledger.database import Connection, Database, SQLite
 T = TypeVar("T")
 
 SCHEMA = "stillhouse_guard"
+CACHE_KB = 4000
 
 _REPEATED = ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY", "23505")
 
@@ -37,6 +38,8 @@ class Tables:
         self.database, self.name = _place(store, file)
         with self._told("open"):
             self._db = self.database.connect()
+            if isinstance(self.database, SQLite):
+                self._db.execute(f"PRAGMA cache_size = -{CACHE_KB}")
         try:
             self.change(lambda db: [db.execute(statement) for statement in schema])
         except BaseException:
