@@ -131,7 +131,7 @@ def decide(
     ]
     if not rows:
         return _unknown(asked, in_force, about, declarations, today)
-    gaps = [(each, _gap(each, asked.use, today)) for each in declarations]
+    gaps = [(each, gap_in(each, asked.use, today)) for each in declarations]
     declared = {topic: each for each, gap in reversed(gaps) if not gap for topic in each.about}
     reasons: list[Reason] = []
     lifts: list[str] = []
@@ -240,7 +240,7 @@ def _unknown(
         says = f"the permission {grant.id} of {grant.grantor} allows {asked.use}"
         terms = f"{grant.document} (SHA-256 {grant.document_sha256[:12]}...)"
         return Decision("allow", says, basis="authorisation", permissions=(grant.leaf,), terms=terms)
-    gaps = [(each, _gap(each, asked.use, today) or _elsewhere(each, asked)) for each in declarations]
+    gaps = [(each, gap_in(each, asked.use, today) or _elsewhere(each, asked)) for each in declarations]
     for each, gap in gaps:
         if not gap:
             return Decision(
@@ -265,7 +265,7 @@ def _elsewhere(declaration: DeclaredTerms, asked: Asked) -> str:
     return f"{_says_about(declaration)}, and not about {' at '.join(here)}"
 
 
-def _gap(declaration: DeclaredTerms, use: Use, today: date) -> str:
+def gap_in(declaration: DeclaredTerms, use: Use, today: date) -> str:
     """Why a declaration does not cover a use; empty where it does."""
     if not declaration.sha256:
         return f"the declared document {declaration.document} is missing or empty"
