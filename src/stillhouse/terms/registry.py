@@ -65,10 +65,12 @@ class Registry:
         for name in dict.fromkeys((asked.model, *asked.also)):
             for match in self.matches(name, asked.access, asked.endpoint):
                 found.setdefault(match.row.key, match.row)
+        evidence = [row for row in self.table if _is_evident(row, asked)]
         if asked.built_on:
-            for match in self.matches(asked.built_on, asked.access, asked.endpoint):
-                if match.row.verdict != "allow":
-                    found.setdefault(match.row.key, _reviewed(match.row))
+            evidence += [row.row for row in self.matches(asked.built_on, asked.access, asked.endpoint)]
+        for row in evidence:
+            if row.verdict != "allow":
+                found.setdefault(row.key, _reviewed(row))
         return tuple(found.values())
 
     def matches(self, model: str, access: Access, endpoint: str = "") -> tuple[Match, ...]:
@@ -217,6 +219,15 @@ def _registry(rows: Iterable[Row], as_of: date, own: tuple[str, ...]) -> Registr
     table = tuple(sorted(rows, key=lambda row: row.key))
     whole: Any = {"as_of": as_of.isoformat(), "rows": [record(row) for row in table]}
     return Registry(table, as_of, sha256(rfc8785.dumps(whole)).hexdigest(), own)
+
+
+def _is_evident(row: Row, asked: Asked) -> bool:
+    """Whether what lies in a model's folder shows that a licence of weights is its own, whatever it is called:
+    the kind of model, or that licence's very text."""
+    if row.access != "weights":
+        return False
+    known = any(_best(row.architectures, kind) for kind in asked.architectures)
+    return known or (bool(asked.licence_sha256) and asked.licence_sha256 in row.licence.sha256)
 
 
 def _layer(row: Row, access: Access) -> Layer | None:
