@@ -222,7 +222,7 @@ def _registry(rows: Iterable[Row], as_of: date, own: tuple[str, ...]) -> Registr
 
 
 def _is_evident(row: Row, asked: Asked) -> bool:
-    """Whether what lies in a model's folder shows that a licence of weights is its own, whatever it is called:
+    """Whether what lies in a model's folder shows that a licence of weights is its own, however it is called:
     the kind of model, or that licence's very text."""
     if row.access != "weights":
         return False
@@ -278,10 +278,10 @@ def _fits(name: str, pattern: str) -> bool:
 
 
 def _spellings(model: str) -> list[str]:
-    """The last part of a name as it stands, with a server's `:` and `_` as hyphens, and with one before the
-    first number or without: `llama3.1:8b` is `llama-3.1-8b`."""
+    """The last part of a name as it stands, with a server's `:` and `_` as hyphens and its `v3p1` as `3.1`,
+    and with a hyphen before the first number or without: `llama3.1:8b` is `llama-3.1-8b`."""
     name = model.rstrip("/").rpartition("/")[2].lower()
-    plain = re.sub("[:_]", "-", name)
+    plain = re.sub(r"v?(\d+)p(\d+)", r"\1.\2", re.sub("[:_]", "-", name))
     with_hyphen = re.sub(r"(?<=[a-z]{3})(?=\d)", "-", plain, count=1)
     without = re.sub(r"(?<=[a-z]{3})-(?=\d)", "", plain, count=1)
     return list(dict.fromkeys((name, plain, with_hyphen, without)))
