@@ -247,6 +247,27 @@ def test_a_known_model_at_an_unknown_server_needs_the_servers_terms():
     assert verdict([free, row(key="host")], elsewhere) == "allow"
 
 
+def test_a_vendors_terms_are_not_those_of_a_stranger_that_passes_its_answers_on():
+    theirs = row(hosts=("api.maker.example", "*.maker.example"))
+    for host in ("api.maker.example", "eu.maker.example"):
+        assert verdict([theirs], asked(endpoint=f"https://{host}/v1")) == "allow"
+    elsewhere = asked(endpoint="https://proxy.example/v1")
+    assert decide(elsewhere, [theirs], (), (), TODAY).to_declare == ("proxy.example",)
+    bans = row(**BANS_RIVALS, hosts=("api.maker.example",))
+    assert verdict([bans], elsewhere, [permission()]) == "refuse"
+    assert verdict([bans], elsewhere, [permission({"servers": ("proxy.example",)})]) == "allow"
+
+
+def test_a_platforms_permission_does_not_stand_for_the_maker_of_what_it_passes_on():
+    behind = Need("model_licence", "refuse", "its maker's terms hold as well")
+    platform = row(key="platform", vendor="Platform", **BANS_RIVALS, conditions=(behind,))
+    leave = [permission(grantor="Platform Inc.")]
+    alone = decide(asked(), [platform], leave, (), TODAY)
+    assert alone.verdict == "refuse"
+    assert any("[teacher] checkpoint" in lift for lift in alone.lifts)
+    assert verdict([platform, row()], permissions=leave) == "allow"
+
+
 @pytest.mark.parametrize(
     ("condition", "of", "unsaid", "fine"),
     [

@@ -526,6 +526,49 @@ def test_what_a_folders_configuration_was_made_from_forbids_and_allows_nothing(l
         assert reasons(recipe(model=str(folder), endpoint=None), ledger) == wanted
 
 
+@pytest.mark.parametrize(
+    ("config", "row"),
+    [
+        ({"model_type": "exaone4"}, "exaone"),
+        ({"architectures": ["ExaoneForCausalLM"]}, "exaone"),
+        ({"model_type": "cohere2", "architectures": ["Cohere2ForCausalLM"]}, "cohere-weights-nc"),
+        ({"model_type": "aya_vision", "text_config": {"model_type": "cohere2"}}, "cohere-weights-nc"),
+        ({"text_config": {"model_type": "exaone"}, "architectures": "none"}, "exaone"),
+    ],
+)
+def test_a_folder_is_known_by_its_kind_of_model_whatever_it_is_called(ledger, terms, tmp_path, config, row):
+    folder = tmp_path / "ours-7b"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "LICENSE").write_text(APACHE.read_text())
+    assert reasons(recipe(terms, model=str(folder), endpoint=None), ledger) == ("refuse", {row})
+    said = {"model": str(folder), "endpoint": None, "checkpoint": "Qwen/Qwen2.5-7B-Instruct"}
+    assert reasons(recipe(terms, **said), ledger) == ("refuse", {"qwen-apache", row})
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("EXAONE-3.5-7.8B-Instruct", "exaone"),
+        ("exaone-deep:7.8b", "exaone"),
+        ("c4ai-command-r-v01", "cohere-weights-nc"),
+        ("aya-expanse-8b", "cohere-weights-nc"),
+    ],
+)
+def test_a_bare_name_of_an_orgs_model_finds_what_forbids_it(ledger, terms, name, row):
+    for about in ({"model": f"/models/{name}", "endpoint": None}, {"model": name, "access": "weights"}):
+        assert reasons(recipe(terms, **about), ledger) == ("refuse", {row})
+
+
+def test_a_licences_own_text_speaks_for_its_row_in_any_folder(ledger, maker, terms, tmp_path):
+    licence = f'{{ name = "Maker Licence", sha256 = ["{digest(TEXT.decode())}"] }}'
+    maker(access='"weights"', hosts="[]", licence=licence, verdict='"refuse"', trains_competing='"no"')
+    folder = tmp_path / "ours-7b"
+    folder.mkdir()
+    (folder / "LICENSE").write_bytes(TEXT)
+    assert reasons(recipe(terms, model=str(folder), endpoint=None), ledger) == ("refuse", {"maker-api"})
+
+
 def test_a_decision_that_is_recalled_is_not_used_again_until_that_is_lifted(ledger):
     leaf = admitted(shipped(), "train_target", ledger)
     recall(ledger, [leaf], "a letter came")
