@@ -4,14 +4,15 @@
 
 A mock upstream (gateway_upstream.py) and a load (gateway_load.py), processes of their own that cost some 15
 us of CPU for a whole answer, share the machine with the one that is measured; gateway_arms.py says what is on
-in stillhouse and what in LiteLLM. Everyone gets every load in turn, for some rounds: one request in flight; 50
-and 300 requests a second on a fixed schedule, each timed from the moment at which it was due, to an upstream
-that thinks for 20 ms; and 32 in flight. Whole answers are some 600 bytes, streams 21 events of a write each.
+in stillhouse and what in LiteLLM. Everyone gets every load in turn, for some rounds: one request in flight;
+50 and 300 requests a second on a fixed schedule, each timed from the moment at which it was due, to an
+upstream that thinks for 20 ms; and 32 in flight. Whole answers are some 600 bytes, streams 21 events of a
+write each.
 
 What a gateway adds is the difference of the medians (p50) or of the 99th percentiles (p99), in the same
-round, to asking the upstream directly. Values are medians of the rounds, in brackets the least and the most of
-them. CPU is user and system of the gateway and its children. A gateway that cannot keep up with a schedule is
-slow without bound: there the share that was answered within ten seconds says more than its latency.
+round, to asking the upstream directly. Values are medians of the rounds, in brackets the least and the most
+of them. CPU is user and system of the gateway and its children. A gateway that cannot keep up with a schedule
+is slow without bound: there the share that was answered within ten seconds says more than its latency.
 
 Then the memory of the gateway, with one worker (gateway_memory.py).
 """

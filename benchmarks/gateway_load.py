@@ -1,6 +1,7 @@
 """Asks a server of chat completions as cheaply as can be, and says how long it took. A process of its own:
 
     python gateway_load.py '{"ports": [8700], "keys": ["sk-..."], "seconds": 5, "in_flight": 32}'
+    python gateway_load.py @FILE
 
 The fields are those of `Load`. A closed loop keeps so many requests in flight; an open one sends at a fixed
 rate whatever comes back, and times each from the moment at which it was due, so that an answer that holds up
@@ -13,16 +14,19 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
 import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvloop
 from precise import Alarm
 
+STAMP = "at 0000000000.000000"
 CONNECTIONS = 2_000  # of an open loop at most
 PROMPT = "Which of these words is the odd one out, and why: barley, copper, yeast, water, oak? " * 2
 
@@ -31,9 +35,10 @@ PROMPT = "Which of these words is the odd one out, and why: barley, copper, yeas
 class Load:
     """Ports and keys are taken in turn, keys by request and ports by connection. Either `rate` (requests a
     second) or `in_flight`. It ends after `seconds` or, where that is not 0, after `requests`. `warm` seconds
-    before are asked alike and not counted. `vanish` is the share of streams whose client leaves at a chunk
+    before that are asked alike and not counted. `vanish` is the share of streams whose client leaves at a chunk
     drawn at random, `patience` the seconds after which a request without an end is given up, and `pause`
-    what a connection waits after an answer that is not 200."""
+    what a connection waits after an answer that is not 200. With `stamped` each request tells in `user` when
+    it was sent (unix seconds)."""
 
     ports: list[int]
     keys: list[str]
@@ -48,6 +53,7 @@ class Load:
     vanish: float = 0.0
     patience: float = 30.0
     pause: float = 0.0
+    stamped: bool = False
     seed: int = 7
 
 
@@ -77,6 +83,8 @@ def request(load: Load, key: str) -> bytes:
         "max_tokens": load.max_tokens,
         "temperature": 0.7,
     }
+    if load.stamped:
+        said["user"] = STAMP
     if load.stream:
         said |= {"stream": True, "stream_options": {"include_usage": True}}
     body = json.dumps(said, separators=(",", ":")).encode()
@@ -159,6 +167,7 @@ class Run:
         self.alarm = Alarm()
         self.random = random.Random(load.seed)
         self.vanish = load.vanish
+        self.stamped = load.stamped
         self.requests = [request(load, key) for key in load.keys]
         self.ports = deque(load.ports)
         self.place = 0
@@ -178,7 +187,8 @@ class Run:
 
     def due(self) -> bytes:
         self.place += 1
-        return self.requests[self.place % len(self.requests)]
+        data = self.requests[self.place % len(self.requests)]
+        return data.replace(STAMP.encode(), f"at {time.time():.6f}".encode()) if self.stamped else data
 
     async def connect(self) -> Connection:
         self.ports.rotate(1)
@@ -245,7 +255,7 @@ class Run:
                 self.again(await self.connect())
                 return
             except OSError:
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.1)
         self.finish()
 
     def finish(self) -> None:
@@ -253,6 +263,11 @@ class Run:
         over = time.monotonic() >= self.end or self.left <= 0
         if over and not self.waiting and not self.opening and all(one.idle for one in self.open):
             self.stopped.set()
+
+    def stop(self) -> None:
+        """Ask nothing more, and end when all is answered."""
+        self.end = time.monotonic()
+        self.loop.call_later(self.load.pause * 2, self.finish)
 
     def overdue(self) -> None:
         """Cut what had no end within the patience."""
@@ -307,6 +322,7 @@ class Run:
     async def whole(self) -> Told:
         await (self.opened() if self.load.rate else self.closed())
         self.loop.call_later(0.5, self.overdue)
+        self.loop.add_signal_handler(signal.SIGTERM, self.stop)
         before = time.process_time()
         length = self.load.warm + self.load.seconds + self.load.patience + 5
         try:
@@ -337,4 +353,6 @@ async def main(load: Load) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(Load(**json.loads(sys.argv[1]))))
+    told = sys.argv[1]
+    text = Path(told[1:]).read_text() if told.startswith("@") else told
+    uvloop.run(main(Load(**json.loads(text))))

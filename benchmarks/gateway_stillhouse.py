@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import subprocess
 import sys
+import time
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,31 +57,49 @@ def _inline(value: Any) -> str:
     return json.dumps(value)
 
 
-def guard(folder: Path, *words: str) -> str:
-    """What a command of `stillhouse guard` says. Raises CalledProcessError."""
-    return subprocess.run(
-        [sys.executable, "-m", "stillhouse.cli", "guard", *words],
-        cwd=folder,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ,
-    ).stdout
+@contextmanager
+def serving(folder: Path, key: str, **more: str) -> Iterator[Arm]:
+    """The gateway of `folder/guard.toml`, which answers when the block begins."""
+    port = tomllib.loads((folder / "guard.toml").read_text())["server"]["port"]
+    words = [sys.executable, "-m", "stillhouse.cli", "guard", "serve", "guard.toml"]
+    with running(words, folder, **{ADMIN: secrets.token_urlsafe(32)} | more) as process:
+        arm = Arm("stillhouse", port, key, process)
+        until_answers(arm, folder)
+        yield arm
 
 
 @contextmanager
 def stillhouse(folder: Path, upstream_port: int) -> Iterator[Arm]:
     folder.mkdir(parents=True)
-    told = settings(upstream_port)
-    (folder / "guard.toml").write_text(toml(told))
-    key = customer(folder)
-    words = [sys.executable, "-m", "stillhouse.cli", "guard", "serve", "guard.toml"]
-    with running(words, folder, **{ADMIN: secrets.token_urlsafe(32)}) as process:
-        arm = Arm("stillhouse", told["server"]["port"], key, process)
-        until_answers(arm, folder)
+    (folder / "guard.toml").write_text(toml(settings(upstream_port)))
+    (key,) = customers(folder, 1)
+    with serving(folder, key) as arm:
         yield arm
 
 
-def customer(folder: Path) -> str:
-    """An organisation, an account and a key of it: the secret."""
-    raise NotImplementedError
+def customers(folder: Path, count: int, **less: int) -> list[str]:
+    """Keys of so many new accounts of one organisation, each with the limits of its own that are given."""
+    from stillhouse.gateway.store.place import pepper_of
+    from stillhouse.gateway.store.register import Act, Register
+    from stillhouse.guard.orders import NewAccount, NewKey, NewOrganisation
+    from stillhouse.guard.reading import read_config
+
+    from stillhouse.guard.accounts import mint
+    from stillhouse.guard.config import Limits
+
+    store = read_config(folder / "guard.toml").store
+    pepper = pepper_of(store, os.environ)
+    register = Register(store, pepper)
+    act = Act("the benchmark", time.time())
+    made = []
+    try:
+        owner = register.add_organisation(act, NewOrganisation(name="Customers", limits=Limits(**limits())))
+        for number in range(count):
+            order = NewAccount(name=f"Customer {number}", organisation=owner.id, limits=Limits(**less))
+            account = register.add_account(act, order)
+            secret, digest, prefix = mint(pepper, secrets.token_bytes(32))
+            register.add_key(act, account.id, NewKey(), digest, prefix)
+            made.append(secret)
+    finally:
+        register.close()
+    return made

@@ -8,8 +8,8 @@ where `stream_options.include_usage` asks for it, then [DONE]. A model called `e
 many tokens as `max_tokens` allows, ten a chunk and a chunk every 20 ms, so that what a limit has reserved is
 also what was served. /count tells what was served, with the CPU seconds it took. It prints its port.
 
-FILE gets a line for each answer, also for one that nobody was there to hear: when it was asked, when it
-ended (`time.time()`), `max_tokens`, tokens sent, whether it was whole, and the bearer's last 8 characters.
+FILE gets a line for each answer, also for one that nobody was there to hear: when its client sent it, by the
+time in `user` ("at 1790000000.5"), when it arrived (`time.time()`), `max_tokens`, and the tokens sent.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MODEL = re.compile(rb'"model": ?"([a-z]+)-(\d+)"')
 MOST = re.compile(rb'"max_(?:completion_)?tokens": ?(\d+)')
 STREAM = re.compile(rb'"stream": ?true')
 USAGE = re.compile(rb'"include_usage": ?true')
-BEARER = re.compile(rb"\r\nauthorization: *bearer ([^\r]+)", re.IGNORECASE)
+STAMP = re.compile(rb'"user": ?"at ([\d.]+)"')
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
     b"x-request-id: req-0123456789abcdef\r\n\r\n"
@@ -116,20 +116,19 @@ class Upstream:
         served["output_tokens"] += tokens
         served["reserved_tokens"] += answer.most
         if self.journal is not None:
-            line = [answer.asked, time.time(), answer.most, tokens, ended, answer.bearer]
-            self.journal.write(json.dumps(line) + "\n")
+            self.journal.write(json.dumps([answer.sent, answer.arrived, answer.most, tokens]) + "\n")
 
 
 class Answer:
     """One answer on its way over a connection."""
 
-    __slots__ = ("asked", "bearer", "chunks", "connection", "most", "place", "wait")
+    __slots__ = ("arrived", "chunks", "connection", "most", "place", "sent", "wait")
 
-    def __init__(self, connection: Connection, most: int, bearer: str) -> None:
+    def __init__(self, connection: Connection, most: int, sent: float) -> None:
         self.connection = connection
         self.most = most
-        self.bearer = bearer
-        self.asked = time.time()
+        self.sent = sent
+        self.arrived = time.time()
         self.chunks: list[bytes] = []
         self.place = 0
         self.wait = 0.0
@@ -198,14 +197,14 @@ class Connection(asyncio.Protocol):
         self.buffer = buffer[end:]
         if buffer.startswith(b"POST "):
             self.busy = True
-            self.answer(buffer[:head], buffer[head + 4 : end])
+            self.answer(buffer[head + 4 : end])
         elif buffer.startswith(b"GET /count"):
             self.transport.write(response("200 OK", self.upstream.served | {"cpu": time.process_time()}))
         else:
             models = [{"id": "think-0", "object": "model", "created": 1, "owned_by": "mock"}]
             self.transport.write(response("200 OK", {"object": "list", "data": models}))
 
-    def answer(self, head: bytes, body: bytes) -> None:
+    def answer(self, body: bytes) -> None:
         upstream = self.upstream
         upstream.served["asked"] += 1
         named, most = MODEL.search(body), MOST.search(body)
@@ -215,8 +214,8 @@ class Connection(asyncio.Protocol):
             return
         kind, wait = named[1].decode(), int(named[2]) / 1e3
         model = f"{kind}-{named[2].decode()}"
-        bearer = BEARER.search(head) if upstream.journal is not None else None
-        answer = Answer(self, int(most[1]) if most else 0, bearer[1][-8:].decode() if bearer else "")
+        stamp = STAMP.search(body) if upstream.journal is not None else None
+        answer = Answer(self, int(most[1]) if most else 0, float(stamp[1]) if stamp else 0.0)
         streamed = STREAM.search(body) is not None
         if kind == "exact":
             self.exact(answer, model, wait, streamed)
