@@ -30,7 +30,7 @@ test-rest: setup
 	$(BIN)/python -m pytest -m "not slow" $(addprefix --ignore ,$(APART))
 
 test-all: setup lint
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix -r requirements-,ray.lock triton.lock gguf.lock)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix -r requirements-,ray.lock triton.lock gguf.lock oms.lock)
 	$(BIN)/python -m pytest
 
 # lm-eval holds python-dateutil at an older version than the rest, so it has an environment of its own.

@@ -10,9 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import StorageError, UsageError, storage
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 FOLDER = ".stillhouse"
 
@@ -59,6 +63,15 @@ class Workspace:
     def earlier_verifying_key(self, public: bytes) -> Path:
         """Where a public key (32 bytes) is kept after it was replaced."""
         return self.root / "keys" / f"signing-{public.hex()[:8]}.pub"
+
+    @property
+    def model_signing_key(self) -> Path:
+        """P-256 private key (PEM) that signs a release's `model.sig`, for those who check models with OMS."""
+        return self.root / "keys" / "model-signing.pem"
+
+    @property
+    def model_verifying_key(self) -> Path:
+        return self.root / "keys" / "model-signing.pub"
 
     @property
     def erasing(self) -> Path:
@@ -265,11 +278,10 @@ def open_workspace(start: Path) -> Workspace:
 
 
 def init_workspace(folder: Path, ledger_url: str | None = None) -> Workspace:
-    """Make `.stillhouse` with its two keys (mode 0600) in `folder`. Leaves an existing workspace as it is.
+    """Make `.stillhouse` with its three keys (mode 0600) in `folder`. Leaves an existing workspace as it is.
 
     With `ledger_url` its ledger lies in that database. Raises UsageError when the workspace has another one.
     """
-    from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     workspace = Workspace(folder.resolve() / FOLDER)
@@ -284,21 +296,40 @@ def init_workspace(folder: Path, ledger_url: str | None = None) -> Workspace:
         if not workspace.workspace_key.exists():
             _write_new(workspace.workspace_key, (secrets.token_hex(32) + "\n").encode(), 0o600)
         if not workspace.signing_key.exists():
-            key = Ed25519PrivateKey.generate()
-            pem = key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-            public = key.public_key().public_bytes(
-                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-            )
+            pem, public = pems(Ed25519PrivateKey.generate())
             _write_new(workspace.signing_key, pem, 0o600)
             write_atomic(workspace.verifying_key, public)
+        make_model_signing_key(workspace)
         if ledger_url is not None:
             write_atomic(workspace.ledger_url, (ledger_url + "\n").encode())
         ignore = workspace.root / ".gitignore"
         if not ignore.exists():
             ignore.write_text("*\n")
     return workspace
+
+
+def make_model_signing_key(workspace: Workspace) -> None:
+    """Make the key that signs `model.sig` where there is none, as in workspaces of before there was one."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    if not workspace.model_signing_key.exists():
+        pem, public = pems(ec.generate_private_key(ec.SECP256R1()))
+        with storage("write", workspace.model_signing_key):
+            _write_new(workspace.model_signing_key, pem, 0o600)
+        write_atomic(workspace.model_verifying_key, public)
+
+
+def pems(key: Ed25519PrivateKey | EllipticCurvePrivateKey) -> tuple[bytes, bytes]:
+    """The private and the public half of a key, each as PEM and without a password."""
+    from cryptography.hazmat.primitives import serialization
+
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return private, public
 
 
 def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:

@@ -13,16 +13,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from resealing import seal_again
 
 from stillhouse.audit import verify
 from stillhouse.errors import LedgerError
-from stillhouse.ledger import Ledger, merkle
+from stillhouse.ledger import Ledger, merkle, oms
 from stillhouse.ledger.checkpoint import sign_checkpoint
 from stillhouse.ledger.disclosure import disclosed, leaf_hashes
 from stillhouse.ledger.export import tile_path
 from stillhouse.ledger.keys import public_bytes, public_pem, read_signing_key
 from stillhouse.ledger.leaves import canonical
-from stillhouse.ledger.manifest import seal
 from stillhouse.ledger.proof import read_proof, write_proof
 
 
@@ -109,10 +109,8 @@ def test_files_that_are_added_removed_or_linked_are_named(bundle):
 
 def resealed(bundle, made, key=None):
     """As the maker, or somebody with another key, would write it again after a change."""
-    with Ledger.open(made.workspace) as ledger:
-        key = key or read_signing_key(made.workspace)
-        name = json.loads(next(_lines(bundle, "release")))["leaf"]["body"]["name"]
-        seal(bundle, ledger.origin, name, key)
+    name = json.loads(next(_lines(bundle, "release")))["leaf"]["body"]["name"]
+    seal_again(bundle, made.workspace, name, key)
 
 
 def _lines(bundle, kind):
@@ -293,6 +291,8 @@ def test_the_checker_that_needs_nothing_agrees(made, bundle, tmp_path):
 
 def test_the_checker_misses_no_flipped_bit_either(bundle):
     for path, place, bit in flips(bundle, 40, 3):
+        if path.name == oms.NAME:  # made after what it checks, and by another key
+            continue
         data = bytearray(path.read_bytes())
         data[place] ^= bit
         path.write_bytes(data)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from provider import answer
+from resealing import seal_again
 from tiny import tiny_model
 
 from stillhouse import pipeline
@@ -16,8 +17,7 @@ from stillhouse.audit import verify
 from stillhouse.errors import GateRefused
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.disclosure import disclose, disclosed
-from stillhouse.ledger.keys import read_signing_key
-from stillhouse.ledger.manifest import digests, seal
+from stillhouse.ledger.manifest import digests
 from stillhouse.ledger.quarantine import recall
 from stillhouse.release import release
 
@@ -85,13 +85,13 @@ def test_rows_that_the_maker_recorded_after_the_training_are_found(made, tmp_pat
         pq.write_table(pa.Table.from_pylist(listed, schema=first.schema), path)
         teachers = json.loads((proofs / "teachers.json").read_bytes())
         (proofs / "teachers.json").write_text(json.dumps([{**teachers[0], "rows": 2}]))
-        for name in ("MANIFEST", "provenance/checkpoint", "provenance/public-key.pem"):
+        for name in ("model.sig", "MANIFEST", "provenance/checkpoint", "provenance/public-key.pem"):
             (folder / name).unlink()
         (proofs / "leaves.jsonl.gz").unlink()
         shutil.rmtree(proofs / "tile")
         forged = ledger.append("release", {**body, "rows": 2, "files": digests(folder)})
         shown = {index for index, leaf in before.items() if leaf.kind not in ("row", "release")}
         disclose(ledger, proofs, {*shown, transform, *leaves, forged}, ledger.checkpoint())
-        seal(folder, ledger.origin, body["name"], read_signing_key(made.workspace))
+    seal_again(folder, made.workspace, body["name"])
     assert set(failures(verify(folder))) == {"rows"}
     assert failures(verify(made.release)) == {}

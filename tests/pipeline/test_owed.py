@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from provider import answer
+from resealing import seal_again
 from tiny import tiny_model
 
 from stillhouse import pipeline
@@ -12,8 +13,6 @@ from stillhouse.audit import verify
 from stillhouse.cli.show import plan_text
 from stillhouse.errors import GateRefused
 from stillhouse.ledger import Ledger
-from stillhouse.ledger.keys import read_signing_key
-from stillhouse.ledger.manifest import seal
 from stillhouse.recipe import parse_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,8 +129,7 @@ def test_a_notice_that_the_maker_takes_out_again_is_missed(make, workspace, tmp_
     done = pipeline.run(make([("notice", ["Maker (c)"])]), workspace)
     folder = shutil.copytree(done.run.release, tmp_path / "copy")
     (folder / "NOTICE").unlink()
-    with Ledger.open(workspace) as ledger:
-        seal(folder, ledger.origin, "t", read_signing_key(workspace))
+    seal_again(folder, workspace, "t")
     found = {check.name: check for check in verify(folder).checks}
     assert "NOTICE lacks 'Maker (c)'" in found["obligations"].detail
     assert not found["release"].ok

@@ -13,7 +13,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from google.protobuf import json_format
 from huggingface_hub import ModelCard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
 from in_toto_attestation.v1 import statement_pb2
@@ -129,6 +129,7 @@ def test_the_card_shows_credit_lines_scores_and_what_nobody_recorded():
 
 @settings(max_examples=60, deadline=None)
 @given(odd())
+@example(taught_by(replace(TEACHER, model="\x85"), TEACHER, name="a\u2028b\u2029c"))
 def test_no_name_breaks_the_card(facts: Facts):
     card = model_card(facts)
     assert front(card) == metadata(facts)

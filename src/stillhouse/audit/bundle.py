@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from stillhouse.audit.permits import not_covered
 from stillhouse.audit.trail import Trail, follow, not_trained_on
 from stillhouse.errors import LedgerError, StillhouseError, storage
-from stillhouse.ledger import Check, Checkpoint, Verification, read_checkpoint
+from stillhouse.ledger import Check, Checkpoint, Verification, oms, read_checkpoint
 from stillhouse.ledger.checkpoint import signer_of
 from stillhouse.ledger.disclosure import LEAVES, check_upper_tiles, leaf_hashes, root_at
 from stillhouse.ledger.keys import public_of_pem
@@ -64,6 +64,7 @@ def verify(folder: Path, pinned: bytes | None = None, against: bytes | None = No
         _checked("log", _log, bundle),
         _checked("leaves", _leaves, bundle),
         _checked("signature", lambda bundle: _signature(bundle, pinned), bundle),
+        _checked("model.sig", _model_signature, bundle),
         _checked("release", _release, bundle),
         _checked("weights", _weights, bundle),
         _checked("rows", _rows, bundle),
@@ -114,12 +115,13 @@ def _files(bundle: _Bundle) -> str:
     bundle.manifest = manifest = read_manifest((bundle.folder / NAME).read_bytes())
     there = {name: digest for name, digest in bundle.files.items() if name != NAME}
     faults = [f"{name} is missing" for name in manifest.files if name not in there]
-    faults += [f"{name} is not in the manifest" for name in there if name not in manifest.files]
+    added = there.keys() - manifest.files.keys() - {oms.NAME}  # which has a check of its own
+    faults += [f"{name} is not in the manifest" for name in added]
     faults += [
         f"{name} was changed" for name in there if manifest.files.get(name, there[name]) != there[name]
     ]
     _none(faults)
-    return f"{len(there)} files of {manifest.release}, each with the SHA-256 of the manifest"
+    return f"{len(manifest.files)} files of {manifest.release}, each with the SHA-256 of the manifest"
 
 
 def _checkpoint(bundle: _Bundle) -> str:
@@ -172,6 +174,23 @@ def _signature(bundle: _Bundle, pinned: bytes | None) -> str:
     return f"by {name}, to which the pinned key was changed under its own signature"
 
 
+def _model_signature(bundle: _Bundle) -> str:
+    """Its key needs no word of its own: the release holds it, and the manifest's signer signed for that."""
+    _need(bundle.manifest, "the manifest")
+    found = {name for name in (oms.NAME, oms.PUBLIC) if name in bundle.files}
+    if not found:
+        return "not present"
+    if lacking := {oms.NAME, oms.PUBLIC} - found:
+        raise _fault(f"{lacking.pop()} is missing, and {found.pop()} is there")
+    signed = oms.signed_files(
+        (bundle.folder / oms.NAME).read_bytes(), (bundle.folder / oms.PUBLIC).read_bytes()
+    )
+    there = oms.covered(bundle.files)
+    differ = {name for name, _ in signed.items() ^ there.items()}
+    _none([f"{name} is not as {oms.NAME} says" for name in differ])
+    return f"{len(signed)} files, signed by the P-256 key in {oms.PUBLIC}"
+
+
 def _release(bundle: _Bundle) -> str:
     trail, manifest = _need(bundle.trail, "the leaves"), _need(bundle.manifest, "the manifest")
     body = _need(trail.release, "the release's leaf").body
@@ -192,7 +211,7 @@ def _release(bundle: _Bundle) -> str:
 
 def _after(name: str) -> bool:
     """Whether a file can only be written after the release's leaf: its proofs, and the signatures."""
-    late = (f"{PROOFS}/checkpoint", f"{PROOFS}/public-key.pem", f"{PROOFS}/{LEAVES}", "model.sig", NAME)
+    late = (f"{PROOFS}/checkpoint", f"{PROOFS}/public-key.pem", f"{PROOFS}/{LEAVES}", oms.NAME, NAME)
     return name in late or name.startswith(f"{PROOFS}/tile/")
 
 

@@ -134,24 +134,29 @@ def show_keys(as_json: Json = False) -> None:
 
     workspace = open_workspace(Path.cwd())
     public = read_public_key(workspace)
+    pem, models = public_pem(public).decode(), workspace.model_verifying_key
     earlier = sorted(workspace.verifying_key.parent.glob("signing-*.pub"))
+    private = [workspace.signing_key, workspace.workspace_key]
+    private += [workspace.model_signing_key] if models.is_file() else []
     found = {
         "public_key": public.hex(),
-        "pem": public_pem(public).decode(),
+        "pem": pem,
         "file": str(workspace.verifying_key),
         "earlier": list(map(str, earlier)),
-        "private": [str(workspace.signing_key), str(workspace.workspace_key)],
+        "model_signing": str(models) if models.is_file() else None,
+        "private": list(map(str, private)),
     }
     lines = [f"signing    {public.hex()}", f"           {workspace.verifying_key}: give it to who verifies"]
     lines += [f"earlier    {path}" for path in earlier]
-    lines += [f"private    {path}" for path in found["private"]]
-    show.result(found, "\n".join([*lines, found["pem"].rstrip()]), as_json)  # type: ignore[attr-defined]
+    lines.append(f"models     {models if models.is_file() else 'made with the next release'}")
+    lines += [f"private    {path}" for path in private]
+    show.result(found, "\n".join([*lines, pem.rstrip()]), as_json)
 
 
 def rotate_keys(as_json: Json = False) -> None:
-    """Replace the signing key; the old one signs that, and earlier checkpoints stay valid."""
+    """Replace both keys that sign; what the old ones signed stays valid."""
     from stillhouse.cli import show
-    from stillhouse.ledger import Ledger, rotate_signing_key
+    from stillhouse.ledger import Ledger, oms, rotate_signing_key
     from stillhouse.ledger.keys import read_public_key
     from stillhouse.workspace import open_workspace
 
@@ -162,6 +167,7 @@ def rotate_keys(as_json: Json = False) -> None:
     new = read_public_key(workspace)
     text = f"replaced   {old.hex()[:16]}... by {new.hex()[:16]}..., at leaf {leaf}"
     text += f"\nnext       give {workspace.verifying_key} to those who verify"
+    text += f"\n           and {workspace.model_verifying_key} to those who check {oms.NAME}"
     show.result({"leaf": leaf, "old": old.hex(), "new": new.hex()}, text, as_json)
 
 

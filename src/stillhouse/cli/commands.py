@@ -282,6 +282,31 @@ def release(recipe: RecipeFile, as_json: Json = False) -> None:
 
 
 @app.command()
+def export(
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="The folder of a release.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, such as student.gguf.")],
+    form: Annotated[
+        Literal["gguf", "ollama"],
+        typer.Option("--format", help="gguf for llama.cpp; ollama writes a Modelfile beside it."),
+    ] = "gguf",
+    as_json: Json = False,
+) -> None:
+    """Write a released student for llama.cpp or Ollama, every weight in its own precision."""
+    from stillhouse.cli import show
+    from stillhouse.pipeline import need_extra
+    from stillhouse.release.exports import export as write
+    from stillhouse.release.owed import FILES
+
+    need_extra("gguf", ("gguf",))
+    need_extra("train", ("safetensors", "torch", "transformers"))
+    written = [str(path) for path in write(release, file, form == "ollama")]
+    owed = [name for name in FILES if (release / name).exists()]
+    lines = [f"written    {path}" for path in written]
+    lines += [f"hand on    {', '.join(owed)} of the release: they go with these weights"] if owed else []
+    show.result({"written": written, "hand_on": owed}, "\n".join(lines), as_json)
+
+
+@app.command()
 def report(run_name: RunName, as_json: Json = False) -> None:
     """Write the HTML report of a run from its files."""
     from stillhouse.cli import show

@@ -47,6 +47,13 @@ class Store(Table):
         default=None,
         description="Variable with the secret under which keys are hashed; without it a file in `folder`.",
     )
+    stale_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        le=3600,
+        description="While the accounts cannot be read, known callers may still list the models for so long; "
+        "what costs money is refused.",
+    )
 
 
 class Upstream(Table):
@@ -56,6 +63,7 @@ class Upstream(Table):
     connect_seconds: Seconds = 5.0
     first_byte_seconds: Seconds = 300.0
     silent_seconds: Seconds = Field(default=60.0, description="Longest silence in the middle of an answer.")
+    answer_seconds: Seconds = Field(default=3600.0, description="Longest answer, from its first byte on.")
 
 
 class Limits(Table):

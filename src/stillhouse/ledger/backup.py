@@ -35,7 +35,8 @@ from stillhouse.workspace import Workspace, sync_folder
 
 FORMAT = "stillhouse-backup-1"
 _MANIFEST = "manifest.json"
-_PRIVATE = ("keys/workspace.key", "keys/signing.pem")
+_NEEDED = ("keys/workspace.key", "keys/signing.pem")
+_PRIVATE = (*_NEEDED, "keys/model-signing.pem")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +217,7 @@ def _check_keys(workspace: Workspace, within: Path) -> None:
     """Either the workspace has private keys, or the backup; where both have them they are the same."""
     for name in _PRIVATE:
         ours, theirs = workspace.root / name, within / name
-        if not ours.is_file() and not theirs.is_file():
+        if name in _NEEDED and not ours.is_file() and not theirs.is_file():
             raise UsageError(
                 f"{ours} is missing, and the backup holds no keys",
                 "answers are recognised and checkpoints are signed with them",

@@ -1,4 +1,4 @@
-"""The workspace's two keys: one names exchanges, the other signs checkpoints. See docs/keys.md."""
+"""The workspace's keys: one names exchanges, one signs checkpoints, one `model.sig`. See docs/keys.md."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from stillhouse.errors import LedgerError, UsageError, storage
 from stillhouse.ledger.leaves import canonical
-from stillhouse.workspace import Workspace, write_atomic
+from stillhouse.workspace import Workspace, make_model_signing_key, pems, write_atomic
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
     from stillhouse.ledger.store import Ledger
 
 NOT_ASKED = frozenset({"stream", "stream_options", "user", "metadata"})
@@ -72,13 +75,19 @@ def read_workspace_key(workspace: Workspace) -> bytes:
 
 def read_signing_key(workspace: Workspace) -> Ed25519PrivateKey:
     """Raises UsageError when the file is missing or not an Ed25519 key."""
-    path = workspace.signing_key
-    try:
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise _lost(path, str(error)) from None
+    key = _read_private(workspace.signing_key)
     if not isinstance(key, Ed25519PrivateKey):
-        raise _lost(path, "it is not an Ed25519 key")
+        raise _lost(workspace.signing_key, "it is not an Ed25519 key")
+    return key
+
+
+def read_model_signing_key(workspace: Workspace) -> ec.EllipticCurvePrivateKey:
+    """The key that signs `model.sig`, made now where a workspace has none. Raises UsageError when the file
+    holds something else."""
+    make_model_signing_key(workspace)
+    key = _read_private(workspace.model_signing_key)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise _lost(workspace.model_signing_key, "it is not a P-256 key")
     return key
 
 
@@ -120,6 +129,14 @@ def public_pem(public: bytes) -> bytes:
     )
 
 
+def pre_authentication(kind: str, payload: bytes) -> bytes:
+    """What is signed of a payload of this type: DSSE's pre-authentication encoding.
+
+    https://github.com/secure-systems-lab/dsse/blob/master/protocol.md
+    """
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind.encode(), len(payload), payload)
+
+
 def signed_by(public: bytes, signature: bytes, message: bytes) -> bool:
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
@@ -153,24 +170,25 @@ def rotation_signed(body: Mapping[str, Any]) -> bool | None:
 
 
 def rotate_signing_key(workspace: Workspace, ledger: Ledger) -> int:
-    """Replace the signing key; returns the leaf of the correction that the old key signed.
+    """Replace both keys that sign; returns the leaf of the correction that the old key signed.
 
     A checkpoint by the old key comes before and one by the new key after. The old public key stays in
     keys/ under the first 8 hex digits of its bytes; the old private key is gone. If the process dies
     between the change of files and the leaf, the next checkpoint records the change without a signature.
+    No leaf names the key of `model.sig`: every release holds the one that it was signed with.
     """
     old, new = read_signing_key(workspace), Ed25519PrivateKey.generate()
     ledger.checkpoint()
     body = rotation_body(ledger.origin, public_bytes(old), public_bytes(new), old)
     old_public = public_bytes(old)
     write_atomic(workspace.earlier_verifying_key(old_public), public_pem(old_public))
-    _replace_private(
-        workspace.signing_key,
-        new.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        ),
-    )
-    write_atomic(workspace.verifying_key, public_pem(public_bytes(new)))
+    for key, private, public in (
+        (ec.generate_private_key(ec.SECP256R1()), workspace.model_signing_key, workspace.model_verifying_key),
+        (new, workspace.signing_key, workspace.verifying_key),
+    ):
+        private_pem, pem = pems(key)
+        _replace_private(private, private_pem)
+        write_atomic(public, pem)
     leaf = ledger.append("correction", body)
     ledger.checkpoint()
     return leaf
@@ -178,6 +196,13 @@ def rotate_signing_key(workspace: Workspace, ledger: Ledger) -> int:
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+def _read_private(path: Path) -> PrivateKeyTypes:
+    try:
+        return serialization.load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise _lost(path, str(error)) from None
 
 
 def _replace_private(path: Path, data: bytes) -> None:

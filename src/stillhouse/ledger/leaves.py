@@ -35,6 +35,7 @@ LeafKind = Literal[
     "release",
     "tombstone",
     "correction",
+    "served",
 ]
 KINDS: frozenset[str] = frozenset(get_args(LeafKind))
 KEYED = frozenset({"exchange", "import"})

@@ -1,4 +1,4 @@
-"""The last file of a release: every other file's SHA-256, as a C2SP signed-note.
+"""What a release holds: the SHA-256 of every file, as a C2SP signed-note. Only `model.sig` comes after.
 
 stillhouse/1f2e3d4c5b6a7988
 release desk-small
@@ -19,6 +19,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from stillhouse.errors import LedgerError, storage
+from stillhouse.ledger import oms
 from stillhouse.ledger.checkpoint import note_text, sign_note
 from stillhouse.workspace import write_atomic
 
@@ -37,9 +38,11 @@ class Manifest:
 
 
 def seal(folder: Path, origin: str, release: str, key: Ed25519PrivateKey) -> Manifest:
-    """Write the manifest of all that lies in the folder. Raises LedgerError for a name with a line break."""
-    files = digests(folder)
-    files.pop(NAME, None)
+    """Write the manifest of all that lies in the folder but `model.sig`, which covers the manifest.
+
+    Raises LedgerError for a name with a line break.
+    """
+    files = {name: digest for name, digest in digests(folder).items() if name not in (NAME, oms.NAME)}
     for name in (release, *files):
         if name != name.strip() or "\n" in name or "\r" in name or not name:
             raise LedgerError(

@@ -240,6 +240,8 @@ def _note(
     elif kind == "tombstone":
         named = (body["leaf"],) if "leaf" in body else body["leaves"]  # one leaf each, in older logs
         found.tombstones[index] = {*named, *body.get("rows", ())}
+    elif kind == "served" and (body["count"] < 1 or len(bytes.fromhex(body["root"])) != 32):
+        raise ValueError
 
 
 def _check_contents(

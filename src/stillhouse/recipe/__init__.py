@@ -7,22 +7,17 @@ of what its rows depend on names the run, so that changed settings never mix wit
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import json
 import re
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import rfc8785
-from pydantic import BaseModel, ValidationError
 
-from stillhouse.errors import UsageError
 from stillhouse.recipe.curation import Curate, LeakSet, Mix
-from stillhouse.recipe.places import line_of
+from stillhouse.recipe.strict import checked, read_tree
 from stillhouse.recipe.tables import (
     Canary,
     Collect,
@@ -85,7 +80,7 @@ __all__ = [
 ]
 
 # Where a key may stand by mistake: never echoed.
-SECRET = r"(teachers?|evaluate\.judge)(\.\d+)?(\.(endpoint|key_env).*)?"
+SECRET = re.compile(r"(teachers?|evaluate\.judge)(\.\d+)?(\.(endpoint|key_env).*)?")
 AnyTeacher = TypeVar("AnyTeacher", bound=Teacher)
 
 # Of a teacher only the terms gate reads these.
@@ -100,53 +95,12 @@ def load_recipe(path: Path) -> Recipe:
     A run's `recipe.json` is one as well, and makes the same run again.
     Raises UsageError that names the line, and for an unknown key the nearest valid one.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UsageError(
-            f"no recipe at {path}", "the file does not exist", "write one with `stillhouse init`"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}", str(error), "give a readable TOML file") from None
-    kind, loads = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
-    try:
-        tree = loads(text)
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid {kind}", str(error), "mend that line") from None
-    if not isinstance(tree, dict):
-        raise UsageError(f"{path} is no recipe", "it holds no tables", "give a recipe")
+    tree, text = read_tree(path, "recipe", "write one with `stillhouse init`")
     return _absolute(parse_recipe(tree, text, str(path)), path.resolve().parent)
 
 
 def parse_recipe(tree: dict[str, Any], text: str = "", where: str = "recipe") -> Recipe:
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"]]
-        line = line_of(text, place)
-        at = f"{where}:{line}" if line else where
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        name = ".".join(place)
-        if first["type"] == "extra_forbidden":
-            valid = _keys_at(place[:-1])
-            near = difflib.get_close_matches(place[-1], valid, n=1, cutoff=0.4)
-            mend = f"did you mean `{near[0]}`?" if near else f"valid here: {', '.join(valid)}"
-            raise UsageError(
-                f"{at}: unknown key `{name}`{more}", "stillhouse reads no such setting", mend
-            ) from None
-        if first["type"] == "missing":
-            raise UsageError(
-                f"{at}: `{name}` is missing{more}", "a recipe needs it", f"add `{place[-1]}`"
-            ) from None
-        why = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
-        hidden = re.fullmatch(SECRET, name) is not None
-        shown = isinstance(first["input"], str | int | float) and not hidden
-        raise UsageError(
-            f"{at}: {f'`{name}`' if name else 'the recipe'} is not usable{more}",
-            f"{why} (got {first['input']!r})" if shown else why,
-            "see docs/recipe.md",
-        ) from None
+    return checked(Recipe, tree, text, where, "recipe", "docs/recipe.md", SECRET)
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -243,18 +197,3 @@ def _curate(settings: Curate, path: Callable[[str | None], str | None]) -> Curat
     mix = settings.mix and settings.mix.model_copy(update={"checkpoint": path(settings.mix.checkpoint)})
     files = {name: path(getattr(settings, name)) for name in ("json_schema", "embedding")}
     return settings.model_copy(update={"leak_sets": sets, "mix": mix, **files})
-
-
-def _keys_at(place: list[str]) -> list[str]:
-    table: Any = Recipe
-    for part in place:
-        if part.isdigit():  # a place in a list of tables
-            continue
-        field = (
-            table.model_fields.get(part) if isinstance(table, type) and issubclass(table, BaseModel) else None
-        )
-        if field is None:
-            return []
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        table = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-    return sorted(table.model_fields) if isinstance(table, type) and issubclass(table, BaseModel) else []

@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 
 from stillhouse.errors import GateRefused, storage
-from stillhouse.ledger import Ledger, disclosure, manifest
-from stillhouse.ledger.keys import read_signing_key
+from stillhouse.ledger import Ledger, disclosure, manifest, oms
+from stillhouse.ledger.keys import read_model_signing_key, read_signing_key
 from stillhouse.ledger.quarantine import quarantined
 from stillhouse.recipe import Recipe
 from stillhouse.release import owed
@@ -21,7 +22,7 @@ from stillhouse.release.provenance import learned_under, leaves_to_show, newest
 from stillhouse.release.rows import write_rows
 from stillhouse.terms.base import of_base
 from stillhouse.terms.obligations import must_be_met, redistributes, seeds, settled
-from stillhouse.workspace import RunFolder
+from stillhouse.workspace import RunFolder, pems
 
 PROOFS = "provenance"
 
@@ -43,13 +44,13 @@ def release(
     now: datetime,
     licences: Mapping[tuple[str, str], bytes] | None = None,
 ) -> Released:
-    """Write `release/`: the student as a transformers folder, its documents, the proofs, and the manifest.
+    """Write `release/`: the student as a transformers folder, its documents, the proofs, and two signatures.
 
     `decided` are the decisions of now that each teacher's answers may be trained on, `licences` the texts at
-    hand by row and teacher. The release leaf holds the SHA-256 of every file that is
-    there before it; checkpoint, leaves and hashes come after, and the signed manifest, written last, covers
-    them all. The folder is replaced as a whole; a process that dies leaves no half of one,
-    and what was released before lies there, or beside it as `release.old`.
+    hand by row and teacher. The release leaf holds the SHA-256 of every file that is there before it;
+    checkpoint, leaves and hashes come after, then the signed manifest, which covers them all, and last
+    `model.sig`, which covers the manifest too. The folder is replaced as a whole; a process that dies leaves
+    no half of one, and what was released before lies there, or beside it as `release.old`.
 
     Raises GateRefused where an obligation is not met, or answers that were learned from were recalled since
     they were curated.
@@ -65,6 +66,7 @@ def release(
     # The curation that was trained on: one of later that kept the same rows wrote their leaves again.
     transform = trained.body["transform"]
     temporary, key = run.release.with_name("release.new"), read_signing_key(ledger.workspace)
+    model_key = read_model_signing_key(ledger.workspace)
     with storage("write the release", run.release):
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(run.student, temporary)
@@ -73,6 +75,7 @@ def release(
         rows = write_rows(run, ledger, transform, temporary / ROWS)
         _write(temporary, documents(facts, rows, key))
         _write(temporary, owed.files(settlement, recipe.release.licence, licences or {}))
+        _write(temporary, {oms.PUBLIC: pems(model_key)[1]})
     files = manifest.digests(temporary)
     leaf = ledger.append(
         "release",
@@ -96,7 +99,9 @@ def release(
     named = {*grounds, *decided, transform, trained.index, evaluated.index, leaf}
     shown = leaves_to_show(run, ledger, temporary / ROWS, named)
     disclosure.disclose(ledger, temporary / PROOFS, shown, checkpoint)
-    manifest.seal(temporary, ledger.origin, facts.name, key)
+    sealed = manifest.seal(temporary, ledger.origin, facts.name, key)
+    covered = {**sealed.files, manifest.NAME: sha256(sealed.note).hexdigest()}
+    oms.sign_model(temporary, run.release.name, covered, model_key)
     with storage("write the release", run.release):
         _put_in_place(temporary, run.release)
     root = base64.b64encode(checkpoint.root).decode()

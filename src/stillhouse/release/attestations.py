@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from stillhouse.errors import LedgerError
 from stillhouse.ledger import canonical
-from stillhouse.ledger.keys import public_bytes, signed_by
+from stillhouse.ledger.keys import pre_authentication, public_bytes, signed_by
 from stillhouse.release.facts import MARGIN, Facts, Teacher, compute, missing, stamp, urn
 from stillhouse.release.rows import Rows
 
@@ -39,11 +39,12 @@ def statements(facts: Facts, rows: Rows) -> dict[str, dict[str, Any]]:
 def signed(statement: Mapping[str, Any], key: Ed25519PrivateKey) -> bytes:
     """A DSSE envelope on one line. Equal statements and keys give equal bytes."""
     payload = canonical(statement)
+    message = pre_authentication(PAYLOAD, payload)
     envelope = {
         "payload": base64.b64encode(payload).decode(),
         "payloadType": PAYLOAD,
         "signatures": [
-            {"keyid": key_id(public_bytes(key)), "sig": base64.b64encode(key.sign(_pae(payload))).decode()}
+            {"keyid": key_id(public_bytes(key)), "sig": base64.b64encode(key.sign(message)).decode()}
         ],
     }
     return canonical(envelope) + b"\n"
@@ -58,7 +59,7 @@ def opened(line: bytes, public: bytes) -> dict[str, Any]:
         good = envelope["payloadType"] == PAYLOAD
     except (ValueError, KeyError, TypeError, binascii.Error):
         raise _unsigned("it is not a DSSE envelope") from None
-    if not good or not any(signed_by(public, each, _pae(payload)) for each in given):
+    if not good or not any(signed_by(public, each, pre_authentication(PAYLOAD, payload)) for each in given):
         raise _unsigned(f"the key {public.hex()[:8]}... did not sign it, or it was changed after signing")
     statement = json.loads(payload)
     return statement if isinstance(statement, dict) else {}
@@ -67,11 +68,6 @@ def opened(line: bytes, public: bytes) -> dict[str, Any]:
 def key_id(public: bytes) -> str:
     """SHA-256 (hex) over the 32 bytes of the public key."""
     return sha256(public).hexdigest()
-
-
-def _pae(payload: bytes) -> bytes:
-    """What is signed: DSSE's pre-authentication encoding."""
-    return b"DSSEv1 %d %b %d %b" % (len(PAYLOAD), PAYLOAD.encode(), len(payload), payload)
 
 
 def _unsigned(why: str) -> LedgerError:

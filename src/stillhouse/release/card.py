@@ -14,6 +14,7 @@ _ON_HUB = frozenset(
     "cc-by-sa-4.0 cc0-1.0 epl-2.0 eupl-1.1 eupl-1.2 isc mit mpl-2.0 ncsa ofl-1.1 postgresql unlicense wtfpl "
     "zlib".split()
 )
+_LINE_BREAKS = frozenset("\x85\u2028\u2029")  # YAML's, beside the common ones
 UNANCHORED = "unanchored: internally consistent only. Nobody else is known to hold a checkpoint."
 
 
@@ -22,6 +23,8 @@ def model_card(facts: Facts) -> str:
     import yaml
 
     head = yaml.safe_dump(metadata(facts), sort_keys=True, allow_unicode=True, width=10**6)
+    if not _LINE_BREAKS.isdisjoint(head):  # as they are, they would be read back as blanks
+        head = yaml.safe_dump(metadata(facts), sort_keys=True, width=10**6)
     parts = [f"---\n{head}---", f"# {text(facts.name)}", _origin(facts), *_credits(facts)]
     parts += ["## Scores", _scores(facts), "## Where the training rows came from", _rows(facts)]
     parts += ["## Limits", _limits(facts), "## Training", _training(facts)]

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillhouse.errors import ModelError, storage
+from stillhouse.errors import ModelError, UsageError, storage
+from stillhouse.workspace import write_atomic
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -37,6 +38,32 @@ def lacking(folder: Path) -> tuple[str, ...]:
         "a chat template": template,
     }
     return tuple(what for what, there in found.items() if not there)
+
+
+def export(folder: Path, path: Path, ollama: bool) -> list[Path]:
+    """Write the student of a release as a GGUF file, with a Modelfile beside it for Ollama; returns what was
+    written. Where the student cannot be carried over, nothing is.
+
+    Raises UsageError for a folder without a model, and for files that are there already or would lie in the
+    release, whose signatures are over what it has now; ModelError as `write_gguf` and `modelfile` do.
+    """
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"no model in {folder}", "it has no config.json", "give the folder of a release")
+    written = [path, path.with_name("Modelfile")] if ollama else [path]
+    for file in written:
+        if file.exists():
+            raise UsageError(f"{file} is there already", "an export replaces no file", "give a new name")
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(
+            f"{path} would lie in the release",
+            "its signatures are over the files that it has now",
+            "give a file in another folder",
+        )
+    described = modelfile(folder, path.name) if ollama else ""
+    write_gguf(folder, path, path.stem)
+    if ollama:
+        write_atomic(written[1], described.encode())
+    return written
 
 
 def write_gguf(folder: Path, path: Path, name: str) -> None:

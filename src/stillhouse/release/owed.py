@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from stillhouse.terms.obligations import Settlement, file_name, is_spdx
 
+FILES = ("LICENSE", "NOTICE", "ATTRIBUTION.md", "LICENSES")  # what goes with the weights, where they go
+
 
 def files(
     settlement: Settlement, licence: str | None, texts: Mapping[tuple[str, str], bytes]

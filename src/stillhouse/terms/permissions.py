@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from stillhouse.ledger import canonical
+from stillhouse.ledger.keys import pre_authentication
 from stillhouse.terms.facts import Asked, Mode, Row, Use
 
 PAYLOAD_TYPE = "application/vnd.stillhouse.permission+json"
@@ -153,12 +154,8 @@ def from_statement(said: Mapping[str, Any]) -> Permission:
 
 
 def to_sign(said: Mapping[str, Any]) -> bytes:
-    """The bytes under a signature: DSSE's pre-authentication encoding of the canonical JSON.
-
-    https://github.com/secure-systems-lab/dsse/blob/master/protocol.md
-    """
-    payload = canonical(dict(said))
-    return b"DSSEv1 %d %b %d %b" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload)
+    """The bytes under a signature: DSSE's pre-authentication encoding of the canonical JSON."""
+    return pre_authentication(PAYLOAD_TYPE, canonical(dict(said)))
 
 
 def _words(name: str) -> set[str]:

@@ -49,7 +49,7 @@ def serve(
     from stillhouse.models.local import load_model, threads_for, workers_for
     from stillhouse.models.serve.app import Served, application
 
-    with _listen(host, port) as listener:
+    with listen(host, port) as listener:
         model = load_model(source)
         app = application(Served(model, name, workers_for(model), max_logprobs))
         config = uvicorn.Config(
@@ -66,7 +66,7 @@ def serve(
             uvicorn.Server(config).run(sockets=[listener])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,0 +1,1 @@
+"""What the gateway keeps: accounts, counts. Only here it speaks SQL."""

@@ -1,0 +1,186 @@
+"""The tables of the accounts, and what their rows say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from sys import intern
+from typing import Any, Literal
+
+from stillhouse.errors import UsageError
+from stillhouse.guard.accounts import Account, Caller, Key, Organisation
+from stillhouse.ledger.database import Connection
+
+Kind = Literal["organisation", "account", "key"]
+Holder = Organisation | Account | Key
+
+TABLES = (
+    "CREATE TABLE IF NOT EXISTS accounts_setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
+    """CREATE TABLE IF NOT EXISTS organisation (
+         id TEXT PRIMARY KEY, name TEXT NOT NULL, state TEXT NOT NULL, why TEXT NOT NULL,
+         limits TEXT NOT NULL) STRICT""",
+    """CREATE TABLE IF NOT EXISTS account (
+         id TEXT PRIMARY KEY, organisation TEXT REFERENCES organisation, name TEXT NOT NULL,
+         tier TEXT NOT NULL, state TEXT NOT NULL, why TEXT NOT NULL, limits TEXT NOT NULL, budget REAL,
+         paid INTEGER NOT NULL, accepted TEXT, consent INTEGER NOT NULL, created REAL NOT NULL) STRICT""",
+    "CREATE INDEX IF NOT EXISTS account_organisation ON account (organisation)",
+    """CREATE TABLE IF NOT EXISTS api_key (
+         id TEXT PRIMARY KEY, account TEXT NOT NULL REFERENCES account, name TEXT NOT NULL,
+         state TEXT NOT NULL, why TEXT NOT NULL, models TEXT NOT NULL, created REAL NOT NULL, expires REAL,
+         revoked REAL, limits TEXT NOT NULL) STRICT""",
+    "CREATE INDEX IF NOT EXISTS api_key_account ON api_key (account)",
+    """CREATE TABLE IF NOT EXISTS secret (
+         digest BLOB PRIMARY KEY, key TEXT NOT NULL REFERENCES api_key, prefix TEXT NOT NULL,
+         created REAL NOT NULL, expires REAL) STRICT""",
+    "CREATE INDEX IF NOT EXISTS secret_key ON secret (key)",
+    """CREATE TABLE IF NOT EXISTS payment (
+         reference TEXT PRIMARY KEY, account TEXT NOT NULL REFERENCES account, amount INTEGER NOT NULL,
+         at REAL NOT NULL, who TEXT NOT NULL) STRICT""",
+    "CREATE INDEX IF NOT EXISTS payment_account ON payment (account)",
+    """CREATE TABLE IF NOT EXISTS acceptance (
+         account TEXT NOT NULL REFERENCES account, version TEXT NOT NULL, at REAL NOT NULL,
+         who TEXT NOT NULL, PRIMARY KEY (account, version)) STRICT""",
+    """CREATE TABLE IF NOT EXISTS change (
+         id INTEGER PRIMARY KEY, at REAL NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL,
+         subject TEXT NOT NULL, reason TEXT NOT NULL, before TEXT NOT NULL, after TEXT NOT NULL) STRICT""",
+    "CREATE INDEX IF NOT EXISTS change_subject ON change (subject)",
+)
+_ORGANISATION = "o.id, o.name, o.state, o.why, o.limits"
+_ACCOUNT = (
+    "a.id, a.organisation, a.name, a.tier, a.state, a.why, a.limits, a.budget, a.paid, a.accepted, "
+    "a.consent, a.created"
+)
+_KEY = (
+    "k.id, k.account, s.digest, s.prefix, k.name, k.state, k.why, k.models, k.created, k.expires, "
+    "k.revoked, k.limits, s.expires"
+)
+# Of a key's secrets the newest stands for it where no digest was given.
+_NEWEST = (
+    "JOIN secret s ON s.digest = (SELECT digest FROM secret WHERE key = k.id"
+    " ORDER BY created DESC, digest LIMIT 1)"
+)
+SOURCE = {
+    "organisation": (_ORGANISATION, "organisation o", "o"),
+    "account": (_ACCOUNT, "account a", "a"),
+    "key": (_KEY, f"api_key k {_NEWEST}", "k"),
+}
+TABLE = {"organisation": "organisation", "account": "account", "key": "api_key"}
+
+
+_NO_LIMITS: Mapping[str, int] = {}
+
+
+class NotThere(UsageError):
+    """No such organisation, account or key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An entry of the log: of `subject` ("account:ID") the fields that changed, as they were and are."""
+
+    id: int
+    at: float
+    who: str
+    what: str
+    subject: str
+    reason: str
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+
+
+def callers(db: Connection, digests: Sequence[bytes]) -> dict[bytes, Caller]:
+    rows = db.execute(
+        f"SELECT {_KEY}, {_ACCOUNT}, {_ORGANISATION} FROM secret s JOIN api_key k ON k.id = s.key"
+        " JOIN account a ON a.id = k.account LEFT JOIN organisation o ON o.id = a.organisation"
+        f" WHERE s.digest IN ({', '.join('?' * len(digests))})",
+        list(digests),
+    )
+    found = {}
+    for row in rows:
+        key, account = key_of(row[:13]), account_of(row[13:25])
+        found[key.digest] = Caller(organisation_of(row[25:]) if row[25] is not None else None, account, key)
+    return found
+
+
+def organisation_of(row: Sequence[Any]) -> Organisation:
+    id, name, state, why, limits = row
+    return Organisation(id, name, state, why, _limits(limits))
+
+
+def account_of(row: Sequence[Any]) -> Account:
+    id, organisation, name, tier, state, why, limits, budget, paid, accepted, consent, created = row
+    return Account(
+        id,
+        organisation,
+        name,
+        intern(tier),
+        state,
+        why,
+        _limits(limits),
+        budget,
+        paid,
+        accepted and intern(accepted),
+        bool(consent),
+        created,
+    )
+
+
+def key_of(row: Sequence[Any]) -> Key:
+    id, account, digest, prefix, name, state, why, models, created, expires, revoked, limits, ends = row
+    moments = [moment for moment in (expires, ends) if moment is not None]
+    return Key(
+        id,
+        account,
+        bytes(digest),
+        prefix,
+        name,
+        state,
+        why,
+        tuple(json.loads(models)),
+        created,
+        min(moments) if moments else None,
+        revoked,
+        _limits(limits),
+    )
+
+
+def change_of(row: Sequence[Any]) -> Change:
+    id, at, who, what, subject, reason, before, after = row
+    return Change(id, at, who, what, subject, reason, json.loads(before), json.loads(after))
+
+
+def _limits(text: str) -> Mapping[str, int]:
+    """Most have none: these share one."""
+    limits: Mapping[str, int] = json.loads(text)
+    return limits or _NO_LIMITS
+
+
+def _one(db: Connection, kind: Kind, id: str) -> Sequence[Any]:
+    columns, source, letter = SOURCE[kind]
+    row = db.execute(f"SELECT {columns} FROM {source} WHERE {letter}.id = ?", (id,)).fetchone()
+    if row is None:
+        raise NotThere(
+            f"there is no {kind} {id}", "the accounts hold none of this id", "list them to find it"
+        )
+    found: Sequence[Any] = row
+    return found
+
+
+def one_organisation(db: Connection, id: str) -> Organisation:
+    return organisation_of(_one(db, "organisation", id))
+
+
+def one_account(db: Connection, id: str) -> Account:
+    return account_of(_one(db, "account", id))
+
+
+def one_key(db: Connection, id: str) -> Key:
+    return key_of(_one(db, "key", id))
+
+
+ONE: Mapping[Kind, Callable[[Connection, str], Holder]] = {
+    "organisation": one_organisation,
+    "account": one_account,
+    "key": one_key,
+}

@@ -1,0 +1,121 @@
+"""A streamed answer on its way through: passed on as it arrives, and read for what it took."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from stillhouse.guard.answers import Cut
+
+LONGEST = 8 << 20  # bytes of one event; a longer one is passed on unread
+_BOUNDARY = re.compile(rb"\r?\n\r?\n|\r\r")
+
+
+def usage_of(answer: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Tokens in and out as an answer, an event or a response's event tells them; None where it does not."""
+    usage = answer.get("usage")
+    if usage is None and isinstance(answer.get("response"), dict):
+        usage = answer["response"].get("usage")
+    if not isinstance(usage, dict):
+        return None
+    taken = usage.get("prompt_tokens", usage.get("input_tokens"))
+    given = usage.get("completion_tokens", usage.get("output_tokens", 0))
+    if any(type(each) is not int or each < 0 for each in (taken, given)):
+        return None
+    return taken, given
+
+
+class Passing:
+    """Server-sent events of one answer.
+
+    Bytes leave as they came. With `strip` the event that only tells usage, which the client did not ask for,
+    is left out; `cut` takes out of each event what it must not tell. Both need whole events, so the beginning
+    of one waits for its end; without them nothing waits.
+    """
+
+    def __init__(self, strip: bool, cut: Cut | None = None) -> None:
+        self.usage: tuple[int, int] | None = None
+        self.events = 0
+        self.whole = False
+        self.failed = False  # an error was told in the middle
+        self._strip = strip
+        self._cut = cut
+        self._rest = b""
+        self._blind = False  # in the middle of an event that was too long to be read
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What to pass on now that `chunk` has arrived."""
+        if not self._rest and not self._blind and self._cut is None and _plain(chunk):
+            self.events += chunk.count(b"data:")
+            return chunk
+        waits = self._strip or self._cut is not None
+        passed = self._read(chunk)
+        return passed if waits else chunk
+
+    def end(self) -> bytes:
+        """What is still held when no more comes."""
+        rest, self._rest = self._rest, b""
+        if rest:
+            rest = self._event(rest)
+        return rest if self._strip or self._cut is not None else b""
+
+    def _read(self, chunk: bytes) -> bytes:
+        data = self._rest + chunk
+        passed = []
+        at = 0
+        for border in _BOUNDARY.finditer(data, max(0, len(self._rest) - 3)):
+            event = data[at : border.end()]
+            at = border.end()
+            if self._blind:
+                passed.append(event)
+                self._blind = False
+            else:
+                passed.append(self._event(event))
+        rest = data[at:]
+        if self._blind or len(rest) > LONGEST:
+            passed.append(rest)
+            self._blind, rest = True, b""
+        self._rest = rest
+        return b"".join(passed)
+
+    def _event(self, event: bytes) -> bytes:
+        data = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
+        if not data:
+            return event
+        if data == b"[DONE]":
+            self.whole = True
+            return event
+        self.events += 1
+        cut = self._cut if self._cut is not None and self._cut.concerns(data) else None
+        if cut is None and not _telling(data):
+            return event
+        try:
+            told = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            return event
+        if not isinstance(told, dict):
+            return event
+        usage = usage_of(told)
+        if usage is not None:
+            self.usage = usage
+        kind = told.get("type")
+        self.whole = self.whole or kind in ("response.completed", "response.incomplete")
+        self.failed = self.failed or told.get("error") is not None or kind in ("error", "response.failed")
+        if self._strip and usage is not None and told.get("choices") == []:
+            return b""
+        if cut is not None and cut.apply(told):
+            named = [line for line in event.splitlines() if not line.startswith(b"data:") and line]
+            return b"\n".join([*named, b"data: " + orjson.dumps(told)]) + b"\n\n"
+        return event
+
+
+def _plain(chunk: bytes) -> bool:
+    """Whole events that tell nothing but text."""
+    return chunk.endswith(b"\n\n") and b"[DONE]" not in chunk and not _telling(chunk)
+
+
+def _telling(data: bytes) -> bool:
+    return b'"usage"' in data or b'"error"' in data or b'"response.' in data

@@ -1,0 +1,115 @@
+"""The servers behind the gateway: which of them are well, and one request sent to the first that is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from stillhouse.guard.config import Upstream
+
+FIRST_REST = 1.0  # seconds that a server which failed is left alone; twice as long each time, up to
+LONGEST_REST = 30.0
+GONE = frozenset({502, 503, 504})
+
+Clock = Callable[[], float]
+
+
+class NoneAnswers(Exception):
+    """No upstream took the request; nothing of it was answered."""
+
+
+@dataclass(slots=True)
+class Behind:
+    """An upstream with its key, and what is known of its health."""
+
+    config: Upstream
+    headers: dict[str, str]
+    failures: int = 0
+    rests_until: float = 0.0
+    most_input: float = 0.0  # the largest share of a prompt's bound that was used
+    most_output: float = 0.0  # the most tokens in an event
+    url: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.url = self.config.url.rstrip("/")
+
+    def well(self) -> None:
+        self.failures, self.rests_until = 0, 0.0
+
+    def failed(self, now: float) -> None:
+        self.failures += 1
+        self.rests_until = now + min(LONGEST_REST, FIRST_REST * 2.0 ** (self.failures - 1))
+
+    def learn(self, bound: int, told: tuple[int, int], events: int) -> None:
+        if bound:
+            self.most_input = max(self.most_input, told[0] / bound)
+        if events:
+            self.most_output = max(self.most_output, told[1] / events)
+
+
+def in_order(upstreams: Sequence[Behind], now: float) -> list[Behind]:
+    """Those that are well in the order given; then those that rest, first the one that wakes first."""
+    if upstreams[0].rests_until <= now:
+        return list(upstreams)
+    return sorted(upstreams, key=lambda each: max(0.0, each.rests_until - now))
+
+
+async def send(
+    session: aiohttp.ClientSession,
+    upstreams: Sequence[Behind],
+    route: str,
+    body_for: Callable[[Behind], bytes],
+    headers: dict[str, str],
+    clock: Clock,
+) -> tuple[Behind, aiohttp.ClientResponse]:
+    """The answer's beginning from the first upstream that has one. The next is tried where one cannot be
+    reached, breaks off before its first byte or says that it cannot serve now (502, 503, 504); the last such
+    word is passed on when there is no other. Raises NoneAnswers, TimeoutError when a server that took the
+    request stayed silent."""
+    last: tuple[Behind, aiohttp.ClientResponse] | None = None
+    why = ""
+    order = in_order(upstreams, clock())
+    for behind in order:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=behind.config.connect_seconds)
+        try:
+            async with asyncio.timeout(behind.config.first_byte_seconds):
+                response = await session.post(
+                    f"{behind.url}/{route}",
+                    data=body_for(behind),
+                    headers={**headers, **behind.headers},
+                    timeout=timeout,
+                    allow_redirects=False,
+                )
+        except (aiohttp.ClientError, OSError) as error:
+            behind.failed(clock())
+            if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
+                raise
+            why = f"{type(error).__name__}: {error}"
+            continue
+        if response.status in GONE:
+            behind.failed(clock())
+            if last is not None:
+                last[1].close()
+            last = behind, response
+            continue
+        if last is not None:
+            last[1].close()
+        behind.well()
+        return behind, response
+    if last is not None:
+        return last
+    raise NoneAnswers(why)
+
+
+async def look(session: aiohttp.ClientSession, behind: Behind) -> bool:
+    """Whether a server that failed is back: it answers to its list of models."""
+    try:
+        async with session.get(
+            f"{behind.url}/models", headers=behind.headers, timeout=aiohttp.ClientTimeout(total=5.0)
+        ) as response:
+            return response.status < 500
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return False

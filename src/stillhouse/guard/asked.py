@@ -1,0 +1,173 @@
+"""What a request asks for, and the most that answering it can take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from stillhouse.guard.config import Model
+from stillhouse.money import worst_prompt_tokens
+
+Route = Literal["chat/completions", "completions", "embeddings", "responses"]
+
+# Where a request says how long an answer may be; the first is what it is given when it says nothing.
+LENGTHS: Mapping[str, tuple[str, ...]] = {
+    "chat/completions": ("max_tokens", "max_completion_tokens"),
+    "completions": ("max_tokens",),
+    "responses": ("max_output_tokens",),
+}
+# Text that a request only refers to, so that its length is not the request's
+ELSEWHERE = ("previous_response_id", "conversation", "prompt")
+TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "summary_text"})
+MOST = 1 << 31
+
+
+class Denied(Exception):
+    """A request that is refused, as a status and the fields of OpenAI's error body."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        param: str | None = None,
+        kind: str = "invalid_request_error",
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.kind = kind
+        self.headers = headers
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """`input_tokens` and `output_tokens` are upper bounds, the latter over all `choices`. `set_length` is
+    what the request must be given because it names no length of its own."""
+
+    stream: bool
+    usage_wanted: bool
+    input_tokens: int
+    output_tokens: int
+    choices: int
+    set_length: int | None
+
+
+def read(route: Route, body: Mapping[str, Any], size: int, model: Model) -> Asked:
+    """What `body`, of `size` bytes on the wire, asks of `model`. Raises Denied for what cannot be bounded.
+
+    No token is shorter than a byte, so the request's own length bounds its prompt, but for what the template
+    adds to each message.
+    """
+    stream = body.get("stream") or False
+    if not isinstance(stream, bool):
+        raise _wrong("stream", "must be true or false")
+    options = body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise _wrong("stream_options", "must be an object")
+    texts = _texts(route, body)
+    bound = worst_prompt_tokens(size, texts)
+    if _refers_elsewhere(route, body):
+        if model.context_tokens is None:
+            raise Denied(
+                400,
+                "prompt_not_bounded",
+                f"this request refers to pictures, files or texts that are not in it, and {model.name} is "
+                "served without a bound on its prompts; send text alone, or ask who serves it",
+            )
+        bound = max(bound, model.context_tokens)
+    if model.context_tokens is not None:
+        bound = min(bound, model.context_tokens)
+    choices = _choices(route, body, texts)
+    length, given = _length(route, body, model)
+    return Asked(
+        stream=stream,
+        usage_wanted=bool(options.get("include_usage")),
+        input_tokens=bound,
+        output_tokens=length * choices,
+        choices=choices,
+        set_length=None if given else length,
+    )
+
+
+def _length(route: Route, body: Mapping[str, Any], model: Model) -> tuple[int, bool]:
+    names = LENGTHS.get(route)
+    if names is None:
+        return 0, True
+    longest, given = 0, False
+    for name in names:
+        value = body.get(name)
+        if value is None:
+            continue
+        longest, given = max(longest, _count(name, value, 0)), True
+        if value > model.max_output_tokens:
+            raise Denied(
+                400,
+                "max_tokens_too_large",
+                f"{name} is {value}; {model.name} gives at most {model.max_output_tokens}",
+                name,
+            )
+    return (longest, True) if given else (model.max_output_tokens, False)
+
+
+def _texts(route: Route, body: Mapping[str, Any]) -> int:
+    """How many messages or prompts there are."""
+    if route == "chat/completions":
+        messages = body.get("messages")
+        if not isinstance(messages, list) or not messages:
+            raise _wrong("messages", "must be a list of messages")
+        return len(messages)
+    field = "prompt" if route == "completions" else "input"
+    value = body.get(field)
+    if isinstance(value, list):
+        return 1 if value and isinstance(value[0], int) else max(1, len(value))
+    return 1
+
+
+def _choices(route: Route, body: Mapping[str, Any], prompts: int) -> int:
+    if route in ("embeddings", "responses"):
+        return 1
+    choices = _count("n", body.get("n", 1), 1)
+    if route == "completions":
+        choices = max(choices, _count("best_of", body.get("best_of", 1), 1)) * prompts
+    return choices
+
+
+def _refers_elsewhere(route: Route, body: Mapping[str, Any]) -> bool:
+    if route == "chat/completions":
+        return any(_has_media(message) for message in body["messages"])
+    if route != "responses":
+        return False
+    if any(body.get(name) for name in ELSEWHERE):
+        return True
+    tools, items = body.get("tools"), body.get("input")
+    if isinstance(tools, list) and any(isinstance(t, dict) and t.get("type") != "function" for t in tools):
+        return True
+    return isinstance(items, list) and any(_has_media(item) for item in items)
+
+
+def _has_media(message: Any) -> bool:
+    content = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(content, list):
+        return isinstance(message, dict) and message.get("type") == "item_reference"
+    return any(isinstance(part, dict) and part.get("type", "text") not in TEXT_PARTS for part in content)
+
+
+def _count(name: str, value: Any, least: int) -> int:
+    if value is None:
+        return least
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < MOST:
+        raise _wrong(name, f"must be a whole number from {least} on")
+    return value
+
+
+def _wrong(name: str, what: str) -> Denied:
+    return Denied(400, "invalid_value", f"{name} {what}", name)

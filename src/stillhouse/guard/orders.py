@@ -1,0 +1,120 @@
+"""What an operator may order about organisations, accounts and keys: each order with its bounds."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from stillhouse.guard.config import Dollars, Limits, Name
+from stillhouse.recipe.base import Table
+
+# Nothing that ends a line of a log, moves the cursor, hides or turns the direction of what is shown.
+_SHOWN = r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]*$"
+
+Called = Annotated[str, Field(min_length=1, max_length=200, pattern=_SHOWN)]
+Reason = Annotated[
+    str, Field(max_length=500, pattern=_SHOWN, description="Why, for those who read it later.")
+]
+Id = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/*?-]{1,128}$")]
+Models = Annotated[
+    list[Pattern], Field(max_length=50, description="Names or patterns; none: as its account.")
+]
+Moment = Annotated[float, Field(gt=0, le=4e9, description="Unix seconds.")]
+
+BILLION = 1_000_000_000
+
+
+class NewOrganisation(Table):
+    name: Called
+    limits: Limits = Limits()
+
+
+class OrganisationChange(Table):
+    """Only what is given changes. `reason` is needed where a limit is lowered or added."""
+
+    name: Called | None = None
+    limits: Limits | None = None
+    reason: Reason = ""
+
+
+class NewAccount(Table):
+    name: Called
+    organisation: Id | None = None
+    tier: Name = "default"
+    limits: Limits = Field(default=Limits(), description="These go before the tier's.")
+    budget: Dollars | None = Field(default=None, description="US dollars a calendar month (UTC).")
+    consent: bool = Field(default=False, description="It agreed that its texts may be kept.")
+
+
+class AccountChange(Table):
+    """Only what is given changes. `reason` is needed where something is lowered, and for another tier."""
+
+    name: Called | None = None
+    tier: Name | None = None
+    limits: Limits | None = None
+    budget: Dollars | None = Field(default=None, description="null: as its tier.")
+    consent: bool | None = None
+    reason: Reason = ""
+
+
+class NewKey(Table):
+    name: Annotated[str, Field(max_length=200, pattern=_SHOWN)] = ""
+    models: Models = Field(default=[])
+    expires: Moment | None = None
+    limits: Limits = Limits()
+
+
+class KeyChange(Table):
+    """Only what is given changes. `reason` is needed where something is lowered."""
+
+    name: Annotated[str, Field(max_length=200, pattern=_SHOWN)] | None = None
+    models: Models | None = None
+    expires: Moment | None = Field(default=None, description="null: never.")
+    limits: Limits | None = None
+    reason: Reason = ""
+
+
+class Because(Table):
+    """Why somebody is blocked, closed or revoked."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=500, pattern=_SHOWN)]
+
+
+class Perhaps(Table):
+    """Why, if there is something to say."""
+
+    reason: Reason = ""
+
+
+class Rotation(Table):
+    """A new secret for the same key; the old one goes on for `grace_seconds`."""
+
+    grace_seconds: float = Field(default=86_400.0, ge=0, le=90 * 86_400)
+    reason: Reason = ""
+
+
+class Payment(Table):
+    """Paid in, in US dollars; the same `reference` counts once. Below 0 it is paid back, for a `reason`."""
+
+    amount: Decimal = Field(ge=-1_000_000, le=1_000_000, decimal_places=9)
+    reference: Called
+    reason: Reason = ""
+
+    @property
+    def billionths(self) -> int:
+        return int(self.amount * BILLION)
+
+    @model_validator(mode="after")
+    def is_something(self) -> Self:
+        if not self.amount:
+            raise ValueError("nothing is paid")
+        return self
+
+
+class Acceptance(Table):
+    """The terms, as they are in this version, are accepted."""
+
+    version: Annotated[str, Field(min_length=1, max_length=64, pattern=_SHOWN)]

@@ -1,0 +1,125 @@
+"""A stream leaves as it came, however it was cut into pieces, and what it took is read on the way."""
+
+import itertools
+import json
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillhouse.guard.answers import Cut, Filter
+from stillhouse.gateway.stream import LONGEST, Passing, usage_of
+
+
+def event(told, end="\n"):
+    return (f"data: {json.dumps(told)}" + 2 * end).encode()
+
+
+def words(count, end="\n"):
+    return [event({"choices": [{"delta": {"content": f"w{n} "}}], "usage": None}, end) for n in range(count)]
+
+
+USAGE = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}}
+DONE = b"data: [DONE]\n\n"
+
+
+def cut(data, places):
+    borders = sorted({min(place, len(data)) for place in places} | {0, len(data)})
+    return [data[a:b] for a, b in itertools.pairwise(borders)]
+
+
+def passed(passing, pieces):
+    return b"".join([passing.feed(piece) for piece in pieces] + [passing.end()])
+
+
+@settings(max_examples=300)
+@given(st.lists(st.integers(0, 700), max_size=12), st.sampled_from(["\n", "\r\n", "\r"]), st.booleans())
+def test_cut_anywhere_it_is_the_same_stream_and_the_same_usage(places, end, strip):
+    before = [b": a comment" + 2 * end.encode(), *words(4, end)]
+    data = b"".join([*before, event(USAGE, end), DONE])
+    passing = Passing(strip)
+    out = passed(passing, cut(data, places))
+    assert out == (b"".join([*before, DONE]) if strip else data)
+    assert passing.usage == (7, 5)
+    assert passing.whole
+    assert not passing.failed
+
+
+@given(st.lists(st.integers(0, 300), max_size=6))
+def test_what_the_client_asked_for_never_waits(places):
+    data = b"".join([*words(2), event(USAGE), DONE])
+    passing = Passing(strip=False)
+    for piece in cut(data, places):
+        assert passing.feed(piece) == piece
+    assert passing.usage == (7, 5)
+
+
+def test_whole_events_pass_at_once_even_when_the_last_is_held_back():
+    passing = Passing(strip=True)
+    first, second = words(2)
+    assert passing.feed(first + second[:9]) == first
+    assert passing.feed(second[9:]) == second
+
+
+def test_a_last_piece_of_text_that_also_tells_usage_is_kept():
+    told = {"choices": [{"delta": {"content": "x"}}], "usage": USAGE["usage"]}
+    passing = Passing(strip=True)
+    assert passed(passing, [event(told), DONE]) == event(told) + DONE
+    assert passing.usage == (7, 5)
+
+
+def test_a_stream_without_its_end_is_not_whole_and_nothing_is_lost():
+    passing = Passing(strip=True)
+    data = b"".join(words(3)) + b'data: {"choi'
+    assert passed(passing, [data]) == data
+    assert not passing.whole
+
+
+def test_an_error_in_the_middle_is_seen():
+    passing = Passing(strip=True)
+    passed(passing, [*words(1), event({"error": {"message": "out of memory"}})])
+    assert passing.failed
+
+
+def test_a_response_of_the_newer_kind_tells_its_usage_at_its_end():
+    end = {"type": "response.completed", "response": {"usage": {"input_tokens": 3, "output_tokens": 4}}}
+    passing = Passing(strip=True)
+    data = b"event: response.completed\n" + event(end)
+    assert passed(passing, [data]) == data
+    assert passing.usage == (3, 4)
+    assert passing.whole
+
+
+@given(st.lists(st.integers(0, 400), max_size=6))
+def test_reasoning_is_taken_out_of_events_however_they_are_cut(places):
+    thought = event({"choices": [{"index": 0, "delta": {"content": "", "reasoning_content": "secret"}}]})
+    data = b"".join([thought, *words(2), event(USAGE), DONE])
+    cut_ = Cut(Filter(reasoning=True, texts=1))
+    passing = Passing(strip=True, cut=cut_)
+    out = passed(passing, cut(data, places))
+    assert b"secret" not in out
+    assert out.endswith(b"".join([*words(2), DONE]))
+    assert passing.usage == (7, 5)
+    assert cut_.changed
+
+
+def test_an_event_beyond_all_bounds_passes_unread_and_is_not_held():
+    passing = Passing(strip=True)
+    piece = b"x" * (1 << 20)
+    out = passing.feed(b"data: ")
+    for _ in range(10):
+        out += passing.feed(piece)
+    assert len(out) >= LONGEST
+    rest = passing.feed(b"\n\n" + event(USAGE) + DONE)
+    assert rest == b"\n\n" + DONE
+    assert passing.usage == (7, 5)
+
+
+@given(st.binary(max_size=300), st.booleans())
+def test_garbage_passes(data, strip):
+    assert passed(Passing(strip), [data]) == data or b"usage" in data
+
+
+def test_usage_that_cannot_be_is_none():
+    for usage in ({"prompt_tokens": -1}, {"prompt_tokens": True}, {"prompt_tokens": 1.5}, [], "x", {}):
+        assert usage_of({"usage": usage}) is None
+    assert usage_of({"usage": {"prompt_tokens": 4}}) == (4, 0)

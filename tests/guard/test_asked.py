@@ -1,0 +1,141 @@
+"""What a request can take at most is never less than what it takes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from stillhouse.guard.asked import Denied, read
+from stillhouse.guard.config import Model
+
+GPT2 = Path(__file__).parents[3] / "shared/data/tokenizers/gpt2.json"
+MODEL = Model.model_validate(
+    {"name": "m", "upstreams": [{"url": "http://localhost/v1"}], "max_output_tokens": 500}
+)
+KNOWN = MODEL.model_copy(update={"context_tokens": 2048})
+
+
+def asked(body, route="chat/completions", model=MODEL):
+    return read(route, body, len(json.dumps(body).encode()), model)
+
+
+def chat(**more):
+    return {"model": "m", "messages": [{"role": "user", "content": "hello"}], **more}
+
+
+@given(st.lists(st.text(max_size=80), min_size=1, max_size=4))
+def test_no_prompt_has_more_tokens_than_its_bound(texts):
+    """By the hardest tokenizer there is: one token for every byte, and 16 around each message."""
+    body = chat(messages=[{"role": "user", "content": text} for text in texts])
+    tokens = sum(len(text.encode("utf-8", "surrogatepass")) + 16 for text in texts) + 16
+    assert asked(body).input_tokens >= tokens
+
+
+@pytest.mark.skipif(not GPT2.is_file(), reason="../shared/data is absent")
+def test_a_real_tokenizer_stays_under_the_bound():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(GPT2))
+    for text in ("plain words " * 50, "漢字かな交じり文" * 30, "\x00\x01\u200b🏴󠁧󠁢󠁥󠁮󠁧󠁿" * 20, "   \n\t" * 40):
+        assert asked(chat(messages=[{"role": "user", "content": text}])).input_tokens > len(
+            tokenizer(text)["input_ids"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("more", "length", "set_length"),
+    [
+        ({}, 500, 500),
+        ({"max_tokens": None}, 500, 500),
+        ({"max_tokens": 20}, 20, None),
+        ({"max_completion_tokens": 30}, 30, None),
+        ({"max_tokens": 20, "max_completion_tokens": 30}, 30, None),
+        ({"max_tokens": 20, "n": 3}, 60, None),
+        ({"max_tokens": 0}, 0, None),
+    ],
+)
+def test_an_answer_is_bounded_over_all_its_choices(more, length, set_length):
+    found = asked(chat(**more))
+    assert (found.output_tokens, found.set_length) == (length, set_length)
+
+
+def test_prompts_of_a_completion_are_answered_each():
+    body = {"model": "m", "prompt": ["a", "b", "c"], "max_tokens": 10, "n": 2, "best_of": 4}
+    assert asked(body, "completions").output_tokens == 120
+    ids = {"model": "m", "prompt": [1, 2, 3], "max_tokens": 10}
+    assert asked(ids, "completions").output_tokens == 10
+
+
+def test_an_embedding_has_no_output():
+    assert asked({"model": "m", "input": ["a", "b"]}, "embeddings").output_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"max_tokens": -1},
+        {"max_tokens": True},
+        {"max_tokens": 1.5},
+        {"max_tokens": "9"},
+        {"max_tokens": 501},
+        {"max_tokens": 1 << 70},
+        {"n": 0},
+        {"n": -3},
+        {"n": False},
+        {"stream": "yes"},
+        {"stream_options": "x", "stream": True},
+        {"messages": []},
+        {"messages": None},
+        {"messages": {"role": "user"}},
+    ],
+)
+def test_what_would_make_a_reservation_wrong_is_refused(more):
+    with pytest.raises(Denied) as caught:
+        asked(chat(**more))
+    assert caught.value.status == 400
+    assert caught.value.param in (*more, None)
+
+
+PICTURE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a/b.png"}}]}]
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("chat/completions", {"model": "m", "messages": PICTURE}),
+        ("responses", {"model": "m", "input": "go on", "previous_response_id": "resp_1"}),
+        ("responses", {"model": "m", "input": "go on", "conversation": {"id": "c"}}),
+        ("responses", {"model": "m", "input": "find it", "tools": [{"type": "web_search"}]}),
+        ("responses", {"model": "m", "input": [{"type": "item_reference", "id": "x"}]}),
+        ("responses", {"model": "m", "input": [{"role": "user", "content": [{"type": "input_image"}]}]}),
+    ],
+)
+def test_what_lies_elsewhere_is_bounded_by_the_context_or_refused(route, body):
+    with pytest.raises(Denied) as caught:
+        asked(body, route)
+    assert caught.value.code == "prompt_not_bounded"
+    assert asked(body, route, KNOWN).input_tokens == 2048
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ["messages", "prompt", "input", "max_tokens", "n", "best_of", "stream", "stream_options", "tools"]
+
+
+@given(
+    st.sampled_from(["chat/completions", "completions", "embeddings", "responses"]),
+    st.dictionaries(st.sampled_from(FIELDS), anything),
+)
+def test_no_body_makes_it_fall_over(route, body):
+    try:
+        found = read(route, body, 100, MODEL)
+    except Denied as denied:
+        assert denied.status == 400  # noqa: PT017 - most bodies are fine, some are not
+    else:
+        assert found.input_tokens > 0
+        assert found.output_tokens >= 0
+        assert found.choices >= 1
