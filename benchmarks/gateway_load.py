@@ -35,10 +35,10 @@ PROMPT = "Which of these words is the odd one out, and why: barley, copper, yeas
 class Load:
     """Ports and keys are taken in turn, keys by request and ports by connection. Either `rate` (requests a
     second) or `in_flight`. It ends after `seconds` or, where that is not 0, after `requests`. `warm` seconds
-    before that are asked alike and not counted. `vanish` is the share of streams whose client leaves at a chunk
-    drawn at random, `patience` the seconds after which a request without an end is given up, and `pause`
-    what a connection waits after an answer that is not 200. With `stamped` each request tells in `user` when
-    it was sent (unix seconds)."""
+    before that are asked alike and not counted. `vanish` is the share of streams whose client leaves at a
+    chunk drawn at random, `patience` the seconds after which a request without an end is given up, and
+    `pause` what a connection waits after an answer that is not 200. With `stamped` each request tells in
+    `user` when it was sent (unix seconds)."""
 
     ports: list[int]
     keys: list[str]
