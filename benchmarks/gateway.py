@@ -227,7 +227,7 @@ def main() -> None:
     options = arguments(__doc__ or "")
     with tempfile.TemporaryDirectory() as name:
         rows = compare(Path(name), options.quick)
-        rows += memory(Path(name) / "memory", options.quick)
+    rows += memory(options.quick)
     packages = ["stillhouse", "uvicorn", "uvloop", "httptools", "aiohttp", "orjson"]
     show(header(SEED, packages), rows, options.json)
 
