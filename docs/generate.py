@@ -1,5 +1,5 @@
-"""Writes docs/commands.md, docs/recipe.md and the table of docs/terms.md from the program itself; `--check`
-only compares."""
+"""Writes docs/commands.md, docs/recipe.md, docs/guard-settings.md and the table of docs/terms.md from the
+program itself; `--check` only compares."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stillhouse.cli.commands import app
+from stillhouse.guard.config import Guard
 from stillhouse.recipe import Recipe, recipe_schema
 from stillhouse.terms.registry import shipped
 
@@ -30,9 +31,15 @@ def commands_page() -> str:
         "`stillhouse --install-completion`.",
         "",
     ]
-    groups = {group.name: group.typer_instance for group in app.registered_groups}
-    below = [[group, name] for group, commands in groups.items() for name in names(commands)]
-    for command in [[name] for name in names(app)] + below:
+
+    def below(typer_app: Any) -> list[list[str]]:
+        """First its own commands, then those of its groups."""
+        groups = [(group.name, group.typer_instance) for group in typer_app.registered_groups]
+        return [[name] for name in names(typer_app)] + [
+            [group, *command] for group, commands in groups for command in below(commands)
+        ]
+
+    for command in below(app):
         done = subprocess.run(
             [sys.executable, "-m", "stillhouse.cli", *command, "--help"],
             capture_output=True,
@@ -118,6 +125,33 @@ def _type(value: dict[str, Any]) -> str:
     return str(value.get("format", value.get("type", "any")))
 
 
+def guard_page() -> str:
+    schema = Guard.model_json_schema()
+    parts = [
+        "# The guard's settings",
+        "",
+        "One TOML file describes a gateway: `stillhouse guard init` writes one to begin with, "
+        "`stillhouse guard check` says what is wrong with it. An unknown key stops it and names the nearest "
+        "valid one. Relative paths are taken from the file's folder.",
+        "",
+    ]
+    for name, place in (
+        ("Server", "[server]"),
+        ("Store", "[store]"),
+        ("Model", "[[models]]"),
+        ("Upstream", "[[models.upstreams]]"),
+        ("Schedule", "[prices.NAME]"),
+        ("Step", "[[prices.NAME.steps]]"),
+        ("Tier", "[tiers.NAME]"),
+        ("Limits", "[tiers.NAME.limits]"),
+        ("Leaks", "[tiers.NAME.leaks]"),
+        ("Terms", "[terms]"),
+        ("Record", "[record]"),
+    ):
+        parts += _table(place, {"$ref": f"#/$defs/{name}"}, schema)
+    return "\n".join(parts)
+
+
 TABLE = "<!-- The table below is written by docs/generate.py. -->\n"
 
 
@@ -139,7 +173,12 @@ def terms_page() -> str:
     return above + mark + "\n" + "\n".join(rows) + "\n"
 
 
-PAGES = {"commands.md": commands_page, "recipe.md": recipe_page, "terms.md": terms_page}
+PAGES = {
+    "commands.md": commands_page,
+    "recipe.md": recipe_page,
+    "terms.md": terms_page,
+    "guard-settings.md": guard_page,
+}
 
 if __name__ == "__main__":
     stale = []

@@ -11,7 +11,6 @@ from stillhouse.release.facts import (
     Evaluation,
     Facts,
     Figure,
-    Operator,
     Samples,
     Student,
     Teacher,
@@ -19,7 +18,7 @@ from stillhouse.release.facts import (
     Use,
 )
 from stillhouse.release.rows import Rows
-from stillhouse.terms.facts import Obligation
+from stillhouse.terms.facts import Obligation, Publisher
 
 ROWS = Rows(count=90, size=4321, sha256="ab" * 32)
 
@@ -116,7 +115,7 @@ FACTS = Facts(
         notes=("a note",),
     ),
     uses=(Use("judge", "judge-1", 50, 5000, 100),),
-    operator=Operator(
+    operator=Publisher(
         name="Example Operator",
         contact="office@example.org",
         authorised_representative="Example Representative",
@@ -157,7 +156,7 @@ def nothing_recorded() -> Facts:
         samples=replace(FACTS.samples, prompts="prompts.jsonl", languages=None),
         training=replace(FACTS.training, finished=None),
         evaluation=replace(FACTS.evaluation, flops_ratio=None, margin=None, ruling=None, notes=()),
-        operator=Operator(),
+        operator=Publisher(),
         software={},
         uses=(),
     )

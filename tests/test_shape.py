@@ -152,8 +152,13 @@ def commands() -> list[tuple[str, ...]]:
     def names(typer_app) -> list[str]:
         return [c.name or c.callback.__name__ for c in typer_app.registered_commands]
 
-    below = [(group.name, name) for group in app.registered_groups for name in names(group.typer_instance)]
-    return [(name,) for name in names(app)] + below
+    def below(typer_app) -> list[tuple[str, ...]]:
+        own: list[tuple[str, ...]] = [(name,) for name in names(typer_app)]
+        for group in typer_app.registered_groups:
+            own += [(group.name, *command) for command in below(group.typer_instance)]
+        return own
+
+    return below(app)
 
 
 def test_every_command_of_the_design_is_there():

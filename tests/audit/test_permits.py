@@ -27,7 +27,7 @@ async def digit(body, number):
 
 def permitted(workspace, model, **more):
     said = {"grantor": "Maker", "grantee": "us", "signatory": "Somebody There", "approver": "Somebody Here"}
-    scope = {"models": [model], "uses": ["train_target", "evaluation"], "competing": True}
+    scope = {"models": [model], "uses": ["train_target", "evaluation"], "competing": True, "servers": ["*"]}
     said |= {"valid_from": "2026-01-01", "scope": scope, **more}
     with Ledger.open(workspace) as ledger:
         return record(make_permission(said, "c.txt", b"a contract", "here"), b"a contract", ledger)

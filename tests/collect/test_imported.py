@@ -54,6 +54,7 @@ def test_every_row_is_counted_once(bring, ledger):
 
 def test_what_is_imported_under_a_permission_counts_as_had(tmp_path, ledger):
     scope = {"models": ["big-*"], "uses": ["train_target"], "volume": 3, "competing": True}
+    scope |= {"servers": ["import"]}
     said = {"id": "v", "grantor": "Big", "grantee": "us", "signatory": "J. Doe", "approver": "R. Ames"}
     said |= {"valid_from": "2026-01-01", "scope": scope}
     permission = authorising.make_permission(said, "contract.txt", b"Big permits it.", "here")

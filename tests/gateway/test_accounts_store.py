@@ -1,33 +1,20 @@
 """The accounts as the gateway keeps them, on real databases: found, changed, blocked everywhere, never lost."""
 
 import asyncio
-import os
 import secrets
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
 from postgres_server import Unavailable, running
-from pydantic import ValidationError
 
-from stillhouse.errors import UsageError
 from stillhouse.gateway.store.accounts import Accounts
-from stillhouse.gateway.store.counts import StoreDown
-from stillhouse.gateway.store.place import pepper_of
-from stillhouse.gateway.store.register import Act, Conflict, Register
-from stillhouse.gateway.store.rows import NotThere
+from stillhouse.gateway.store.register import Act, Register
 from stillhouse.guard.accounts import digest_of, mint, standing
 from stillhouse.guard.config import Store
 from stillhouse.guard.orders import (
-    AccountChange,
-    KeyChange,
     NewAccount,
     NewKey,
     NewOrganisation,
-    OrganisationChange,
-    Payment,
 )
 
 PEPPER = b"p" * 32

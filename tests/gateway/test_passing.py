@@ -6,8 +6,8 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.guard.answers import Cut, Filter
 from stillhouse.gateway.stream import LONGEST, Passing, usage_of
+from stillhouse.guard.answers import Cut, Filter
 
 
 def event(told, end="\n"):

@@ -111,7 +111,9 @@ def test_a_small_bias_passes_and_a_large_one_does_not() -> None:
     assert refused("chat", chat(logit_bias={"50": 5.01})).code == "logit_bias_too_large"
     assert refused("chat", chat(logit_bias={"50": math.nan})).code == "logit_bias_too_large"
     assert refused("chat", chat(logit_bias=[[50, False]])).code == "logit_bias_too_large"
-    assert refused("chat", chat(logit_bias={str(each): 1 for each in range(11)})).code == "logit_bias_too_many"
+    assert (
+        refused("chat", chat(logit_bias={str(each): 1 for each in range(11)})).code == "logit_bias_too_many"
+    )
     assert refused("chat", chat(logit_bias={"50": 1}), Leaks(logit_bias="refuse")).status == 403
     for unusable in ({"50": "1"}, {"50": True}, "50", [50], 7):
         assert refused("chat", chat(logit_bias=unusable)).code == "invalid_value"
@@ -155,7 +157,11 @@ def test_nor_where_log_probabilities_are_free() -> None:
 
 def test_plain_forms_of_an_answer_steer_nothing() -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
-    for plain in ({"response_format": {"type": "json_object"}}, {"tools": tools}, {"repetition_penalty": 1.0}):
+    for plain in (
+        {"response_format": {"type": "json_object"}},
+        {"tools": tools},
+        {"repetition_penalty": 1.0},
+    ):
         passed("chat", chat(logprobs=True, **plain))
 
 
@@ -171,7 +177,9 @@ def test_a_prompt_is_not_scored() -> None:
     assert refused("chat", chat(echo=True)).param == "echo"
 
 
-@pytest.mark.parametrize("name", ["return_hidden_states", "custom_logit_processor", "prompt_embeds", "extra_body"])
+@pytest.mark.parametrize(
+    "name", ["return_hidden_states", "custom_logit_processor", "prompt_embeds", "extra_body"]
+)
 def test_nothing_reaches_the_inside_of_the_server_under_any_policy(name: str) -> None:
     assert refused("completions", {"prompt": "a", name: "x"}, OPEN).status == 403
 
@@ -252,6 +260,8 @@ def test_whatever_is_written_is_decided_and_left_alone(
         assert decision.param in decision.message
         return
     if decision.body is not body:
-        changed = {name for name in decision.body if name not in body or decision.body[name] is not body[name]}
+        changed = {
+            name for name in decision.body if name not in body or decision.body[name] is not body[name]
+        }
         assert changed <= {"logprobs", "top_logprobs"}
         assert set(body) <= set(decision.body)

@@ -11,10 +11,12 @@ from provider import echo
 from tiny import tiny_model
 
 from stillhouse import pipeline
-from stillhouse.errors import UsageError
+from stillhouse.errors import GateRefused, UsageError
 from stillhouse.ledger import Ledger
+from stillhouse.ledger.permissions import revoke, standings
 from stillhouse.ledger.quarantine import decisions_of, quarantined, recall
 from stillhouse.recipe import parse_recipe
+from stillhouse.terms import authorising
 
 
 @pytest.fixture
@@ -81,6 +83,14 @@ def test_a_recalled_teacher_is_in_no_sample_until_it_is_lifted(recipe, workspace
         with pytest.raises(UsageError, match="quarantined already"):
             recall(ledger, [decision], "again")
 
+    with pytest.raises(GateRefused, match="n at") as caught:
+        pipeline.run(recipe, workspace, stages=stages)
+    assert f"the declaration of n.txt was recalled (leaf {said['leaves'][0]})" in caught.value.why
+    on_it = ("--authorisation", str(authorisation), "--reason", "it was the other one")
+    assert command(workspace, *on_it, "--lift").returncode == 0
+    assert pipeline.run(recipe, workspace, stages=stages).skipped == ("collect", "curate")
+
+    assert command(workspace, "--decision", str(decision), "--reason", "it was wrong").returncode == 0
     again = pipeline.run(recipe, workspace, stages=stages)
     assert "curate" not in again.skipped
     assert samples(run) == {name: who for name, who in before.items() if who == "m"}
@@ -96,6 +106,64 @@ def test_a_recalled_teacher_is_in_no_sample_until_it_is_lifted(recipe, workspace
     with Ledger.open(workspace) as ledger:
         assert quarantined(ledger) == frozenset()
         assert ledger.verify().ok
+
+
+def test_a_recalled_permission_lets_nothing_more_be_asked_until_that_is_lifted(tmp_path, workspace, provider):
+    server = provider(echo)
+    scope = {"models": ["m"], "uses": ["train_target", "evaluation"], "competing": True, "servers": ["*"]}
+    said = {"grantor": "Maker", "grantee": "us", "signatory": "J. Doe", "approver": "R. Ames"}
+    said |= {"valid_from": "2026-01-01", "scope": scope}
+
+    def permit(name):
+        made = authorising.make_permission(said | {"id": name}, "c.txt", b"Maker permits it.", "here")
+        with Ledger.open(workspace) as ledger:
+            return authorising.record(made, b"Maker permits it.", ledger)
+
+    def collect(count):
+        rows = [json.dumps({"prompt": f"say {n}", "id": f"p{n}"}) + "\n" for n in range(count)]
+        (tmp_path / "few.jsonl").write_text("".join(rows))
+        tree = {
+            "run": {"name": "few"},
+            "teacher": {"model": "m", "endpoint": server.url},
+            "prompts": {"source": str(tmp_path / "few.jsonl")},
+            "collect": {"max_tokens": 8},
+            "student": {"init": str(tiny_model(tmp_path / "tiny"))},
+        }
+        pipeline.run(parse_recipe(tree), workspace, stages=["collect"])
+        return len(server.bodies)
+
+    first = permit("first")
+    asked = collect(5)
+    on_it = ("--authorisation", str(first), "--reason", "withdrawn")
+    done = command(workspace, *on_it, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["exchanges"] == asked
+    with pytest.raises(GateRefused) as caught:
+        collect(9)
+    assert "the permission first is not in force: it was recalled" in caught.value.mend
+    assert len(server.bodies) == asked
+    with Ledger.open(workspace) as ledger:  # neither under a decision that a process made before
+        (decision,) = [
+            leaf.index for leaf in ledger.leaves("decision") if leaf.body["use"] == "train_target"
+        ][:1]
+        with pytest.raises(GateRefused, match="does not cover another"):
+            ledger.begin(
+                key="ab" * 32, run="r", prompt_id="p", teacher="m", sample_index=0, decision=decision
+            ).result()
+        assert ledger.verify().ok
+    assert command(workspace, *on_it).returncode == 2  # all of it is recalled
+    assert command(workspace, *on_it, "--lift").returncode == 0
+    assert collect(9) > asked
+    asked = len(server.bodies)
+    assert command(workspace, *on_it).returncode == 0
+    permit("second")
+    assert collect(12) > asked  # under that one
+    with Ledger.open(workspace) as ledger:
+        revoke(ledger, first, "it ended")
+    assert command(workspace, *on_it, "--lift").returncode == 0
+    with Ledger.open(workspace) as ledger:
+        assert standings(ledger)[first].revoked is not None
+        assert [each.recalled for each in authorising.recorded(ledger)] == [None, None]
 
 
 def test_what_cannot_be_recalled_is_said(workspace):

@@ -11,12 +11,15 @@ from stillhouse import pipeline
 from stillhouse.errors import GateRefused
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.permissions import revoke
+from stillhouse.ledger.quarantine import decisions_of, recall
 from stillhouse.pipeline import releasing
-from stillhouse.recipe import parse_recipe
+from stillhouse.recipe import parse_recipe, run_digest
 from stillhouse.terms import authorising
 
 TEXT = b"Maker permits it."
-SCOPE = {"models": ["zz-*"], "uses": ["train_target", "evaluation"], "competing": True}
+SCOPE = {
+    "models": ["zz-*"], "uses": ["train_target", "evaluation"], "competing": True, "servers": ["127.0.0.1"]
+}  # fmt: skip
 SAID = {"grantor": "Maker", "grantee": "us", "signatory": "J. Doe", "approver": "R. Ames", "scope": SCOPE}
 
 
@@ -48,6 +51,34 @@ def recipe(tmp_path, provider):
             "evaluate": {"held_out": 0.2, "resamples": 50},
         }
     )
+
+
+def test_no_stage_alone_goes_on_with_what_was_recalled(recipe, workspace, permission):
+    both = recipe.model_dump(mode="json")
+    both["teachers"] = [{**both["teacher"], "model": "zz-2"}]
+    recipe = parse_recipe(both)
+
+    def stage(*names):
+        return pipeline.run(recipe, workspace, stages=names).skipped
+
+    before = json.loads(pipeline.run(recipe, workspace).run.marker("train").read_bytes())["result"]["weights"]
+    with Ledger.open(workspace) as ledger:
+        recall(ledger, theirs := decisions_of(ledger, "teacher", "zz-2"), "a letter came")
+    for name, what in (("train", "samples of"), ("release", f"decisions {theirs[:1]}"[:-1])):
+        with pytest.raises(GateRefused, match="recalled") as caught:
+            stage(name)
+        assert what in f"{caught.value.what} {caught.value.why}"
+        assert "stillhouse run RECIPE" in caught.value.mend
+    assert stage("curate") == ()
+    with pytest.raises(GateRefused, match="recalled") as caught:  # the samples are clean, the student is not
+        stage("release")
+    assert "this student was trained on some of them" in caught.value.why
+    assert stage("train") == ()
+    stage("evaluate", "release")
+    run = workspace.run(recipe.run.name, run_digest(recipe))
+    result = json.loads(run.marker("train").read_bytes())["result"]
+    assert result["weights"] != before
+    assert set(result["decisions"]).isdisjoint(theirs)
 
 
 class _Tomorrow(datetime):

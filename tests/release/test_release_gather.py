@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,10 +26,10 @@ from stillhouse.ledger.manifest import sha256_of
 from stillhouse.models import weights_digest
 from stillhouse.recipe import Recipe, parse_recipe
 from stillhouse.release.documents import ROWS, documents
-from stillhouse.release.facts import Operator, compute, missing
-from stillhouse.release.gather import gather, read_decision, read_operator, result_of, shown
+from stillhouse.release.facts import compute, missing
+from stillhouse.release.gather import gather, read_decision, result_of, shown
 from stillhouse.release.rows import write_rows
-from stillhouse.terms.facts import Obligation
+from stillhouse.terms.facts import Obligation, Publisher
 from stillhouse.workspace import Workspace
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -69,10 +69,10 @@ def test_a_runs_facts_are_what_was_asked_kept_and_trained(
     run = pipeline.run(recipe, workspace).run
     with Ledger.open(workspace) as ledger:
         decisions = {leaf.index for leaf in ledger.leaves("decision") if leaf.body["use"] == "train_target"}
-        assert gather(run, recipe, ledger, Operator(), NOW, sorted(decisions)).anchored is None
+        assert gather(run, recipe, ledger, Publisher(), NOW, sorted(decisions)).anchored is None
         note = ledger.checkpoint()
         cosigned(workspace, *by_a_witness(note))
-        facts = gather(run, recipe, ledger, Operator(), NOW, sorted(decisions))
+        facts = gather(run, recipe, ledger, Publisher(), NOW, sorted(decisions))
         assert facts.anchored == note.size
         key = read_signing_key(workspace)
         for size in (
@@ -81,7 +81,7 @@ def test_a_runs_facts_are_what_was_asked_kept_and_trained(
         ):  # another log, and one that is longer
             other = sign_checkpoint(ledger.origin, size, bytes(32), key)
             cosigned(workspace, *by_a_witness(other))
-        assert gather(run, recipe, ledger, Operator(), NOW, sorted(decisions)).anchored == note.size
+        assert gather(run, recipe, ledger, Publisher(), NOW, sorted(decisions)).anchored == note.size
         (transform,) = {leaf.body["transform"] for leaf in ledger.leaves("train_run")}
         rows = write_rows(run, ledger, transform, tmp_path / "rows.parquet")
         terms = [leaf.body["sha256"] for leaf in ledger.leaves("terms_snapshot")]
@@ -142,20 +142,7 @@ def test_samples_that_are_not_the_ledgers_are_refused(recipe: Recipe, workspace:
 def test_a_run_that_was_not_trained_has_no_facts(recipe: Recipe, workspace: Workspace):
     run = pipeline.run(recipe, workspace, stages=("collect", "curate")).run
     with Ledger.open(workspace) as ledger, pytest.raises(UsageError, match="not come to its release"):
-        gather(run, recipe, ledger, Operator(), NOW)
-
-
-def test_the_operators_file_says_what_only_the_operator_knows(tmp_path: Path):
-    path = tmp_path / "operator.toml"
-    assert read_operator(path) == Operator()
-    path.write_text(
-        'monthly_users = 4\n[provider]\nname = "Ex"\nmarket_date = 2026-12-01\n[base]\ntraining_flop = 2e22\n'
-    )
-    assert read_operator(path) == Operator("Ex", market_date=date(2026, 12, 1), base_training_flop=2e22)
-    for wrong in ("[provider]\nname = 3", "[provider\n", "provider = 3\nbase = 2\n[provider]"):
-        path.write_text(wrong)
-        with pytest.raises(UsageError):
-            read_operator(path)
+        gather(run, recipe, ledger, Publisher(), NOW)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.terms.deciding import ALLOWED, TRAINS, DeclaredTerms, decide
+from stillhouse.terms.deciding import DeclaredTerms, decide
 from stillhouse.terms.facts import (
     STRICTEST,
     Access,
@@ -32,6 +32,7 @@ from stillhouse.terms.facts import (
     Verdict,
 )
 from stillhouse.terms.permissions import Permission, Scope
+from stillhouse.terms.ruling import ALLOWED, TRAINS
 
 TODAY = date(2026, 11, 21)
 NOTICE = Obligation("notice", ("made with m",))
@@ -108,17 +109,19 @@ def permission(scope=None, **more):
 
 
 READ = DeclaredTerms("terms.txt", "ab" * 32, TODAY, "R. Ames", ("evaluation", "train_target"))
+ABOUT_MAKER = replace(READ, about=("maker-api",))
 
 
 def verdict(rows, of=None, permissions=(), declaration=None):
-    return decide(of or asked(), rows, permissions, declaration, TODAY).verdict
+    declared = () if declaration is None else (declaration,)
+    return decide(of or asked(), rows, permissions, declared, TODAY).verdict
 
 
 def test_no_row_is_refused_and_a_text_that_somebody_read_stands_for_one():
-    nothing = decide(asked(), [], (), None, TODAY)
+    nothing = decide(asked(), [], (), (), TODAY)
     assert (nothing.verdict, nothing.basis) == ("refuse", "none")
     assert "no terms are known" in nothing.reason
-    read = decide(asked(), [], (), READ, TODAY)
+    read = decide(asked(), [], (), [READ], TODAY)
     assert (read.verdict, read.basis) == ("allow", "declaration")
     assert "R. Ames declares" in read.reason
     assert verdict([], asked("prompt_seed"), declaration=READ) == "allow"
@@ -136,13 +139,13 @@ def test_no_row_is_refused_and_a_text_that_somebody_read_stands_for_one():
     ],
 )
 def test_a_declaration_that_does_not_cover_the_use_is_refused(change, reason):
-    decision = decide(asked(), [], (), replace(READ, **change), TODAY)
+    decision = decide(asked(), [], (), [replace(READ, **change)], TODAY)
     assert decision.verdict == "refuse"
     assert reason in decision.reason
 
 
 def test_what_is_allowed_says_which_text_was_read_when_and_by_whom():
-    decision = decide(asked(), [row()], (), None, TODAY)
+    decision = decide(asked(), [row()], (), (), TODAY)
     assert decision.verdict == "allow"
     assert (
         "no restriction of this use found in Maker Terms, read on 2026-11-01, by R. Ames" in decision.reason
@@ -153,7 +156,7 @@ def test_what_is_allowed_says_which_text_was_read_when_and_by_whom():
 def test_the_strictest_row_wins_and_obligations_add_up():
     polite = row(key="other", verdict="allow_with_obligations", obligations=(NOTICE,))
     inherits = Obligation("inherits", ("Maker Licence",))
-    both = decide(asked(), [polite, row(key="third", obligations=(inherits,))], (), None, TODAY)
+    both = decide(asked(), [polite, row(key="third", obligations=(inherits,))], (), (), TODAY)
     assert both.verdict == "allow_with_obligations"
     assert [(owed.row, owed.obligation) for owed in both.obligations] == [
         ("other", NOTICE),
@@ -164,14 +167,14 @@ def test_the_strictest_row_wins_and_obligations_add_up():
 
 def test_obligations_are_owed_for_the_ways_of_giving_out_that_they_name():
     named = row(verdict="allow_with_obligations", obligations=(NOTICE,))
-    inside = decide(asked(student={"mode": "internal"}), [named], (), None, TODAY)
+    inside = decide(asked(student={"mode": "internal"}), [named], (), (), TODAY)
     assert inside.obligations == ()
     copy = row(obligations=(Obligation("licence_copy", ("Maker Licence",), redistributes=True),))
-    assert decide(asked(), [copy], (), None, TODAY).verdict == "allow"
+    assert decide(asked(), [copy], (), (), TODAY).verdict == "allow"
     cut = asked()
     cut = replace(cut, student=replace(cut.student, base="M-1"))
-    assert decide(cut, [copy], (), None, TODAY).verdict == "allow_with_obligations"
-    assert decide(asked("evaluation"), [named], (), None, TODAY).obligations == ()
+    assert decide(cut, [copy], (), (), TODAY).verdict == "allow_with_obligations"
+    assert decide(asked("evaluation"), [named], (), (), TODAY).obligations == ()
 
 
 def test_a_case_stands_for_the_rows_verdict_only_where_all_of_it_holds():
@@ -202,7 +205,7 @@ def test_a_ban_on_training_is_none_on_measuring_but_silence_is_no_permission():
     bans = row(**BANS_RIVALS)
     assert verdict([bans], asked("evaluation")) == "review"
     assert verdict([bans], asked("evaluation", {"competes": False})) == "allow"
-    assert verdict([bans], asked("evaluation"), declaration=READ) == "allow"
+    assert verdict([bans], asked("evaluation"), declaration=ABOUT_MAKER) == "allow"
     for use in TRAINS - {"train_target"}:
         assert verdict([bans], asked(use)) == "refuse"
     for unread in ({"trains_others": "unknown"}, {"evidence": "memory"}, {"confidence": "low"}):
@@ -214,9 +217,9 @@ def test_a_ban_on_training_is_none_on_measuring_but_silence_is_no_permission():
 def test_what_was_read_badly_is_for_a_person_to_read(confidence):
     doubtful = row(confidence=confidence)
     assert verdict([doubtful]) == "review"
-    lifted = decide(asked(), [doubtful], (), READ, TODAY)
+    lifted = decide(asked(), [doubtful], (), [ABOUT_MAKER], TODAY)
     assert (lifted.verdict, lifted.basis) == ("allow", "declaration")
-    assert verdict([doubtful], declaration=replace(READ, scope=("evaluation",))) == "review"
+    assert verdict([doubtful], declaration=replace(ABOUT_MAKER, scope=("evaluation",))) == "review"
 
 
 def test_weights_need_the_licence_text_that_came_with_them():
@@ -226,16 +229,21 @@ def test_weights_need_the_licence_text_that_came_with_them():
     assert verdict([free], asked(**here, licence_spdx="MIT")) == "review"
     assert verdict([free], asked(**here, licence_spdx="Apache-2.0")) == "allow"
     assert verdict([free], asked(**here, licence_sha256="ef" * 32)) == "allow"
-    assert verdict([free], asked(**here), declaration=READ) == "allow"
+    assert verdict([free], asked(**here), declaration=ABOUT_MAKER) == "review"
+    its_licence = replace(READ, about=("maker-api/licence_text",))
+    assert verdict([free], asked(**here), declaration=its_licence) == "allow"
 
 
 def test_a_known_model_at_an_unknown_server_needs_the_servers_terms():
     free = row(access="weights", licence=Licence("Apache License 2.0", "Apache-2.0"))
     elsewhere = asked(endpoint="https://host.example/v1", licence_spdx="Apache-2.0")
-    decision = decide(elsewhere, [free], (), None, TODAY)
+    decision = decide(elsewhere, [free], (), (), TODAY)
     assert decision.verdict == "refuse"
     assert "the terms of https://host.example/v1 are not known" in decision.reason
-    assert verdict([free], elsewhere, declaration=READ) == "allow"
+    assert decision.to_declare == ("host.example",)
+    assert verdict([free], elsewhere, declaration=READ) == "refuse"
+    assert verdict([free], elsewhere, declaration=ABOUT_MAKER) == "refuse"
+    assert verdict([free], elsewhere, declaration=replace(READ, about=("host.example",))) == "allow"
     assert verdict([free, row(key="host")], elsewhere) == "allow"
 
 
@@ -284,7 +292,7 @@ def test_a_known_model_at_an_unknown_server_needs_the_servers_terms():
 def test_a_condition_tightens_and_what_nobody_said_is_refused_by_name(condition, of, unsaid, fine):
     limited = row(conditions=(condition,))
     assert verdict([limited], asked(**of)) == "refuse"
-    silent = decide(asked(**unsaid), [limited], (), None, TODAY)
+    silent = decide(asked(**unsaid), [limited], (), (), TODAY)
     assert silent.verdict == "refuse"
     assert "nobody said" in silent.reason
     assert any(lift.startswith("say ") for lift in silent.lifts)
@@ -304,27 +312,68 @@ def test_the_other_conditions():
     assert verdict([pictures], asked(operator={"territory": "FR"})) == "allow"
     assert verdict([pictures], asked(operator={"territory": "FR"}, multimodal=True)) == "refuse"
     shown = row(conditions=(Scale("monthly_users", 100, "show the name", owed=NOTICE),))
-    big = decide(asked(operator={"monthly_users": 101}), [shown], (), None, TODAY)
+    big = decide(asked(operator={"monthly_users": 101}), [shown], (), (), TODAY)
     assert (big.verdict, big.obligations[0].obligation) == ("allow_with_obligations", NOTICE)
     assert verdict([shown], asked(operator={"monthly_users": 99})) == "allow"
 
 
+def test_a_declaration_lifts_what_it_is_about_and_nothing_else():
+    web = Feature(("web_search", "maps"), "review", "answers of a search are others' text")
+    searched, maps = asked(features=("web_search", "maps")), replace(READ, about=("maker-api/maps",))
+    unsaid = decide(searched, [row(conditions=(web,))], (), [READ], TODAY)
+    assert (unsaid.verdict, unsaid.to_declare) == ("review", ("maker-api/maps", "maker-api/web_search"))
+    assert any('about = ["maker-api/maps", "maker-api/web_search"]' in lift for lift in unsaid.lifts)
+    assert any("says no `about`" in lift for lift in unsaid.lifts)
+    half = decide(searched, [row(conditions=(web,))], (), [maps], TODAY)
+    assert (half.verdict, half.to_declare) == ("review", ("maker-api/web_search",))
+    search = replace(READ, document="search.txt", about=("maker-api/web_search",))
+    by_two = decide(searched, [row(conditions=(web,))], (), [maps, search], TODAY)
+    assert (by_two.verdict, set(by_two.declared)) == ("allow", {maps, search})
+    of_both = replace(READ, about=("maker-api/maps", "maker-api/web_search"))
+    assert verdict([row(conditions=(web,))], searched, declaration=of_both) == "allow"
+    rows = [row(confidence="medium"), row(key="router", vendor="Router", confidence="medium")]
+    first = decide(asked(), rows, (), [ABOUT_MAKER], TODAY)
+    assert (first.verdict, first.to_declare) == ("review", ("router",))
+    elsewhere = decide(asked(), [], (), [replace(READ, about=("x",))], TODAY)
+    assert "is about x, and not about m-1 at maker.example" in elsewhere.reason
+    assert verdict([], declaration=replace(READ, about=("maker.example",))) == "allow"
+
+
 def test_a_refusal_is_lifted_by_the_authors_permission_alone_and_only_where_it_can_be():
     bans = row(**BANS_RIVALS, obligations=(NOTICE,))
-    lifted = decide(asked(), [bans], [permission()], None, TODAY)
+    lifted = decide(asked(), [bans], [permission()], (), TODAY)
     assert (lifted.verdict, lifted.basis, lifted.permissions) == (
         "allow_with_obligations",
         "authorisation",
         (7,),
     )
-    assert verdict([bans], declaration=READ) == "refuse"
+    assert verdict([bans], declaration=ABOUT_MAKER) == "refuse"
     assert verdict([replace(bans, liftable=False)], permissions=[permission()]) == "refuse"
     assert verdict([bans], permissions=[permission(grantor="Somebody else")]) == "refuse"
     other = replace(bans, key="router", vendor="Router")
     assert verdict([bans, other], permissions=[permission()]) == "refuse"
     both = [permission(), permission(grantor="Router Ltd", leaf=9)]
-    assert decide(asked(), [bans, other], both, None, TODAY).permissions == (7, 9)
-    assert verdict([], permissions=[permission()]) == "allow"
+    assert decide(asked(), [bans, other], both, (), TODAY).permissions == (7, 9)
+
+
+def test_a_servers_unknown_terms_are_lifted_by_a_permission_that_names_it_alone():
+    free = row(access="weights", vendor="Other", licence=Licence("Apache License 2.0", "Apache-2.0"))
+    at = asked(endpoint="https://host.example:8443/v1", licence_spdx="Apache-2.0")
+    for known in ([free], []):  # of a teacher whose weights are known, and of one of whom nothing is
+        silent = decide(at, known, [permission()], (), TODAY)
+        assert (silent.verdict, silent.permissions) == ("refuse", ())
+        assert any('servers = ["host.example"]' in lift for lift in silent.lifts), silent.lifts
+        elsewhere = decide(at, known, [permission({"servers": ("api.example",)})], (), TODAY)
+        assert elsewhere.verdict == "refuse"
+        assert any("for answers of api.example, not of host.example" in lift for lift in elsewhere.lifts)
+        for servers in (("host.example",), ("*",)):
+            named = decide(at, known, [permission(), permission({"servers": servers}, leaf=9)], (), TODAY)
+            assert (named.verdict, named.permissions) == ("allow", (9,))
+    brought = replace(at, access="import", endpoint="")
+    assert verdict([free], brought, [permission({"servers": ("*.example",)})]) == "refuse"
+    assert verdict([free], brought, [permission({"servers": ("import",)})]) == "allow"
+    here = replace(at, access="weights", endpoint="")
+    assert verdict([], here, [permission()]) == "allow"
 
 
 @pytest.mark.parametrize(
@@ -343,9 +392,17 @@ def test_a_refusal_is_lifted_by_the_authors_permission_alone_and_only_where_it_c
     ],
 )
 def test_a_permission_that_is_not_in_force_says_why(scope, more, why):
-    decision = decide(asked(), [row(**BANS_RIVALS)], [permission(scope, **more)], None, TODAY)
+    decision = decide(asked(), [row(**BANS_RIVALS)], [permission(scope, **more)], (), TODAY)
     assert decision.verdict == "refuse"
     assert any("p-1 is not in force" in lift and why in lift for lift in decision.lifts), decision.lifts
+
+
+def test_what_obliges_does_so_still_where_a_condition_of_it_was_lifted():
+    nowhere = Territory(("EU",), "no rights there")
+    polite = row(verdict="allow_with_obligations", conditions=(nowhere,))
+    at_home = asked(operator={"territory": "DE"})
+    assert verdict([polite], at_home) == "refuse"
+    assert verdict([polite], at_home, [permission()]) == "allow_with_obligations"
 
 
 def test_a_permission_for_another_model_is_none():
@@ -354,7 +411,7 @@ def test_a_permission_for_another_model_is_none():
 
 def test_what_was_had_under_a_permission_stays_allowed_when_it_is_used_up():
     full = permission({"volume": 10}, used=10)
-    assert decide(asked(), [row(**BANS_RIVALS)], [full], None, TODAY, further=0).allowed
+    assert decide(asked(), [row(**BANS_RIVALS)], [full], (), TODAY, further=0).allowed
 
 
 # Properties
@@ -460,20 +517,24 @@ permissions = st.builds(
             "uses": st.lists(st.sampled_from(get_args(Use)), max_size=3).map(tuple),
             "volume": st.none() | st.just(5),
             "competing": st.booleans(),
+            "servers": st.sampled_from([(), ("maker.example",)]),
         }
     ),
     used=st.integers(0, 6),
     revoked=st.none() | st.just(3),
     grantor=st.sampled_from(["Maker", "Other"]),
 )
-declarations = st.none() | st.builds(
+topics = ("a", "b", "c", "a/licence_text", "b/web_search", "a/monthly_users", "maker.example", "import")
+declared_terms = st.builds(
     DeclaredTerms,
+    about=st.lists(st.sampled_from(topics), max_size=6, unique=True).map(tuple),
     document=st.just("t.txt"),
     sha256=st.sampled_from(["", "ab" * 32]),
     read_on=st.dates(TODAY - timedelta(days=1), TODAY + timedelta(days=3)),
     declared_by=st.sampled_from(["", "R. Ames"]),
     scope=st.lists(st.sampled_from(get_args(Use)), max_size=3).map(tuple),
 )
+declarations = st.lists(declared_terms, max_size=2)
 several = st.lists(rows, min_size=1, max_size=3, unique_by=lambda each: each.key)
 permitted = st.lists(permissions, max_size=2)
 
@@ -529,8 +590,8 @@ def test_a_fact_that_is_taken_away_never_makes_it_more_lenient(of, known, grante
 @settings(max_examples=200, deadline=None)
 @given(questions, several, permitted, declarations)
 def test_what_lifts_is_never_needed_less_without_it(of, known, granted, declared):
-    alone = decide(of, known, (), None, TODAY)
+    alone = decide(of, known, (), (), TODAY)
     assert rank(decide(of, known, granted, declared, TODAY)) <= rank(alone)
-    if declared is not None and alone.verdict == "refuse" and not granted:
+    if declared and alone.verdict == "refuse" and not granted:
         server = any(reason.row == "" for reason in alone.reasons)
         assert server or decide(of, known, (), declared, TODAY).verdict == "refuse"

@@ -72,13 +72,13 @@ def maker(ledger):
     return write
 
 
-def recipe(terms=None, student=None, release=None, **teacher):
+def recipe(declared=None, student=None, release=None, **teacher):
     about = {"model": "big-1", "endpoint": "https://api.example.com/v1", **teacher}
     about = {name: value for name, value in about.items() if value is not None}
     return parse_recipe(
         {
             "run": {"name": "small"},
-            "teacher": about | ({} if terms is None else {"terms": terms.model_dump()}),
+            "teacher": about | ({} if declared is None else {"terms": declared.model_dump()}),
             "prompts": {"source": "embedded:desk"},
             "student": {"init": "embedded:base", **(student or {})},
             "release": release or {},
@@ -90,8 +90,8 @@ def shipped():
     return recipe(model="embedded:desk", endpoint=None)
 
 
-def at_maker(terms=None, **more):
-    return recipe(terms, model="maker-2", endpoint="https://api.maker.example/v1", **more)
+def at_maker(declared=None, **more):
+    return recipe(declared, model="maker-2", endpoint="https://api.maker.example/v1", **more)
 
 
 def admitted(what, use, ledger, now=NOW):
@@ -200,9 +200,37 @@ def test_a_review_stops_like_a_refusal_and_a_persons_reading_lifts_it(ledger, ma
         admitted(at_maker(), "train_target", ledger)
     assert caught.value.exit_code == 3
     assert "[teacher.terms]" in caught.value.mend
-    body = ledger.leaf(admitted(at_maker(terms), "train_target", ledger)).body
+    assert 'about = ["maker-api"]' in caught.value.mend
+    with pytest.raises(GateRefused) as caught:
+        admitted(at_maker(terms), "train_target", ledger)
+    assert "the declaration of terms.txt is about a teacher of whom no row speaks" in caught.value.mend
+    about = terms.model_copy(update={"about": ["maker-api"]})
+    body = ledger.leaf(admitted(at_maker(about), "train_target", ledger)).body
     assert (body["verdict"], body["basis"]) == ("allow", "declaration")
-    assert ledger.leaf(body["authorisation"]).body["declared_by"] == "R. Ames"
+    declared = ledger.leaf(body["authorisation"]).body
+    assert (declared["declared_by"], declared["about"]) == ("R. Ames", ["maker-api"])
+
+
+def test_two_texts_are_two_declarations_and_each_is_recorded(ledger, maker, terms, tmp_path):
+    maker(confidence='"medium"')
+    path = ledger.workspace.terms / "maker.toml"
+    feature = "\n[[row.feature]]\nfeatures = ['web_search']\nverdict = 'review'\nwhy = 'others write it'\n"
+    path.write_text(path.read_text() + feature)
+    (tmp_path / "search.txt").write_bytes(b"Results of a search may be kept.\n")
+    one = terms.model_dump() | {"about": ["maker-api"]}
+    two = one | {"document": str(tmp_path / "search.txt"), "about": ["maker-api/web_search"]}
+    for given in ([one], [two]):
+        with pytest.raises(GateRefused, match="not yet known"):
+            admitted(at_maker(features=["web_search"], terms=given), "train_target", ledger)
+    leaf = ledger.leaf(admitted(at_maker(features=["web_search"], terms=[one, two]), "train_target", ledger))
+    assert [ledger.leaf(index).body["about"] for index in leaf.body["declarations"]] == [
+        ["maker-api/web_search"],
+        ["maker-api"],
+    ]
+    kept = [ledger.contents(index)["document"] for index in leaf.body["terms_snapshots"]]
+    assert kept == [b"Results of a search may be kept.\n", TEXT]
+    for index in leaf.body["declarations"]:
+        assert decisions_of(ledger, "authorisation", index) == [leaf.index]
 
 
 def test_a_declaration_lifts_the_refusal_and_is_recorded_once(ledger, terms):

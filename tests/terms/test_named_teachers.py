@@ -69,17 +69,21 @@ def decided(
         teacher["terms"] = {
             "document": str(folder / "read.txt"), "read_on": "2026-11-20", "declared_by": "R. Ames"
         }  # fmt: skip
-    recipe = parse_recipe(
-        {
-            "run": {"name": "small"},
-            "teacher": teacher,
-            "prompts": {"source": "embedded:desk"},
-            "student": {"init": init},
-        }
-    )
-    workspace = init_workspace(folder)
+    tree = {
+        "run": {"name": "small"},
+        "teacher": teacher,
+        "prompts": {"source": "embedded:desk"},
+        "student": {"init": init},
+    }
+    recipe, workspace = parse_recipe(tree), init_workspace(folder)
     workspace.operator.write_text(operator)
     with Ledger.open(workspace, clock=lambda: NOW) as ledger:
+        found = gate.consider(recipe, recipe.teacher, "train_target", ledger, NOW)
+        if not declared or not found.to_declare:
+            return found
+        assert not found.allowed  # what it is about has to be said
+        teacher["terms"]["about"] = list(found.to_declare)
+        recipe = parse_recipe(tree)
         return gate.consider(recipe, recipe.teacher, "train_target", ledger, NOW)
 
 

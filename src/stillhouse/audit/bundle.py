@@ -25,8 +25,8 @@ from stillhouse.ledger.keys import public_of_pem
 from stillhouse.ledger.manifest import NAME, Manifest, digests, read_manifest
 from stillhouse.ledger.verify import Outside
 from stillhouse.models import weights_digest
-from stillhouse.terms.deciding import TRAINS
 from stillhouse.terms.obligations import due, file_name, of_decisions, of_seeds, settle
+from stillhouse.terms.ruling import TRAINS
 
 PROOFS = "provenance"
 _NAMED = 3  # faults that a line names

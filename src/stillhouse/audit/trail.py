@@ -19,6 +19,7 @@ from stillhouse.ledger import Leaf, canonical
 from stillhouse.ledger.disclosure import disclosed
 from stillhouse.ledger.keys import rotation_signed
 from stillhouse.ledger.leaves import utc_stamp
+from stillhouse.ledger.quarantine import LIFTED, SET_ASIDE
 
 ALLOWS = ("allow", "allow_with_obligations")
 Teacher = tuple[str, str]  # model, revision
@@ -152,6 +153,12 @@ def _correct(trail: Trail, leaf: Leaf) -> None:
             trail.lost.add(old)
     elif leaf.body["what"] == "permission revoked":
         trail.revoked[leaf.body["authorisation"]] = leaf
+    elif leaf.body["what"] == SET_ASIDE and "authorisation" in leaf.body:
+        trail.revoked.setdefault(leaf.body["authorisation"], leaf)
+    elif leaf.body["what"] == LIFTED and "authorisation" in leaf.body:
+        ended = trail.revoked.get(leaf.body["authorisation"])
+        if ended is not None and ended.body["what"] == SET_ASIDE:
+            del trail.revoked[leaf.body["authorisation"]]
 
 
 def _exchange(trail: Trail, leaf: Leaf) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from stillhouse.cli import anchoring, keeping, runs, terms_check
 from stillhouse.cli.audits import audit_app
+from stillhouse.cli.guarding import guard_app
 from stillhouse.cli.options import Json
 from stillhouse.cli.terms import terms_app
 
@@ -41,6 +42,7 @@ targets_app = typer.Typer(rich_markup_mode=None, help="Look at the teacher's pro
 app.add_typer(targets_app, name="targets")
 app.add_typer(audit_app, name="audit")
 app.add_typer(terms_app, name="terms")
+app.add_typer(guard_app, name="guard")
 terms_check.add_to(terms_app)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.")]
@@ -285,9 +287,9 @@ def release(recipe: RecipeFile, as_json: Json = False) -> None:
 def export(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="The folder of a release.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, such as student.gguf.")],
-    form: Annotated[
+    format: Annotated[
         Literal["gguf", "ollama"],
-        typer.Option("--format", help="gguf for llama.cpp; ollama writes a Modelfile beside it."),
+        typer.Option(help="gguf for llama.cpp; ollama writes a Modelfile beside it."),
     ] = "gguf",
     as_json: Json = False,
 ) -> None:
@@ -299,7 +301,7 @@ def export(
 
     need_extra("gguf", ("gguf",))
     need_extra("train", ("safetensors", "torch", "transformers"))
-    written = [str(path) for path in write(release, file, form == "ollama")]
+    written = [str(path) for path in write(release, file, format == "ollama")]
     owed = [name for name in FILES if (release / name).exists()]
     lines = [f"written    {path}" for path in written]
     lines += [f"hand on    {', '.join(owed)} of the release: they go with these weights"] if owed else []
@@ -326,6 +328,10 @@ def import_answers(
     terms: Annotated[Path, typer.Option(help="File with the text of that model's terms.")],
     read_on: Annotated[str, typer.Option(help="The day on which you read them, YYYY-MM-DD.")],
     declared_by: Annotated[str, typer.Option(help="Who declares that they allow this use.")],
+    about: Annotated[
+        list[str] | None,
+        typer.Option(help="What was read about, as the gate names it; for models of which it knows terms."),
+    ] = None,
     prompt: Annotated[str, typer.Option(help="Column with the prompt.")] = "prompt",
     answer: Annotated[str, typer.Option(help="Column with the answer.")] = "answer",
     as_json: Json = False,
@@ -337,7 +343,7 @@ def import_answers(
     from stillhouse.ledger import Ledger
     from stillhouse.workspace import open_workspace
 
-    declaration = declare(terms, read_on, declared_by)
+    declaration = declare(terms, read_on, declared_by, about or ())
     with Ledger.open(open_workspace(Path.cwd())) as ledger:
         done = import_file(file, model, declaration, ledger, prompt, answer)
     for line in name_broken(done.broken):

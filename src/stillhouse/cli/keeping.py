@@ -65,7 +65,7 @@ def erase(
 def recall(
     decision: Annotated[int | None, typer.Option(metavar="LEAF", help="A decision of the gate.")] = None,
     authorisation: Annotated[
-        int | None, typer.Option(metavar="LEAF", help="Every decision that rests on this authorisation.")
+        int | None, typer.Option(metavar="LEAF", help="This authorisation, and every decision on it.")
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="Every decision about this model.")] = None,
     reason: Annotated[str, typer.Option(help="Why; it is kept for good, so name no person in it.")] = "",
@@ -93,7 +93,7 @@ def recall(
         )
     by, which = given[0]
     with Ledger.open(open_workspace(Path.cwd())) as ledger:
-        done = set_aside(ledger, decisions_of(ledger, by, which), reason.strip(), lift)
+        done = set_aside(ledger, decisions_of(ledger, by, which), reason.strip(), lift, authorisation)
     word = "lifted" if lift else "recalled"
     lines = [
         f"{word:<10} {done.exchanges:,} answers of decisions {_named(done.decisions)}",

@@ -118,6 +118,9 @@ def authorise(
     student: Annotated[Many, typer.Option(help="A student's name that it is for; any if left out.")] = None,
     mode: Annotated[Many, typer.Option(help="internal, hosted or weights; any if left out.")] = None,
     territory: Annotated[Many, typer.Option(help="A country that it is for; any if left out.")] = None,
+    server: Annotated[
+        Many, typer.Option(help="A host of which it permits to ask although its terms are not known.")
+    ] = None,
     valid_from: Annotated[str | None, typer.Option(help="Its first day, YYYY-MM-DD.")] = None,
     valid_to: Annotated[str | None, typer.Option(help="Its last day; no end if left out.")] = None,
     irrevocable: Annotated[bool, typer.Option("--irrevocable", help="It says it cannot be revoked.")] = False,
@@ -154,6 +157,7 @@ def authorise(
         "valid_to": valid_to,
     }
     lists = {"models": model, "uses": use, "students": student, "modes": mode, "territory": territory}
+    lists |= {"servers": server}
     scope: dict[str, Any] = {key: value for key, value in lists.items() if value}
     said: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     said |= {"document": str(document)} if document else {}
@@ -214,7 +218,7 @@ def operator(as_json: Json = False) -> None:
     from dataclasses import asdict
 
     from stillhouse.cli import show
-    from stillhouse.terms.asking import read_operator
+    from stillhouse.terms.operator import read_operator
     from stillhouse.workspace import open_workspace
 
     workspace = open_workspace(Path.cwd())

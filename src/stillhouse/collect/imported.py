@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,11 +89,16 @@ def import_file(
     return Imported(len(new), len(known), seen - len(rows), tuple(broken), decision)
 
 
-def declare(document: Path, read_on: str, declared_by: str) -> Declaration:
+def declare(document: Path, read_on: str, declared_by: str, about: Sequence[str] = ()) -> Declaration:
     """The statement under which answers are imported. Raises UsageError for a bad date or an empty name."""
     try:
         return Declaration.model_validate(
-            {"document": str(document), "read_on": read_on.strip(), "declared_by": declared_by.strip()}
+            {
+                "document": str(document),
+                "read_on": read_on.strip(),
+                "declared_by": declared_by.strip(),
+                "about": list(about),
+            }
         )
     except ValidationError as error:
         fault = error.errors()[0]["loc"][0]

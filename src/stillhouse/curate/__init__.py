@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from stillhouse.curate import leaks
 from stillhouse.curate.funnel import Filter, Judged, Row, put_through
 from stillhouse.curate.mix import Losses, mixed
-from stillhouse.curate.recalled import NAME, recalled_of
+from stillhouse.curate.recalled import NAME, recalled_of, resting_on
 from stillhouse.curate.rows import DROPPED, SAMPLES, exchanges, references, sample_of_each, write
 from stillhouse.curate.steps import GROUP, chosen, knows_references, read_by
 from stillhouse.curate.verified import whole_prompts
@@ -21,7 +21,18 @@ from stillhouse.records import Watch, unwatched
 from stillhouse.scoring import BUILTIN, Scorer
 from stillhouse.workspace import RunFolder
 
-__all__ = ["DROPPED", "GROUP", "SAMPLES", "Curated", "Filter", "Row", "curate", "read_by", "recalled_of"]
+__all__ = [
+    "DROPPED",
+    "GROUP",
+    "SAMPLES",
+    "Curated",
+    "Filter",
+    "Row",
+    "curate",
+    "read_by",
+    "recalled_of",
+    "resting_on",
+]
 
 Alone = Callable[[RunFolder, Recipe], Iterator[list[Judged]]]
 """Yields the exchanges in order, each after the steps that look at it alone."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -47,9 +48,33 @@ def recalled_of(run: RunFolder, ledger: Ledger) -> Recalled:
     if not held:
         return Recalled()
     named = pq.read_table(run.exchanges, columns=["decision"])["decision"]
-    prompts = set()
-    if run.grown.exists():
-        for row in pq.read_table(run.grown, columns=["id", "leaf"]).to_pylist():
-            if row["id"] is not None and ledger.leaf(row["leaf"]).body.get("decision") in held:
-                prompts.add(row["id"])
+    prompts = {prompt for prompt, decision in _invented(run, ledger).items() if decision in held}
     return Recalled(held & set(pc.unique(named).to_pylist()), frozenset(prompts))
+
+
+def resting_on(run: RunFolder, ledger: Ledger, dropped: bool = False) -> frozenset[int]:
+    """The decisions of the answers that the run's samples are made from, and of those that invented their
+    prompts; with `dropped` those of its dropped rows too, but of such as were dropped for being recalled."""
+    asked = pq.read_table(run.exchanges, columns=["leaf", "decision", "prompt_id"])
+    leaves = pq.read_table(run.samples, columns=["leaves"])["leaves"]
+    used = set(pc.unique(pc.list_flatten(leaves)).to_pylist())
+    if dropped:
+        lost = pq.read_table(run.dropped, columns=["leaves", "reason"])
+        lost = lost.filter(pc.not_equal(lost["reason"], NAME))
+        used |= set(pc.unique(pc.list_flatten(lost["leaves"])).to_pylist())
+    rows = asked.filter(pc.is_in(asked["leaf"], value_set=pa.array(used, pa.int64())))
+    elsewhere = used.difference(rows["leaf"].to_pylist())  # of samples from before the newest answers
+    decided = set(pc.unique(rows["decision"]).to_pylist())
+    decided |= {leaf.body["decision"] for leaf in ledger.pick(elsewhere)}
+    invented, prompts = _invented(run, ledger), set(pc.unique(rows["prompt_id"]).to_pylist())
+    return frozenset(decided | {invented[prompt] for prompt in prompts & invented.keys()})
+
+
+def _invented(run: RunFolder, ledger: Ledger) -> dict[str, int]:
+    """The prompts that a teacher invented, each with the decision under which it did."""
+    if not run.grown.exists():
+        return {}
+    rows = pq.read_table(run.grown, columns=["id", "leaf"]).to_pylist()
+    named = {row["id"]: row["leaf"] for row in rows if row["id"] is not None}
+    found = {prompt: ledger.leaf(leaf).body.get("decision") for prompt, leaf in named.items()}
+    return {prompt: decision for prompt, decision in found.items() if decision is not None}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import os
 import signal
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +16,12 @@ from stillhouse.errors import UsageError
 from stillhouse.guard.config import Guard
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from stillhouse.gateway.app import Standing
-    from stillhouse.gateway.proxy import Served
+    from stillhouse.gateway.state import Served
+    from stillhouse.gateway.store.counts import Counts
+    from stillhouse.guard.events import Rate
 
 Reread = Callable[[], Guard]
 Ready = Callable[[str], None]
@@ -36,20 +41,30 @@ def serve(config: Guard, reread: Reread | None = None, ready: Ready | None = Non
     """
     import uvloop
 
+    from stillhouse.guard.reading import check
+
+    wrong = [finding for finding in check(config, os.environ) if finding.level == "error"]
+    if wrong:
+        first, more = wrong[0], f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise UsageError(f"{first.what}{more}", first.where, first.mend)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, reread, ready))
 
 
 async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> None:
     import uvicorn
+    from starlette.applications import Starlette
 
-    from stillhouse.gateway import logs
+    from stillhouse.gateway.admin import Api, admin_routes
     from stillhouse.gateway.app import application
     from stillhouse.gateway.connections import Connection
     from stillhouse.models.serve import listen
 
     async with AsyncExitStack() as stack:
         standing = await _open(config, stack)
+        gateway = standing.gateway
+        secret = standing.admin_secret.decode()
+        api = Api(gateway.accounts, lambda: standing.gateway.config, gateway.pepper, secret)
         listener = stack.enter_context(listen(config.server.host, config.server.port))
         if reread is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, standing, reread)
@@ -57,7 +72,7 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
         stack.callback(watch.cancel)
         Connection.head_seconds = config.server.head_seconds
         settings = uvicorn.Config(
-            application(standing),
+            application(standing, Starlette(routes=admin_routes(api))),
             http=Connection,
             ws="none",
             lifespan="off",
@@ -72,35 +87,58 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
             timeout_graceful_shutdown=int(config.server.drain_seconds),
         )
         server = uvicorn.Server(settings)
+        # uvicorn's own way ends the process by the same signal before what is open here is closed
+        server.capture_signals = nullcontext  # type: ignore[assignment, method-assign]
+        for end in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(end, _end, server, standing, end)
         if ready is not None:
             host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
             ready(f"http://{host}:{listener.getsockname()[1]}/v1")
-        logs.say("started", models=list(standing.gateway.models))
+        gateway.logs("started", models=", ".join(gateway.models))
         await server.serve(sockets=[listener])
-        standing.draining = True
-        logs.say("stopped")
+        gateway.logs("stopped")
+
+
+def _end(server: uvicorn.Server, standing: Standing, sign: int) -> None:
+    """Once: take nothing new and wait for what is open; twice: wait no longer."""
+    standing.draining = True
+    server.handle_exit(sign, None)
 
 
 async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     """Everything that is held open while serving, each closed in turn at the end."""
     import aiohttp
 
-    from stillhouse.gateway.admin import admin_app
     from stillhouse.gateway.app import Standing
+    from stillhouse.gateway.logs import Logs
     from stillhouse.gateway.metrics import Metrics
-    from stillhouse.gateway.proxy import Gateway
-    from stillhouse.gateway.record import open_record
-    from stillhouse.gateway.store.accounts import open_accounts
-    from stillhouse.gateway.store.counts import open_counts
+    from stillhouse.gateway.record import Record
+    from stillhouse.gateway.state import Gateway
+    from stillhouse.gateway.store.accounts import Accounts
+    from stillhouse.gateway.store.place import pepper_of
+    from stillhouse.gateway.tracing import Traces
 
-    folder = Path(config.store.folder)
-    secret = os.environ.get(config.server.admin_secret_env, "")
-    accounts = await open_accounts(config.store)
+    logs = Logs()
+    stack.callback(logs.close)
+    traces = Traces(config.record.traces)
+    stack.callback(traces.close)
+    metrics = Metrics(model.name for model in config.models)
+    pepper = pepper_of(config.store, os.environ)
+    accounts = Accounts(config.store, pepper)
     stack.push_async_callback(accounts.close)
-    counts = await open_counts(config.store)
+    counts = await _counts(config)
     stack.push_async_callback(counts.close)
-    record = open_record(config, folder)
+    sealing = hmac.digest(pepper, b"stillhouse guard: kept texts", "sha256")
+    record = Record(
+        config.store,
+        config.record,
+        rates(config),
+        sealing,
+        log=logs,
+        stored=lambda seconds: metrics.stored("events", seconds),
+    )
     stack.callback(record.close)
+    metrics.watch(record)
     session = await stack.enter_async_context(
         aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60.0, ttl_dns_cache=60),
@@ -111,18 +149,46 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
             read_bufsize=1 << 18,
         )
     )
-    metrics = Metrics(model.name for model in config.models)
-    models = served(config, os.environ)
-    gateway = Gateway(config, models, accounts, pepper, counts, record, metrics, session)
+    secret = os.environ.get(config.server.admin_secret_env, "")
+    models = models_of(config, os.environ)
+    gateway = Gateway(config, models, accounts, pepper, counts, record, metrics, logs, traces, session)
     return Standing(gateway, secret.encode(), documents(config))
 
 
-def served(config: Guard, environ: Mapping[str, str]) -> dict[str, Served]:
-    """The models with their servers and the keys of these. Raises UsageError for a key that is not there."""
-    from stillhouse.gateway.proxy import Served
-    from stillhouse.gateway.upstream import Behind
-    from stillhouse.guard.subjects import steps_of
+async def _counts(config: Guard) -> Counts:
+    from stillhouse.gateway.store.local import LocalCounts
 
+    return LocalCounts.open(Path(config.store.folder))
+
+
+def rates(config: Guard) -> dict[str, Rate]:
+    """By what each model is charged."""
+    from stillhouse.guard.events import Rate
+    from stillhouse.guard.prices import steps_of
+
+    charged = {model.name: model.price for model in config.models}
+    return {
+        name: Rate() if price is None else Rate(price, steps_of(price, config.prices[price]))
+        for name, price in charged.items()
+    }
+
+
+def documents(config: Guard) -> dict[str, tuple[bytes, bytes]]:
+    """What is served to anybody, by path: its content type and its bytes."""
+    import orjson
+
+    from stillhouse.gateway import openapi
+    from stillhouse.gateway.admin import openapi_paths
+
+    return {"/openapi.json": (b"application/json", orjson.dumps(openapi.document(openapi_paths())))}
+
+
+def models_of(config: Guard, environ: Mapping[str, str]) -> dict[str, Served]:
+    """The models with their servers and the keys of these. Raises UsageError for a key that is not there."""
+    from stillhouse.gateway.state import Served
+    from stillhouse.gateway.upstream import Behind
+
+    charged = rates(config)
     models = {}
     for model in config.models:
         behind = []
@@ -138,34 +204,38 @@ def served(config: Guard, environ: Mapping[str, str]) -> dict[str, Served]:
                     )
                 headers["authorization"] = f"Bearer {key}"
             behind.append(Behind(each, headers))
-        steps = steps_of(config.prices[model.price]) if model.price is not None else ()
-        models[model.name] = Served(model, tuple(behind), model.price or "", steps)
+        models[model.name] = Served(model, tuple(behind), *charged[model.name])
     return models
 
 
 def _reload(standing: Standing, reread: Reread) -> None:
     """The new settings if they can be served, else the old ones and a word in the log."""
     from stillhouse.errors import StillhouseError
-    from stillhouse.gateway import logs
+    from stillhouse.gateway.metrics import Metrics
 
     old = standing.gateway
     try:
         config = reread()
         if config.store != old.config.store or config.server != old.config.server:
             config = config.model_copy(update={"store": old.config.store, "server": old.config.server})
-            logs.say("reload", note="`server` and `store` change by a restart only")
+            old.logs("reload", note="`server` and `store` change by a restart only")
         fresh = replace(
             old,
             config=config,
-            models=served(config, os.environ),
+            models=models_of(config, os.environ),
             metrics=Metrics(model.name for model in config.models),
         )
+        fresh.metrics.watch(old.record)
+        old.record.apply(config.record, rates(config))
         standing.documents = documents(config)
         standing.gateway = fresh
     except StillhouseError as error:
-        logs.say("reload refused", what=error.what, why=error.why)
+        old.logs("reload refused", error=error.what, why=error.why)
         return
-    logs.say("reloaded", models=list(standing.gateway.models))
+    except ValueError as error:
+        old.logs("reload refused", error="the settings are wrong", why=str(error))
+        return
+    old.logs("reloaded", models=", ".join(standing.gateway.models))
 
 
 async def _look_after(standing: Standing) -> None:

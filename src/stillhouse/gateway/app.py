@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 import orjson
 
 from stillhouse.gateway import answers, proxy
+from stillhouse.gateway.admin import accept_terms
 from stillhouse.gateway.answers import JSON, Receive, Scope, Send
-from stillhouse.gateway.proxy import Gateway
+from stillhouse.gateway.metrics import CONTENT_TYPE
+from stillhouse.gateway.state import Gateway
 from stillhouse.gateway.store.counts import StoreDown
 from stillhouse.guard import accounts as who
 from stillhouse.guard.asked import Denied, Route
@@ -75,7 +77,10 @@ async def _other(standing: Standing, path: str, scope: Scope, receive: Receive, 
             await answers.respond(send, 200 if ready else 503, body, [JSON])
         elif path == "/metrics":
             _check_admin(standing, scope)
-            kind = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+            for model in gateway.models.values():
+                for each in model.behind:
+                    gateway.metrics.upstream(model.config.name, each.url, each.failures == 0)
+            kind = (b"content-type", CONTENT_TYPE.encode())
             await answers.respond(send, 200, gateway.metrics.text(), [kind])
         elif path in standing.documents:
             kind_of, content = standing.documents[path]
@@ -114,15 +119,9 @@ async def _accept(gateway: Gateway, scope: Scope, receive: Receive, send: Send) 
     """The holder of a key accepts the terms in force, by naming their version."""
     caller = await proxy.authorised(gateway, scope["headers"], accepting=True)
     raw = await proxy.body_of(receive, scope["headers"], gateway.config.server)
-    body = proxy.parsed(raw)
     terms = gateway.config.terms
-    if terms is None:
-        raise Denied(404, "no_terms", "nothing is to be accepted here")
-    if body.get("version") != terms.version:
-        message = f"the terms in force are version {terms.version!r}; read them at /terms and name that one"
-        raise Denied(409, "another_version", message, "version")
-    await gateway.accounts.accept(caller.account.id, terms.version, f"key {caller.key.id}")
-    await answers.respond(send, 200, orjson.dumps({"accepted": terms.version}), [JSON])
+    status, said = await accept_terms(gateway.accounts, caller, terms, raw, gateway.wall())
+    await answers.respond(send, status, orjson.dumps(said), [JSON])
 
 
 def _check_admin(standing: Standing, scope: Scope) -> None:

@@ -102,7 +102,8 @@ SAID = {
 
 
 def document(admin: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The whole document; `admin` are the paths of the admin API."""
+    """The whole document; `admin` holds the `paths` and `components` of the admin API."""
+    more = admin or {"paths": {}, "components": {"schemas": {}}}
     paths: dict[str, Any] = {path: {"post": _asking(path, schema)} for path, schema in REQUESTS.items()}
     paths["/v1/models"] = {"get": _reading("models that this key may ask", ("200", "401", "403", "503"))}
     paths["/v1/models/{model}"] = {
@@ -129,13 +130,13 @@ def document(admin: dict[str, Any] | None = None) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "stillhouse guard", "version": "1"},
         "security": [{"key": []}],
-        "paths": {**paths, **(admin or {})},
+        "paths": {**paths, **more["paths"]},
         "components": {
             "securitySchemes": {
                 "key": {"type": "http", "scheme": "bearer"},
                 "admin": {"type": "http", "scheme": "bearer"},
             },
-            "schemas": {"Error": _ERROR},
+            "schemas": {**more["components"]["schemas"], "Error": _ERROR},
         },
     }
 

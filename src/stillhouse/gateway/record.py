@@ -13,22 +13,24 @@ lost.
 from __future__ import annotations
 
 import socket
-import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from stillhouse.errors import StillhouseError
-from stillhouse.gateway.store.events import Events, Group, Repeated, Sealed
+from stillhouse.gateway.served import body_of
+from stillhouse.gateway.store.events import Events, Group, Sealed
+from stillhouse.gateway.store.tables import Repeated
+from stillhouse.gateway.texts import Texts
+from stillhouse.gateway.worker import Worker
 from stillhouse.guard import config
+from stillhouse.guard.accounts import Account
 from stillhouse.guard.events import Event, Rate, Row, canonical, label, row_of, totals
+from stillhouse.guard.proof import root_of
 from stillhouse.ledger import Ledger, merkle
-from stillhouse.ledger.leaves import utc_stamp
 from stillhouse.workspace import init_workspace
 
 BATCH = 1_000
@@ -37,7 +39,6 @@ GROUP = 10_000
 GROUP_SECONDS = 60.0
 WAITING = 50_000  # events; some 25 MB of memory
 GRACE = 10.0  # seconds for which a failing store may be a hiccup
-RETRY = 1.0  # seconds
 TIDY = 60.0  # seconds between looks for what has expired
 _SLICE = 64  # events between two chances for the other threads
 _DAY = 86_400_000_000  # microseconds
@@ -58,148 +59,105 @@ class _Filling:
 
 
 class Record:
-    """Open with `Record.open`, and close it. Every method may be called from any thread."""
+    """Close it. Every method may be called from any thread."""
 
     def __init__(
         self,
-        settings: config.Record,
-        events: Events,
-        ledger: Ledger,
-        rates: Mapping[str, Rate],
-        replica: str,
-        log: Log,
-        stored: Callable[[float], None],
-    ) -> None:
-        self.rates = rates  # put others in their place when the settings are read anew
-        self.settings = settings
-        self.written = 0
-        self.repeated = 0
-        self.lost: Counter[str] = Counter()  # events by why
-        self._events = events
-        self._ledger = ledger
-        self._replica = replica
-        self._log = log
-        self._stored = stored
-        self._waiting: deque[Event | Future[None]] = deque()
-        self._batch: list[Event] = []
-        self._marks: list[Future[None]] = []
-        self._filling: _Filling | None = None
-        self._failing: float | None = None
-        self._tidied = float("-inf")
-        self._lost_told = 0
-        self._closing: float | None = None
-        self._wake = threading.Event()
-        self._link()
-        self._thread = threading.Thread(target=self._serve, name="record", daemon=True)
-        self._thread.start()
-
-    @classmethod
-    def open(
-        cls,
         store: config.Store,
         settings: config.Record,
         rates: Mapping[str, Rate],
+        secret: bytes,
         *,
         replica: str = "",
         log: Log = lambda *_, **__: None,
         stored: Callable[[float], None] = lambda _: None,
-    ) -> Record:
-        """`rates` names every model that is served, `replica` this process among those that share a database
-        (left out: the machine's name), `stored` is told how many seconds a transaction took.
+    ) -> None:
+        """`rates` names every model that is served, `secret` is what texts are sealed under, `replica` names
+        this process among those that share a database (left out: the machine's name). `log` is called as
+        `log(what, **fields)`, and `stored` is told how many seconds a transaction took.
 
-        Raises StorageError when the events or the ledger cannot be opened.
+        Raises StorageError or LedgerError when the events, the texts or the ledger cannot be opened.
         """
-        events = Events.open(store)
-        try:
-            ledger = Ledger.open(init_workspace(Path(store.folder)))
-        except BaseException:
-            events.close()
-            raise
-        return cls(settings, events, ledger, rates, replica or socket.gethostname(), log, stored)
+        self.settings = settings
+        self.rates = rates
+        self.written = 0
+        self.repeated = 0
+        self.lost: Counter[str] = Counter()  # events by why
+        self._replica = replica or socket.gethostname()
+        self._log = log
+        self._stored = stored
+        self._room = WAITING
+        self._filling: _Filling | None = None
+        self._tidied = float("-inf")
+        self._told = 0
+        with ExitStack() as opened:
+            self._events = opened.enter_context(closing(Events(store)))
+            self._ledger = opened.enter_context(Ledger.open(init_workspace(Path(store.folder))))
+            self._link()
+            self.texts = Texts(store, settings, secret, log)
+            self._opened = opened.pop_all()
+        self._worker: Worker[Event] = Worker(
+            "record", self._work, batch=BATCH, linger=LINGER, failed=self._complain, beat=self._beat
+        )
+
+    def apply(self, settings: config.Record, rates: Mapping[str, Rate]) -> None:
+        """Go on with settings that were read anew."""
+        self.settings = self.texts.settings = settings
+        self.rates = rates
 
     def put(self, event: Event) -> None:
         """Record an event. Never waits and never raises."""
-        waiting = self._waiting
-        if len(waiting) >= WAITING:
+        if len(self._worker) < self._room:
+            self._worker.put(event)
+        else:
             self.lost["the queue was full"] += 1
-            return
-        waiting.append(event)
-        if len(waiting) == BATCH:
-            self._wake.set()
+
+    def put_text(self, id: str, account: Account, request: bytes, answer: bytes) -> None:
+        """Keep the text of an event, sealed, where the operator wants that and the account consented to it.
+        Never waits and never raises."""
+        self.texts.put(id, account, request, answer)
 
     def healthy(self) -> bool:
         """Whether what is served now will be recorded, as far as can be told."""
-        failing = self._failing
+        failing = self._worker.failing
         return (
-            len(self._waiting) < WAITING * 3 // 4
+            len(self._worker) < self._room * 3 // 4
             and (failing is None or time.monotonic() - failing < GRACE)
-            and self._thread.is_alive()
+            and self._worker.alive
         )
 
     @property
     def waiting(self) -> int:
         """Events that are not on disk yet."""
-        return len(self._waiting) + len(self._batch)
+        return len(self._worker)
 
     def flush(self, seconds: float | None = None) -> None:
         """Wait until all that was put before is on disk. Raises TimeoutError when it is not after so long."""
-        mark: Future[None] = Future()
-        self._waiting.append(mark)
-        self._wake.set()
-        mark.result(seconds)
+        self._worker.flush(seconds)
 
     def close(self, seconds: float = 10.0) -> int:
         """Write what waits, seal it, and close the store; how many events could not be written in that time,
         which are lost."""
-        self._closing = time.monotonic() + seconds
-        self._wake.set()
-        self._thread.join()
-        left = self.waiting
+        self._room = 0
+        left = len(self._worker.close(seconds))
         if left:
             self.lost["not written at the end"] += left
-            self._log("events lost", count=left, why="the store failed until the end")
-        self._ledger.close()
-        self._events.close()
+            self._tell_lost()
+        self.texts.close(seconds)
+        self._opened.close()
         return left
 
-    # The writing thread
+    # The worker's thread
 
-    def _serve(self) -> None:
-        while True:
-            self._wake.wait(LINGER if self._failing is None else RETRY)
-            self._wake.clear()
-            closing = self._closing
-            try:
-                self._write_all()
-                self._seal(closing is not None)
-                self._tidy()
-                self._failing = None
-            except Exception as error:
-                self._complain(error)
-            self._tell_lost()
-            if closing is not None and (self._failing is None or time.monotonic() > closing):
-                return
+    def _work(self, events: list[Event]) -> None:
+        began = time.perf_counter()
+        self._write(events)
+        self._stored(time.perf_counter() - began)
 
-    def _write_all(self) -> None:
-        while self._batch or self._waiting:
-            self._take()
-            if self._batch:
-                began = time.perf_counter()
-                self._write(self._batch)
-                self._batch = []
-                self._stored(time.perf_counter() - began)
-            for mark in self._marks:
-                mark.set_result(None)
-            self._marks.clear()
-
-    def _take(self) -> None:
-        """Fill the batch up; a mark ends it, for it stands for what came before."""
-        while self._waiting and not self._marks and len(self._batch) < BATCH:
-            item = self._waiting.popleft()
-            if isinstance(item, Event):
-                self._batch.append(item)
-            else:
-                self._marks.append(item)
+    def _beat(self, last: bool) -> None:
+        self._seal(last)
+        self._tidy()
+        self._tell_lost()
 
     def _write(self, events: list[Event]) -> None:
         """Raises StillhouseError when the store fails, and all of them may be written again."""
@@ -207,9 +165,9 @@ class Record:
             self._insert(events)
         except Repeated:
             known = self._events.known(label(event.id) for event in events)
-            fresh = {name: event for event in reversed(events) if (name := label(event.id)) not in known}
+            fresh = {name: event for event in events if (name := label(event.id)) not in known}
             self.repeated += len(events) - len(fresh)
-            self._write(list(reversed(fresh.values())))
+            self._write(list(fresh.values()))
         except Sealed:
             self._filling = None
             self._write(events)
@@ -266,12 +224,12 @@ class Record:
             if group.events == 0:
                 self._events.drop(group.id)
                 continue
-            body = served(group, group.root or self._sealed(group))
+            body = body_of(group, group.root or self._sealed(group))
             leaf = appended.get(group.id)
             self._events.link(group.id, self._ledger.append("served", body) if leaf is None else leaf)
 
     def _sealed(self, group: Group) -> bytes:
-        root = merkle.root_of([merkle.leaf_hash(canonical(row)) for row in self._events.rows(group.id)])
+        root = root_of(self._events.rows(group.id))
         self._events.seal(group.id, group.events, root)
         return root
 
@@ -284,32 +242,12 @@ class Record:
             self._tidied = time.monotonic()
 
     def _complain(self, error: Exception) -> None:
-        if self._failing is None:
-            self._failing = time.monotonic()
-            why = f"{error.what}: {error.why}" if isinstance(error, StillhouseError) else repr(error)
-            self._log("events are not being stored", waiting=self.waiting, why=why)
+        why = f"{error.what}: {error.why}" if isinstance(error, StillhouseError) else repr(error)
+        self._log("events are not being stored", waiting=self.waiting, why=why)
+        self._tell_lost()
 
     def _tell_lost(self) -> None:
         lost = self.lost.total()
-        if lost > self._lost_told:
-            self._log("events lost", count=lost - self._lost_told, why=", ".join(self.lost))
-            self._lost_told = lost
-
-
-def served(group: Group, root: bytes) -> dict[str, Any]:
-    """Body of the leaf of a sealed group."""
-    assert group.first is not None
-    assert group.last is not None
-    return {
-        "count": group.events,
-        "first": _stamp(group.first),
-        "group": group.id,
-        "last": _stamp(group.last),
-        "replica": group.replica,
-        "root": root.hex(),
-    }
-
-
-def _stamp(microseconds: int) -> str:
-    seconds, rest = divmod(microseconds, 1_000_000)
-    return utc_stamp(datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest))
+        if lost > self._told:
+            self._log("events lost", count=lost - self._told, why=", ".join(self.lost))
+            self._told = lost

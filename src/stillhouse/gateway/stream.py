@@ -23,7 +23,7 @@ def usage_of(answer: Mapping[str, Any]) -> tuple[int, int] | None:
         return None
     taken = usage.get("prompt_tokens", usage.get("input_tokens"))
     given = usage.get("completion_tokens", usage.get("output_tokens", 0))
-    if any(type(each) is not int or each < 0 for each in (taken, given)):
+    if type(taken) is not int or type(given) is not int or taken < 0 or given < 0:
         return None
     return taken, given
 

@@ -9,8 +9,10 @@ parser for reasoning it stands at the start of the text within one of `TAGS`, wh
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 Object = dict[str, Any]
@@ -34,9 +36,8 @@ FIELDS = (
 _PARTS = ("thinking", "redacted_thinking", "reasoning")
 # Of these an answer is rid wherever log-probabilities are not simply allowed.
 _STATES = ("prompt_logprobs", "completion_probabilities", "hidden_states", "routed_experts", "meta_info")
-# Bytes without which an event has nothing to lose: to look for them costs less than to read JSON.
-_LOGPROB_MARKS = tuple(f'"{name}"'.encode() for name in ("logprob", "token_logprobs", *_STATES))
-_REASONING_MARKS = (b"reasoning", b"think", b"THINK", b"thought")
+# Names without which an event has nothing to lose: to look for them costs less than to read JSON.
+_OF_LOGPROBS = ("logprob", "token_logprobs", *_STATES)
 _EMPTY: Object = {"delta": "", "text": "", "content": [], "summary": [], "encrypted_content": None}
 
 
@@ -54,24 +55,28 @@ class Filter:
     texts: int | None = None
 
 
+@cache
+def _pattern(logprobs: bool, reasoning: bool) -> re.Pattern[bytes]:
+    names = [*(_OF_LOGPROBS if logprobs else ()), *((*FIELDS, *_PARTS) if reasoning else ())]
+    return re.compile(f'"(?:{"|".join(names)})"'.encode())
+
+
 class Cut:
     """A filter at work on one answer. `changed` has a code for each kind of thing that it did."""
 
-    __slots__ = ("_filter", "_heads", "_marks", "changed")
+    __slots__ = ("_begun", "_filter", "_heads", "_names", "changed")
 
     def __init__(self, filter: Filter) -> None:
         self._filter = filter
-        self._heads: dict[object, _Head] = {}
-        self._marks = () if filter.logprobs == "allow" else _LOGPROB_MARKS
-        self._marks += _REASONING_MARKS if filter.reasoning else ()
+        self._begun = not filter.reasoning  # whether no text will begin with reasoning any more
+        self._heads: dict[str, _Head] = {}
+        self._names = _pattern(filter.logprobs != "allow", filter.reasoning)
         self.changed: set[str] = set()
 
     def concerns(self, raw: bytes) -> bool:
         """Whether `apply` might change the answer, or the event of a stream, whose JSON this is; if not, it
         may be passed on unread. Every event does until it is known how each text begins."""
-        if self._filter.reasoning and not self._began():
-            return True
-        return any(mark in raw for mark in self._marks)
+        return not self._begun or self._names.search(raw) is not None
 
     def apply(self, answer: Object) -> bool:
         """Take out of a whole answer, or of one event of a stream, what has to go, in place; whether anything
@@ -85,20 +90,11 @@ class Cut:
                 changed = self._choice(choice) or changed
         return changed
 
-    def _began(self) -> bool:
-        """Whether each text is known not to begin with reasoning, or to have come to its end."""
-        texts = self._filter.texts
-        return (
-            texts is not None
-            and len(self._heads) >= texts
-            and all(head.state == "through" for head in self._heads.values())
-        )
-
     def _choice(self, choice: Object) -> bool:
         """Of chat completions and completions: whole ones have their `message`, or a reason why they end."""
         changed = self._states(choice)
         if self._filter.reasoning:
-            key, ends = choice.get("index", 0), choice.get("finish_reason") is not None
+            key, ends = str(choice.get("index")), choice.get("finish_reason") is not None
             hidden = False
             if isinstance(message := choice.get("message"), dict):
                 hidden = self._message(message, key, ends=True)
@@ -115,7 +111,7 @@ class Cut:
             changed = hidden or changed
         return self._logprobs(choice) or changed
 
-    def _message(self, said: Object, key: object, ends: bool) -> bool:
+    def _message(self, said: Object, key: str, ends: bool) -> bool:
         """Strip a message or delta."""
         hidden = self._fields(said)
         if isinstance(inner := said.get("provider_specific_fields"), dict):
@@ -129,7 +125,7 @@ class Cut:
                 hidden = True
             for place, part in enumerate(kept):
                 if isinstance(part, dict) and isinstance(part.get("text"), str):
-                    hidden = self._inline(part, "text", (key, place), ends) or hidden
+                    hidden = self._inline(part, "text", f"{key} {place}", ends) or hidden
         elif isinstance(content, str) or (ends and key in self._heads):
             hidden = self._inline(said, "content", key, ends) or hidden
         return hidden
@@ -142,7 +138,7 @@ class Cut:
             self.changed.add("reasoning:stripped")
         return bool(found)
 
-    def _inline(self, holder: Object, name: str, key: object, ends: bool) -> bool:
+    def _inline(self, holder: Object, name: str, key: str, ends: bool) -> bool:
         """Take a leading tag with all that is in it out of `holder[name]`, the next piece of the text `key`.
         Nothing is held back of a piece with which the text `ends`."""
         head = self._heads.get(key)
@@ -152,6 +148,8 @@ class Cut:
             return False
         text = holder.get(name) or ""
         shown, hid = head.feed(text, ends)
+        heads = self._heads.values()
+        self._begun = len(heads) == self._filter.texts and all(each.state == "through" for each in heads)
         if hid:
             self.changed.add("reasoning:stripped")
         if shown == text:
@@ -166,7 +164,7 @@ class Cut:
             return self._blank(answer)
         changed = self._logprobs(answer)
         if strips and kind == "response.output_text.delta":
-            key = (answer.get("item_id"), answer.get("content_index"))
+            key = f"{answer.get('item_id')} {answer.get('content_index')}"
             changed = self._inline(answer, "delta", key, ends=False) or changed
         if strips and kind == "response.output_text.done":
             changed = self._whole(answer) or changed
@@ -245,7 +243,8 @@ class Cut:
         for token in tokens:
             if not isinstance(token, dict):
                 continue
-            rivals = [each for each in token.get("top_logprobs") or () if isinstance(each, dict)]
+            top = token.get("top_logprobs")
+            rivals = [each for each in top if isinstance(each, dict)] if isinstance(top, list) else []
             rivals.sort(key=lambda rival: -_number(rival.get("logprob")))
             others = [_number(rival.get("logprob")) for rival in rivals]
             # vLLM has the written token among them, so only one more tells that there are others above it

@@ -1,4 +1,7 @@
-"""How much may be asked: amounts reserved before a request is sent and settled when its answer has ended."""
+"""How much may be asked: amounts reserved before a request is sent and settled when its answer has ended.
+
+Here are the words of it; `counting.py` is the algorithm that every store of counts follows.
+"""
 
 from __future__ import annotations
 

@@ -11,12 +11,10 @@ from stillhouse.guard.config import Dollars, Limits, Name
 from stillhouse.recipe.base import Table
 
 # Nothing that ends a line of a log, moves the cursor, hides or turns the direction of what is shown.
-_SHOWN = r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]*$"
+SHOWN = r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]*$"
 
-Called = Annotated[str, Field(min_length=1, max_length=200, pattern=_SHOWN)]
-Reason = Annotated[
-    str, Field(max_length=500, pattern=_SHOWN, description="Why, for those who read it later.")
-]
+Called = Annotated[str, Field(min_length=1, max_length=200, pattern=SHOWN)]
+Reason = Annotated[str, Field(max_length=500, pattern=SHOWN, description="Why, for those who read it later.")]
 Id = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/*?-]{1,128}$")]
 Models = Annotated[
@@ -61,7 +59,7 @@ class AccountChange(Table):
 
 
 class NewKey(Table):
-    name: Annotated[str, Field(max_length=200, pattern=_SHOWN)] = ""
+    name: Annotated[str, Field(max_length=200, pattern=SHOWN)] = ""
     models: Models = Field(default=[])
     expires: Moment | None = None
     limits: Limits = Limits()
@@ -70,7 +68,7 @@ class NewKey(Table):
 class KeyChange(Table):
     """Only what is given changes. `reason` is needed where something is lowered."""
 
-    name: Annotated[str, Field(max_length=200, pattern=_SHOWN)] | None = None
+    name: Annotated[str, Field(max_length=200, pattern=SHOWN)] | None = None
     models: Models | None = None
     expires: Moment | None = Field(default=None, description="null: never.")
     limits: Limits | None = None
@@ -80,7 +78,7 @@ class KeyChange(Table):
 class Because(Table):
     """Why somebody is blocked, closed or revoked."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=500, pattern=_SHOWN)]
+    reason: Annotated[str, Field(min_length=1, max_length=500, pattern=SHOWN)]
 
 
 class Perhaps(Table):
@@ -117,4 +115,4 @@ class Payment(Table):
 class Acceptance(Table):
     """The terms, as they are in this version, are accepted."""
 
-    version: Annotated[str, Field(min_length=1, max_length=64, pattern=_SHOWN)]
+    version: Annotated[str, Field(min_length=1, max_length=64, pattern=SHOWN)]

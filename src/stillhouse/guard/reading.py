@@ -7,12 +7,14 @@ import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
+from stillhouse.errors import UsageError
 from stillhouse.guard.config import Guard, Upstream
 from stillhouse.recipe.strict import checked, read_tree
 
@@ -146,6 +148,16 @@ def url_fault(url: str) -> str:
     if host in _METADATA_NAMES:
         return f"{host} is the metadata service of a cloud"
     return forbidden_address(_as_address(host))
+
+
+def checked_tier(config: Guard, name: str) -> str:
+    """The name of a tier that is there. Raises UsageError, with the nearest one."""
+    if name not in config.tiers:
+        near = get_close_matches(name, config.tiers, n=1, cutoff=0.4)
+        known = ", ".join(config.tiers)
+        mend = f"did you mean {near[0]}?" if near else f"there are: {known}"
+        raise UsageError(f"there is no tier {name}", "the settings do not describe it", mend)
+    return name
 
 
 def unknown_tiers(config: Guard, used: Iterable[str]) -> list[Finding]:

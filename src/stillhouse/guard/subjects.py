@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from functools import cache
 
 from stillhouse.guard.accounts import Account, Key, Organisation
-from stillhouse.guard.config import Limits, Schedule, Tier
-from stillhouse.guard.limits import Limit, Measure, Step, Subject, Window
+from stillhouse.guard.config import Limits, Tier
+from stillhouse.guard.limits import Limit, Measure, Subject, Window
 
 NANO = 1_000_000_000
 LIMITS: Mapping[str, tuple[Measure, Window]] = {
@@ -56,10 +56,3 @@ def subjects_of(
     if shared:
         subjects.append(Subject(f"model:{model}", shared))
     return tuple(subjects)
-
-
-def steps_of(schedule: Schedule) -> tuple[Step, ...]:
-    """A thousandth of a dollar per million tokens is a billionth per token, the finest price there is."""
-    return tuple(
-        Step(step.over, round(step.input * 1000), round(step.output * 1000)) for step in schedule.steps
-    )

@@ -14,13 +14,15 @@ from stillhouse.errors import LedgerError
 from stillhouse.ledger.database import Connection
 from stillhouse.ledger.inserting import insert_leaves
 from stillhouse.ledger.leaves import new_leaf, utc_stamp
+from stillhouse.ledger.quarantine import withdrawn
 from stillhouse.ledger.spending import spend
 from stillhouse.ledger.store import Ledger
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a permission stands: exchanges `used` under it, and the leaf that revoked it, if one did."""
+    """How a permission stands: exchanges `used` under it, and the leaf that revoked or recalled it, if one
+    did."""
 
     leaf: int
     volume: int | None
@@ -83,16 +85,17 @@ def append_answers(
 
 
 def revoke(ledger: Ledger, permission: int, reason: str) -> int:
-    """End a permission from now on, in every process; returns the `correction` leaf that says so.
+    """End a permission from now on, in every process; returns the `correction` leaf that says so. One that is
+    recalled is ended as well, and lifting that does not bring it back.
 
     Raises LedgerError when there is none, or it was revoked before.
     """
     body = {"what": "permission revoked", "authorisation": permission, "reason": reason}
-    now = ledger.clock()
+    now, recalls = ledger.clock(), {None, *withdrawn(ledger).values()}
 
     def insert(db: Connection) -> int:
         found = db.execute("SELECT revoked FROM permission WHERE leaf = ?", (permission,)).fetchone()
-        if found is None or found[0] is not None:
+        if found is None or found[0] not in recalls:
             raise LedgerError(
                 f"leaf {permission} cannot be revoked",
                 "it is no permission" if found is None else f"leaf {found[0]} revoked it",

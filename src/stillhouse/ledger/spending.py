@@ -26,7 +26,7 @@ def spend(db: Connection, wanted: Iterable[tuple[int | None, str]]) -> None:
         for leaf, volume, used, begins, ends, revoked in permissions:
             why, count = None, len(began_at)
             if revoked is not None:
-                why = f"it was revoked (leaf {revoked})"
+                why = f"it was revoked or recalled (leaf {revoked})"
             elif min(began_at) < begins:
                 why = f"it is not valid before {begins[:10]}"
             elif ends is not None and max(began_at) >= ends:

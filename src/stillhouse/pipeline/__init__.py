@@ -31,6 +31,7 @@ from stillhouse.pipeline.further import further_inputs, train_further
 from stillhouse.pipeline.judging import Bench, open_judge
 from stillhouse.pipeline.planning import Plan, plan
 from stillhouse.pipeline.reading import readings, reads_there
+from stillhouse.pipeline.recalling import grounds, none_recalled
 from stillhouse.pipeline.recording import recorded
 from stillhouse.pipeline.releasing import decide_and_release
 from stillhouse.pipeline.rounds import account, focus_note, focused
@@ -302,6 +303,7 @@ def _curate(work: Work) -> bool:
 
 def _train(work: Work) -> bool:
     recipe, curated, local = work.recipe, need(work, "curate"), local_teacher(work.recipe)
+    none_recalled(work)
     source = _source(work) if recipe.train.objective != "sequence" else None
     made_here = recipe.student.init in ("from_teacher", "config")
     start = local if made_here else source_folder(recipe.student.init)
@@ -320,7 +322,7 @@ def _train(work: Work) -> bool:
     admit_learning(recipe, work.ledger)
     started = time.monotonic()
     result = asdict(train(work.folder, recipe, work.watch, local, source=source))
-    result["weights"] = weights_digest(str(work.folder.student))
+    result |= {"weights": weights_digest(str(work.folder.student)), "decisions": sorted(grounds(work))}
     if source is not None and source.remote is not None:
         result["readings"] = work.ledger.billed(work.folder.root.name, READING)._asdict()
     work.ledger.append(
@@ -399,6 +401,8 @@ def _evaluate(work: Work) -> bool:
     fresh = not is_done(work, "evaluate", inputs, *outputs) or own
     tallies = [tally]
     if fresh:
+        if wanted:
+            none_recalled(work)
         failed = {question.prompt_id: question.reason for question in tally.failed}
         answers = TeacherAnswers(texts, tokens, failed, local_teacher(recipe), finish)
         further = train_further(

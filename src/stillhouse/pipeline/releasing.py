@@ -24,11 +24,12 @@ def decide_and_release(work: Work) -> bool:
 
     Raises GateRefused, also where the bundle is there, and UsageError where there is nothing to release.
     """
-    from stillhouse.release import release
+    from stillhouse.release import none_recalled, release
 
     trained, evaluated = need(work, "train"), read_marker(work.folder, "evaluate")
     if evaluated is None:
         need(work, "evaluate")
+    none_recalled(work.folder, work.ledger)
     started, now = time.monotonic(), datetime.now(UTC)
     collected = pq.read_table(work.folder.exchanges, columns=["decision"])["decision"].unique().to_pylist()
     decided = gate.admit_release(work.recipe, collected, work.ledger, now)

@@ -156,7 +156,7 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
 
     def whole(teacher: AnyTeacher) -> AnyTeacher:
         model = teacher.model if teacher.endpoint else path(teacher.model)
-        terms = teacher.terms and teacher.terms.model_copy(update={"document": path(teacher.terms.document)})
+        terms = [one.model_copy(update={"document": path(one.document)}) for one in teacher.terms]
         licence = path(teacher.licence)
         return teacher.model_copy(update={"model": model, "terms": terms, "licence": licence})
 

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,7 +53,7 @@ def checked(
         return table.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        place = [str(part) for part in first["loc"]]
+        place = _as_written(tree, first["loc"])
         line = line_of(text, place)
         at = f"{where}:{line}" if line else where
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -76,6 +77,20 @@ def checked(
             f"{why} (got {first['input']!r})" if shown else why,
             f"see {page}",
         ) from None
+
+
+def _as_written(tree: Any, place: Iterable[int | str]) -> list[str]:
+    """The place of an error; without the number of the one table where several could stand."""
+    found = []
+    for part in place:
+        if isinstance(part, int) and not isinstance(tree, list):
+            continue
+        found.append(str(part))
+        if isinstance(tree, list):
+            tree = tree[part] if isinstance(part, int) and part < len(tree) else None
+        else:
+            tree = tree.get(part) if isinstance(tree, dict) else None
+    return found
 
 
 def _keys_at(table: Any, place: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from datetime import date
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from stillhouse.recipe.base import Fraction, Positive, Table
 from stillhouse.recipe.curation import Curate
@@ -24,7 +24,7 @@ class Run(Table):
 
 
 class Declaration(Table):
-    """The operator's statement that a teacher's terms were read and allow this use."""
+    """The operator's statement that a text was read and allows this use. Several are [[teacher.terms]]."""
 
     document: str = Field(description="File with the text of the terms; its SHA-256 is recorded.")
     read_on: date = Field(description="The day on which the operator read that text.")
@@ -32,6 +32,21 @@ class Declaration(Table):
     scope: list[Literal["train_target", "evaluation"]] = Field(
         default=["train_target", "evaluation"], description="Uses that the terms are declared to allow."
     )
+    about: list[str] = Field(
+        default=[],
+        description="What was read about, as the gate names it: a row's key, `KEY/CONDITION`, a server's "
+        "host, `import`. Left out it is about a teacher of whom no row of the table speaks.",
+    )
+
+
+def _one_or_several(given: object) -> object:
+    return [] if given is None else [given] if isinstance(given, dict | Declaration) else given
+
+
+Declarations = Annotated[
+    list[Declaration],
+    BeforeValidator(_one_or_several, json_schema_input_type=Declaration | list[Declaration] | None),
+]
 
 
 class Price(Table):
@@ -65,7 +80,7 @@ class Teacher(Table):
         default="", description="The model's declared version, where the server has several."
     )
     system: str = Field(default="", description="A system prompt put before every prompt.")
-    terms: Declaration | None = None
+    terms: Declarations = Field(default=[], description="What somebody read and declares, see below.")
     access: Literal["shipped", "weights", "api", "router", "consumer_app", "import"] | None = Field(
         default=None,
         description="How the model is come by, for its terms: `shipped`, `weights` in a folder, `api` at an "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -17,11 +17,12 @@ from stillhouse.ledger.quarantine import quarantined
 from stillhouse.recipe import Recipe
 from stillhouse.release import owed
 from stillhouse.release.documents import ROWS, documents
-from stillhouse.release.gather import gather, read_operator, result_of
+from stillhouse.release.gather import gather, result_of
 from stillhouse.release.provenance import learned_under, leaves_to_show, newest
 from stillhouse.release.rows import write_rows
 from stillhouse.terms.base import of_base
 from stillhouse.terms.obligations import must_be_met, redistributes, seeds, settled
+from stillhouse.terms.operator import read_publisher
 from stillhouse.workspace import RunFolder, pems
 
 PROOFS = "provenance"
@@ -55,9 +56,9 @@ def release(
     Raises GateRefused where an obligation is not met, or answers that were learned from were recalled since
     they were curated.
     """
-    facts = gather(run, recipe, ledger, read_operator(ledger.workspace.operator), now, decided)
+    facts = gather(run, recipe, ledger, read_publisher(ledger.workspace), now, decided)
     grounds = {one.leaf for teacher in facts.teachers for one in teacher.decisions}
-    _none_recalled(ledger, learned_under(run, ledger))
+    none_recalled(run, ledger)
     bodies = [ledger.leaf(index).body for index in decided]
     settlement = settled(recipe, bodies, licences or {}, of_base(recipe, ledger.workspace, now.date()))
     must_be_met(settlement)
@@ -108,13 +109,16 @@ def release(
     return Released(str(run.release), leaf, checkpoint.size, root, files)
 
 
-def _none_recalled(ledger: Ledger, decisions: Iterable[int]) -> None:
-    gone = sorted(quarantined(ledger).intersection(decisions))
+def none_recalled(run: RunFolder, ledger: Ledger) -> None:
+    """Raises GateRefused where the student learned from answers that are recalled."""
+    held = quarantined(ledger)
+    trained_on = result_of(run, "train").get("decisions", ()) if held else ()
+    gone = sorted(held & {*learned_under(run, ledger), *trained_on}) if held else []
     if gone:
         raise GateRefused(
             f"answers under the decisions {gone} were recalled",
             "this student was trained on some of them",
-            "run the recipe again, which trains without them, or lift it with `ledger recall --lift`",
+            "`stillhouse run RECIPE` trains one without them; or lift it: `stillhouse ledger recall --lift`",
         )
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
-from stillhouse.terms.facts import Obligation
+from stillhouse.terms.facts import Obligation, Publisher
 from stillhouse.terms.obligations import Owed
 
 # SPDX ids of licences that leave use, change and redistribution free, and ask at most for attribution or
@@ -148,17 +148,6 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
-class Operator:
-    """What only the operator knows: [provider] and [base] of `operator.toml`."""
-
-    name: str | None = None
-    contact: str | None = None
-    authorised_representative: str | None = None
-    market_date: date | None = None
-    base_training_flop: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Facts:
     """`written` is the moment at which this was gathered, when the log had `size` leaves with this `root`
     (hex). `files` are the student's, each with its SHA-256. `anchored` is the size up to which somebody else
@@ -180,7 +169,7 @@ class Facts:
     training: Training
     evaluation: Evaluation
     uses: tuple[Use, ...]
-    operator: Operator
+    operator: Publisher
     software: Mapping[str, str]
     anchored: int | None = None
     credits: tuple[str, ...] = ()

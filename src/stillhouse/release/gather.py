@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,14 +24,13 @@ from stillhouse.release.facts import (
     Evaluation,
     Facts,
     Figure,
-    Operator,
     Samples,
     Student,
     Teacher,
     Training,
     Use,
 )
-from stillhouse.terms.facts import Obligation
+from stillhouse.terms.facts import Obligation, Publisher
 from stillhouse.terms.obligations import Owed, due, of_decisions, of_seeds, redistributes, seeds, settle
 from stillhouse.workspace import RunFolder, read_marker
 
@@ -40,37 +38,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _Who = tuple[str, str, str]  # endpoint as recorded, model, revision
 
 
-def read_operator(path: Path) -> Operator:
-    """[provider] and [base] of the file; nothing known where there is no file. What the gate reads from the
-    same file is left to it. Raises UsageError when it is not TOML or a value has the wrong type."""
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return Operator()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}", str(error), "mend that line") from None
-    provider, base = tree.get("provider", {}), tree.get("base", {})
-    wanted: dict[str, tuple[Any, type | tuple[type, ...]]] = {
-        "name": (provider, str),
-        "contact": (provider, str),
-        "authorised_representative": (provider, str),
-        "market_date": (provider, date),
-        "training_flop": (base, (int, float)),
-    }
-    found: dict[str, Any] = {}
-    for key, (table, kind) in wanted.items():
-        value = table.get(key) if isinstance(table, dict) else None
-        if value is not None and not isinstance(value, kind):
-            raise UsageError(f"{path}: `{key}` is not usable", f"got {value!r}", "see docs/release.md")
-        found[key] = value
-    return Operator(base_training_flop=found.pop("training_flop"), **found)
-
-
 def gather(
     run: RunFolder,
     recipe: Recipe,
     ledger: Ledger,
-    operator: Operator,
+    operator: Publisher,
     now: datetime,
     decided: Sequence[int] = (),
 ) -> Facts:
@@ -292,12 +264,13 @@ def _reason(found: str | Mapping[str, Any]) -> str:
 
 
 def _texts(decision: int, body: Mapping[str, Any], ledger: Ledger) -> tuple[str, ...]:
-    """SHA-256 of the declared text, and of the newest text kept of each row before it decided."""
-    declared, rows = body.get("terms_snapshot"), {layer["row"] for layer in body.get("layers") or ()}
+    """SHA-256 of the declared texts, and of the newest text kept of each row before it decided."""
+    declared = {body.get("terms_snapshot"), *body.get("terms_snapshots", ())}
+    rows = {layer["row"] for layer in body.get("layers") or ()}
     found: dict[Any, str] = {}
     for leaf in ledger.leaves("terms_snapshot"):
-        if leaf.index == declared:
-            found[None] = leaf.body["sha256"]
+        if leaf.index in declared:
+            found[leaf.index] = leaf.body["sha256"]
         elif leaf.body.get("row") in rows and leaf.index < decision:
             found[leaf.body["row"]] = leaf.body["sha256"]
     return tuple(sorted(set(found.values())))

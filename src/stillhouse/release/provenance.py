@@ -56,7 +56,8 @@ def newest(ledger: Ledger, kind: LeafKind, run: RunFolder, weights: str) -> Leaf
 def _grounds(decision: Leaf) -> set[int]:
     """What a decision rests on: permissions, declarations, and the texts that were read."""
     found: set[int] = set()
-    for name in ("authorisation", "permissions", "declaration", "terms_snapshot"):
+    several = ("permissions", "declarations", "terms_snapshots")
+    for name in ("authorisation", *several, "declaration", "terms_snapshot"):  # the last two of before
         given = decision.body.get(name)
         found.update([given] if isinstance(given, int) else given or ())
     return found
@@ -72,7 +73,8 @@ def _touches(correction: dict[str, Any], shown: set[int]) -> bool:
         return True
     if what == "permission revoked":
         return correction["authorisation"] in shown
-    return what in (SET_ASIDE, LIFTED) and not shown.isdisjoint(correction["decisions"])
+    named = [*correction.get("decisions", ()), correction.get("authorisation")]
+    return what in (SET_ASIDE, LIFTED) and not shown.isdisjoint(named)
 
 
 def _erased(body: dict[str, Any]) -> set[int]:

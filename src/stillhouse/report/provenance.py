@@ -125,15 +125,22 @@ def _target(one: Any) -> str:
 
 
 def _terms(facts: Facts) -> str:
-    terms = at(facts.recipe, "teacher", "terms")
-    if not isinstance(terms, dict):
+    given = at(facts.recipe, "teacher", "terms")
+    several = [each for each in (given if isinstance(given, list) else [given]) if isinstance(each, dict)]
+    if not several:
         if str(at(facts.recipe, "teacher", "model") or "").startswith("embedded:"):
             return "allowed as a model that stillhouse ships"
         return "no declaration in the recipe" if facts.recipe else UNKNOWN
+    return "; ".join(map(_declared, several))
+
+
+def _declared(terms: dict[str, Any]) -> str:
     scope, document = at(terms, "scope"), at(terms, "document")
     uses = ", ".join(map(str, scope)) if isinstance(scope, list) else UNKNOWN
     said = f"declared by {terms.get('declared_by') or UNKNOWN}, read on {terms.get('read_on') or UNKNOWN}"
-    return short(f"{said}, for {uses}; {document or 'no document named'}", 300)
+    about = ", ".join(map(str, at(terms, "about") or ()))
+    of = f", about {about}" if about else ""
+    return short(f"{said}, for {uses}{of}; {document or 'no document named'}", 300)
 
 
 def _checkpoint(facts: Facts) -> object:

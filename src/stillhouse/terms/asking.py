@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,12 +12,11 @@ from urllib.parse import urlsplit
 from stillhouse.errors import UsageError
 from stillhouse.recipe import Recipe, Teacher
 from stillhouse.terms import licences, registry
-from stillhouse.terms.facts import Access, Asked, Feature, Operator, Row, Student, Use
+from stillhouse.terms.facts import Access, Asked, Feature, Row, Student, Use
+from stillhouse.terms.operator import read_operator
 from stillhouse.workspace import Workspace
 
 LARGEST = 16 * 2**20  # bytes of a document or licence
-_NUMBERS = ("monthly_users", "monthly_revenue_usd", "yearly_revenue_usd")
-_ELSEWHERE = ("provider", "base")  # tables of the same file that a release reads
 _OTHER_SENSES = ("vision_config", "audio_config")
 
 
@@ -71,36 +68,6 @@ def name_of(teacher: Teacher) -> str:
     its path or hub id, as where a folder lies is no business of a record's."""
     here = teacher.endpoint is None and not teacher.imported and not teacher.model.startswith("embedded:")
     return Path(teacher.model).expanduser().name if here else teacher.model
-
-
-def read_operator(workspace: Workspace) -> Operator:
-    """What the operator says of itself; nothing where there is no such file.
-
-    Raises UsageError for a file that is no TOML, an unknown key and a value of the wrong kind.
-    """
-    path = workspace.operator
-    try:
-        said: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return Operator()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}", str(error), "see docs/gate.md for what it holds") from None
-    known = [field.name for field in fields(Operator)]
-    for table in _ELSEWHERE:
-        said.pop(table, None)
-    for name, value in said.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            mend = f"did you mean `{near[0]}`?" if near else f"valid here: {', '.join(known)}"
-            raise UsageError(f"{path}: unknown key `{name}`", "stillhouse reads no such fact", mend)
-        kind, usable = "true or false", type(value) is bool
-        if name in _NUMBERS:
-            kind, usable = "a whole number, 0 or more", type(value) is int and value >= 0
-        elif name == "territory":
-            kind, usable = "a code such as DE", isinstance(value, str) and bool(value.strip())
-        if not usable:
-            raise UsageError(f"{path}: `{name}` is not usable", f"it is {value!r}", f"give {kind}")
-    return Operator(**said)
 
 
 def without_secrets(url: str) -> str:
@@ -200,21 +167,20 @@ def licence_texts(recipe: Recipe, workspace: Workspace) -> dict[tuple[str, str],
     a declared document only where it is known to be the row's.
     """
     rows = registry.load(workspace.terms).rows()
-    sources = [(base_named(recipe), _own(recipe.student.init), b"")]
+    sources: list[tuple[str, bytes, list[bytes]]] = [(base_named(recipe), _own(recipe.student.init), [])]
     for teacher in (recipe.teacher, *recipe.teachers):
         own = b"" if teacher.licence is None else read_bounded(Path(teacher.licence), "the licence")
         if not own.strip() and access_of(teacher) == "weights" and not (teacher.endpoint or teacher.imported):
             own = _own(teacher.model)
-        document = teacher.terms and teacher.terms.document
-        declared = read_bounded(Path(document), "the terms") if document else b""
+        declared = [read_bounded(Path(each.document), "the terms") for each in teacher.terms]
         sources.append((teacher.model, own, declared))
     found = {}
     for name, own, declared in sources:
         theirs, known = _is_of(own, rows)
-        read, _ = _is_of(declared, rows)
+        read = {key: text for text in declared for key in _is_of(text, rows)[0]}
         for row in rows:
             if row.key in read:
-                found[row.key, name] = declared
+                found[row.key, name] = read[row.key]
             if own.strip() and (row.key in theirs or not known):
                 found[row.key, name] = own
     return found

@@ -20,6 +20,7 @@ from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.keys import public_bytes, read_public_key, read_signing_key, signed_by
 from stillhouse.ledger.permissions import grant, standings
+from stillhouse.ledger.quarantine import withdrawn
 from stillhouse.terms.asking import read_bounded
 from stillhouse.terms.facts import Mode, Use
 from stillhouse.terms.permissions import Permission, Scope, from_statement, statement, to_sign
@@ -74,6 +75,7 @@ def make_permission(said: Mapping[str, Any], document: str, text: bytes, where: 
             students=_texts(scope, "students", where),
             modes=_texts(scope, "modes", where, get_args(Mode)),
             territory=_texts(scope, "territory", where),
+            servers=_texts(scope, "servers", where),
         ),
         valid_from=first,
         valid_to=_day(said, "valid_to", where),
@@ -132,12 +134,16 @@ def record(
 
 def recorded(ledger: Ledger) -> list[Permission]:
     """Every permission of the ledger, with what was had under it and whether its signatures hold."""
-    found = []
+    found, recalls = [], withdrawn(ledger)
     for index, stands in standings(ledger).items():
         body = ledger.leaf(index).body
         fault = _fault(body, ledger.workspace)
         permission = from_statement(body["permission"])
-        found.append(replace(permission, leaf=index, used=stands.used, revoked=stands.revoked, fault=fault))
+        recalled = recalls.get(index)
+        revoked = None if stands.revoked == recalled else stands.revoked
+        found.append(
+            replace(permission, leaf=index, used=stands.used, revoked=revoked, recalled=recalled, fault=fault)
+        )
     return found
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from stillhouse.recipe import Recipe
 from stillhouse.terms import licences, registry
-from stillhouse.terms.asking import base_named, read_operator
+from stillhouse.terms.asking import base_named
 from stillhouse.terms.deciding import decide
 from stillhouse.terms.facts import Asked, Row, Student
 from stillhouse.terms.obligations import Base, Owed, begins_from
+from stillhouse.terms.operator import read_operator
 from stillhouse.terms.registry import Registry
 from stillhouse.workspace import Workspace
 
@@ -33,7 +34,7 @@ def of_base(recipe: Recipe, workspace: Workspace, today: date) -> Base:
     student = Student(recipe.release.name or recipe.run.name, name, mode=recipe.release.mode)
     asked = Asked(name, "", "weights", "", "train_target", student, read_operator(workspace))
     by = base_named(recipe) if teacher is None else teacher.model
-    owed = decide(asked, rows, (), None, today).obligations
+    owed = decide(asked, rows, (), (), today).obligations
     return Base(tuple(Owed(one.row, by, one.obligation, in_student=True) for one in owed))
 
 

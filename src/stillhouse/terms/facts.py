@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 from typing import Literal
+from urllib.parse import urlsplit
 
 Access = Literal["shipped", "weights", "api", "router", "consumer_app", "import"]
 Use = Literal["train_target", "reward", "judge", "filter", "prompt_seed", "evaluation"]
@@ -45,6 +46,7 @@ ObligationKind = Literal[
     "note",
 ]
 
+OPEN: tuple[Access, ...] = ("shipped", "weights")  # by which a model itself is had, whoever serves it
 STRICTEST: tuple[Verdict, ...] = ("allow", "allow_with_obligations", "review", "refuse")
 
 
@@ -203,6 +205,17 @@ class Operator:
 
 
 @dataclass(frozen=True, slots=True)
+class Publisher:
+    """What a release's documents tell of the operator and the base; None where nobody said."""
+
+    name: str | None = None
+    contact: str | None = None
+    authorised_representative: str | None = None
+    market_date: date | None = None
+    base_training_flop: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Student:
     """What the answers are for. `competes` None where nobody said: taken as yes."""
 
@@ -239,3 +252,18 @@ class Asked:
     licence_spdx: str = ""
     also: tuple[str, ...] = ()
     built_on: str = ""
+
+    @property
+    def server(self) -> str:
+        """What permissions and declarations call whoever answers: the host, or `import` for answers that
+        somebody brought."""
+        return host_of(self.endpoint) or "import"
+
+
+def host_of(endpoint: str) -> str:
+    """The host of a URL, or of an address without its scheme, in lower case; empty where there is none."""
+    try:
+        found = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}").hostname or ""
+    except ValueError:
+        return ""
+    return found.rstrip(".")

@@ -17,24 +17,25 @@ from typing import Any, NamedTuple
 from stillhouse.errors import GateRefused
 from stillhouse.ledger import LeafKind, Ledger
 from stillhouse.ledger.permissions import decide_by
-from stillhouse.ledger.quarantine import quarantined
+from stillhouse.ledger.quarantine import quarantined, withdrawn
 from stillhouse.recipe import Declaration, Recipe, Teacher
 from stillhouse.terms import registry
-from stillhouse.terms.asking import asked_of, name_of, read_bounded, read_operator
+from stillhouse.terms.asking import asked_of, name_of, read_bounded
 from stillhouse.terms.authorising import recorded
-from stillhouse.terms.deciding import ALLOWED, TRAINS, Decision, DeclaredTerms, decide
+from stillhouse.terms.deciding import Decision, DeclaredTerms, decide
 from stillhouse.terms.facts import STRICTEST, Asked, Row, Student, Use, Verdict
+from stillhouse.terms.operator import read_operator
+from stillhouse.terms.ruling import ALLOWED, TRAINS
 
-POLICY = "rows-2"  # changes with every change of what `deciding` makes of the same input
+POLICY = "rows-3"  # changes with every change of what `deciding` makes of the same input
 
 
 class _Considered(NamedTuple):
-    """A decision, what is to be recorded of it, and the declared document that it may rest on."""
+    """A decision, what is to be recorded of it, and the declared documents that it may rest on."""
 
     decision: Decision
     body: dict[str, Any]
-    declared: DeclaredTerms | None
-    text: bytes
+    texts: dict[DeclaredTerms, bytes]
 
 
 def admit(recipe: Recipe, teacher: Teacher, use: Use, ledger: Ledger, now: datetime) -> int:
@@ -47,7 +48,7 @@ def admit(recipe: Recipe, teacher: Teacher, use: Use, ledger: Ledger, now: datet
     asked = asked_of(recipe, teacher, use, ledger.workspace)
     found = _consider(asked, teacher, teacher.terms, ledger, now)
     leaf = _record(found, ledger)
-    _must_be_allowed(asked, teacher.model, found.decision, _recipe_lines(now))
+    _must_be_allowed(asked, teacher.model, found.decision, _recipe_lines(found.decision, now))
     return leaf
 
 
@@ -60,9 +61,9 @@ def admit_import(model: str, declaration: Declaration | None, ledger: Ledger, no
     operator = read_operator(ledger.workspace)
     asked = Asked(model, "", "import", "", "train_target", Student("", ""), operator)
     claimed = Teacher(model=model).model_copy(update={"imported": True})
-    found = _consider(asked, claimed, declaration, ledger, now)
+    found = _consider(asked, claimed, [] if declaration is None else [declaration], ledger, now)
     leaf = _record(found, ledger)
-    _must_be_allowed(asked, model, found.decision, _import_lines(now))
+    _must_be_allowed(asked, model, found.decision, _import_lines(found.decision, now))
     return leaf
 
 
@@ -92,7 +93,7 @@ def admit_release(recipe: Recipe, collected: Iterable[int], ledger: Ledger, now:
             signed_off_by=recipe.release.signed_off_by,
         )
         leaves.append(_record(found, ledger))
-        _must_be_allowed(asked, teacher.model, found.decision, _recipe_lines(now))
+        _must_be_allowed(asked, teacher.model, found.decision, _recipe_lines(found.decision, now))
         if stricter and not recipe.release.signed_off_by:
             raise GateRefused(
                 f"what is known of {teacher.model} has become stricter since its answers were collected",
@@ -122,15 +123,16 @@ def uses_of(recipe: Recipe) -> list[tuple[Teacher, Use]]:
 
 
 def _consider(
-    asked: Asked, teacher: Teacher, declaration: Declaration | None, ledger: Ledger, now: datetime
+    asked: Asked, teacher: Teacher, declarations: Sequence[Declaration], ledger: Ledger, now: datetime
 ) -> _Considered:
-    text, today = _read_document(declaration), now.astimezone(UTC).date()
-    declared = _declared(declaration, text)
+    today = now.astimezone(UTC).date()
+    named = _named(asked, name_of(teacher))
+    texts = dict(_read(declaration, named, ledger) for declaration in declarations)
     rows, table = _rows(asked, teacher, ledger)
-    decision = decide(asked, rows, recorded(ledger), declared, today, further=0)
+    decision = decide(asked, rows, recorded(ledger), tuple(texts), today, further=0)
     body: dict[str, Any] = {
         "on": today.isoformat(),
-        "teacher": _named(asked, name_of(teacher)),
+        "teacher": named,
         "use": asked.use,
         "verdict": decision.verdict,
         "reason": decision.reason,
@@ -145,17 +147,16 @@ def _consider(
         "policy": POLICY,
         "registry_sha256": table.digest,
     }
-    return _Considered(decision, body, declared, text)
+    return _Considered(decision, body, texts)
 
 
 def _record(found: _Considered, ledger: Ledger) -> int:
-    """Write the decision down, and the declaration that it rests on; returns its leaf."""
-    decision, declared = found.decision, found.declared
-    rests = decision.basis == "declaration" or any(
-        reason.lifted_by == "declaration" for reason in decision.reasons
-    )
-    if declared is not None and declared.sha256 and rests:
-        found.body.update(_record_declaration(found.body["teacher"], declared, found.text, ledger))
+    """Write the decision down, and the declarations that it rests on; returns its leaf."""
+    decision, teacher = found.decision, found.body["teacher"]
+    if decision.declared:
+        pairs = [_record_declaration(teacher, each, found.texts[each], ledger) for each in decision.declared]
+        snapshots, declarations = ([*leaves] for leaves in zip(*pairs, strict=True))
+        found.body.update(authorisation=declarations[0], declarations=declarations, terms_snapshots=snapshots)
     if not decision.permissions:
         return _once(ledger, "decision", found.body)
     found.body.update(authorisation=decision.permissions[0], permissions=list(decision.permissions))
@@ -220,26 +221,29 @@ def _stricter(decision: Decision, before: Sequence[Mapping[str, Any]]) -> list[s
     return found
 
 
-def _recipe_lines(now: datetime) -> str:
+def _recipe_lines(decision: Decision, now: datetime) -> str:
+    about = ", ".join(f'"{topic}"' for topic in decision.to_declare)
     return (
-        "[teacher.terms]\n"
+        "[teacher.terms]                 # [[teacher.terms]] for each of several texts\n"
         'document = "terms.txt"          # the text that you read, saved as a file\n'
         f"read_on = {now.astimezone(UTC).date()}\n"
-        'declared_by = "NAME, ROLE"'
+        'declared_by = "NAME, ROLE"' + (f"\nabout = [{about}]" if about else "")
     )
 
 
-def _import_lines(now: datetime) -> str:
+def _import_lines(decision: Decision, now: datetime) -> str:
+    about = "".join(f" --about {topic}" for topic in decision.to_declare)
     return (
         "stillhouse import ... --terms terms.txt"
-        f' --read-on {now.astimezone(UTC).date()} --declared-by "NAME, ROLE"\n'
+        f' --read-on {now.astimezone(UTC).date()} --declared-by "NAME, ROLE"{about}\n'
         "where terms.txt holds the text that you read"
     )
 
 
 def _record_declaration(
     teacher: Mapping[str, str], declared: DeclaredTerms, text: bytes, ledger: Ledger
-) -> dict[str, int]:
+) -> tuple[int, int]:
+    """The leaves of the text and of the declaration."""
     read_on = declared.read_on.isoformat()
     snapshot = _once(
         ledger,
@@ -257,16 +261,20 @@ def _record_declaration(
     authorisation = _once(
         ledger,
         "authorisation",
-        {
-            "teacher": dict(teacher),
-            "declared_by": declared.declared_by,
-            "scope": list(declared.scope),
-            "read_on": read_on,
-            "document_sha256": declared.sha256,
-            "terms_snapshot": snapshot,
-        },
+        {**_said_in_declaration(teacher, declared), "terms_snapshot": snapshot},
     )
-    return {"terms_snapshot": snapshot, "authorisation": authorisation, "declaration": authorisation}
+    return snapshot, authorisation
+
+
+def _said_in_declaration(teacher: Mapping[str, str], declared: DeclaredTerms) -> dict[str, Any]:
+    return {
+        "teacher": dict(teacher),
+        "declared_by": declared.declared_by,
+        "scope": list(declared.scope),
+        "about": list(declared.about),
+        "read_on": declared.read_on.isoformat(),
+        "document_sha256": declared.sha256,
+    }
 
 
 def _once(
@@ -283,21 +291,25 @@ def _recorded(ledger: Ledger, kind: LeafKind, body: Mapping[str, Any]) -> int | 
     return next((index for index in found if index not in recalled), None)
 
 
-def _declared(declaration: Declaration | None, text: bytes) -> DeclaredTerms | None:
-    if declaration is None:
-        return None
-    return DeclaredTerms(
+def _read(
+    declaration: Declaration, teacher: Mapping[str, str], ledger: Ledger
+) -> tuple[DeclaredTerms, bytes]:
+    """A declaration and its text; none when the file is missing, which the gate refuses. UsageError when it
+    is unreadable."""
+    text = read_bounded(Path(declaration.document), "the terms")
+    declared = DeclaredTerms(
         document=Path(declaration.document).name,
         sha256=sha256(text).hexdigest() if text.strip() else "",
         read_on=declaration.read_on,
         declared_by=declaration.declared_by,
         scope=tuple(sorted(set(declaration.scope))),
+        about=tuple(sorted(set(declaration.about))),
     )
-
-
-def _read_document(declaration: Declaration | None) -> bytes:
-    """Its bytes; none when the file is missing, which the gate refuses. UsageError when unreadable."""
-    return b"" if declaration is None else read_bounded(Path(declaration.document), "the terms")
+    said = _said_in_declaration(teacher, declared)
+    for leaf, correction in withdrawn(ledger).items():
+        if said.items() <= ledger.leaf(leaf).body.items():
+            declared = replace(declared, recalled=correction)
+    return declared, text
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from stillhouse.ledger import canonical
 from stillhouse.ledger.keys import pre_authentication
-from stillhouse.terms.facts import Asked, Mode, Row, Use
+from stillhouse.terms.facts import OPEN, Asked, Mode, Row, Use
 
 PAYLOAD_TYPE = "application/vnd.stillhouse.permission+json"
 
@@ -19,7 +19,9 @@ PAYLOAD_TYPE = "application/vnd.stillhouse.permission+json"
 @dataclass(frozen=True, slots=True)
 class Scope:
     """What is permitted. `models` and `students` are shell patterns without regard to case; `volume` is how
-    many exchanges in all. An empty field but `models` and `uses` limits nothing."""
+    many exchanges in all; `servers` are patterns of hosts (`import` for imported answers), and only these are
+    covered where a server's own terms are not known. Otherwise an empty field but `models` and `uses` limits
+    nothing."""
 
     models: tuple[str, ...]
     uses: tuple[Use, ...]
@@ -28,13 +30,14 @@ class Scope:
     students: tuple[str, ...] = ()
     modes: tuple[Mode, ...] = ()
     territory: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Permission:
     """`valid_from` and `valid_to` are its first and last day (UTC). `leaf` is where it is recorded, `used`
-    how many exchanges were had under it, `revoked` the leaf that ended it, `fault` what is wrong with its
-    signatures."""
+    how many exchanges were had under it, `revoked` the leaf that ended it, `recalled` the one that recalled
+    it, `fault` what is wrong with its signatures."""
 
     id: str
     grantor: str
@@ -51,6 +54,7 @@ class Permission:
     leaf: int = -1
     used: int = 0
     revoked: int | None = None
+    recalled: int | None = None
     fault: str = ""
 
     @property
@@ -59,6 +63,9 @@ class Permission:
 
     def names(self, asked: Asked) -> bool:
         return _fits(asked.model, self.scope.models)
+
+    def covers_server(self, asked: Asked) -> bool:
+        return _fits(asked.server, self.scope.servers)
 
     def speaks_for(self, row: Row) -> bool:
         """Whether whoever granted it can permit what this row's text does not: only its own author can."""
@@ -75,12 +82,16 @@ def why_not(permission: Permission, asked: Asked, today: date, further: int = 1)
         return permission.fault
     if permission.revoked is not None:
         return f"it was revoked (leaf {permission.revoked})"
+    if permission.recalled is not None:
+        return f"it was recalled (leaf {permission.recalled}); `stillhouse ledger recall --lift` undoes that"
     if today < permission.valid_from:
         return f"it is not valid before {permission.valid_from}"
     if permission.valid_to is not None and today > permission.valid_to:
         return f"it ended on {permission.valid_to}"
     if not permission.names(asked):
         return f"it is for {', '.join(scope.models)}, not for {asked.model}"
+    if scope.servers and asked.access not in OPEN and not permission.covers_server(asked):
+        return f"it is for answers of {', '.join(scope.servers)}, not of {asked.server}"
     if asked.use not in scope.uses:
         return f"it is for {', '.join(scope.uses)}, not for {asked.use}"
     if not scope.competing and student.competes is not False:
@@ -116,6 +127,8 @@ def statement(permission: Permission) -> dict[str, Any]:
             "students": list(scope.students),
             "modes": list(scope.modes),
             "territory": list(scope.territory),
+            # Left out where it says nothing, so that what was signed before there were any stays the same
+            **({"servers": list(scope.servers)} if scope.servers else {}),
         },
         "valid_from": permission.valid_from.isoformat(),
         "valid_to": permission.valid_to and permission.valid_to.isoformat(),
@@ -144,6 +157,7 @@ def from_statement(said: Mapping[str, Any]) -> Permission:
             tuple(scope["students"]),
             tuple(scope["modes"]),
             tuple(scope["territory"]),
+            tuple(scope.get("servers", ())),
         ),
         date.fromisoformat(said["valid_from"]),
         None if ends is None else date.fromisoformat(ends),

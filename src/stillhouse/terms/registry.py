@@ -16,17 +16,15 @@ from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import rfc8785
 
 from stillhouse.errors import storage
-from stillhouse.terms.facts import Access, Asked, Need, Row
+from stillhouse.terms.facts import OPEN, Access, Asked, Need, Row, host_of
 from stillhouse.terms.reading import check_together, read_rows
 
 Layer = Literal["router", "host", "vendor", "model", "upstream"]
 LAYERS: tuple[Layer, ...] = ("router", "host", "vendor", "model", "upstream")
-OPEN = ("shipped", "weights")  # access by which a row speaks about the model itself, whoever serves it
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,15 +211,6 @@ def record(row: Row) -> dict[str, Any]:
     ]
     found["read_on"] = None if row.read_on is None else row.read_on.isoformat()
     return found
-
-
-def host_of(endpoint: str) -> str:
-    """The host of a URL, or of an address without its scheme, in lower case; empty where there is none."""
-    try:
-        found = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}").hostname or ""
-    except ValueError:
-        return ""
-    return found.rstrip(".")
 
 
 def _registry(rows: Iterable[Row], as_of: date, own: tuple[str, ...]) -> Registry:

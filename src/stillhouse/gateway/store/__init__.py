@@ -1,1 +1,1 @@
-"""What the gateway keeps: accounts, counts. Only here it speaks SQL."""
+"""What the gateway keeps: counts, accounts, events. SQL and Redis are spoken only here."""

@@ -7,23 +7,20 @@ sealed has the Merkle root over its events, and after that one leaf in the ledge
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
-from stillhouse.errors import StillhouseError, StorageError, storage
+from stillhouse.errors import StorageError
+from stillhouse.gateway.store.tables import Tables, Undone
 from stillhouse.guard.config import Store
 from stillhouse.guard.events import FIELDS, Event, Part, Row, Usage, event_of
-from stillhouse.ledger.database import Connection, Database, SQLite
+from stillhouse.ledger.database import Connection
 
 T = TypeVar("T")
 
 FILE = "events.sqlite"
 VERSION = 1
 _AT_ONCE = (128, 16, 4, 1)  # rows of a statement; few sizes, so that the database keeps all of them prepared
-_REPEATED = ("SQLITE_CONSTRAINT_UNIQUE", "23505")
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS event_schema (version INTEGER PRIMARY KEY) STRICT",
     # `leaf` is the number of the group's leaf in the ledger of its replica.
@@ -56,11 +53,7 @@ _ADD = ", ".join(f"{name} = usage.{name} + excluded.{name}" for name in Usage._f
 _ROW = ", ".join(FIELDS)
 
 
-class Repeated(Exception):
-    """An event of the batch is in the store already."""
-
-
-class Sealed(Exception):
+class Sealed(Undone):
     """The group was sealed, or filled, by somebody else."""
 
 
@@ -82,32 +75,22 @@ _GROUP = ", ".join(Group._fields)
 
 
 class Events:
-    """One connection to the events, for one thread at a time. Every method raises StorageError when the
-    database cannot be reached, is full or is damaged."""
+    """For one thread at a time. Every method raises what those of `Tables` raise."""
 
-    def __init__(self, database: Database, name: str) -> None:
-        self._database = database
-        self._name = name
-        with self._told("open"):
-            self._db = database.connect()
+    def __init__(self, store: Store) -> None:
+        self._tables = Tables(store, FILE, _SCHEMA)
+        self._read, self.close = self._tables.read, self._tables.close
         try:
-            self._change(self._prepare)
+            self._tables.change(_of_this_version)
         except BaseException:
             self.close()
             raise
-
-    @classmethod
-    def open(cls, store: Store) -> Events:
-        return cls(*place(store, FILE))
-
-    def close(self) -> None:
-        self._db.close()
 
     # Written by the record
 
     def begin_group(self, replica: str) -> int:
         statement = "INSERT INTO event_group (replica) VALUES (?) RETURNING id"
-        return self._change(lambda db: int(db.execute(statement, (replica,)).fetchone()[0]))
+        return self._tables.change(lambda db: int(db.execute(statement, (replica,)).fetchone()[0]))
 
     def write(
         self, group: int, before: int, span: tuple[int, int], rows: Sequence[Row], sums: Mapping[Part, Usage]
@@ -139,7 +122,7 @@ class Events:
                 f"ON CONFLICT ({', '.join(Part._fields)}) DO UPDATE SET {_ADD}",
             )
 
-        self._change(change)
+        self._tables.change(change)
 
     def known(self, ids: Iterable[str]) -> set[str]:
         """Those of the ids that are in the store."""
@@ -160,15 +143,17 @@ class Events:
             if sealed.rowcount != 1:
                 raise Sealed
 
-        self._change(change)
+        self._tables.change(change)
 
     def link(self, group: int, leaf: int) -> None:
-        self._change(lambda db: db.execute("UPDATE event_group SET leaf = ? WHERE id = ?", (leaf, group)))
+        self._tables.change(
+            lambda db: db.execute("UPDATE event_group SET leaf = ? WHERE id = ?", (leaf, group))
+        )
 
     def drop(self, group: int) -> None:
         """Forget a group that holds nothing."""
         statement = "DELETE FROM event_group WHERE id = ? AND events = 0"
-        self._change(lambda db: db.execute(statement, (group,)))
+        self._tables.change(lambda db: db.execute(statement, (group,)))
 
     def unlinked(self, replica: str) -> list[Group]:
         """The replica's groups that have no leaf, oldest first."""
@@ -194,7 +179,7 @@ class Events:
             db.execute("UPDATE event_group SET expired = 1 WHERE id = ?", found)
             return db.execute("DELETE FROM event WHERE event_group = ?", found).rowcount
 
-        return self._change(change)
+        return self._tables.change(change)
 
     # Read by whoever
 
@@ -242,71 +227,17 @@ class Events:
         cut = len(Part._fields)
         return {Part(*row[:cut]): Usage(*row[cut:]) for row in self._read(query, given)}
 
-    # Between here and the database
 
-    def _prepare(self, db: Connection) -> None:
-        for statement in _SCHEMA:
-            db.execute(statement)
-        versions = [version for (version,) in db.execute("SELECT version FROM event_schema").fetchall()]
-        if not versions:
-            db.execute("INSERT INTO event_schema VALUES (?)", (VERSION,))
-        elif max(versions) > VERSION:
-            raise StorageError(
-                f"the events in {self._name} are newer than this stillhouse",
-                f"their schema has version {max(versions)}, this one knows {VERSION}",
-                "upgrade stillhouse; nothing was touched",
-            )
-
-    def _read(self, query: str, given: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        with self._told("read"):
-            return self._db.execute(query, given).fetchall()
-
-    def _change(self, operation: Callable[[Connection], T]) -> T:
-        with self._told("write to"):
-            self._database.begin(self._db)
-            try:
-                result = operation(self._db)
-                self._db.commit()
-            except BaseException:
-                self._database.roll_back(self._db)
-                raise
-            return result
-
-    @contextlib.contextmanager
-    def _told(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except (StillhouseError, Sealed):
-            raise
-        except Exception as error:
-            code = getattr(error, "sqlite_errorname", None) or getattr(error, "sqlstate", None) or ""
-            if code in _REPEATED:
-                raise Repeated from error
-            if not self._database.concerns_all(error):
-                raise ValueError(f"{type(error).__name__}: {error}") from error
-            raise failed(doing, self._name, error) from error
-
-
-def place(store: Store, file: str) -> tuple[Database, str]:
-    """The database of that file, or the one that replicas share, and its name without a password."""
-    if store.database is not None:
-        from stillhouse.ledger.postgres import PostgreSQL
-
-        parts = urlsplit(store.database)
-        return PostgreSQL(store.database), f"{parts.hostname or 'PostgreSQL'}{parts.path}"
-    folder = Path(store.folder)
-    with storage("make the folder", folder):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return SQLite(folder / file), str(folder / file)
-
-
-def failed(doing: str, name: str, error: Exception) -> StorageError:
-    return StorageError(
-        f"could not {doing} {name}",
-        f"{type(error).__name__}: {' '.join(str(error).split())}",
-        "see that the disk has space and the database can be reached; what waits is kept in memory and tried"
-        " again",
-    )
+def _of_this_version(db: Connection) -> None:
+    versions = [version for (version,) in db.execute("SELECT version FROM event_schema").fetchall()]
+    if not versions:
+        db.execute("INSERT INTO event_schema VALUES (?)", (VERSION,))
+    elif max(versions) > VERSION:
+        raise StorageError(
+            "the events are newer than this stillhouse",
+            f"their schema has version {max(versions)}, this one knows {VERSION}",
+            "upgrade stillhouse; nothing was changed",
+        )
 
 
 def _insert(db: Connection, into: str, rows: Sequence[Sequence[Any]], after: str = "") -> None:

@@ -1,0 +1,288 @@
+"""The admin API: organisations, accounts and keys over HTTP, for whoever holds the admin secret.
+
+The routes and their OpenAPI document are made from the same operations.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from hmac import compare_digest
+from typing import Annotated, Any
+
+import orjson
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from stillhouse.errors import StillhouseError, UsageError
+from stillhouse.gateway.operations import OPERATIONS, Desk, Operation
+from stillhouse.gateway.store.accounts import Accounts
+from stillhouse.gateway.store.counts import StoreDown
+from stillhouse.gateway.store.register import Act, Conflict, Register
+from stillhouse.gateway.store.rows import NotThere
+from stillhouse.guard import orders
+from stillhouse.guard.accounts import Caller
+from stillhouse.guard.config import Guard, Terms
+from stillhouse.guard.reading import weakness
+from stillhouse.recipe.base import Table
+
+BODY_BYTES = 64 << 10
+OPERATOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._@+-]{0,63}")
+ID = re.compile(r"[A-Za-z0-9_-]{0,64}")
+USAGE_PATH = "/admin/api/usage"
+
+
+class Period(Table):
+    """Of whom, and from when until when (unix seconds)."""
+
+    subject: Annotated[str, Field(pattern=r"^(organisation|account|key|model):.{1,128}$")]
+    since: orders.Moment | None = None
+    until: orders.Moment | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """What the routes work with. `config` gives the settings as they are now; `usage` what a subject used
+    in a period, where the gateway records it."""
+
+    accounts: Accounts
+    config: Callable[[], Guard]
+    pepper: bytes
+    secret: str
+    usage: Callable[[Period], Awaitable[Mapping[str, Any]]] | None = None
+    now: Callable[[], float] = time.time
+
+
+def admin_routes(api: Api) -> list[Route]:
+    """The routes under /admin/api. Raises UsageError for a weak admin secret."""
+    if why := weakness(api.secret):
+        raise UsageError("the admin secret is weak", why, "set it to the output of: openssl rand -base64 32")
+    known = sha256(api.secret.encode()).digest()
+
+    def route(operation: Operation) -> Route:
+        async def endpoint(request: Request) -> Response:
+            return _refused(request, known, operation.method) or await _answered(request, operation, api)
+
+        return Route(operation.path, endpoint, methods=[operation.method], name=operation.name)
+
+    async def usage(request: Request) -> Response:
+        return _refused(request, known, "GET") or await _usage(request, api)
+
+    return [*map(route, OPERATIONS), Route(USAGE_PATH, usage, methods=["GET"], name="usage")]
+
+
+async def accept_terms(
+    accounts: Accounts, caller: Caller, terms: Terms | None, body: bytes, now: float
+) -> tuple[int, dict[str, Any]]:
+    """POST /v1/terms/acceptance by the holder of a key: the status and the answer.
+
+    The caller must stand well but for the acceptance itself: `standing(..., must_accept=False)`.
+    """
+    if terms is None:
+        return 404, _error("There are no terms to accept.", "no_terms")
+    try:
+        order = orders.Acceptance.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        return 400, _error(_first_fault(error), "invalid_request")
+    if order.version != terms.version:
+        return 409, _error(f"The terms are in version {terms.version} now.", "other_version")
+    act = Act(f"key:{caller.key.id}", now)
+    try:
+        await accounts.order(lambda register: register.accept(act, caller.account.id, order.version))
+    except StillhouseError as error:
+        return _fault(error)
+    return 200, {"account": caller.account.id, "accepted": order.version}
+
+
+def openapi_paths() -> dict[str, Any]:
+    """`paths` and `components` of these routes, to be joined with others in one OpenAPI 3.1 document."""
+    named: dict[str, Any] = {one.name: one.answer for one in OPERATIONS}
+    named |= {f"{one.name} order": one.order for one in OPERATIONS if one.order and one.method != "GET"}
+    refs, document = TypeAdapter.json_schemas(
+        [(name, "validation", TypeAdapter(model)) for name, model in named.items()],
+        ref_template="#/components/schemas/{model}",
+    )
+    paths: dict[str, Any] = {}
+    for one in OPERATIONS:
+        entry = _entry(one.name, one.summary, one.status, refs[one.name, "validation"])
+        entry["parameters"] = [_OPERATOR_PARAMETER] if one.method != "GET" else []
+        if "{id}" in one.path:
+            entry["parameters"].append(_ID_PARAMETER)
+        if one.order is not None and one.method == "GET":
+            entry["parameters"] += _query(one.order)
+        elif one.order is not None:
+            body = refs[f"{one.name} order", "validation"]
+            entry["requestBody"] = {"required": True, "content": _json_of(body)}
+        paths.setdefault(one.path, {})[one.method.lower()] = entry
+    usage = _entry("usage", "What a subject used in a period.", 200, {"type": "object"})
+    paths[USAGE_PATH] = {"get": usage | {"parameters": _query(Period)}}
+    return {
+        "paths": paths,
+        "components": {
+            "schemas": document.get("$defs", {}) | {"Error": _ERROR},
+            "securitySchemes": {"admin": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _entry(name: str, summary: str, status: int, answer: Any) -> dict[str, Any]:
+    error = _json_of({"$ref": "#/components/schemas/Error"})
+    responses = {status: {"description": why, "content": error} for status, why in _REFUSALS.items()}
+    return {
+        "summary": summary,
+        "operationId": name,
+        "security": [{"admin": []}],
+        "responses": {str(status): {"description": "Done.", "content": _json_of(answer)}} | responses,
+    }
+
+
+def _query(model: type[BaseModel]) -> list[dict[str, Any]]:
+    schema = model.model_json_schema()
+    return [
+        {"name": name, "in": "query", "required": name in schema.get("required", []), "schema": value}
+        for name, value in schema["properties"].items()
+    ]
+
+
+# How a request is answered
+
+
+def _refused(request: Request, known: bytes, method: str) -> Response | None:
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    right = compare_digest(sha256(secret.strip().encode("latin-1", "replace")).digest(), known)
+    if scheme.lower() != "bearer" or not right:
+        return _response(401, _error("The admin secret is missing or wrong.", "unauthorised"))
+    if method != "GET" and OPERATOR.fullmatch(request.headers.get("x-operator", "")) is None:
+        return _response(
+            400, _error("Say who you are in the header X-Operator: it is recorded.", "operator_needed")
+        )
+    return None
+
+
+async def _answered(request: Request, operation: Operation, api: Api) -> Response:
+    try:
+        order: Any = None
+        if operation.order is not None and operation.method == "GET":
+            order = operation.order.model_validate(dict(request.query_params))
+        elif operation.order is not None:
+            body = await _body(request)
+            if body is None:
+                return _response(413, _error(f"A body has at most {BODY_BYTES} bytes.", "too_long"))
+            order = operation.order.model_validate_json(body, strict=True)
+        act = Act(request.headers.get("x-operator", ""), api.now(), getattr(order, "reason", ""))
+        id, config = request.path_params.get("id", ""), api.config()
+        if ID.fullmatch(id) is None:
+            return _response(404, _error("There is no such id.", "not_found"))
+
+        def work(register: Register) -> Any:
+            return operation.run(Desk(register, config, api.pepper), id, order, act)
+
+        done = await (api.accounts.ask(work) if operation.method == "GET" else api.accounts.order(work))
+    except ClientDisconnect:
+        return _response(499, _error("The client has left.", "client_left"))
+    except ValidationError as error:
+        return _response(400, _error(_first_fault(error), "invalid_request"))
+    except StillhouseError as error:
+        return _response(*_fault(error))
+    return _response(operation.status, done)
+
+
+async def _usage(request: Request, api: Api) -> Response:
+    if api.usage is None:
+        return _response(501, _error("This gateway keeps no record of usage.", "not_recorded"))
+    try:
+        return _response(200, await api.usage(Period.model_validate(dict(request.query_params))))
+    except ValidationError as error:
+        return _response(400, _error(_first_fault(error), "invalid_request"))
+    except StillhouseError as error:
+        return _response(*_fault(error))
+
+
+async def _body(request: Request) -> bytes | None:
+    """None: too long. No more than that is held."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > BODY_BYTES:
+            return None
+    return bytes(body)
+
+
+def _response(status: int, value: Any) -> Response:
+    headers = {"cache-control": "no-store"}
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return Response(orjson.dumps(value), status, headers, "application/json")
+
+
+def _fault(error: StillhouseError) -> tuple[int, dict[str, Any]]:
+    said = ": ".join(part for part in (error.what, error.why) if part) + (
+        f" ({error.mend})" if error.mend else ""
+    )
+    match error:
+        case NotThere():
+            return 404, _error(said, "not_found")
+        case Conflict():
+            return 409, _error(said, "conflict")
+        case UsageError():
+            return 422, _error(said, "not_usable")
+        case StoreDown():
+            return 503, _error("The accounts cannot be read or written now.", "store_down")
+    return 500, _error("This failed.", "failed")
+
+
+def _error(message: str, code: str) -> dict[str, Any]:
+    kind = "server_error" if code in ("store_down", "failed") else "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "code": code, "param": None}}
+
+
+def _first_fault(error: ValidationError) -> str:
+    """Without what was given, which may be a secret in the wrong place."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    name = ".".join(map(str, first["loc"]))
+    return f"{name}: {first['msg']}" if name else first["msg"]
+
+
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "code", "param"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "code": {"type": "string"},
+                "param": {"type": "null"},
+            },
+        }
+    },
+}
+_REFUSALS = {
+    "400": "The request is not understood.",
+    "401": "The admin secret is missing or wrong.",
+    "404": "There is no such organisation, account or key.",
+    "409": "What is there does not allow it.",
+    "413": "The body is too long.",
+    "422": "It cannot be done like this; a reason may be missing.",
+    "501": "This gateway cannot tell.",
+    "503": "The store cannot be reached.",
+}
+_ID_PARAMETER = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+_OPERATOR_PARAMETER = {
+    "name": "X-Operator",
+    "in": "header",
+    "required": True,
+    "description": "Who does it: recorded with the change.",
+    "schema": {"type": "string", "pattern": f"^{OPERATOR.pattern}$"},
+}
+
+
+def _json_of(schema: Any) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}

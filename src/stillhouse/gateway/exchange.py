@@ -1,0 +1,257 @@
+"""One request on its way to a server and back, and what it is charged in the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any
+
+import aiohttp
+import orjson
+
+from stillhouse.gateway import answers, upstream
+from stillhouse.gateway.answers import Headers, Send
+from stillhouse.gateway.state import Gateway, Served, Trail
+from stillhouse.gateway.store.counts import StoreDown
+from stillhouse.gateway.stream import Passing, usage_of
+from stillhouse.gateway.upstream import Behind, NoneAnswers
+from stillhouse.guard.answers import Cut
+from stillhouse.guard.asked import LENGTHS, Asked, Denied, Route
+from stillhouse.guard.limits import Used
+
+LONGEST_ANSWER = 64 << 20
+LONGEST_KEPT = 1 << 20  # bytes of an answer whose text is kept; more is not
+PASSED_ON = ("tracestate", "accept-language", "openai-beta")
+PASSED_BACK = ("content-type", "retry-after", "openai-processing-ms", "openai-version")
+OURS = frozenset({401, 402, 403})  # statuses that speak of the gateway's own account at the upstream
+
+
+class Exchange:
+    """The part of a request that is sent on."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        trail: Trail,
+        served: Served,
+        asked: Asked,
+        cut: Cut | None,
+        began: float,
+    ) -> None:
+        self.left = False
+        self.headers: Headers = []
+        self.parent: bytes | None = None  # of the trace
+        self.kept: list[bytes] | None = None  # what left of the answer, where its text is to be kept
+        self._gateway = gateway
+        self._trail = trail
+        self._served = served
+        self._asked = asked
+        self._cut = cut
+        self._began = began
+        self._sent = False
+        self._events: int | None = None
+        self._told: tuple[int, int] | None = None
+        self._settled = False
+        self._kept_bytes = 0
+
+    async def run(self, body: Mapping[str, Any], headers: Sequence[tuple[bytes, bytes]], send: Send) -> None:
+        gateway, trail = self._gateway, self._trail
+        passed = {name: value for name, value in _texts(headers) if name in PASSED_ON}
+        passed |= {"content-type": "application/json", "x-request-id": trail.id}
+        if self.parent is not None:
+            passed["traceparent"] = self.parent.decode()
+        self._sent = True
+        trail.added = gateway.clock() - self._began
+        try:
+            behind, response = await upstream.send(
+                gateway.session,
+                self._served.behind,
+                trail.route,
+                lambda behind: _body(body, self._asked, behind, trail.route),
+                passed,
+                gateway.clock,
+            )
+        except NoneAnswers as error:
+            self._sent = False
+            message = f"no server of {trail.model} can be reached"
+            raise Denied(503, "upstream_unreachable", message, kind="server_error") from error
+        except TimeoutError as error:
+            message = f"the server of {trail.model} did not answer in time"
+            raise Denied(504, "upstream_timeout", message, kind="server_error") from error
+        trail.behind = behind
+        try:
+            await self._pass(response, send)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            trail.ended, trail.reason = "upstream_cut", type(error).__name__
+            behind.failed(gateway.clock())
+            if not trail.began:
+                message = f"the server of {trail.model} broke off its answer"
+                raise Denied(502, "upstream_cut", message, kind="server_error") from error
+            await self._break_off(send)
+        finally:
+            response.close() if trail.ended != "whole" else response.release()
+
+    async def _pass(self, response: aiohttp.ClientResponse, send: Send) -> None:
+        trail = self._trail
+        status = trail.status = response.status
+        if status in OURS:
+            trail.reason = f"upstream_{status}"
+            message = f"the server of {trail.model} does not serve this gateway at present"
+            raise Denied(502, "upstream_refused", message, kind="server_error")
+        headers = self.headers
+        for name in PASSED_BACK:
+            value = response.headers.get(name)
+            if value is not None:
+                headers.append((name.encode(), value.encode("latin-1", "replace")))
+        theirs = response.headers.get("x-request-id")
+        if theirs is not None and theirs != trail.id:
+            headers.append((b"x-upstream-request-id", theirs.encode("latin-1", "replace")))
+        streamed = self._asked.stream and response.content_type == "text/event-stream"
+        await (self._stream(response, send) if streamed else self._whole(response, send))
+
+    async def _whole(self, response: aiohttp.ClientResponse, send: Send) -> None:
+        trail = self._trail
+        parts = []
+        size = 0
+        async with asyncio.timeout(None) as deadline:
+            async for part in _heard(response, trail.behind, deadline):
+                size += len(part)
+                if size > LONGEST_ANSWER:
+                    raise aiohttp.ClientPayloadError("the answer is too long")
+                parts.append(part)
+        data = b"".join(parts)
+        trail.first_byte = self._gateway.clock() - self._began
+        told = object_of(data)
+        if response.status < 400:
+            if told is None:
+                raise aiohttp.ClientPayloadError("the answer is no JSON")
+            self._told = usage_of(told)
+            cut = self._cut
+            if cut is not None and cut.concerns(data) and cut.apply(told):
+                data = orjson.dumps(told)
+                trail.changed += tuple(sorted(cut.changed))
+                self.headers = [each for each in self.headers if each[0] != b"x-stillhouse-changed"]
+                self.headers.append(_changed_header(trail))
+        else:
+            self._told = (0, 0)
+        trail.ended = "whole"
+        await self.settle()
+        trail.began = True
+        self._keep(data)
+        await answers.respond(send, response.status, data, self.headers)
+
+    async def _stream(self, response: aiohttp.ClientResponse, send: Send) -> None:
+        trail, gateway = self._trail, self._gateway
+        passing = Passing(strip=not self._asked.usage_wanted, cut=self._cut)
+        self.headers.append((b"cache-control", b"no-cache"))
+        await send({"type": "http.response.start", "status": response.status, "headers": self.headers})
+        trail.began = True
+        async with asyncio.timeout(None) as deadline:
+            async for chunk in _heard(response, trail.behind, deadline):
+                if trail.first_byte is None:
+                    trail.first_byte = gateway.clock() - self._began
+                out = passing.feed(chunk)
+                self._events, self._told = passing.events, passing.usage
+                if passing.whole and not self._settled:
+                    trail.ended = "whole"
+                    await self.settle()
+                if out:
+                    self._keep(out)
+                    await send({"type": "http.response.body", "body": out, "more_body": True})
+        if self._cut is not None:
+            trail.changed += tuple(sorted(self._cut.changed))
+        if not passing.whole or passing.failed:
+            raise aiohttp.ClientPayloadError("the stream ended early")
+        await send({"type": "http.response.body", "body": passing.end()})
+
+    def _keep(self, data: bytes) -> None:
+        if self.kept is not None and self._kept_bytes + len(data) <= LONGEST_KEPT:
+            self.kept.append(data)
+            self._kept_bytes += len(data)
+
+    async def _break_off(self, send: Send) -> None:
+        """Say in the stream that it ends here: a client must not take the part for the whole."""
+        denied = Denied(502, "upstream_cut", "the server broke off its answer", kind="server_error")
+        told = b"data: " + orjson.dumps(denied.body()) + b"\n\n"
+        await send({"type": "http.response.body", "body": told})
+
+    async def settle(self) -> None:
+        """Count what was used, once: as told, else what it can have been at most by what is known."""
+        if self._settled:
+            return
+        self._settled = True
+        trail, asked, behind = self._trail, self._asked, self._trail.behind
+        used = Used(0, 0, sent=False)
+        if self._sent:
+            if self._told is not None:
+                if behind is not None and self._events is not None:
+                    behind.learn(asked.input_tokens, self._told, self._events)
+                used = Used(*self._told)
+            else:
+                trail.counted = "bound"
+                used = _bound(asked, behind, self._events)
+        trail.used = used.input_tokens, used.output_tokens
+        try:
+            trail.cost = await self._gateway.counts.settle(trail.id, used)
+        except StoreDown:
+            self._gateway.settle_later(trail.id, used)
+
+
+async def _heard(
+    response: aiohttp.ClientResponse, behind: Behind | None, deadline: asyncio.Timeout
+) -> AsyncIterator[bytes]:
+    """What arrives of an answer, as it arrives; `deadline` ends a silence or an answer that is too long."""
+    assert behind is not None
+    now = asyncio.get_running_loop().time
+    silent, end = behind.config.silent_seconds, now() + behind.config.answer_seconds
+    deadline.reschedule(min(now() + silent, end))
+    async for part in response.content.iter_any():
+        deadline.reschedule(min(now() + silent, end))
+        yield part
+
+
+def _bound(asked: Asked, behind: Behind | None, events: int | None) -> Used:
+    """Of a stream that broke off: as many tokens for a byte and for an event as whole ones of this server
+    showed at most. Of what was never told, all that was reserved."""
+    if behind is None or events is None or not behind.most_output:
+        return Used(asked.input_tokens, asked.output_tokens)
+    taken = min(asked.input_tokens, -int(-asked.input_tokens * behind.most_input // 1))
+    given = min(asked.output_tokens, -int(-events * behind.most_output // 1))
+    return Used(taken, given)
+
+
+def _body(body: Mapping[str, Any], asked: Asked, behind: Behind, route: Route) -> bytes:
+    """What is sent on: written anew from what was read, so that nothing reaches the server unseen (a field
+    that stood twice, say)."""
+    sent = dict(body)
+    if behind.config.model is not None:
+        sent["model"] = behind.config.model
+    if asked.set_length is not None:
+        sent[LENGTHS[route][0]] = asked.set_length
+    if asked.stream and not asked.usage_wanted and route in ("chat/completions", "completions"):
+        sent["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    return orjson.dumps(sent)
+
+
+def _texts(headers: Sequence[tuple[bytes, bytes]]) -> Iterator[tuple[str, str]]:
+    for name, value in headers:
+        yield name.decode("latin-1"), value.decode("latin-1")
+
+
+def own_headers(trail: Trail) -> Headers:
+    headers = [(b"x-request-id", trail.id.encode())]
+    if trail.changed:
+        headers.append(_changed_header(trail))
+    return headers
+
+
+def _changed_header(trail: Trail) -> tuple[bytes, bytes]:
+    return b"x-stillhouse-changed", ",".join(dict.fromkeys(trail.changed)).encode()
+
+
+def object_of(data: bytes) -> dict[str, Any] | None:
+    try:
+        told = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    return told if isinstance(told, dict) else None

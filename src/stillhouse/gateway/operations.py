@@ -1,0 +1,402 @@
+"""What the administration can do: the same for the admin API and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from secrets import token_bytes
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, Field
+
+from stillhouse.errors import UsageError
+from stillhouse.gateway.store.register import Act, Conflict, Register
+from stillhouse.gateway.store.rows import Change, Kind
+from stillhouse.guard import orders
+from stillhouse.guard.accounts import Account, Key, Organisation, State, mint
+from stillhouse.guard.config import Guard
+from stillhouse.guard.reading import checked_tier
+from stillhouse.recipe.base import Table
+
+AnyShown = TypeVar("AnyShown")
+
+Search = Annotated[
+    str, Field(max_length=200, pattern=orders.SHOWN, description="Part of a name, or a whole id.")
+]
+After = Annotated[
+    str,
+    Field(
+        max_length=64, pattern=orders.SHOWN, description="Only what comes after this id: `next` of a page."
+    ),
+]
+Limit = Annotated[int, Field(ge=1, le=1000)]
+
+
+class Page(Table):
+    search: Search = ""
+    after: After = ""
+    limit: Limit = 100
+
+
+class AccountsPage(Page):
+    organisation: orders.Id | None = None
+
+
+class KeysPage(Page):
+    account: orders.Id | None = None
+
+
+class ChangesPage(Table):
+    after: int = Field(default=0, ge=0, le=1 << 62)
+    limit: Limit = 100
+    subject: (
+        Annotated[str, Field(max_length=80, pattern=orders.SHOWN, description="`account:ID` or such.")] | None
+    ) = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShownKey:
+    """A key without its digest; `prefix` is what of its newest secret may be seen."""
+
+    id: str
+    account: str
+    prefix: str
+    name: str
+    state: State
+    why: str
+    models: tuple[str, ...]
+    created: float
+    expires: float | None
+    revoked: float | None
+    limits: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class NewSecret:
+    """The only time that the secret is shown."""
+
+    key: ShownKey
+    secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listed(Generic[AnyShown]):
+    """`next` is where the next page goes on; None: this was the last."""
+
+    data: list[AnyShown]
+    next: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PaidIn:
+    """`amount` in billionths of a US dollar, `at` in unix seconds."""
+
+    reference: str
+    amount: int
+    at: float
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    version: str
+    at: float
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What an operation works with."""
+
+    register: Register
+    config: Guard
+    pepper: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`run` gets the desk, the id in the path (or ""), the order (or the query) and the act."""
+
+    name: str
+    method: Literal["GET", "POST", "PATCH"]
+    path: str
+    summary: str
+    run: Callable[[Desk, str, Any, Act], Any]
+    answer: Any
+    order: type[BaseModel] | None = None
+    status: int = 200
+
+
+def list_organisations(desk: Desk, _: str, page: Page, act: Act) -> Listed[Organisation]:
+    return _listed(desk.register.organisations(page.search, page.after, page.limit), page.limit)
+
+
+def list_accounts(desk: Desk, _: str, page: AccountsPage, act: Act) -> Listed[Account]:
+    found = desk.register.accounts(page.search, page.after, page.limit, page.organisation)
+    return _listed(found, page.limit)
+
+
+def list_keys(desk: Desk, _: str, page: KeysPage, act: Act) -> Listed[ShownKey]:
+    found = desk.register.keys(page.search, page.after, page.limit, page.account)
+    return _listed([shown(key) for key in found], page.limit)
+
+
+def list_changes(desk: Desk, _: str, page: ChangesPage, act: Act) -> Listed[Change]:
+    return _listed(desk.register.changes(page.after, page.limit, page.subject), page.limit)
+
+
+def list_payments(desk: Desk, id: str, _: None, act: Act) -> Listed[PaidIn]:
+    return Listed([PaidIn(*row) for row in desk.register.payments(id)])
+
+
+def list_acceptances(desk: Desk, id: str, _: None, act: Act) -> Listed[Accepted]:
+    return Listed([Accepted(*row) for row in desk.register.acceptances(id)])
+
+
+def show_organisation(desk: Desk, id: str, _: None, act: Act) -> Organisation:
+    return desk.register.organisation(id)
+
+
+def show_account(desk: Desk, id: str, _: None, act: Act) -> Account:
+    return desk.register.account(id)
+
+
+def show_key(desk: Desk, id: str, _: None, act: Act) -> ShownKey:
+    return shown(desk.register.key(id))
+
+
+def add_organisation(desk: Desk, _: str, order: orders.NewOrganisation, act: Act) -> Organisation:
+    return desk.register.add_organisation(act, order)
+
+
+def add_account(desk: Desk, _: str, order: orders.NewAccount, act: Act) -> Account:
+    checked_tier(desk.config, order.tier)
+    return desk.register.add_account(act, order)
+
+
+def add_key(desk: Desk, account: str, order: orders.NewKey, act: Act) -> NewSecret:
+    if order.expires is not None and order.expires <= act.at:
+        raise UsageError("the key would have expired already", "`expires` is past", "give a later moment")
+    secret, digest, prefix = mint(desk.pepper, token_bytes(32))
+    return NewSecret(shown(desk.register.add_key(act, account, order, digest, prefix)), secret)
+
+
+def change_organisation(desk: Desk, id: str, order: orders.OrganisationChange, act: Act) -> Organisation:
+    return desk.register.change_organisation(act, id, order)
+
+
+def change_account(desk: Desk, id: str, order: orders.AccountChange, act: Act) -> Account:
+    if order.tier is not None:
+        checked_tier(desk.config, order.tier)
+    return desk.register.change_account(act, id, order)
+
+
+def change_key(desk: Desk, id: str, order: orders.KeyChange, act: Act) -> ShownKey:
+    return shown(desk.register.change_key(act, id, order))
+
+
+def rotate_key(desk: Desk, id: str, order: orders.Rotation, act: Act) -> NewSecret:
+    secret, digest, prefix = mint(desk.pepper, token_bytes(32))
+    return NewSecret(shown(desk.register.rotate(act, id, order.grace_seconds, digest, prefix)), secret)
+
+
+def pay_in(desk: Desk, id: str, order: orders.Payment, act: Act) -> Account:
+    return desk.register.pay(act, id, order)
+
+
+def accept_terms(desk: Desk, id: str, order: orders.Acceptance, act: Act) -> Account:
+    """On behalf of the account, as when it signed on paper. Raises Conflict for another version than the
+    present one."""
+    terms = desk.config.terms
+    if terms is None or order.version != terms.version:
+        now = "there are none" if terms is None else f"they are in version {terms.version}"
+        raise Conflict("these terms cannot be accepted", now, "name the present version")
+    return desk.register.accept(act, id, order.version)
+
+
+def set_state(kind: Kind, state: State) -> Callable[[Desk, str, Any, Act], Any]:
+    def run(desk: Desk, id: str, order: Any, act: Act) -> Any:
+        done = desk.register.set_state(act, kind, id, state)
+        return shown(done) if isinstance(done, Key) else done
+
+    return run
+
+
+def shown(key: Key) -> ShownKey:
+    return ShownKey(**{one.name: getattr(key, one.name) for one in fields(ShownKey)})
+
+
+def _listed(data: list[AnyShown], limit: int) -> Listed[AnyShown]:
+    last: Any = data[-1] if len(data) == limit else None
+    return Listed(data, last and last.id)
+
+
+def _states(kind: Kind) -> tuple[tuple[str, State, str, type[BaseModel]], ...]:
+    end = "revoke" if kind == "key" else "close"
+    return (
+        ("block", "blocked", "Block it until it is unblocked.", orders.Because),
+        ("unblock", "active", "Unblock it.", orders.Perhaps),
+        (end, "closed", f"{end.capitalize()} it for ever.", orders.Because),
+    )
+
+
+_API = "/admin/api"
+_HOLDERS: tuple[tuple[Kind, Any], ...] = (
+    ("organisation", Organisation),
+    ("account", Account),
+    ("key", ShownKey),
+)
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        "list_organisations",
+        "GET",
+        f"{_API}/organisations",
+        "Organisations by id.",
+        list_organisations,
+        Listed[Organisation],
+        Page,
+    ),
+    Operation(
+        "add_organisation",
+        "POST",
+        f"{_API}/organisations",
+        "Add an organisation.",
+        add_organisation,
+        Organisation,
+        orders.NewOrganisation,
+        201,
+    ),
+    Operation(
+        "show_organisation",
+        "GET",
+        f"{_API}/organisations/{{id}}",
+        "One organisation.",
+        show_organisation,
+        Organisation,
+    ),
+    Operation(
+        "change_organisation",
+        "PATCH",
+        f"{_API}/organisations/{{id}}",
+        "Change its name or limits.",
+        change_organisation,
+        Organisation,
+        orders.OrganisationChange,
+    ),
+    Operation(
+        "list_accounts",
+        "GET",
+        f"{_API}/accounts",
+        "Accounts by id.",
+        list_accounts,
+        Listed[Account],
+        AccountsPage,
+    ),
+    Operation(
+        "add_account",
+        "POST",
+        f"{_API}/accounts",
+        "Add an account.",
+        add_account,
+        Account,
+        orders.NewAccount,
+        201,
+    ),
+    Operation("show_account", "GET", f"{_API}/accounts/{{id}}", "One account.", show_account, Account),
+    Operation(
+        "change_account",
+        "PATCH",
+        f"{_API}/accounts/{{id}}",
+        "Change its name, tier, limits, budget or consent.",
+        change_account,
+        Account,
+        orders.AccountChange,
+    ),
+    Operation(
+        "list_payments",
+        "GET",
+        f"{_API}/accounts/{{id}}/payments",
+        "What was paid in.",
+        list_payments,
+        Listed[PaidIn],
+    ),
+    Operation(
+        "pay_in",
+        "POST",
+        f"{_API}/accounts/{{id}}/payments",
+        "Add to what was paid in; once for each reference.",
+        pay_in,
+        Account,
+        orders.Payment,
+    ),
+    Operation(
+        "list_acceptances",
+        "GET",
+        f"{_API}/accounts/{{id}}/acceptances",
+        "Which terms it accepted.",
+        list_acceptances,
+        Listed[Accepted],
+    ),
+    Operation(
+        "accept_terms",
+        "POST",
+        f"{_API}/accounts/{{id}}/acceptances",
+        "Record that it accepted the terms.",
+        accept_terms,
+        Account,
+        orders.Acceptance,
+    ),
+    Operation(
+        "add_key",
+        "POST",
+        f"{_API}/accounts/{{id}}/keys",
+        "Add a key; its secret is in this answer only.",
+        add_key,
+        NewSecret,
+        orders.NewKey,
+        201,
+    ),
+    Operation("list_keys", "GET", f"{_API}/keys", "Keys by id.", list_keys, Listed[ShownKey], KeysPage),
+    Operation("show_key", "GET", f"{_API}/keys/{{id}}", "One key.", show_key, ShownKey),
+    Operation(
+        "change_key",
+        "PATCH",
+        f"{_API}/keys/{{id}}",
+        "Change its name, models, expiry or limits.",
+        change_key,
+        ShownKey,
+        orders.KeyChange,
+    ),
+    Operation(
+        "rotate_key",
+        "POST",
+        f"{_API}/keys/{{id}}/rotate",
+        "Give it a new secret; the old one ends after a while.",
+        rotate_key,
+        NewSecret,
+        orders.Rotation,
+    ),
+    *(
+        Operation(
+            f"{verb}_{kind}",
+            "POST",
+            f"{_API}/{kind}s/{{id}}/{verb}",
+            says,
+            set_state(kind, state),
+            answer,
+            order,
+        )
+        for kind, answer in _HOLDERS
+        for verb, state, says, order in _states(kind)
+    ),
+    Operation(
+        "list_changes",
+        "GET",
+        f"{_API}/changes",
+        "Every act, oldest first.",
+        list_changes,
+        Listed[Change],
+        ChangesPage,
+    ),
+)
+BY_NAME: Mapping[str, Operation] = {operation.name: operation for operation in OPERATIONS}

@@ -1,0 +1,95 @@
+"""What the parts of the gateway share: what it serves, what it stands on, and what is known of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stillhouse.gateway.store.counts import Counts, StoreDown
+from stillhouse.guard.accounts import Caller
+from stillhouse.guard.asked import Asked, Route
+from stillhouse.guard.config import Guard, Model
+from stillhouse.guard.events import Counted, Ended
+from stillhouse.guard.limits import Step, Used
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from stillhouse.gateway.logs import Logs
+    from stillhouse.gateway.metrics import Metrics
+    from stillhouse.gateway.record import Record
+    from stillhouse.gateway.store.accounts import Accounts
+    from stillhouse.gateway.tracing import Traces
+    from stillhouse.gateway.upstream import Behind
+
+AGAIN = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)  # seconds between tries to settle
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model with the servers behind it and its price."""
+
+    config: Model
+    behind: Sequence[Behind]
+    schedule: str
+    steps: tuple[Step, ...]
+
+
+@dataclass(slots=True)
+class Gateway:
+    """All that answering needs. A reload makes another one; requests under way keep theirs."""
+
+    config: Guard
+    models: Mapping[str, Served]
+    accounts: Accounts
+    pepper: bytes
+    counts: Counts
+    record: Record
+    metrics: Metrics
+    logs: Logs
+    traces: Traces
+    session: aiohttp.ClientSession
+    clock: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    late: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def settle_later(self, id: str, used: Used) -> None:
+        """Try again while the reservation stands; until then it counts whole."""
+        task = asyncio.create_task(_settle_later(self.counts, id, used))
+        self.late.add(task)
+        task.add_done_callback(self.late.discard)
+
+
+@dataclass(slots=True)
+class Trail:
+    """What is known so far of one request."""
+
+    route: Route
+    id: str = field(default_factory=lambda: "req_" + secrets.token_hex(12))
+    caller: Caller | None = None
+    model: str = ""
+    asked: Asked | None = None
+    behind: Behind | None = None
+    status: int = 0
+    ended: Ended = "failed"
+    reason: str = ""
+    used: tuple[int, int] = (0, 0)
+    counted: Counted = "told"
+    cost: int = 0
+    added: float | None = None  # seconds until it was sent on
+    first_byte: float | None = None
+    changed: tuple[str, ...] = ()
+    began: bool = False  # the client was sent a first byte
+
+
+async def _settle_later(counts: Counts, id: str, used: Used) -> None:
+    for wait in AGAIN:
+        await asyncio.sleep(wait)
+        with suppress(StoreDown):
+            await counts.settle(id, used)
+            return

@@ -1,0 +1,339 @@
+"""The algorithm of the limits, which every store of counts follows: reserve, settle, reap.
+
+Nothing here reads a clock or a disk: `now` is the store's time in whole microseconds since 1970 (UTC), and it
+never goes back. A request belongs to the slots and the month in which it was reserved.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from stillhouse.guard.limits import Granted, Limit, Measure, Refused, Room, Used, Wanted, Window
+from stillhouse.guard.prices import cost as price
+from stillhouse.guard.prices import worst
+from stillhouse.guard.windows import (
+    MOST,
+    SECOND,
+    WIDTH,
+    Code,
+    Counters,
+    begin_of_month,
+    gone_at,
+    slots,
+)
+
+LATE = 3600 * SECOND  # a reservation can still be settled so long after its time
+TWICE = 15 * SECOND  # and so long after the first time, which changes nothing
+MONEY: Code = ("money", "month")
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a durable record says that a subject used at a time (unix seconds): amounts by measure and window,
+    and tokens by the name of the schedule that priced them, which is the payer's volume."""
+
+    subject: str
+    at: float
+    amounts: Mapping[tuple[Measure, Window], int]
+    volume: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    wanted: Wanted
+    charged: tuple[tuple[str, Code], ...]
+    at: int
+    cost: int
+
+
+@dataclass(slots=True)
+class Book:
+    """All that is counted. `states` are what has to outlive the process; requests in flight end with it."""
+
+    states: dict[str, Counters] = field(default_factory=dict)
+    reserved: dict[str, Reserved] = field(default_factory=dict)
+    in_flight: dict[str, dict[str, int]] = field(default_factory=dict)  # subject -> request -> its time is up
+    ends: list[tuple[int, str]] = field(default_factory=list)  # heap of these times
+    late: list[tuple[int, str]] = field(default_factory=list)  # heap: when it can no longer be settled
+    settled: dict[str, int] = field(default_factory=dict)
+    settled_at: deque[tuple[int, str]] = field(default_factory=deque)
+
+    def counters(self, name: str) -> Counters:
+        found = self.states.get(name)
+        if found is None:
+            found = self.states[name] = Counters()
+        return found
+
+
+def volume_codes(schedule: str) -> tuple[Code, Code]:
+    """The payer's tokens of the month under a schedule: as settled, and with all that was reserved."""
+    return (f"settled {schedule}", "month"), (f"reach {schedule}", "month")
+
+
+def amounts(wanted: Wanted, cost: int) -> dict[str, int]:
+    return {
+        "requests": 1,
+        "input_tokens": wanted.input_tokens,
+        "output_tokens": wanted.output_tokens,
+        "concurrent": 1,
+        "money": cost,
+    }
+
+
+def charged_to(wanted: Wanted) -> tuple[tuple[str, Code], ...]:
+    """Every counter that the request counts in, once. The payer's money of the month is counted with or
+    without a limit on it, so that a budget given later in the month knows what was spent before."""
+    all_: list[tuple[str, Code]] = [
+        (subject.name, (limit.measure, limit.window))
+        for subject in wanted.subjects
+        for limit in subject.limits
+        if limit.measure != "concurrent"
+    ]
+    if wanted.steps:
+        all_.append((wanted.payer, MONEY))
+    return tuple(dict.fromkeys(all_))
+
+
+def names(wanted: Wanted) -> tuple[str, ...]:
+    """The subjects whose states a request changes."""
+    each = [subject.name for subject in wanted.subjects]
+    return tuple(dict.fromkeys([*each, wanted.payer] if wanted.steps else each))
+
+
+def reserve(book: Book, wanted: Wanted, now: int) -> Granted | Refused:
+    """Charge the bounds of the request to all of its subjects, or to none."""
+    reap(book, now)
+    at = slots(now)
+    cost = 0
+    if wanted.steps:
+        payer = book.counters(wanted.payer)
+        settled, reach = (payer.used(code, at["month"]) for code in volume_codes(wanted.schedule))
+        cost = min(worst(wanted.steps, settled, reach, wanted.input_tokens, wanted.output_tokens), MOST)
+    amount = amounts(wanted, cost)
+    used, fits = [], True
+    for subject in wanted.subjects:
+        counters = book.counters(subject.name)
+        for limit in subject.limits:
+            measure, window = limit.measure, limit.window
+            if measure == "concurrent":
+                counted = len(book.in_flight.get(subject.name, ()))
+            else:
+                counted = counters.used((measure, window), at[window])
+            used.append(counted)
+            if (more := amount[measure]) and counted + more > min(limit.amount, MOST):
+                fits = False
+    if not fits:
+        return refuse(wanted, used, cost, book.states, lambda i: _frees(book, wanted, i), now)
+    charged = charged_to(wanted)
+    for name, code in charged:
+        book.counters(name).add(code, at[code[1]], amount[code[0]])
+    if wanted.steps:
+        payer.add(volume_codes(wanted.schedule)[1], at["month"], wanted.input_tokens + wanted.output_tokens)
+    end = now + round(wanted.seconds * SECOND)
+    book.settled.pop(wanted.id, None)
+    book.reserved[wanted.id] = Reserved(wanted, charged, now, cost)
+    heapq.heappush(book.ends, (end, wanted.id))
+    for subject in wanted.subjects:
+        if any(limit.measure == "concurrent" for limit in subject.limits):
+            book.in_flight.setdefault(subject.name, {})[wanted.id] = end
+    after = [count + amount[limit.measure] for count, limit in zip(used, _limits(wanted), strict=True)]
+    return Granted(wanted.id, cost, rooms(wanted, after, _newest_in(book.states, wanted, at), now))
+
+
+def settle(book: Book, id: str, used: Used, now: int) -> int | None:
+    """What the request cost, in billionths of a dollar; what it did not use is given back. None when no such
+    reservation is known (any more)."""
+    reap(book, now)
+    if id in book.settled:
+        return book.settled[id]
+    reserved = book.reserved.pop(id, None)
+    if reserved is None:
+        return None
+    wanted, at, since = reserved.wanted, slots(now), slots(reserved.at)
+    input_tokens, output_tokens = min(used.input_tokens, MOST), min(used.output_tokens, MOST)
+    if not used.sent:
+        input_tokens = output_tokens = 0
+    cost = 0
+    if wanted.steps:
+        payer = book.counters(wanted.payer)
+        settled, reach = volume_codes(wanted.schedule)
+        payer.at(settled, at["month"])
+        volume = payer.of_month(settled, since["month"])
+        cost = min(price(wanted.steps, volume, input_tokens, output_tokens), MOST)
+        tokens = input_tokens + output_tokens
+        payer.change(settled, since["month"], at["month"], tokens)
+        payer.change(reach, since["month"], at["month"], tokens - wanted.input_tokens - wanted.output_tokens)
+    change = {
+        "requests": 0 if used.sent else -1,
+        "input_tokens": input_tokens - wanted.input_tokens,
+        "output_tokens": output_tokens - wanted.output_tokens,
+        "money": cost - reserved.cost,
+    }
+    for name, code in reserved.charged:
+        if by := change[code[0]]:
+            book.counters(name).change(code, since[code[1]], at[code[1]], by)
+    _land(book, wanted)
+    book.settled[id] = cost
+    book.settled_at.append((now + TWICE, id))
+    return cost
+
+
+def reap(book: Book, now: int) -> None:
+    """Requests whose time is up are no longer in flight; what they were charged stays charged."""
+    while book.ends and book.ends[0][0] <= now:
+        end, id = heapq.heappop(book.ends)
+        if id in book.reserved:
+            _land(book, book.reserved[id].wanted)
+            heapq.heappush(book.late, (end + LATE, id))
+    while book.late and book.late[0][0] <= now:
+        book.reserved.pop(heapq.heappop(book.late)[1], None)
+    for heap in (book.ends, book.late):
+        if len(heap) > 2 * len(book.reserved) + 1000:  # most of it is of what was settled
+            heap[:] = [entry for entry in heap if entry[1] in book.reserved]
+            heapq.heapify(heap)
+    while book.settled_at and book.settled_at[0][0] <= now:
+        book.settled.pop(book.settled_at.popleft()[1], None)
+
+
+def standing(book: Book, name: str, now: int) -> dict[tuple[str, str], int]:
+    """What counts now of a subject, by measure and window."""
+    reap(book, now)
+    at, counters = slots(now), book.counters(name)
+    found = {code: counters.used(code, at[code[1]]) for code in counters.layout if " " not in code[0]}
+    if name in book.in_flight:
+        found["concurrent", "ever"] = len(book.in_flight[name])
+    return found
+
+
+def enter(states: dict[str, Counters], rows: Iterable[Spent], now: int) -> None:
+    """Charge what durable records tell of the past, as far as it still counts."""
+    at = slots(now)
+    for row in rows:
+        since = slots(min(round(row.at * SECOND), now))
+        counters = states.setdefault(row.subject, Counters())
+        for (measure, window), amount in row.amounts.items():
+            counters.enter((measure, window), since[window], at[window], amount)
+        for schedule, tokens in row.volume.items():
+            for code in volume_codes(schedule):
+                counters.enter(code, since["month"], at["month"], tokens)
+
+
+def rooms(
+    wanted: Wanted, used: Sequence[int], newest: Callable[[int], int | None], now: int
+) -> tuple[Room, ...]:
+    """What is left under the tightest limit of each measure. `used` stands in the order of the limits;
+    `newest` gives the newest slot with something in it for the limit of an index."""
+    tightest: dict[str, tuple[int, int, Limit]] = {}
+    for i, limit in enumerate(_limits(wanted)):
+        left = limit.amount - used[i]
+        if limit.measure not in tightest or left < tightest[limit.measure][0]:
+            tightest[limit.measure] = left, i, limit
+    return tuple(
+        Room(limit.measure, limit.amount, max(0, left), _reset(limit, newest(i), now))
+        for left, i, limit in tightest.values()
+    )
+
+
+def refuse(
+    wanted: Wanted,
+    used: Sequence[int],
+    cost: int,
+    states: Mapping[str, Counters],
+    frees: Callable[[int], float],
+    now: int,
+) -> Refused:
+    """Which limit is the tightest, and when the same request would pass. `frees` tells when enough of what is
+    in flight has ended at the latest, for the limit of an index."""
+    at = slots(now)
+    amount = amounts(wanted, cost)
+    passes: list[float] = []
+    rows = [(subject.name, limit) for subject in wanted.subjects for limit in subject.limits]
+    for i, (name, limit) in enumerate(rows):
+        passes.append(_passes(limit, amount[limit.measure], used[i], states.get(name), now, i, frees))
+    tightest = max(range(len(rows)), key=lambda i: (passes[i], -i))
+    when = max(passes)
+    new_month = begin_of_month(at["month"] + 1)
+    if wanted.steps and when >= new_month:
+        then = worst(wanted.steps, 0, 0, wanted.input_tokens, wanted.output_tokens)
+        for i, (_, limit) in enumerate(rows):
+            if limit.measure == "money":
+                before = used[i] if limit.window == "ever" else 0
+                passes[i] = new_month if before + then <= limit.amount else math.inf
+        when = max(new_month, *passes)
+    retry_after = None if when == math.inf else (when - now) / SECOND
+    room = rooms(wanted, used, _newest_in(states, wanted, at), now)
+    return Refused(rows[tightest][0], rows[tightest][1], retry_after, room)
+
+
+def _passes(
+    limit: Limit,
+    amount: int,
+    used: int,
+    counters: Counters | None,
+    now: int,
+    index: int,
+    frees: Callable[[int], float],
+) -> float:
+    """When this one limit lets the request pass, if nothing else comes."""
+    if not amount or used + amount <= limit.amount:
+        return now
+    if amount > limit.amount:
+        return math.inf
+    if limit.measure == "concurrent":
+        return frees(index)
+    slot = slots(now)[limit.window]
+    if limit.window not in WIDTH or counters is None:
+        return gone_at(limit.window, slot)
+    for old, held in counters.oldest_first((limit.measure, limit.window), slot):
+        used -= held
+        if used + amount <= limit.amount:
+            return gone_at(limit.window, old)
+    raise AssertionError("an empty window lets pass what the limit allows")
+
+
+def _limits(wanted: Wanted) -> list[Limit]:
+    return [limit for subject in wanted.subjects for limit in subject.limits]
+
+
+def _newest_in(
+    states: Mapping[str, Counters], wanted: Wanted, at: Mapping[str, int]
+) -> Callable[[int], int | None]:
+    def newest(index: int) -> int | None:
+        for subject in wanted.subjects:
+            if index < len(subject.limits):
+                limit = subject.limits[index]
+                if limit.measure == "concurrent" or subject.name not in states:
+                    return None
+                return states[subject.name].newest((limit.measure, limit.window), at[limit.window])
+            index -= len(subject.limits)
+        raise IndexError(index)
+
+    return newest
+
+
+def _reset(limit: Limit, newest: int | None, now: int) -> float:
+    """After how many seconds nothing of what counts now counts any more; infinite for money paid in. What is
+    in flight may end at any time: 0."""
+    return 0.0 if newest is None else (gone_at(limit.window, newest) - now) / SECOND
+
+
+def _frees(book: Book, wanted: Wanted, index: int) -> float:
+    for subject in wanted.subjects:
+        if index < len(subject.limits):
+            ends = sorted(book.in_flight[subject.name].values())
+            return ends[len(ends) - subject.limits[index].amount]
+        index -= len(subject.limits)
+    raise IndexError(index)
+
+
+def _land(book: Book, wanted: Wanted) -> None:
+    for subject in wanted.subjects:
+        flights = book.in_flight.get(subject.name)
+        if flights is not None:
+            flights.pop(wanted.id, None)
+            if not flights:
+                del book.in_flight[subject.name]

@@ -1,0 +1,143 @@
+"""Counters that forget: a sliding minute and day, the calendar month, and one that never forgets.
+
+A stretch of W seconds is counted in slots of W / 12. What counts at a moment is every slot that overlaps the
+W seconds before it, the oldest one whole: 13 slots, so that no stretch of W seconds, wherever it begins,
+holds more than the limit. Times are whole microseconds since 1970 in UTC.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import lru_cache
+
+SECOND = 1_000_000
+DAY = 86_400 * SECOND
+WIDTH = {"minute": 5 * SECOND, "day": 7_200 * SECOND}
+KEPT = {"minute": 13, "day": 13, "month": 2, "ever": 1}  # slots; of months this one and the one before
+MOST = 2**53 - 1  # whole numbers are exact up to here in Lua
+
+Code = tuple[str, str]  # what is counted, and in which window
+Layout = dict[Code, int]  # where the counter begins; it is the number of its newest slot and then the slots
+_LAYOUTS: dict[tuple[Code, ...], Layout] = {}
+
+
+def slots(now: int) -> dict[str, int]:
+    """The number of the slot of each window that `now` lies in."""
+    return {
+        "minute": now // WIDTH["minute"],
+        "day": now // WIDTH["day"],
+        "month": month(now // DAY),
+        "ever": 0,
+    }
+
+
+@lru_cache(maxsize=64)
+def month(day: int) -> int:
+    """Months since the year 0, of a day since 1970."""
+    date = datetime.fromtimestamp(day * 86_400, UTC)
+    return date.year * 12 + date.month - 1
+
+
+def begin_of_month(number: int) -> int:
+    return int(datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC).timestamp()) * SECOND
+
+
+class Counters:
+    """All that is counted for one subject, in one array."""
+
+    __slots__ = ("layout", "numbers")
+
+    def __init__(self, codes: tuple[Code, ...] = (), numbers: bytes = b"") -> None:
+        self.layout = _layout(codes)
+        self.numbers = array("q", numbers or bytes(8 * _length(codes)))
+
+    def at(self, code: Code, slot: int) -> int:
+        """Where the counter begins, moved on to `slot` if that is newer; a new one where there was none."""
+        begin = self.layout.get(code)
+        numbers = self.numbers
+        if begin is None:
+            begin = len(numbers)
+            self.layout = _layout((*self.layout, code))
+            numbers.extend([slot] + [0] * KEPT[code[1]])
+        elif (newest := numbers[begin]) < slot:
+            kept = KEPT[code[1]]
+            for old in range(max(newest, slot - kept) + 1, slot + 1):
+                numbers[begin + 1 + old % kept] = 0
+            numbers[begin] = slot
+        return begin
+
+    def used(self, code: Code, slot: int) -> int:
+        """What counts now."""
+        begin = self.at(code, slot)
+        if code[1] in WIDTH:
+            return sum(self.numbers[begin + 1 : begin + 14])
+        return self.numbers[begin + 1 + slot % KEPT[code[1]]]
+
+    def add(self, code: Code, slot: int, amount: int) -> None:
+        where = self.at(code, slot) + 1 + slot % KEPT[code[1]]
+        self.numbers[where] = min(self.numbers[where] + amount, MOST)
+
+    def change(self, code: Code, since: int, now: int, amount: int) -> None:
+        """Give back (`amount` below 0) or charge, in the slot `since` if it still counts. What a slot of the
+        past was overrun by is charged now, since it was used until now."""
+        sliding = code[1] in WIDTH
+        slot = now if sliding and amount > 0 else since
+        begin = self.at(code, now)
+        kept = KEPT[code[1]]
+        if slot > now - kept:
+            where = begin + 1 + slot % kept
+            self.numbers[where] = min(self.numbers[where] + amount, MOST)
+
+    def of_month(self, code: Code, month: int) -> int:
+        """Of this month or the one before."""
+        begin = self.layout[code]
+        kept = month > self.numbers[begin] - KEPT["month"]
+        return self.numbers[begin + 1 + month % 2] if kept else 0
+
+    def enter(self, code: Code, since: int, now: int, amount: int) -> None:
+        """Charge what was used in the slot `since`, if that still counts."""
+        kept = KEPT[code[1]]
+        if since > now - kept:
+            where = self.at(code, now) + 1 + since % kept
+            self.numbers[where] = min(self.numbers[where] + amount, MOST)
+
+    def newest(self, code: Code, slot: int) -> int | None:
+        """The newest slot that counts with something in it."""
+        begin = self.at(code, slot)
+        kept = KEPT[code[1]]
+        counted = kept if code[1] in WIDTH else 1
+        for old in range(slot, slot - counted, -1):
+            if self.numbers[begin + 1 + old % kept]:
+                return old
+        return None
+
+    def oldest_first(self, code: Code, slot: int) -> Iterator[tuple[int, int]]:
+        """The slots of a sliding window with what they hold."""
+        begin = self.at(code, slot)
+        for old in range(slot - 12, slot + 1):
+            yield old, self.numbers[begin + 1 + old % 13]
+
+
+def gone_at(window: str, slot: int) -> float:
+    """When the slot no longer counts, in microseconds."""
+    if window in WIDTH:
+        return (slot + 13) * WIDTH[window]
+    return begin_of_month(slot + 1) if window == "month" else math.inf
+
+
+def _layout(codes: tuple[Code, ...]) -> Layout:
+    """One for all subjects that count the same."""
+    if codes not in _LAYOUTS:
+        begins, begin = {}, 0
+        for code in codes:
+            begins[code] = begin
+            begin += 1 + KEPT[code[1]]
+        _LAYOUTS[codes] = begins
+    return _LAYOUTS[codes]
+
+
+def _length(codes: tuple[Code, ...]) -> int:
+    return sum(1 + KEPT[code[1]] for code in codes)
