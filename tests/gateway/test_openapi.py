@@ -2,8 +2,8 @@
 
 import pytest
 import schemathesis
-from gateway.behind import Behind
-from gateway.gate import SECRET, gate, tree_of
+from behind import Behind
+from gate import SECRET, gate, tree_of
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (

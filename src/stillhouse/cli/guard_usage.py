@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stillhouse.cli import show
 from stillhouse.cli.options import Json
 from stillhouse.errors import UsageError
 
 if TYPE_CHECKING:
-    from stillhouse.guard.config import Guard, Store
+    from stillhouse.guard.config import Store
     from stillhouse.guard.events import Part, Usage
     from stillhouse.guard.invoices import Invoice
 
@@ -49,8 +47,8 @@ def invoice(store: Store, account: str, month: str) -> Invoice:
     return invoice_of(usage(store, account, first, last), account, month)
 
 
-def register(app: typer.Typer, read: Callable[[Path], Guard]) -> None:
-    """Give the commands to `stillhouse guard`; `read` makes settings of a file."""
+def register(app: typer.Typer) -> None:
+    """Give the commands to `stillhouse guard`."""
 
     @app.command("usage")
     def usage_command(
@@ -69,7 +67,7 @@ def register(app: typer.Typer, read: Callable[[Path], Guard]) -> None:
 
         today = datetime.now(UTC).date()
         first, last = _day(since, today.replace(day=1)), _day(until, today)
-        found = usage(read(config).store, account, first, last, organisation)
+        found = usage(_store(config), account, first, last, organisation)
         _show(invoices.usage_rows(found), as_csv, as_json)
 
     @app.command("invoice")
@@ -83,14 +81,23 @@ def register(app: typer.Typer, read: Callable[[Path], Guard]) -> None:
         """What an account owes for a month: lines by model, schedule and step, exact to the billionth."""
         from stillhouse.guard import invoices
 
-        found = invoice(read(config).store, account, month)
+        found = invoice(_store(config), account, month)
         if as_json:
+            from stillhouse.cli import show
+
             show.result(invoices.invoice_json(found), "", True)
         else:
             _show(invoices.invoice_rows(found), as_csv, False)
 
 
+def _store(config: Path) -> Store:
+    from stillhouse.guard.reading import read_config
+
+    return read_config(config).store
+
+
 def _show(rows: list[dict[str, Any]], as_csv: bool, as_json: bool) -> None:
+    from stillhouse.cli import show
     from stillhouse.guard import invoices
 
     if as_csv:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stillhouse.cli import guard_usage
 from stillhouse.cli.options import Json
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ keys_app = typer.Typer(rich_markup_mode=None, help="The keys of accounts.")
 guard_app.add_typer(organisations_app, name="organisations")
 guard_app.add_typer(accounts_app, name="accounts")
 guard_app.add_typer(keys_app, name="keys")
+guard_usage.register(guard_app)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The settings, a TOML file.")]
 Config = Annotated[Path, typer.Option("--config", metavar="CONFIG", help="The settings, a TOML file.")]

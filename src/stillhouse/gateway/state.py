@@ -21,7 +21,6 @@ from stillhouse.guard.limits import Step, Used
 if TYPE_CHECKING:
     import aiohttp
 
-    from stillhouse.gateway.logs import Logs
     from stillhouse.gateway.metrics import Metrics
     from stillhouse.gateway.record import Record
     from stillhouse.gateway.store.accounts import Accounts
@@ -54,7 +53,6 @@ class Gateway:
     counts: Counts
     record: Record
     metrics: Metrics
-    logs: Logs
     traces: Traces
     session: aiohttp.ClientSession
     clock: Callable[[], float] = time.monotonic

@@ -18,6 +18,11 @@ Rule = Literal["refuse", "cap", "allow"]
 class Server(Table):
     host: str = Field(default="127.0.0.1", description="Address to listen on; put TLS in front of others.")
     port: int = Field(default=8700, ge=0, le=65_535, description="0 takes a free one.")
+    public_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/]+$",
+        description="Scheme and host by which clients reach it, where TLS or another name stands in front.",
+    )
     body_bytes: int = Field(default=4 << 20, ge=1 << 10, description="Longest request body.")
     head_seconds: Seconds = Field(default=10.0, description="Time that a client has to send its request.")
     keep_alive_seconds: Seconds = Field(default=75.0, description="How long an idle connection is kept.")
