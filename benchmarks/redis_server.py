@@ -84,10 +84,9 @@ def program() -> str:
 
 
 @contextmanager
-def running() -> Iterator[Server]:
-    """Raises Unavailable."""
-    # A socket's path is short.
-    folder = Path(tempfile.mkdtemp(prefix="redis", dir="/tmp"))
+def running(where: str = "/tmp") -> Iterator[Server]:
+    """With its file under `where`, whose path has to be short. Raises Unavailable."""
+    folder = Path(tempfile.mkdtemp(prefix="redis", dir=where))
     server = None
     try:
         server = Server(program(), folder)

@@ -3,10 +3,12 @@
 -- KEYS[1] is the clock, without which the counts are lost; all other keys are named after it and lie in the same
 -- hash slot: s:SUBJECT (a hash of counters), f:SUBJECT (its requests in flight by the end of their time), r:ID (a
 -- reservation, and for a while what it cost). A counter is the number of its newest slot and then its slots,
--- packed as doubles, which hold whole numbers exactly up to MOST.
+-- packed as doubles, which hold whole numbers exactly up to MOST. Its field is its measure and its window.
 --
--- ARGV: reserve ID PLAN | settle ID INPUT OUTPUT SENT | standing SUBJECT
--- PLAN is [time in microseconds, input, output, payer, schedule, steps, [[subject, [[measure, window, most]]]]].
+-- ARGV: reserve ID PLAN... | settle ID [PLAN... INPUT OUTPUT SENT] | standing SUBJECT
+-- PLAN is: time in microseconds, input, output, payer, schedule, the number of steps, and of each where it begins
+-- and its two prices; the number of subjects, and of each its name, the number of its limits, and of each its
+-- measure, its window and its amount.
 
 local SECOND, DAY, MOST = 1e6, 86400e6, 9007199254740991
 local LATE, TWICE = 3600 * SECOND, 15 * SECOND
@@ -14,6 +16,10 @@ local WIDTH = {minute = 5 * SECOND, day = 7200 * SECOND}
 local KEPT = {minute = 13, day = 13, month = 2, ever = 1}
 local EXPIRE = 63 * 86400 -- seconds: longer than a counter of months is of use
 local MONEY, EVER = 'money month', 'money ever'
+local FORMAT = {}
+for window, kept in pairs(KEPT) do
+  FORMAT[window] = '<' .. string.rep('d', kept + 1)
+end
 local base = string.sub(KEYS[1], 1, -6)
 
 local function whole(number)
@@ -52,22 +58,25 @@ end
 
 local at = slots(now)
 
-local function unpacked(field, blob)
-  local window = string.match(field, '%a+$')
-  local kept, numbers = KEPT[window], nil
+local function unpacked(window, blob)
+  local kept, slot, numbers = KEPT[window], at[window], nil
   if blob then
-    numbers = {struct.unpack('<' .. string.rep('d', kept + 1), blob)}
+    numbers = {struct.unpack(FORMAT[window], blob)}
+    for old = math.max(numbers[1], slot - kept) + 1, slot do
+      numbers[2 + old % kept] = 0
+    end
+    numbers[1] = math.max(numbers[1], slot)
   else
-    numbers = {at[window]}
+    numbers = {slot}
     for i = 2, kept + 1 do
       numbers[i] = 0
     end
   end
-  for old = math.max(numbers[1], at[window] - kept) + 1, at[window] do
-    numbers[2 + old % kept] = 0
-  end
-  numbers[1] = math.max(numbers[1], at[window])
   return {window = window, kept = kept, numbers = numbers}
+end
+
+local function packed(counter)
+  return struct.pack(FORMAT[counter.window], unpack(counter.numbers, 1, counter.kept + 1))
 end
 
 local function used(counter)
@@ -125,45 +134,82 @@ local function worst(steps, settled, reach, input, output)
   return math.min(dear_input * input + dear_output * output, MOST)
 end
 
--- Every counter that a plan has to do with, by subject and field, as it stands now.
-local function books_of(plan)
-  local fields, books = {}, {}
-  local function want(name, field)
-    fields[name] = fields[name] or {}
-    books[name] = books[name] or {}
-    if not books[name][field] then
-      books[name][field] = true
+-- The plan that begins at ARGV[3], with every counter that it has to do with, as it stands now. A counter that
+-- two limits share is there once; `charged` are the measures and counters that a reservation is charged to.
+local function read()
+  local plan = {
+    seconds = tonumber(ARGV[3]), input = tonumber(ARGV[4]), output = tonumber(ARGV[5]),
+    steps = {}, limits = {}, charged = {}, books = {},
+  }
+  local fields, windows, i = {}, {}, 9
+  local function want(name, field, window)
+    local book = plan.books[name]
+    if not book then
+      book, fields[name], windows[name] = {}, {}, {}
+      plan.books[name] = book
+    end
+    local new = not book[field]
+    if new then
+      book[field] = true
       table.insert(fields[name], field)
+      table.insert(windows[name], window)
     end
+    return new
   end
-  for _, subject in ipairs(plan[7]) do
-    for _, limit in ipairs(subject[2]) do
-      if limit[1] ~= 'concurrent' then
-        want(subject[1], limit[1] .. ' ' .. limit[2])
+  for n = 1, ARGV[8] do
+    plan.steps[n] = {tonumber(ARGV[i]), tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])}
+    i = i + 3
+  end
+  local subjects = ARGV[i]
+  i = i + 1
+  for _ = 1, subjects do
+    local name, limits = ARGV[i], ARGV[i + 1]
+    i = i + 2
+    for _ = 1, limits do
+      local measure, window = ARGV[i], ARGV[i + 1]
+      local field = measure .. ' ' .. window
+      table.insert(plan.limits, {subject = name, measure = measure, field = field, most = tonumber(ARGV[i + 2])})
+      if measure ~= 'concurrent' and want(name, field, window) then
+        table.insert(plan.charged, {name, field, measure})
       end
+      i = i + 3
     end
   end
-  if #plan[6] > 0 then
-    want(plan[4], MONEY)
-    want(plan[4], 'settled ' .. plan[5] .. ' month')
-    want(plan[4], 'reach ' .. plan[5] .. ' month')
+  if #plan.steps > 0 then
+    local settled, reach = 'settled ' .. ARGV[7] .. ' month', 'reach ' .. ARGV[7] .. ' month'
+    if want(ARGV[6], MONEY, 'month') then
+      table.insert(plan.charged, {ARGV[6], MONEY, 'money'})
+    end
+    want(ARGV[6], settled, 'month')
+    want(ARGV[6], reach, 'month')
+    plan.payer = {settled, reach}
   end
   for name, wanted in pairs(fields) do
-    local blobs = redis.call('HMGET', base .. 's:' .. name, unpack(wanted))
-    for i, field in ipairs(wanted) do
-      books[name][field] = unpacked(field, blobs[i])
+    local book, blobs = plan.books[name], redis.call('HMGET', base .. 's:' .. name, unpack(wanted))
+    for n, field in ipairs(wanted) do
+      book[field] = unpacked(windows[name][n], blobs[n])
     end
   end
-  return books
+  if plan.payer then
+    plan.settled, plan.reach = plan.books[ARGV[6]][plan.payer[1]], plan.books[ARGV[6]][plan.payer[2]]
+  end
+  plan.rest = i
+  return plan
 end
 
-local function save(books)
-  for name, book in pairs(books) do
+local function charge(plan, since, by)
+  for _, row in ipairs(plan.charged) do
+    change(plan.books[row[1]][row[2]], since, by[row[3]])
+  end
+end
+
+local function save(plan)
+  for name, book in pairs(plan.books) do
     local key, words = base .. 's:' .. name, {}
     for field, counter in pairs(book) do
       if counter.changed then
         table.insert(words, field)
-        table.insert(words, struct.pack('<' .. string.rep('d', counter.kept + 1), unpack(counter.numbers, 1, counter.kept + 1)))
+        table.insert(words, packed(counter))
       end
     end
     if #words > 0 then
@@ -177,129 +223,106 @@ local function save(books)
   end
 end
 
--- Charges what a plan reserved; `by` is what to change each measure by.
-local function charge(plan, books, since, by)
-  for _, book in pairs(books) do
-    for field, counter in pairs(book) do
-      local measure = string.match(field, '^(%S+) %S+$')
-      if measure then
-        change(counter, since, by[measure])
-      end
-    end
-  end
-end
-
 local function flights(name)
   local key = base .. 'f:' .. name
   redis.call('ZREMRANGEBYSCORE', key, '-inf', whole(now))
   return key, redis.call('ZCARD', key)
 end
 
-local function packed(counter)
-  return struct.pack('<' .. string.rep('d', counter.kept + 1), unpack(counter.numbers, 1, counter.kept + 1))
-end
-
 -- Gives [1, now, cost, used and newest slot of each limit], or [0, now, cost, used and counter of each limit]; for
 -- requests in flight the time when enough of them are over stands in place of a counter.
-local function reserve(id, text)
-  local plan = cjson.decode(text)
-  local seconds, input, output, steps = plan[1], plan[2], plan[3], plan[6]
-  local books, cost = books_of(plan), 0
-  if #steps > 0 then
-    local payer = books[plan[4]]
-    local settled, reach = payer['settled ' .. plan[5] .. ' month'], payer['reach ' .. plan[5] .. ' month']
-    cost = worst(steps, used(settled), used(reach), input, output)
+local function reserve(id)
+  local plan, cost = read(), 0
+  if plan.payer then
+    cost = worst(plan.steps, used(plan.settled), used(plan.reach), plan.input, plan.output)
   end
-  local amount = {requests = 1, input_tokens = input, output_tokens = output, concurrent = 1, money = cost}
+  local amount = {
+    requests = 1, input_tokens = plan.input, output_tokens = plan.output, concurrent = 1, money = cost,
+  }
   local fits, counts, in_flight = true, {}, {}
-  for _, subject in ipairs(plan[7]) do
-    for _, limit in ipairs(subject[2]) do
-      local counted
-      if limit[1] == 'concurrent' then
-        in_flight[subject[1]], counted = flights(subject[1])
-      else
-        counted = used(books[subject[1]][limit[1] .. ' ' .. limit[2]])
-      end
-      table.insert(counts, counted)
-      if amount[limit[1]] > 0 and counted + amount[limit[1]] > limit[3] then
-        fits = false
-      end
+  for i, limit in ipairs(plan.limits) do
+    if limit.measure == 'concurrent' then
+      in_flight[limit.subject], counts[i] = flights(limit.subject)
+    else
+      counts[i] = used(plan.books[limit.subject][limit.field])
+    end
+    local more = amount[limit.measure]
+    if more > 0 and counts[i] + more > limit.most then
+      fits = false
     end
   end
   if fits then
-    charge(plan, books, at, amount)
-    if #steps > 0 then
-      change(books[plan[4]]['reach ' .. plan[5] .. ' month'], at, input + output)
+    charge(plan, at, amount)
+    if plan.payer then
+      change(plan.reach, at, plan.input + plan.output)
     end
-    save(books)
-    local ends = now + seconds
-    local left = math.ceil((seconds + LATE) / SECOND)
-    redis.call('SET', base .. 'r:' .. id, 'open ' .. whole(now) .. ' ' .. whole(cost) .. ' ' .. text, 'EX', left)
+    save(plan)
+    local left = math.ceil((plan.seconds + LATE) / SECOND)
+    redis.call('SET', base .. 'r:' .. id, 'open ' .. whole(now) .. ' ' .. whole(cost), 'EX', left)
     for _, key in pairs(in_flight) do
-      redis.call('ZADD', key, whole(ends), id)
+      redis.call('ZADD', key, whole(now + plan.seconds), id)
       redis.call('EXPIRE', key, 2 * 86400)
     end
   end
-  local reply, i = {fits and 1 or 0, now, cost}, 0
-  for _, subject in ipairs(plan[7]) do
-    for _, limit in ipairs(subject[2]) do
-      i = i + 1
-      local counter = limit[1] ~= 'concurrent' and books[subject[1]][limit[1] .. ' ' .. limit[2]]
-      local detail = -1
-      if counter then
-        detail = fits and newest(counter) or packed(counter)
-      elseif counts[i] >= limit[3] then
-        local over = counts[i] - limit[3]
-        detail = tonumber(redis.call('ZRANGE', in_flight[subject[1]], over, over, 'WITHSCORES')[2])
-      end
-      table.insert(reply, counts[i] + (fits and amount[limit[1]] or 0))
-      table.insert(reply, detail)
+  local reply = {fits and 1 or 0, now, cost}
+  for i, limit in ipairs(plan.limits) do
+    local detail = -1
+    if limit.measure ~= 'concurrent' then
+      local counter = plan.books[limit.subject][limit.field]
+      detail = fits and newest(counter) or packed(counter)
+    elseif counts[i] >= limit.most then
+      local over = counts[i] - limit.most
+      detail = tonumber(redis.call('ZRANGE', in_flight[limit.subject], over, over, 'WITHSCORES')[2])
     end
+    table.insert(reply, counts[i] + (fits and amount[limit.measure] or 0))
+    table.insert(reply, detail)
   end
   return reply
 end
 
 -- Gives the cost, or -1 for a reservation that is not known (any more).
-local function settle(id, input, output, sent)
+local function settle(id)
   local key = base .. 'r:' .. id
   local kept = redis.call('GET', key)
   if not kept then
     return -1
   end
-  local word, since, cost, text = string.match(kept, '^(%l+) (%d+) (%d+) ?(.*)$')
-  since, cost = tonumber(since), tonumber(cost)
-  if word == 'settled' then
-    return now < since + TWICE and cost or -1
-  end
-  local plan = cjson.decode(text)
-  if now >= since + plan[1] + LATE then
+  local word, since, reserved = string.match(kept, '^(%l+) (%d+) (%d+)$')
+  since, reserved = tonumber(since), tonumber(reserved)
+  if word == 'settled' and now < since + TWICE then
+    return reserved
+  elseif word == 'settled' or #ARGV == 2 then
     return -1
   end
-  local books, steps, reserved = books_of(plan), plan[6], cost
-  since, cost = slots(since), 0
-  if #steps > 0 then
-    local payer = books[plan[4]]
-    local settled, reach = payer['settled ' .. plan[5] .. ' month'], payer['reach ' .. plan[5] .. ' month']
-    local volume = 0
+  local plan, cost = read(), 0
+  if now >= since + plan.seconds + LATE then
+    return -1
+  end
+  local sent = ARGV[plan.rest + 2] == '1'
+  local input, output = 0, 0
+  if sent then
+    input, output = tonumber(ARGV[plan.rest]), tonumber(ARGV[plan.rest + 1])
+  end
+  since = slots(since)
+  if plan.payer then
+    local settled, volume = plan.settled, 0
     if since.month > settled.numbers[1] - settled.kept then
       volume = settled.numbers[2 + since.month % 2]
     end
-    cost = price(steps, volume, input, output)
+    cost = price(plan.steps, volume, input, output)
     change(settled, since, input + output)
-    change(reach, since, input + output - plan[2] - plan[3])
+    change(plan.reach, since, input + output - plan.input - plan.output)
   end
-  charge(plan, books, since, {
+  charge(plan, since, {
     requests = sent and 0 or -1,
-    input_tokens = input - plan[2],
-    output_tokens = output - plan[3],
+    input_tokens = input - plan.input,
+    output_tokens = output - plan.output,
     money = cost - reserved,
   })
-  save(books)
-  for _, subject in ipairs(plan[7]) do
-    for _, limit in ipairs(subject[2]) do
-      if limit[1] == 'concurrent' then
-        redis.call('ZREM', base .. 'f:' .. subject[1], id)
-      end
+  save(plan)
+  for _, limit in ipairs(plan.limits) do
+    if limit.measure == 'concurrent' then
+      redis.call('ZREM', base .. 'f:' .. limit.subject, id)
     end
   end
   redis.call('SET', key, 'settled ' .. whole(now) .. ' ' .. whole(cost), 'PX', TWICE / 1000)
@@ -307,10 +330,9 @@ local function settle(id, input, output, sent)
 end
 
 if ARGV[1] == 'reserve' then
-  return reserve(ARGV[2], ARGV[3])
+  return reserve(ARGV[2])
 elseif ARGV[1] == 'settle' then
-  local sent = ARGV[5] == '1'
-  return settle(ARGV[2], sent and tonumber(ARGV[3]) or 0, sent and tonumber(ARGV[4]) or 0, sent)
+  return settle(ARGV[2])
 end
-local key, count = flights(ARGV[2])
+local _, count = flights(ARGV[2])
 return {now, count, redis.call('HGETALL', base .. 's:' .. ARGV[2])}

@@ -18,11 +18,9 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
 
-import orjson
-
 from stillhouse.errors import UsageError
 from stillhouse.gateway.store.counts import CountsLost, StoreDown
-from stillhouse.gateway.store.resp import Address, Gone, Said, Wire, address_of, connect
+from stillhouse.gateway.store.resp import Address, Gone, Said, Wire, Word, address_of, connect
 from stillhouse.guard import counting
 from stillhouse.guard.counting import Spent
 from stillhouse.guard.limits import Granted, Refused, Used, Wanted
@@ -35,6 +33,7 @@ SETTLING = 10.0  # seconds for which settling is tried again; the script remembe
 PAUSE = 0.25  # seconds between two tries
 HOLD = 60_000  # milliseconds that one replica has for each step of rebuilding
 AT_ONCE = 500  # subjects of one step
+MANY = 10_000
 
 ENTER = """
 if redis.call('GET', KEYS[2]) ~= ARGV[1] or redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
@@ -79,27 +78,37 @@ class RedisCounts:
         self._connecting: asyncio.Task[Wire] | None = None
         self._not_before = 0.0
         self._failure: StoreDown | None = None
-        self._unsure: deque[str] = deque(
-            maxlen=10_000
-        )  # reserved or not, the caller was told that it was not
+        self._open: dict[
+            str, tuple[float, list[Word]]
+        ] = {}  # granted: until when it can be settled, its plan
+        self._forget_at = MANY
+        self._unsure: deque[tuple[str, list[Word]]] = deque(maxlen=MANY)  # perhaps granted, and nobody knows
         self._giving_back: set[asyncio.Task[None]] = set()
 
     async def reserve(self, wanted: Wanted) -> Granted | Refused:
+        plan = _plan(wanted)
         try:
-            reply = await self._run("reserve", wanted.id, _plan(wanted))
+            reply = await self._run("reserve", wanted.id, *plan)
         except (StoreDown, asyncio.CancelledError) as error:
             if not isinstance(error, CountsLost):
-                self._give_back_later(wanted.id)
+                self._give_back_later(wanted.id, plan)
             raise
-        return _answer(wanted, reply)
+        decision = _answer(wanted, reply)
+        if isinstance(decision, Granted):
+            self._open[wanted.id] = time.monotonic() + wanted.seconds + counting.LATE / SECOND, plan
+            self._forget()
+        return decision
 
     async def settle(self, id: str, used: Used) -> int:
         """Tries again for SETTLING seconds while Redis is away."""
-        tokens = min(used.input_tokens, MOST), min(used.output_tokens, MOST)
+        words: list[Word] = ["settle", id]
+        if id in self._open:
+            tokens = min(used.input_tokens, MOST), min(used.output_tokens, MOST)
+            words += (*self._open[id][1], *tokens, int(used.sent))
         until = time.monotonic() + SETTLING
         while True:
             try:
-                cost: int = await self._run("settle", id, *tokens, int(used.sent))
+                cost: int = await self._run(*words)
                 break
             except CountsLost:
                 raise
@@ -107,6 +116,7 @@ class RedisCounts:
                 if time.monotonic() > until:
                     raise
                 await asyncio.sleep(PAUSE)
+        self._open.pop(id, None)
         if cost < 0:
             raise StoreDown(
                 f"the reservation {id} is not known any more",
@@ -143,13 +153,16 @@ class RedisCounts:
             await asyncio.sleep(PAUSE)
 
     async def close(self) -> None:
+        if self._unsure:
+            with contextlib.suppress(StoreDown):
+                await self._connected()
         if self._giving_back:
             await asyncio.wait(self._giving_back)
         if self._wire is not None:
             self._wire.close()
             self._wire = None
 
-    async def _run(self, *words: str | bytes | int) -> Any:
+    async def _run(self, *words: Word) -> Any:
         wire = self._wire
         if wire is None or not wire.open:
             wire = await self._connected()
@@ -178,6 +191,7 @@ class RedisCounts:
         try:
             wire = await connect(self._address)
             try:
+                await wire.ask("EXISTS", CLOCK)  # refused while it reads its file after a restart
                 await _look_at(wire, self._address, self._durable)
                 await wire.ask("SCRIPT", "LOAD", self._script)
             except BaseException:
@@ -191,24 +205,35 @@ class RedisCounts:
             self._connecting = None
         self._wire, self._failure = wire, None
         while self._unsure:
-            self._settle_soon(self._unsure.popleft())
+            self._settle_soon(*self._unsure.popleft())
         return wire
 
-    def _give_back_later(self, id: str) -> None:
-        if self._wire is not None and self._wire.open:
-            self._settle_soon(id)
-        else:
-            self._unsure.append(id)
+    def _forget(self) -> None:
+        """What nobody settled in time."""
+        if len(self._open) >= self._forget_at:
+            now = time.monotonic()
+            self._open = {id: kept for id, kept in self._open.items() if kept[0] > now}
+            self._forget_at = 2 * len(self._open) + MANY
 
-    def _settle_soon(self, id: str) -> None:
-        task = asyncio.create_task(self._settle_quietly(id))
+    def _give_back_later(self, id: str, plan: list[Word]) -> None:
+        if self._wire is not None and self._wire.open:
+            self._settle_soon(id, plan)
+        else:
+            self._unsure.append((id, plan))
+
+    def _settle_soon(self, id: str, plan: list[Word]) -> None:
+        task = asyncio.create_task(self._settle_quietly(id, plan))
         self._giving_back.add(task)
         task.add_done_callback(self._giving_back.discard)
 
-    async def _settle_quietly(self, id: str) -> None:
+    async def _settle_quietly(self, id: str, plan: list[Word]) -> None:
         """It may have been granted and nobody will settle it: unless given back here, it stays charged."""
-        with contextlib.suppress(StoreDown):
-            await self._run("settle", id, 0, 0, 0)
+        try:
+            await self._run("settle", id, *plan, 0, 0, 0)
+        except CountsLost:
+            return
+        except StoreDown:
+            self._unsure.append((id, plan))
 
     def _down(self, error: Gone | Said) -> StoreDown:
         name, said = self._address.name, str(error)
@@ -260,25 +285,24 @@ async def _look_at(wire: Wire, address: Address, durable: bool) -> None:
         )
 
 
-def _plan(wanted: Wanted) -> bytes:
+def _plan(wanted: Wanted) -> list[Word]:
     """As counts.lua reads it."""
-    return orjson.dumps(
-        (
-            round(wanted.seconds * SECOND),
-            wanted.input_tokens,
-            wanted.output_tokens,
-            wanted.payer,
-            wanted.schedule,
-            [(step.over, step.input, step.output) for step in wanted.steps],
-            [
-                (
-                    subject.name,
-                    [(limit.measure, limit.window, min(limit.amount, MOST)) for limit in subject.limits],
-                )
-                for subject in wanted.subjects
-            ],
-        )
-    )
+    words: list[Word] = [
+        round(wanted.seconds * SECOND),
+        wanted.input_tokens,
+        wanted.output_tokens,
+        wanted.payer,
+        wanted.schedule,
+        len(wanted.steps),
+    ]
+    for step in wanted.steps:
+        words += (step.over, step.input, step.output)
+    words.append(len(wanted.subjects))
+    for subject in wanted.subjects:
+        words += (subject.name, len(subject.limits))
+        for limit in subject.limits:
+            words += (limit.measure, limit.window, min(limit.amount, MOST))
+    return words
 
 
 def _answer(wanted: Wanted, reply: list[Any]) -> Granted | Refused:
@@ -318,7 +342,7 @@ async def _enter(wire: Wire, token: str, states: Mapping[str, Counters]) -> bool
     waiting = list(states.items())
     while True:
         some, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
-        words: list[str | bytes | int] = []
+        words: list[Word] = []
         for name, counters in some:
             words += [name, len(counters.layout)]
             for (what, window), begin in counters.layout.items():
