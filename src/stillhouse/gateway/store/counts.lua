@@ -5,10 +5,10 @@
 -- reservation, and for a while what it cost). A counter is the number of its newest slot and then its slots,
 -- packed as doubles, which hold whole numbers exactly up to MOST. Its field is its measure and its window.
 --
--- ARGV: reserve ID PLAN... | settle ID [PLAN... INPUT OUTPUT SENT] | standing SUBJECT
--- PLAN is: time in microseconds, input, output, payer, schedule, the number of steps, and of each where it begins
--- and its two prices; the number of subjects, and of each its name, the number of its limits, and of each its
--- measure, its window and its amount.
+-- ARGV: reserve ID PLAN | settle ID [PLAN INPUT OUTPUT SENT] | standing SUBJECT
+-- PLAN is a list in JSON without lists in it: time in microseconds, input, output, payer, schedule, the number of
+-- steps, and of each where it begins and its two prices; the number of subjects, and of each its name, the number
+-- of its limits, and of each its measure, its window and its amount.
 
 local SECOND, DAY, MOST = 1e6, 86400e6, 9007199254740991
 local LATE, TWICE = 3600 * SECOND, 15 * SECOND
@@ -134,14 +134,15 @@ local function worst(steps, settled, reach, input, output)
   return math.min(dear_input * input + dear_output * output, MOST)
 end
 
--- The plan that begins at ARGV[3], with every counter that it has to do with, as it stands now. A counter that
--- two limits share is there once; `charged` are the measures and counters that a reservation is charged to.
-local function read()
+-- The plan with every counter that it has to do with, as it stands now. A counter that two limits share is there
+-- once; `charged` are the measures and counters that a reservation is charged to.
+local function read(text)
+  local words = cjson.decode(text)
+  local payer, schedule = words[4], words[5]
   local plan = {
-    seconds = tonumber(ARGV[3]), input = tonumber(ARGV[4]), output = tonumber(ARGV[5]),
-    steps = {}, limits = {}, charged = {}, books = {},
+    seconds = words[1], input = words[2], output = words[3], steps = {}, limits = {}, charged = {}, books = {},
   }
-  local fields, windows, i = {}, {}, 9
+  local fields, windows, i = {}, {}, 7
   local function want(name, field, window)
     local book = plan.books[name]
     if not book then
@@ -156,19 +157,19 @@ local function read()
     end
     return new
   end
-  for n = 1, ARGV[8] do
-    plan.steps[n] = {tonumber(ARGV[i]), tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])}
+  for n = 1, words[6] do
+    plan.steps[n] = {words[i], words[i + 1], words[i + 2]}
     i = i + 3
   end
-  local subjects = ARGV[i]
+  local subjects = words[i]
   i = i + 1
   for _ = 1, subjects do
-    local name, limits = ARGV[i], ARGV[i + 1]
+    local name, limits = words[i], words[i + 1]
     i = i + 2
     for _ = 1, limits do
-      local measure, window = ARGV[i], ARGV[i + 1]
+      local measure, window = words[i], words[i + 1]
       local field = measure .. ' ' .. window
-      table.insert(plan.limits, {subject = name, measure = measure, field = field, most = tonumber(ARGV[i + 2])})
+      table.insert(plan.limits, {subject = name, measure = measure, field = field, most = words[i + 2]})
       if measure ~= 'concurrent' and want(name, field, window) then
         table.insert(plan.charged, {name, field, measure})
       end
@@ -176,12 +177,12 @@ local function read()
     end
   end
   if #plan.steps > 0 then
-    local settled, reach = 'settled ' .. ARGV[7] .. ' month', 'reach ' .. ARGV[7] .. ' month'
-    if want(ARGV[6], MONEY, 'month') then
-      table.insert(plan.charged, {ARGV[6], MONEY, 'money'})
+    local settled, reach = 'settled ' .. schedule .. ' month', 'reach ' .. schedule .. ' month'
+    if want(payer, MONEY, 'month') then
+      table.insert(plan.charged, {payer, MONEY, 'money'})
     end
-    want(ARGV[6], settled, 'month')
-    want(ARGV[6], reach, 'month')
+    want(payer, settled, 'month')
+    want(payer, reach, 'month')
     plan.payer = {settled, reach}
   end
   for name, wanted in pairs(fields) do
@@ -191,9 +192,8 @@ local function read()
     end
   end
   if plan.payer then
-    plan.settled, plan.reach = plan.books[ARGV[6]][plan.payer[1]], plan.books[ARGV[6]][plan.payer[2]]
+    plan.settled, plan.reach = plan.books[payer][plan.payer[1]], plan.books[payer][plan.payer[2]]
   end
-  plan.rest = i
   return plan
 end
 
@@ -231,8 +231,8 @@ end
 
 -- Gives [1, now, cost, used and newest slot of each limit], or [0, now, cost, used and counter of each limit]; for
 -- requests in flight the time when enough of them are over stands in place of a counter.
-local function reserve(id)
-  local plan, cost = read(), 0
+local function reserve(id, text)
+  local plan, cost = read(text), 0
   if plan.payer then
     cost = worst(plan.steps, used(plan.settled), used(plan.reach), plan.input, plan.output)
   end
@@ -281,7 +281,7 @@ local function reserve(id)
 end
 
 -- Gives the cost, or -1 for a reservation that is not known (any more).
-local function settle(id)
+local function settle(id, text, input, output, sent)
   local key = base .. 'r:' .. id
   local kept = redis.call('GET', key)
   if not kept then
@@ -291,17 +291,12 @@ local function settle(id)
   since, reserved = tonumber(since), tonumber(reserved)
   if word == 'settled' and now < since + TWICE then
     return reserved
-  elseif word == 'settled' or #ARGV == 2 then
+  elseif word == 'settled' or not text then
     return -1
   end
-  local plan, cost = read(), 0
+  local plan, cost = read(text), 0
   if now >= since + plan.seconds + LATE then
     return -1
-  end
-  local sent = ARGV[plan.rest + 2] == '1'
-  local input, output = 0, 0
-  if sent then
-    input, output = tonumber(ARGV[plan.rest]), tonumber(ARGV[plan.rest + 1])
   end
   since = slots(since)
   if plan.payer then
@@ -330,9 +325,10 @@ local function settle(id)
 end
 
 if ARGV[1] == 'reserve' then
-  return reserve(ARGV[2])
+  return reserve(ARGV[2], ARGV[3])
 elseif ARGV[1] == 'settle' then
-  return settle(ARGV[2])
+  local sent = ARGV[6] == '1'
+  return settle(ARGV[2], ARGV[3], sent and tonumber(ARGV[4]) or 0, sent and tonumber(ARGV[5]) or 0, sent)
 end
 local _, count = flights(ARGV[2])
 return {now, count, redis.call('HGETALL', base .. 's:' .. ARGV[2])}

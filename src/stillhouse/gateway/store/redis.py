@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
 
+import orjson
+
 from stillhouse.errors import UsageError
 from stillhouse.gateway.store.counts import CountsLost, StoreDown
 from stillhouse.gateway.store.resp import Address, Gone, Said, Wire, Word, address_of, connect
@@ -82,13 +84,13 @@ class RedisCounts:
             str, tuple[float, list[Word]]
         ] = {}  # granted: until when it can be settled, its plan
         self._forget_at = MANY
-        self._unsure: deque[tuple[str, list[Word]]] = deque(maxlen=MANY)  # perhaps granted, and nobody knows
+        self._unsure: deque[tuple[str, bytes]] = deque(maxlen=MANY)  # perhaps granted, and nobody knows
         self._giving_back: set[asyncio.Task[None]] = set()
 
     async def reserve(self, wanted: Wanted) -> Granted | Refused:
         plan = _plan(wanted)
         try:
-            reply = await self._run("reserve", wanted.id, *plan)
+            reply = await self._run("reserve", wanted.id, plan)
         except (StoreDown, asyncio.CancelledError) as error:
             if not isinstance(error, CountsLost):
                 self._give_back_later(wanted.id, plan)
@@ -104,7 +106,7 @@ class RedisCounts:
         words: list[Word] = ["settle", id]
         if id in self._open:
             tokens = min(used.input_tokens, MOST), min(used.output_tokens, MOST)
-            words += (*self._open[id][1], *tokens, int(used.sent))
+            words += (self._open[id][1], *tokens, int(used.sent))
         until = time.monotonic() + SETTLING
         while True:
             try:
@@ -215,21 +217,21 @@ class RedisCounts:
             self._open = {id: kept for id, kept in self._open.items() if kept[0] > now}
             self._forget_at = 2 * len(self._open) + MANY
 
-    def _give_back_later(self, id: str, plan: list[Word]) -> None:
+    def _give_back_later(self, id: str, plan: bytes) -> None:
         if self._wire is not None and self._wire.open:
             self._settle_soon(id, plan)
         else:
             self._unsure.append((id, plan))
 
-    def _settle_soon(self, id: str, plan: list[Word]) -> None:
+    def _settle_soon(self, id: str, plan: bytes) -> None:
         task = asyncio.create_task(self._settle_quietly(id, plan))
         self._giving_back.add(task)
         task.add_done_callback(self._giving_back.discard)
 
-    async def _settle_quietly(self, id: str, plan: list[Word]) -> None:
+    async def _settle_quietly(self, id: str, plan: bytes) -> None:
         """It may have been granted and nobody will settle it: unless given back here, it stays charged."""
         try:
-            await self._run("settle", id, *plan, 0, 0, 0)
+            await self._run("settle", id, plan, 0, 0, 0)
         except CountsLost:
             return
         except StoreDown:
@@ -285,9 +287,9 @@ async def _look_at(wire: Wire, address: Address, durable: bool) -> None:
         )
 
 
-def _plan(wanted: Wanted) -> list[Word]:
+def _plan(wanted: Wanted) -> bytes:
     """As counts.lua reads it."""
-    words: list[Word] = [
+    words: list[str | int] = [
         round(wanted.seconds * SECOND),
         wanted.input_tokens,
         wanted.output_tokens,
@@ -301,8 +303,9 @@ def _plan(wanted: Wanted) -> list[Word]:
     for subject in wanted.subjects:
         words += (subject.name, len(subject.limits))
         for limit in subject.limits:
-            words += (limit.measure, limit.window, min(limit.amount, MOST))
-    return words
+            amount = limit.amount
+            words += (limit.measure, limit.window, amount if amount < MOST else MOST)
+    return orjson.dumps(words)
 
 
 def _answer(wanted: Wanted, reply: list[Any]) -> Granted | Refused:
