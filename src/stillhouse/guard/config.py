@@ -48,6 +48,11 @@ class Store(Table):
         pattern=r"^(rediss?|unix)://",
         description="Redis that replicas share, for counts; without it one process keeps them in `folder`.",
     )
+    redis_durable: bool = Field(
+        default=False,
+        description="The operator vouches for `appendonly yes` and `appendfsync always`, where the Redis does"
+        " not let them be read.",
+    )
     pepper_env: Variable | None = Field(
         default=None,
         description="Variable with the secret under which keys are hashed; without it a file in `folder`.",
