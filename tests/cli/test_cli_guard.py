@@ -1,4 +1,4 @@
-"""`stillhouse guard` as an operator meets it: real processes on one store."""
+"""`stillhouse guard` as an operator meets it, on one store."""
 
 import json
 import os
@@ -7,23 +7,28 @@ import sys
 
 import pytest
 
+from stillhouse.cli import main
+
 SECRET = "Zk3vT9qLw8RxY2nB5mHc7PdJ4sGf6EaU"
 
 
 @pytest.fixture
-def guard(tmp_path):
+def guard(tmp_path, monkeypatch, capsys):
+    """The whole command but for the process: that one loads and leaves is shown once, below."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gc.set_threshold", lambda *_: None)
+
     def run(*words, code=0, **environment):
-        done = subprocess.run(
-            [sys.executable, "-m", "stillhouse.cli", "guard", *map(str, words)],
-            cwd=tmp_path,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        assert "Traceback" not in done.stdout + done.stderr
-        return done.stdout + done.stderr
+        with monkeypatch.context() as patched:
+            patched.setattr("sys.argv", ["stillhouse", "guard", *map(str, words)])
+            for name, value in environment.items():
+                patched.setenv(name, value)
+            with pytest.raises(SystemExit) as left:
+                main()
+        done = capsys.readouterr()
+        assert left.value.code == code, done.out + done.err
+        assert "Traceback" not in done.out + done.err
+        return done.out + done.err
 
     return run
 
@@ -89,6 +94,19 @@ def test_a_customer_from_its_first_day_to_its_last(guard, begun, tmp_path):
     assert rotated["secret"][15:] not in everything
     files = b"".join(path.read_bytes() for path in (tmp_path / ".stillhouse" / "guard").iterdir())
     assert secret[15:].encode() not in files
+
+
+def test_a_process_does_it_and_the_next_one_sees_it(tmp_path):
+    def stillhouse(*words):
+        command = [sys.executable, "-m", "stillhouse.cli", "guard", *words]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    stillhouse("init")
+    made = json.loads(stillhouse("accounts", "add", "ann", "--json"))
+    assert made["id"] in stillhouse("accounts", "list")
 
 
 @pytest.mark.parametrize(

@@ -440,4 +440,6 @@ def _in_days(given: str | None) -> Any:
     try:
         return time.time() + 86_400 * float(given)
     except ValueError:
-        raise UsageError(f"{given} is no number of days", "", "write --days 30, or --days none") from None
+        raise UsageError(
+            f"{given} is no number of days", "days are counted from now", "write --days 30, or --days none"
+        ) from None
