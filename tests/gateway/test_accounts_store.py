@@ -6,6 +6,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from postgres_server import Unavailable, running
 from pydantic import ValidationError
 
 from stillhouse.errors import UsageError
+from stillhouse.gateway.store import accounts as accounts_module
 from stillhouse.gateway.store.accounts import Accounts
 from stillhouse.gateway.store.counts import StoreDown
 from stillhouse.gateway.store.place import pepper_of
@@ -471,3 +473,44 @@ def register_digests(store, pepper):
     found = [key.digest for key in register.keys(limit=99)]
     register.close()
     return found
+
+
+def test_a_database_that_does_not_answer_holds_nobody_up_for_long(tmp_path, monkeypatch):
+    """As when its machine vanished: no error comes, and no answer."""
+    monkeypatch.setattr(accounts_module, "LOOK_SECONDS", 0.2)
+    store = Store(folder=str(tmp_path))
+    register = Register(store, PEPPER)
+    _, _, key, secret = populated(register)
+    register.close()
+    now = [1000.0]
+
+    async def body(accounts):
+        assert (await accounts.find(of(secret))).key == key
+        look, goes_on = accounts._reader.look, threading.Event()
+        accounts._reader.look = lambda *given: goes_on.wait(30) and look(*given)
+        now[0] += 1.0
+        for digest in (of(secret), b"x" * 32):
+            with pytest.raises(StoreDown, match="cannot be read"):
+                await asyncio.wait_for(accounts.find(digest), 5)
+            now[0] += 1.0
+        assert (await accounts.find(of(secret), costs=False)).key == key
+        goes_on.set()
+        now[0] += 1.0
+        assert (await accounts.find(of(secret))).key == key
+
+    asyncio.run(finding(store, body, clock=lambda: now[0]))
+
+
+def test_a_caller_who_leaves_while_it_is_looked_up_takes_nobody_along(store, register):
+    _, _, key, secret = populated(register)
+
+    async def body(accounts):
+        await accounts.find(b"x" * 32)
+        leaving, staying = (asyncio.ensure_future(accounts.find(of(secret))) for _ in range(2))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        assert (await staying).key == key
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+
+    asyncio.run(finding(store, body))
