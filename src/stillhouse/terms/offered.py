@@ -121,14 +121,16 @@ def heard(ledger: Ledger, asked: Asked) -> Heard | None:
         return Heard(leaf.index, None, fault)
     document = ledger.contents(leaf.index).get("document")
     contact = "" if document is None else read(document).contact
-    return Heard(leaf.index, _row(origin, leaf, contact), "")
+    return Heard(leaf.index, _row(asked, leaf, contact), "")
 
 
-def _row(origin: str, leaf: Leaf, contact: str) -> Row:
+def _row(asked: Asked, leaf: Leaf, contact: str) -> Row:
     said: Mapping[str, Any] = leaf.body["offer"]
     training, competing = said["training"], said["competing"]
+    origin = origin_of(asked.endpoint)
     host = urlsplit(origin).hostname or ""
-    asking = {word for word in (training, competing) if word != "allowed"} == {"with_permission"}
+    wanted = {training} if asked.student.competes is False else {training, competing}
+    asking = "with_permission" in wanted and "forbidden" not in wanted
     clause = (
         f"answers may train another model: {training.replace('_', ' ')}; "
         f"one that competes: {competing.replace('_', ' ')}"
