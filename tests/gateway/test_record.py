@@ -274,6 +274,31 @@ def test_a_full_disk_is_told_and_loses_nothing(file_store, monkeypatch):
     assert len(ids(file_store)) == whole(used(file_store)).requests == 3000
 
 
+def test_a_ledger_that_fails_holds_no_event_up_and_gets_its_leaves_later(store, monkeypatch):
+    monkeypatch.setattr(record_module, "GROUP", 20)
+    monkeypatch.setattr(record_module, "BATCH", 10)
+    told = []
+    with contextlib.closing(record(store, log=lambda what, **said: told.append((what, said)))) as kept:
+        whole_append = kept._ledger.append
+
+        def full(*_):
+            raise LedgerError("no space left")
+
+        kept._ledger.append = full
+        for n in range(60):
+            kept.put(event(n))
+        kept.flush(30)
+        assert kept.healthy()
+        assert kept.written == 60
+        assert {what for what, _ in told} == {"events are stored, and under no leaf yet"}
+        assert used(store) == totals([event(n) for n in range(60)], RATES)
+        kept._ledger.append = whole_append
+        kept.put(event(60))
+    assert (kept.repeated, kept.lost.total()) == (0, 0)
+    with ledger_of(store) as ledger:
+        assert [leaf.body["count"] for leaf in ledger.leaves("served")] == [20, 20, 20, 1]
+
+
 def test_the_gateway_is_warned_before_anything_is_lost_and_told_what_was(file_store, monkeypatch):
     monkeypatch.setattr(record_module, "WAITING", 100)
     monkeypatch.setattr(worker_module, "RETRY", 0.02)

@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 FILE = "events.sqlite"
 VERSION = 1
+_DAY = 86_400_000_000  # microseconds
 _AT_ONCE = (128, 16, 4, 1)  # rows of a statement; few sizes, so that the database keeps all of them prepared
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS event_schema (version INTEGER PRIMARY KEY) STRICT",
@@ -221,20 +222,20 @@ class Events:
     def _backwards(self, account: str | None, before: float | None, most: int) -> Iterator[Row]:
         until = 2**62 if before is None else round(before * 1e6)
         where, given = ("", ()) if account is None else ("AND account = ?", (account,))
+        query = f"SELECT {_ROW} FROM event WHERE event_group = ? AND at < ? {where} ORDER BY n DESC LIMIT ?"
         for group in self._groups_of(account, until):
-            query = f"SELECT {_ROW} FROM event WHERE event_group = ? AND at < ? {where} ORDER BY n DESC LIMIT ?"
             yield from self._read(query, (group, until, *given, most))
 
     def _groups_of(self, account: str | None, until: int) -> Iterator[int]:
         """Groups that may have such events, the newest first."""
-        held = (
-            ""
-            if account is None
-            else ("AND (root IS NULL OR id IN (SELECT event_group FROM event_account WHERE account = ?))")
-        )
+        held = ""
+        given: tuple[str, ...] = ()
+        if account is not None:
+            held = "AND (root IS NULL OR id IN (SELECT event_group FROM event_account WHERE account = ?))"
+            given = (account,)
         query = f"""SELECT id FROM event_group WHERE id < ? AND expired = 0 AND first < ? {held}
             ORDER BY id DESC LIMIT 64"""
-        last, given = 2**62, () if account is None else (account,)
+        last = 2**62
         while found := self._read(query, (last, until, *given)):
             yield from (id for (id,) in found)
             last = found[-1][0]
@@ -248,14 +249,16 @@ class Events:
             if value is not None:
                 where += f" AND {name} = ?"
                 given.append(value)
-        day = 86_400_000_000
-        open = f"event_group IN (SELECT id FROM event_group WHERE root IS NULL) AND at >= ? AND at < ?{where}"
+        filled = (
+            f"event_group IN (SELECT id FROM event_group WHERE root IS NULL) AND at >= ? AND at < ?{where}"
+        )
 
         def read(db: Connection) -> list[tuple[Any, ...]]:
             stored = db.execute(
                 f"SELECT {_SUMS} FROM usage WHERE day >= ? AND day <= ?{where}", (first, last, *given)
             ).fetchall()
-            return stored + db.execute(_SUMMED % open, (first * day, (last + 1) * day, *given)).fetchall()
+            span = first * _DAY, (last + 1) * _DAY
+            return stored + db.execute(_SUMMED % filled, (*span, *given)).fetchall()
 
         sums: dict[Part, Usage] = {}
         cut = len(Part._fields)
