@@ -116,6 +116,49 @@ def test_groups_become_leaves_and_each_event_can_be_shown(store, monkeypatch):
         assert verification.ok, verification.state
 
 
+def test_usage_is_exact_while_groups_are_filled_and_after(store, monkeypatch):
+    monkeypatch.setattr(record_module, "GROUP", 40)
+    monkeypatch.setattr(record_module, "BATCH", 16)
+    events = [event(n, at=NOON + n * 5000) for n in range(100)]
+    mine = {part: sums for part, sums in totals(events, RATES).items() if part.account == "a4"}
+    with contextlib.closing(record(store)) as kept:
+        for each in events:
+            kept.put(each)
+        kept.flush(30)
+        assert used(store) == totals(events, RATES)
+        with contextlib.closing(Events(store)) as reading:
+            assert reading.group(1).root is not None
+            assert reading.group(3).root is None
+            first, last = min(mine).day, max(mine).day
+            assert last - first >= 4
+            assert reading.usage(first, last, account="a4") == mine
+            assert reading.usage(first, first, "a4") == {
+                part: sums for part, sums in mine.items() if part.day == first
+            }
+            assert reading.usage(*DAYS, organisation="o1") == {
+                part: sums for part, sums in totals(events, RATES).items() if part.organisation == "o1"
+            }
+    assert used(store) == totals(events, RATES)
+
+
+def test_the_events_of_an_account_are_found_in_sealed_and_filled_groups(store, monkeypatch):
+    monkeypatch.setattr(record_module, "GROUP", 40)
+    monkeypatch.setattr(record_module, "BATCH", 16)
+    events = [event(n) for n in range(200)] + [event(200, account="rare")]
+    with contextlib.closing(record(store)) as kept:
+        for each in events:
+            kept.put(each)
+        kept.flush(30)
+        with contextlib.closing(Events(store)) as reading:
+            mine = [each for each in reversed(events) if each.account == "a4"]
+            assert reading.newest("a4") == mine
+            assert reading.newest("a4", most=7) == mine[:7]
+            assert reading.newest("a4", before=NOON + 100) == [each for each in mine if each.at < NOON + 100]
+            assert reading.newest("rare") == [events[-1]]
+            assert reading.newest("nobody") == []
+            assert reading.newest(before=NOON + 3) == events[2::-1]
+
+
 def test_a_proof_that_was_changed_shows_nothing(file_store):
     with contextlib.closing(record(file_store)) as kept:
         for n in range(9):
@@ -229,6 +272,31 @@ def test_a_full_disk_is_told_and_loses_nothing(file_store, monkeypatch):
         assert kept.written == 3000
         assert not kept.lost
     assert len(ids(file_store)) == whole(used(file_store)).requests == 3000
+
+
+def test_a_ledger_that_fails_holds_no_event_up_and_gets_its_leaves_later(store, monkeypatch):
+    monkeypatch.setattr(record_module, "GROUP", 20)
+    monkeypatch.setattr(record_module, "BATCH", 10)
+    told = []
+    with contextlib.closing(record(store, log=lambda what, **said: told.append((what, said)))) as kept:
+        whole_append = kept._ledger.append
+
+        def full(*_):
+            raise LedgerError("no space left")
+
+        kept._ledger.append = full
+        for n in range(60):
+            kept.put(event(n))
+        kept.flush(30)
+        assert kept.healthy()
+        assert kept.written == 60
+        assert {what for what, _ in told} == {"events are stored, and under no leaf yet"}
+        assert used(store) == totals([event(n) for n in range(60)], RATES)
+        kept._ledger.append = whole_append
+        kept.put(event(60))
+    assert (kept.repeated, kept.lost.total()) == (0, 0)
+    with ledger_of(store) as ledger:
+        assert [leaf.body["count"] for leaf in ledger.leaves("served")] == [20, 20, 20, 1]
 
 
 def test_the_gateway_is_warned_before_anything_is_lost_and_told_what_was(file_store, monkeypatch):
