@@ -14,7 +14,13 @@ You may train models on what ours answers. You must say so.
 """
 REWRAPPED = "Terms  of Acme. You may train\nmodels on what ours answers.\n\n\nYou must say so.\n"
 NEW = OLD.replace("You may train", "You may not train")
-ROW = row_toml(key="acme", vendor="Acme", models=["acme/*"], read_on=date(2026, 10, 1))
+ROW = row_toml(
+    key="acme",
+    vendor="Acme",
+    models=["acme/*"],
+    licence={"name": "Acme Terms"},
+    read_on=date(2026, 10, 1),
+)
 
 
 def stillhouse(*arguments, cwd):
