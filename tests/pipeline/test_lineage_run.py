@@ -49,6 +49,8 @@ def test_both_teachers_stand_in_the_release_of_a_students_student(tmp_path, work
             body = ledger.leaf(decision["leaf"]).body
             assert body["upstream"] == taught["upstream"]
             assert any("m, which taught first" in reason["text"] for reason in body["reasons"])
+    card = (second / "README.md").read_text()
+    assert "`release` is the release `first`, and was itself taught by `m`" in card
     done = verify(second)
     assert done.ok, [check for check in done.checks if not check.ok]
 
