@@ -48,7 +48,7 @@ class Served:
         self.loop = asyncio.get_running_loop()
 
         async def usage(period):
-            return {"subject": period.subject, "tokens": 7}
+            return {"account": period.account, "tokens": 7}
 
         api = Api(self.accounts, lambda: self.config, PEPPER, ADMIN, usage)
         app = Starlette(routes=admin_routes(api))
@@ -140,7 +140,7 @@ def test_lists_are_searched_and_go_on_page_by_page(served):
     assert len(rest["data"]) == 2
     assert rest["next"] is None
     assert served.ask("GET", f"accounts/{rest['data'][0]['id']}")[1] == rest["data"][0]
-    status, told = served.ask("GET", "usage?subject=account:x&since=1")
+    status, told = served.ask("GET", "usage?account=x&since=2026-11-01")
     assert (status, told["tokens"]) == (200, 7)
 
 
@@ -161,7 +161,7 @@ def test_without_the_secret_nothing_is_told(served, headers):
         path = operation.path.replace("{id}", "acct_x")
         status, said = served.ask(operation.method, path, b"{}", **headers)
         assert (status, said["error"]["code"]) == (401, "unauthorised")
-    assert served.ask("GET", "usage?subject=account:x", **headers)[0] == 401
+    assert served.ask("GET", "usage?account=x", **headers)[0] == 401
 
 
 @pytest.mark.parametrize("who", [None, "", "a" * 65, "<script>", "-x"])

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, closing, nullcontext
 from dataclasses import replace
@@ -145,7 +146,7 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     pepper = pepper_of(config.store, os.environ)
     accounts = Accounts(config.store, pepper)
     stack.push_async_callback(accounts.close)
-    counts = await _counts(config)
+    counts = _counts(config, stack)
     stack.push_async_callback(counts.close)
     sealing = hmac.digest(pepper, b"stillhouse guard: kept texts", "sha256")
     record = Record(
@@ -174,10 +175,18 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     return Standing(gateway, secret.encode())
 
 
-async def _counts(config: Guard) -> Counts:
-    from stillhouse.gateway.store.local import LocalCounts
+def _counts(config: Guard, stack: AsyncExitStack) -> Counts:
+    if config.store.redis is None:
+        from stillhouse.gateway.store.local import LocalCounts
 
-    return LocalCounts.open(Path(config.store.folder))
+        return LocalCounts.open(Path(config.store.folder))
+    from stillhouse.gateway.rebuilding import keep_whole
+    from stillhouse.gateway.store.redis import RedisCounts
+
+    counts = RedisCounts(config.store.redis, durable=config.store.redis_durable)
+    watch = asyncio.create_task(keep_whole(counts, config.store, time.time))
+    stack.callback(watch.cancel)
+    return counts
 
 
 def rates(config: Guard) -> dict[str, Rate]:
