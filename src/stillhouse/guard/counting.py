@@ -71,9 +71,14 @@ class Book:
         return found
 
 
-def volume_codes(schedule: str) -> tuple[Code, Code]:
-    """The payer's tokens of the month under a schedule: as settled, and with all that was reserved."""
-    return (f"settled {schedule}", "month"), (f"reach {schedule}", "month")
+def settled_code(schedule: str) -> Code:
+    """The payer's settled tokens of the month under a schedule, its volume."""
+    return f"settled {schedule}", "month"
+
+
+def open_codes(schedule: str) -> tuple[Code, Code, Code]:
+    """What is reserved and not settled of it: input tokens, output tokens, and the money held for them."""
+    return (f"input {schedule}", "month"), (f"output {schedule}", "month"), (f"held {schedule}", "month")
 
 
 def amounts(wanted: Wanted, cost: int) -> dict[str, int]:
@@ -97,15 +102,12 @@ def reserve(book: Book, wanted: Wanted, now: int) -> Granted | Refused:
     counted with or without a limit on it, so that a budget given later knows what was spent before."""
     reap(book, now)
     at = slots(now)
-    tokens = wanted.input_tokens + wanted.output_tokens
     cost = 0
     charged: dict[tuple[str, Code], tuple[Counters, int]] = {}  # each counter once, and where to add to it
     if wanted.steps:
-        payer, month = book.counters(wanted.payer), at["month"]
-        settled, reach = volume_codes(wanted.schedule)
-        before, (reached, reach_at) = payer.look(settled, month)[0], payer.look(reach, month)
-        cost = min(worst(wanted.steps, before, reached, wanted.input_tokens, wanted.output_tokens), MOST)
-        charged[wanted.payer, MONEY] = payer, payer.look(MONEY, month)[1]
+        payer = book.counters(wanted.payer)
+        cost = _held_for(payer, wanted, at["month"])
+        charged[wanted.payer, MONEY] = payer, payer.look(MONEY, at["month"])[1]
     amount = amounts(wanted, cost)
     used: list[int] = []
     rows: list[Row] = []
@@ -130,7 +132,9 @@ def reserve(book: Book, wanted: Wanted, now: int) -> Granted | Refused:
     for (_, code), (counters, where) in charged.items():
         counters.numbers[where] = min(counters.numbers[where] + amount[code[0]], MOST)
     if wanted.steps:
-        payer.numbers[reach_at] = min(reached + tokens, MOST)
+        held = (wanted.input_tokens, wanted.output_tokens, cost)
+        for code, more in zip(open_codes(wanted.schedule), held, strict=True):
+            payer.enter(code, at["month"], at["month"], more)
     end = now + round(wanted.seconds * SECOND)
     book.settled.pop(wanted.id, None)
     book.reserved[wanted.id] = Reserved(wanted, tuple(charged), now, cost)
@@ -160,13 +164,14 @@ def settle(book: Book, id: str, used: Used, now: int) -> int | None:
     cost = 0
     if wanted.steps:
         payer = book.counters(wanted.payer)
-        settled, reach = volume_codes(wanted.schedule)
+        settled = settled_code(wanted.schedule)
         payer.at(settled, at["month"])
         volume = payer.of_month(settled, since["month"])
         cost = min(price(wanted.steps, volume, input_tokens, output_tokens), MOST)
-        tokens = input_tokens + output_tokens
-        payer.change(settled, since["month"], at["month"], tokens)
-        payer.change(reach, since["month"], at["month"], tokens - wanted.input_tokens - wanted.output_tokens)
+        payer.change(settled, since["month"], at["month"], input_tokens + output_tokens)
+        held = (wanted.input_tokens, wanted.output_tokens, reserved.cost)
+        for code, less in zip(open_codes(wanted.schedule), held, strict=True):
+            payer.change(code, since["month"], at["month"], -less)
     change = {
         "requests": 0 if used.sent else -1,
         "input_tokens": input_tokens - wanted.input_tokens,
@@ -218,8 +223,7 @@ def enter(states: dict[str, Counters], rows: Iterable[Spent], now: int) -> None:
         for (measure, window), amount in row.amounts.items():
             counters.enter((measure, window), since[window], at[window], amount)
         for schedule, tokens in row.volume.items():
-            for code in volume_codes(schedule):
-                counters.enter(code, since["month"], at["month"], tokens)
+            counters.enter(settled_code(schedule), since["month"], at["month"], tokens)
 
 
 def rooms(
@@ -267,7 +271,8 @@ def refuse(
     when = max(passes)
     new_month = begin_of_month(at["month"] + 1)
     if wanted.steps and when >= new_month:
-        then = worst(wanted.steps, 0, 0, wanted.input_tokens, wanted.output_tokens)
+        tokens = (wanted.input_tokens, wanted.output_tokens)
+        then = worst(wanted.steps, 0, sum(tokens), *tokens)
         for i, (_, limit) in enumerate(limits):
             if limit.measure == "money":
                 before = used[i] if limit.window == "ever" else 0
@@ -276,6 +281,17 @@ def refuse(
     retry_after = None if when == math.inf else (when - now) / SECOND
     room = rooms([limit for _, limit in limits], used, _newest_in(rows, at), now)
     return Refused(*limits[tightest], retry_after, room)
+
+
+def _held_for(payer: Counters, wanted: Wanted, month: int) -> int:
+    """Money to reserve: enough that all that is open, with this one, is covered in whatever order it settles.
+    Where prices rise, that others have settled meanwhile can make dearer what was reserved before."""
+    volume = payer.look(settled_code(wanted.schedule), month)[0]
+    open_ = (payer.look(code, month)[0] for code in open_codes(wanted.schedule))
+    inputs, outputs, held = next(open_) + wanted.input_tokens, next(open_) + wanted.output_tokens, next(open_)
+    end = volume + inputs + outputs
+    own = worst(wanted.steps, volume, end, wanted.input_tokens, wanted.output_tokens)
+    return min(max(own, worst(wanted.steps, volume, end, inputs, outputs) - held), MOST)
 
 
 def _passes(limit: Limit, wanted: int, counters: Counters, code: Code, at: Mapping[str, int]) -> float:

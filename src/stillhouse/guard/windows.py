@@ -55,8 +55,13 @@ class Counters:
         self.layout = _layout(codes)
         self.numbers = array("q", numbers or bytes(8 * _length(codes)))
 
-    def length(self, code: Code) -> int:
-        return 1 + KEPT[code[1]]
+    def packed(self) -> tuple[tuple[Code, ...], bytes]:
+        """What the counters are of and their numbers, also while another thread adds one."""
+        codes = tuple(self.layout)
+        return codes, self.numbers[: _length(codes)].tobytes()
+
+    def packed_apart(self) -> list[tuple[Code, array[int]]]:
+        return [(code, self.numbers[at : at + 1 + KEPT[code[1]]]) for code, at in self.layout.items()]
 
     def at(self, code: Code, slot: int) -> int:
         """Where the counter begins, moved on to `slot` if that is newer; a new one where there was none."""
@@ -64,8 +69,8 @@ class Counters:
         numbers = self.numbers
         if begin is None:
             begin = len(numbers)
-            self.layout = _layout((*self.layout, code))
             numbers.extend([slot] + [0] * KEPT[code[1]])
+            self.layout = _layout((*self.layout, code))
         elif (newest := numbers[begin]) < slot:
             kept = KEPT[code[1]]
             for old in range(max(newest, slot - kept) + 1, slot + 1):

@@ -344,9 +344,8 @@ async def _enter(wire: Wire, token: str, states: Mapping[str, Counters]) -> bool
         words: list[Word] = []
         for name, counters in some:
             words += [name, len(counters.layout)]
-            for (what, window), begin in counters.layout.items():
-                end = begin + counters.length((what, window))
-                words += [f"{what} {window}", array("d", counters.numbers[begin:end]).tobytes()]
+            for code, numbers in counters.packed_apart():
+                words += [" ".join(code), array("d", numbers).tobytes()]
         last = "last" if not waiting else "more"
         if not await wire.ask("EVAL", ENTER, 2, CLOCK, REBUILDING, token, HOLD, last, *words):
             return False
