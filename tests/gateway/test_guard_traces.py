@@ -2,6 +2,7 @@
 
 import gzip
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -126,11 +127,18 @@ def test_a_client_cannot_have_its_requests_traced(receiver):
     assert not receiver.bodies
 
 
-def test_a_receiver_that_is_away_holds_nobody_up():
+def test_a_receiver_that_is_away_holds_nobody_up_and_is_told_in_the_log(monkeypatch, capfd):
+    told = []
+    monkeypatch.setattr("stillhouse.gateway.logs.say", lambda event, /, **said: told.append((event, said)))
     traces = Traces("http://127.0.0.1:9", share=1.0)
     for n in range(100):
         _, span = traces.began(None)
         traces.ended(span, event(n))
+    began = time.monotonic()
+    traces.close()
+    assert time.monotonic() - began < 15
+    assert {event for event, _ in told} == {"spans are not being sent"}
+    assert capfd.readouterr().err == ""
 
 
 def test_no_key_account_or_unprintable_name_is_in_a_span():

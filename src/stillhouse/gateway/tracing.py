@@ -8,6 +8,7 @@ drops what it has no room for. Nothing that was asked or answered enters a span,
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
@@ -17,12 +18,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from stillhouse.errors import UsageError
+from stillhouse.gateway import logs
 from stillhouse.guard.events import Event, label
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 SHARE = 0.05
+SEND_SECONDS = 2.0  # for one batch of spans, tries included; the end of the gateway may wait for it
 OPERATIONS = {
     "chat/completions": "chat",
     "responses": "chat",
@@ -56,7 +59,10 @@ class Traces:
 
         resource = Resource.create({"service.name": "stillhouse-guard"})
         self._provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=_full(endpoint))))
+        exporter = OTLPSpanExporter(endpoint=_full(endpoint), timeout=SEND_SECONDS)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        told = logging.getLogger("opentelemetry")
+        told.propagate, told.handlers = False, [_Told()]
         self._tracer = self._provider.get_tracer("stillhouse.gateway")
 
     def began(self, traceparent: bytes | None) -> tuple[bytes | None, Span | None]:
@@ -94,6 +100,14 @@ class Traces:
         """Send what is left."""
         if hasattr(self, "_provider"):
             self._provider.shutdown()
+
+
+class _Told(logging.Handler):
+    """What the SDK says of its failures becomes lines of the gateway's log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            logs.say("spans are not being sent", why=record.getMessage())
 
 
 def attributes_of(event: Event) -> dict[str, str | int | float | bool]:

@@ -92,7 +92,9 @@ class Worker(Generic[T]):
             self._wake.clear()
             ending = self._ending
             try:
-                while self._waiting or self._batch:
+                # What comes meanwhile waits for its turn, or each commit would be followed by a small one.
+                self._work_some()
+                while len(self._waiting) >= self._most or (ending is not None and self._waiting):
                     self._work_some()
                 self._beat(ending is not None)
                 self.failing = None
