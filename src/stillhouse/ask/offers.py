@@ -25,7 +25,12 @@ def hear(endpoints: Iterable[str], ledger: Ledger, today: date) -> None:
     origins = [origin for endpoint in endpoints if (origin := origin_of(endpoint))]
     if not origins:
         return
-    for origin, (told, data) in asyncio.run(_fetch_all(dict.fromkeys(origins))).items():
+    loop = asyncio.new_event_loop()  # `asyncio.run` would leave the thread without one, which Ray asks for
+    try:
+        found = loop.run_until_complete(_fetch_all(dict.fromkeys(origins)))
+    finally:
+        loop.close()
+    for origin, (told, data) in found.items():
         if told:
             keep(ledger, origin, data, today)
 
