@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from typer.main import get_command
+
 from stillhouse.cli.commands import app
 from stillhouse.guard.config import Guard
 from stillhouse.recipe import Recipe, recipe_schema
@@ -19,9 +21,6 @@ DOCS = Path(__file__).parent
 
 
 def commands_page() -> str:
-    def names(typer_app: Any) -> list[str]:
-        return sorted(c.name or c.callback.__name__ for c in typer_app.registered_commands)
-
     parts = [
         "# Commands",
         "",
@@ -32,14 +31,7 @@ def commands_page() -> str:
         "",
     ]
 
-    def below(typer_app: Any) -> list[list[str]]:
-        """First its own commands, then those of its groups."""
-        groups = [(group.name, group.typer_instance) for group in typer_app.registered_groups]
-        return [[name] for name in names(typer_app)] + [
-            [group, *command] for group, commands in groups for command in below(commands)
-        ]
-
-    for command in below(app):
+    for command in _below(get_command(app)):
         done = subprocess.run(
             [sys.executable, "-m", "stillhouse.cli", *command, "--help"],
             capture_output=True,
@@ -55,6 +47,15 @@ def commands_page() -> str:
         text = done.stdout.replace("python -m stillhouse.cli", "stillhouse")
         parts += [f"## stillhouse {' '.join(command)}", "", "```text", text.strip(), "```", ""]
     return "\n".join(parts)
+
+
+def _below(group: Any) -> list[list[str]]:
+    """First its own commands by name, then those of its groups."""
+    commands = {name: group.get_command(None, name) for name in group.list_commands(None)}
+    groups = [name for name, command in commands.items() if hasattr(command, "list_commands")]
+    return [[name] for name in sorted(commands.keys() - groups)] + [
+        [name, *command] for name in groups for command in _below(commands[name])
+    ]
 
 
 def recipe_page() -> str:

@@ -63,8 +63,8 @@ async def echo(body: dict[str, Any], number: int) -> web.Response:
 
 
 @contextmanager
-def providers() -> Iterator[Callable[[Handler], Provider]]:
-    """Makes providers that answer until the block ends."""
+def serving() -> Iterator[Callable[[web.Application], str]]:
+    """Serves applications on a thread of its own until the block ends; each call gives the base URL."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -73,29 +73,36 @@ def providers() -> Iterator[Callable[[Handler], Provider]]:
     def call(coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
 
-    async def start(made: Provider) -> None:
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", made.chat)
-        app.router.add_post("/v1/completions", made.chat)
-        app.router.add_get("/v1/models", models)
-        runner = web.AppRunner(app)
+    async def start(app: web.Application) -> str:
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
         runners.append(runner)
-        made.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        return f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
 
-    def make(handler: Handler = echo) -> Provider:
-        made = Provider(handler)
-        call(start(made))
-        return made
-
-    yield make
+    yield lambda app: call(start(app))
     for runner in runners:
         call(runner.cleanup())
     loop.call_soon_threadsafe(loop.stop)
     thread.join(10)
     loop.close()
+
+
+@contextmanager
+def providers() -> Iterator[Callable[[Handler], Provider]]:
+    """Makes providers that answer until the block ends."""
+    with serving() as start:
+
+        def make(handler: Handler = echo) -> Provider:
+            made = Provider(handler)
+            app = web.Application()
+            app.router.add_post("/v1/chat/completions", made.chat)
+            app.router.add_post("/v1/completions", made.chat)
+            app.router.add_get("/v1/models", models)
+            made.url = start(app)
+            return made
+
+        yield make
 
 
 async def models(_: web.Request) -> web.Response:

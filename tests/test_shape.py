@@ -147,18 +147,19 @@ def test_help_answers_at_once():
 
 
 def commands() -> list[tuple[str, ...]]:
+    from typer.main import get_command
+
     from stillhouse.cli.commands import app
 
-    def names(typer_app) -> list[str]:
-        return [c.name or c.callback.__name__ for c in typer_app.registered_commands]
+    def below(group) -> list[tuple[str, ...]]:
+        found: list[tuple[str, ...]] = []
+        for name in group.list_commands(None):
+            command = group.get_command(None, name)
+            deeper = below(command) if hasattr(command, "list_commands") else [()]
+            found += [(name, *rest) for rest in deeper]
+        return found
 
-    def below(typer_app) -> list[tuple[str, ...]]:
-        own: list[tuple[str, ...]] = [(name,) for name in names(typer_app)]
-        for group in typer_app.registered_groups:
-            own += [(group.name, *command) for command in below(group.typer_instance)]
-        return own
-
-    return below(app)
+    return below(get_command(app))
 
 
 def test_every_command_of_the_design_is_there():

@@ -1,8 +1,6 @@
 """What batches may do that the mock provider's never do: lose lines, be refused, be forgotten, overcharge."""
 
-import asyncio
 import json
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from batch_collector import HABITS, HALF, LIMITS, PRICE, SAMPLING, put, questions, teacher
+from provider import serving
 
 from stillhouse.ask import Canary, Part, Question, Tally, ask_in_batches
 from stillhouse.errors import BudgetReached, EndpointError, UsageError
@@ -109,39 +108,21 @@ def all_answered(requests: list[Row]) -> Row:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Batches]]:
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    runners: list[web.AppRunner] = []
+    with serving() as start:
 
-    def call(coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
+        def make(judge: Judge = all_answered, **settings: Any) -> Batches:
+            made = Batches(judge, **settings)
+            app = web.Application()
+            app.router.add_post("/v1/chat/completions", made.chat)
+            app.router.add_post("/v1/files", made.upload)
+            app.router.add_get("/v1/files/{name}/content", made.content)
+            app.router.add_post("/v1/batches", made.make)
+            app.router.add_get("/v1/batches", made.page)
+            app.router.add_get("/v1/batches/{name}", made.one)
+            made.url = start(app)
+            return made
 
-    async def start(made: Batches) -> None:
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", made.chat)
-        app.router.add_post("/v1/files", made.upload)
-        app.router.add_get("/v1/files/{name}/content", made.content)
-        app.router.add_post("/v1/batches", made.make)
-        app.router.add_get("/v1/batches", made.page)
-        app.router.add_get("/v1/batches/{name}", made.one)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        runners.append(runner)
-        made.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-
-    def make(judge: Judge = all_answered, **settings: Any) -> Batches:
-        made = Batches(judge, **settings)
-        call(start(made))
-        return made
-
-    yield make
-    for runner in runners:
-        call(runner.cleanup())
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-    loop.close()
+        yield make
 
 
 def test_lines_that_are_in_no_result_stay_unknown_and_are_shown(serve, workspace: Workspace):

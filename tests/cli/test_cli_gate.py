@@ -8,30 +8,13 @@ import sys
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from maker import row_toml
 from provider import echo
 
-ROW = """
-[[row]]
-key = "maker-api"
-vendor = "Maker"
-covers = "all of Maker"
-access = "api"
-models = ["maker-*"]
-licence = { name = "Maker Terms" }
-trains_others = "no"
-trains_competing = "no"
-verdict = "refuse"
-liftable = true
-clause = "No models are made of Output."
-clause_ref = "s.3"
-version = "2026-01-01"
-source = "https://maker.example/terms"
-source_seen = true
-read_via = "R. Ames"
-read_on = 2026-11-01
-evidence = "primary"
-confidence = "high"
-
+ROW = row_toml(
+    trains_others="no", trains_competing="no", verdict="refuse", clause="No models are made of Output."
+)
+ROW += """
 [[row.need]]
 need = "paid_tier"
 verdict = "refuse"

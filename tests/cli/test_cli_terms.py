@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from datetime import date
 
 import pytest
+from maker import row_toml
 
 OLD = """Terms of Acme.
 
@@ -12,28 +14,13 @@ You may train models on what ours answers. You must say so.
 """
 REWRAPPED = "Terms  of Acme. You may train\nmodels on what ours answers.\n\n\nYou must say so.\n"
 NEW = OLD.replace("You may train", "You may not train")
-ROW = """
-[[row]]
-key = "acme"
-vendor = "Acme"
-covers = "Everything"
-access = "api"
-models = ["acme/*"]
-licence = { name = "Acme Terms" }
-trains_others = "yes"
-trains_competing = "yes"
-verdict = "allow"
-liftable = false
-clause = "One may train."
-clause_ref = "1"
-version = "2026"
-source = "https://acme.example/terms"
-source_seen = true
-read_via = "the page"
-read_on = 2026-10-01
-evidence = "primary"
-confidence = "high"
-"""
+ROW = row_toml(
+    key="acme",
+    vendor="Acme",
+    models=["acme/*"],
+    licence={"name": "Acme Terms"},
+    read_on=date(2026, 10, 1),
+)
 
 
 def stillhouse(*arguments, cwd):

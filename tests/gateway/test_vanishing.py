@@ -8,8 +8,8 @@ import time
 
 import orjson
 import pytest
-from gateway.behind import PROMPT, WORDS, Behind
-from gateway.gate import gate, tree_of
+from behind import PROMPT, WORDS, Behind
+from gate import gate, tree_of
 
 from stillhouse.gateway.store.events import Events
 from stillhouse.gateway.store.local import LocalCounts
@@ -108,7 +108,7 @@ def test_a_gateway_that_is_killed_has_charged_what_it_had_sent(tmp_path, behind)
 
         async def ask_and_kill() -> None:
             asking = [asyncio.create_task(one(port_of(made), made.key, "hang", None)) for _ in range(20)]
-            while behind.seen["hang"] < 20:
+            while behind.seen["hang"] < 20:  # noqa: ASYNC110 - counted in another thread
                 await asyncio.sleep(0.01)
             made.process.send_signal(signal.SIGKILL)
             await asyncio.gather(*asking)

@@ -7,8 +7,8 @@ import time
 
 import openai
 import pytest
-from gateway.behind import PROMPT, WORDS, Behind
-from gateway.gate import gate, tree_of
+from behind import PROMPT, WORDS, Behind
+from gate import gate, tree_of
 
 MODELS = (
     "whole status-400 status-404 status-429 status-500 status-503 status-401 no-json half close cut "

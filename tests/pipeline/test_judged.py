@@ -123,7 +123,7 @@ def test_relative_terms_of_a_judge_are_taken_from_the_recipes_folder(tmp_path: P
     )
     judge = load_recipe(tmp_path / "recipe.toml").evaluate.judge
     assert judge is not None
-    assert judge.terms.document == str(tmp_path / "terms.txt")
+    assert judge.terms[0].document == str(tmp_path / "terms.txt")
 
 
 def test_the_teachers_bill_in_the_economics_is_without_the_judges(provider, workspace, recipe):

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from maker import row_toml
 from provider import answer
 from resealing import seal_again
 from tiny import tiny_model
@@ -17,29 +18,6 @@ from stillhouse.recipe import parse_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ROW = """
-[[row]]
-key = "maker-{model}"
-vendor = "Maker"
-covers = "{model}"
-access = "api"
-models = ["{model}"]
-hosts = ["127.0.0.1"]
-licence = {{ name = "Maker Terms" }}
-trains_others = "yes"
-trains_competing = "yes"
-verdict = "allow_with_obligations"
-liftable = false
-clause = "One may train, and says so."
-clause_ref = "s.2"
-version = "2026-01-01"
-source = "https://maker.example/terms"
-source_seen = true
-read_via = "R. Ames"
-read_on = 2026-11-01
-evidence = "primary"
-confidence = "high"
-"""
 OWED = """
 [[row.obligation]]
 kind = "{kind}"
@@ -64,7 +42,13 @@ def make(tmp_path, workspace, provider):
         workspace.terms.mkdir(exist_ok=True)
         text = ""
         for model, asks in (("m", owed), ("n", second)):
-            text += ROW.format(model=model)
+            text += row_toml(
+                key=f"maker-{model}",
+                models=[model],
+                hosts=["127.0.0.1"],
+                verdict="allow_with_obligations",
+                clause="One may train, and says so.",
+            )
             for kind, words in asks:
                 text += OWED.format(kind=kind, texts=f"texts = {json.dumps(words)}" if words else "")
         (workspace.terms / "maker.toml").write_text(text)

@@ -34,6 +34,32 @@ BARE = [
     ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "weights", OWN, "review", "MIT", "[teacher] licence"),
 ]  # fmt: skip
 
+BEDROCK = "https://bedrock-runtime.us-east-1.amazonaws.com/openai/v1"
+VERTEX = "https://us-east5-aiplatform.googleapis.com/v1/projects/p/locations/l/endpoints/openapi"
+EU = "https://aiplatform.eu.rep.googleapis.com/v1"
+AZURE = "https://x.services.ai.azure.com/models"
+
+# model and host: the rows that speak, and whether the host's own terms are known
+ELSEWHERE = [
+    ("anthropic.claude-sonnet-4-v1:0", BEDROCK, {"aws-bedrock", "anthropic-api"}, True),
+    ("mistral.mistral-large-2407-v1:0", BEDROCK, {"aws-bedrock"}, True),
+    ("claude-sonnet-4@20250514", VERTEX, {"google-vertex", "anthropic-api"}, True),
+    ("google/gemini-2.5-pro", VERTEX, {"google-vertex", "google-gemini-api"}, True),
+    ("gemini-2.5-pro", EU, {"google-vertex", "google-gemini-api"}, True),
+    ("mistral-large-2411", VERTEX, {"google-vertex"}, True),
+    ("vertex_ai/claude-sonnet-4", "http://localhost:4000/v1", {"google-vertex", "anthropic-api"}, False),
+    ("claude-sonnet-4-5", AZURE, {"azure-openai", "anthropic-api"}, True),
+    ("grok-3", AZURE, {"azure-openai", "xai-api"}, True),
+    ("openai/gpt-4o", "https://models.inference.ai.azure.com", {"azure-openai", "openai-api"}, True),
+    ("grok-4", "https://us-east-1.api.x.ai/v1", {"xai-api"}, True),
+    ("gpt-4o", "https://models.github.ai/inference", {"openai-api"}, False),
+    ("gemini-2.5-flash", "https://proxy.example/v1", {"google-gemini-api"}, False),
+    ("deepseek-ai/DeepSeek-R1", "https://api.together.xyz/v1", {"deepseek-mit"}, False),
+    ("accounts/fireworks/models/llama-v3p1-8b", "https://api.fireworks.ai/inference/v1", {"llama3.1"}, False),
+    ("llama-3.3-70b-versatile", "https://api.groq.com/openai/v1", {"llama3.3"}, False),
+    ("qwen/qwen3-8b", "https://openrouter.ai/api/v1", {"openrouter", "qwen-apache"}, True),
+]  # fmt: skip
+
 # With facts about the operator, and the licence or a declaration: the verdict, and what is owed
 GIVEN = [
     ("meta-llama/Llama-2-7b-chat-hf", {"declared": True}, "refuse", set()),
@@ -95,6 +121,13 @@ def test_what_a_bare_recipe_meets(tmp_path, model, access, endpoint, verdict, wo
     assert word in said
     assert "compliant" not in said
     assert lift in " ".join(found.lifts)
+
+
+@pytest.mark.parametrize(("model", "endpoint", "rows", "known"), ELSEWHERE)
+def test_at_another_host_its_terms_count_beside_the_models(tmp_path, model, endpoint, rows, known):
+    found = decided(tmp_path, model, "api", endpoint)
+    assert found.verdict in ("refuse", "review")
+    assert {reason.row for reason in found.reasons} == rows | (set() if known else {""})
 
 
 @pytest.mark.parametrize(("model", "given", "verdict", "owed"), GIVEN)

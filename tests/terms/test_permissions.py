@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from maker import row_toml
 from permitted_asker import questions
 from provider import answer, echo
 
@@ -45,28 +46,7 @@ competing = true
 students = ["small*"]
 """
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
-BANS = """
-[[row]]
-key = "maker-api"
-vendor = "Maker"
-covers = "all of Maker"
-access = "api"
-models = ["maker-*"]
-licence = { name = "Maker Terms" }
-trains_others = "no"
-trains_competing = "no"
-verdict = "refuse"
-liftable = true
-clause = "No models."
-clause_ref = "s.3"
-version = "2026-01-01"
-source = "https://maker.example/terms"
-source_seen = true
-read_via = "R. Ames"
-read_on = 2026-11-01
-evidence = "primary"
-confidence = "high"
-"""
+BANS = row_toml(trains_others="no", trains_competing="no", verdict="refuse", clause="No models.")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from maker import row_toml
 
 from stillhouse.errors import UsageError
 from stillhouse.terms.facts import STRICTEST, Asked, Case, Licence, Need, Operator, Scale, Student
@@ -19,28 +20,22 @@ from stillhouse.terms.reading import read_rows
 from stillhouse.terms.registry import load, record, shipped
 
 ROOT = Path(__file__).parents[2]
-ROW = """
-[[row]]
-key = "acme"
-vendor = "Acme"
-covers = "Everything"
-access = "weights"
-models = ["acme/*"]
-licence = { name = "Acme Licence" }
-trains_others = "yes"
-trains_competing = "no"
-verdict = "review"
-liftable = true
-clause = "One may train."
-clause_ref = "1"
-version = "2026"
-source = "https://acme.example/licence"
-source_seen = true
-read_via = "the page"
-read_on = 2026-10-01
-evidence = "primary"
-confidence = "high"
-"""
+ROW = row_toml(
+    key="acme",
+    vendor="Acme",
+    covers="Everything",
+    access="weights",
+    models=["acme/*"],
+    licence={"name": "Acme Licence"},
+    trains_competing="no",
+    verdict="review",
+    clause="One may train.",
+    clause_ref="1",
+    version="2026",
+    source="https://acme.example/licence",
+    read_via="the page",
+    read_on=date(2026, 10, 1),
+)
 
 
 def broken(tmp_path, text, *words):

@@ -15,6 +15,7 @@ from stillhouse.ask.canary import Watched, conclude, to_ask
 from stillhouse.ask.cluster import Cluster, on_ray, recover
 from stillhouse.ask.jobs import Habits
 from stillhouse.ask.lane import is_local
+from stillhouse.ask.offers import hear
 from stillhouse.ask.questions import (
     Canary,
     Limits,
@@ -63,6 +64,7 @@ __all__ = [
     "cancel_batches",
     "check_cap",
     "conclude",
+    "hear",
     "is_local",
     "list_models",
     "logical_endpoint",

@@ -273,6 +273,9 @@ def _teachers(bundle: _Bundle) -> str:
         seen = {leaf: trail.decisions[leaf].body["verdict"] for leaf in verdicts}
         if verdicts != seen or not trail.given[name].decisions <= verdicts.keys():
             faults.append(f"{name[0]}: teachers.json does not have the decisions of the leaves")
+        known = [trail.decisions[leaf].body.get("upstream") for leaf in sorted(verdicts)]
+        if stated[name].get("upstream") not in known:
+            faults.append(f"{name[0]}: teachers.json names other teachers of it than the decisions")
     _none(faults)
     shares = (f"{name[0]} {one.rows / max(1, len(trail.rows)):.1%}" for name, one in trail.given.items())
     return ", ".join(shares) + " of the rows"

@@ -12,6 +12,7 @@ from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.models.local import LocalModel, Request, generate, load_model, prompt_ids
 from stillhouse.pipeline import open_teacher
+from stillhouse.pipeline.setup import hear_terms
 from stillhouse.recipe import Recipe
 from stillhouse.records import Message
 from stillhouse.terms import gate
@@ -32,6 +33,7 @@ def converse(workspace: Workspace, run: RunFolder, prompts: Iterable[str], as_js
         Ledger.open(workspace) as ledger,
         open_teacher(recipe.teacher, run.logs / "chat-teacher.log") as teacher,
     ):
+        hear_terms(recipe, ledger)
         decision = gate.admit(recipe, recipe.teacher, "evaluation", ledger, datetime.now(UTC))
         if sys.stdin.isatty() and not as_json:
             print("a prompt a line; end with Ctrl-D", file=sys.stderr)

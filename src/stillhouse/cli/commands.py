@@ -10,7 +10,7 @@ import typer
 
 from stillhouse.cli import anchoring, keeping, runs, terms_check
 from stillhouse.cli.audits import audit_app
-from stillhouse.cli.guarding import guard_app
+from stillhouse.cli.later import guard_later
 from stillhouse.cli.options import Json
 from stillhouse.cli.terms import terms_app
 
@@ -42,7 +42,7 @@ targets_app = typer.Typer(rich_markup_mode=None, help="Look at the teacher's pro
 app.add_typer(targets_app, name="targets")
 app.add_typer(audit_app, name="audit")
 app.add_typer(terms_app, name="terms")
-app.add_typer(guard_app, name="guard")
+app.add_typer(guard_later, name="guard")
 terms_check.add_to(terms_app)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.")]

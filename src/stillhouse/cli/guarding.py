@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stillhouse.cli import guard_usage
 from stillhouse.cli.options import Json
 
 if TYPE_CHECKING:
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
     from stillhouse.gateway.store.register import Register
     from stillhouse.guard.config import Guard
 
-guard_app = typer.Typer(rich_markup_mode=None, help="Serve a model behind accounts, limits and prices.")
+guard_app = typer.Typer(rich_markup_mode=None)  # its help stands in `later.py`
 organisations_app = typer.Typer(rich_markup_mode=None, help="The organisations that accounts belong to.")
 accounts_app = typer.Typer(rich_markup_mode=None, help="The customers of a served model.")
 keys_app = typer.Typer(rich_markup_mode=None, help="The keys of accounts.")
 guard_app.add_typer(organisations_app, name="organisations")
 guard_app.add_typer(accounts_app, name="accounts")
 guard_app.add_typer(keys_app, name="keys")
+guard_usage.register(guard_app)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The settings, a TOML file.")]
 Config = Annotated[Path, typer.Option("--config", metavar="CONFIG", help="The settings, a TOML file.")]
@@ -444,4 +446,6 @@ def _in_days(given: str | None) -> Any:
     try:
         return time.time() + 86_400 * float(given)
     except ValueError:
-        raise UsageError(f"{given} is no number of days", "", "write --days 30, or --days none") from None
+        raise UsageError(
+            f"{given} is no number of days", "days are counted from now", "write --days 30, or --days none"
+        ) from None

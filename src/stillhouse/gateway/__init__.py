@@ -6,18 +6,22 @@ import asyncio
 import hmac
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import AsyncExitStack, closing, nullcontext
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stillhouse.errors import UsageError
-from stillhouse.guard.config import Guard
+from stillhouse.errors import UsageError, storage
+from stillhouse.gateway import logs
+from stillhouse.guard.config import Guard, Store
 
 if TYPE_CHECKING:
     import uvicorn
 
+    from stillhouse.gateway.admin import Period
     from stillhouse.gateway.app import Standing
     from stillhouse.gateway.state import Served
     from stillhouse.gateway.store.counts import Counts
@@ -64,8 +68,15 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
         standing = await _open(config, stack)
         gateway = standing.gateway
         secret = standing.admin_secret.decode()
-        api = Api(gateway.accounts, lambda: standing.gateway.config, gateway.pepper, secret)
+
+        async def usage(period: Period) -> dict[str, Any]:
+            return await asyncio.to_thread(_used, config.store, period)
+
+        api = Api(gateway.accounts, lambda: standing.gateway.config, gateway.pepper, secret, usage)
         listener = stack.enter_context(listen(config.server.host, config.server.port))
+        host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
+        standing.origin = f"http://{host}:{listener.getsockname()[1]}"
+        standing.documents = documents(config, standing.origin)
         if reread is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, standing, reread)
         watch = asyncio.create_task(_look_after(standing))
@@ -92,11 +103,22 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
         for end in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(end, _end, server, standing, end)
         if ready is not None:
-            host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
-            ready(f"http://{host}:{listener.getsockname()[1]}/v1")
-        gateway.logs("started", models=", ".join(gateway.models))
+            ready(f"{standing.origin}/v1")
+        logs.say("started", models=", ".join(gateway.models))
         await server.serve(sockets=[listener])
-        gateway.logs("stopped")
+        logs.say("stopped")
+
+
+def _used(store: Store, period: Period) -> dict[str, Any]:
+    from stillhouse.gateway.store.events import Events
+    from stillhouse.guard.events import number_of
+    from stillhouse.guard.invoices import usage_rows
+
+    today = datetime.now(UTC).date()
+    first, last = period.since or today.replace(day=1), period.until or today
+    with closing(Events(store)) as events:
+        found = events.usage(number_of(first), number_of(last), period.account, period.organisation)
+    return {"since": first.isoformat(), "until": last.isoformat(), "usage": usage_rows(found)}
 
 
 def _end(server: uvicorn.Server, standing: Standing, sign: int) -> None:
@@ -110,7 +132,6 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     import aiohttp
 
     from stillhouse.gateway.app import Standing
-    from stillhouse.gateway.logs import Logs
     from stillhouse.gateway.metrics import Metrics
     from stillhouse.gateway.record import Record
     from stillhouse.gateway.state import Gateway
@@ -118,15 +139,14 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     from stillhouse.gateway.store.place import pepper_of
     from stillhouse.gateway.tracing import Traces
 
-    logs = Logs()
-    stack.callback(logs.close)
+    stack.callback(logs.flush)
     traces = Traces(config.record.traces)
     stack.callback(traces.close)
     metrics = Metrics(model.name for model in config.models)
     pepper = pepper_of(config.store, os.environ)
     accounts = Accounts(config.store, pepper)
     stack.push_async_callback(accounts.close)
-    counts = await _counts(config)
+    counts = _counts(config, stack)
     stack.push_async_callback(counts.close)
     sealing = hmac.digest(pepper, b"stillhouse guard: kept texts", "sha256")
     record = Record(
@@ -134,7 +154,7 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
         config.record,
         rates(config),
         sealing,
-        log=logs,
+        log=logs.say,
         stored=lambda seconds: metrics.stored("events", seconds),
     )
     stack.callback(record.close)
@@ -151,14 +171,22 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     )
     secret = os.environ.get(config.server.admin_secret_env, "")
     models = models_of(config, os.environ)
-    gateway = Gateway(config, models, accounts, pepper, counts, record, metrics, logs, traces, session)
-    return Standing(gateway, secret.encode(), documents(config))
+    gateway = Gateway(config, models, accounts, pepper, counts, record, metrics, traces, session)
+    return Standing(gateway, secret.encode())
 
 
-async def _counts(config: Guard) -> Counts:
-    from stillhouse.gateway.store.local import LocalCounts
+def _counts(config: Guard, stack: AsyncExitStack) -> Counts:
+    if config.store.redis is None:
+        from stillhouse.gateway.store.local import LocalCounts
 
-    return LocalCounts.open(Path(config.store.folder))
+        return LocalCounts.open(Path(config.store.folder))
+    from stillhouse.gateway.rebuilding import keep_whole
+    from stillhouse.gateway.store.redis import RedisCounts
+
+    counts = RedisCounts(config.store.redis, durable=config.store.redis_durable)
+    watch = asyncio.create_task(keep_whole(counts, config.store, time.time))
+    stack.callback(watch.cancel)
+    return counts
 
 
 def rates(config: Guard) -> dict[str, Rate]:
@@ -173,14 +201,26 @@ def rates(config: Guard) -> dict[str, Rate]:
     }
 
 
-def documents(config: Guard) -> dict[str, tuple[bytes, bytes]]:
+def documents(config: Guard, origin: str) -> dict[str, tuple[bytes, bytes]]:
     """What is served to anybody, by path: its content type and its bytes."""
+    from hashlib import sha256
+
     import orjson
 
     from stillhouse.gateway import openapi
     from stillhouse.gateway.admin import openapi_paths
+    from stillhouse.guard.offer import document
+    from stillhouse.terms.offered import WELL_KNOWN
 
-    return {"/openapi.json": (b"application/json", orjson.dumps(openapi.document(openapi_paths())))}
+    found = {"/openapi.json": (b"application/json", orjson.dumps(openapi.document(openapi_paths())))}
+    if config.terms is not None:
+        path = Path(config.terms.document)
+        with storage("read the terms", path):
+            text = path.read_bytes()
+        said = document(config.terms, sha256(text).hexdigest(), config.server.public_url or origin)
+        found["/terms"] = (b"text/plain; charset=utf-8", text)
+        found[WELL_KNOWN] = (b"application/json", orjson.dumps(said))
+    return found
 
 
 def models_of(config: Guard, environ: Mapping[str, str]) -> dict[str, Served]:
@@ -218,7 +258,7 @@ def _reload(standing: Standing, reread: Reread) -> None:
         config = reread()
         if config.store != old.config.store or config.server != old.config.server:
             config = config.model_copy(update={"store": old.config.store, "server": old.config.server})
-            old.logs("reload", note="`server` and `store` change by a restart only")
+            logs.say("reload", note="`server` and `store` change by a restart only")
         fresh = replace(
             old,
             config=config,
@@ -227,15 +267,15 @@ def _reload(standing: Standing, reread: Reread) -> None:
         )
         fresh.metrics.watch(old.record)
         old.record.apply(config.record, rates(config))
-        standing.documents = documents(config)
+        standing.documents = documents(config, standing.origin)
         standing.gateway = fresh
     except StillhouseError as error:
-        old.logs("reload refused", error=error.what, why=error.why)
+        logs.say("reload refused", error=error.what, why=error.why)
         return
     except ValueError as error:
-        old.logs("reload refused", error="the settings are wrong", why=str(error))
+        logs.say("reload refused", error="the settings are wrong", why=str(error))
         return
-    old.logs("reloaded", models=", ".join(standing.gateway.models))
+    logs.say("reloaded", models=", ".join(standing.gateway.models))
 
 
 async def _look_after(standing: Standing) -> None:

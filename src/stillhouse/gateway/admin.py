@@ -9,12 +9,13 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from hashlib import sha256
 from hmac import compare_digest
-from typing import Annotated, Any
+from typing import Any
 
 import orjson
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -38,23 +39,24 @@ USAGE_PATH = "/admin/api/usage"
 
 
 class Period(Table):
-    """Of whom, and from when until when (unix seconds)."""
+    """Of whom, and on which days (UTC), both included; this month where they are left out."""
 
-    subject: Annotated[str, Field(pattern=r"^(organisation|account|key|model):.{1,128}$")]
-    since: orders.Moment | None = None
-    until: orders.Moment | None = None
+    account: orders.Id | None = None
+    organisation: orders.Id | None = None
+    since: date | None = None
+    until: date | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """What the routes work with. `config` gives the settings as they are now; `usage` what a subject used
-    in a period, where the gateway records it."""
+    """What the routes work with. `config` gives the settings as they are now; `usage` what was used in a
+    period."""
 
     accounts: Accounts
     config: Callable[[], Guard]
     pepper: bytes
     secret: str
-    usage: Callable[[Period], Awaitable[Mapping[str, Any]]] | None = None
+    usage: Callable[[Period], Awaitable[Mapping[str, Any]]]
     now: Callable[[], float] = time.time
 
 
@@ -193,8 +195,6 @@ async def _answered(request: Request, operation: Operation, api: Api) -> Respons
 
 
 async def _usage(request: Request, api: Api) -> Response:
-    if api.usage is None:
-        return _response(501, _error("This gateway keeps no record of usage.", "not_recorded"))
     try:
         return _response(200, await api.usage(Period.model_validate(dict(request.query_params))))
     except ValidationError as error:

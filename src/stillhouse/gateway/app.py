@@ -34,6 +34,7 @@ class Standing:
 
     gateway: Gateway
     admin_secret: bytes
+    origin: str = ""
     documents: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)  # path: content type, content
     draining: bool = False
 

@@ -75,18 +75,25 @@ class _Model:
 
 
 class Metrics:
-    """`models` are the names of those that are served."""
+    """`models` are those that are served."""
 
     def __init__(self, models: Iterable[str]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._families = _Families(self._registry)
         ProcessCollector(registry=self._registry)
-        self._models = {model: _Model(self._families, model) for model in (*models, OTHER)}
+        self._models: dict[str, _Model] = {}
+        self.serve((*models, OTHER))
         self._requests: dict[tuple[str, int, str], Counter] = {}
         self._reasons: dict[str, Counter] = {}
         self._stores: dict[str, Histogram] = {}
         self.began = self._families.flying.inc  # a request has come
+
+    def serve(self, models: Iterable[str]) -> None:
+        """These are served from now on; what was counted for others stays."""
+        for model in models:
+            if model not in self._models:
+                self._models[model] = _Model(self._families, model)
 
     def ended(self, event: Event, added: float | None = None) -> None:
         """A request that began has ended. `added` is for how long the gateway itself worked on it before it

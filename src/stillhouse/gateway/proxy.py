@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stillhouse.gateway import answers
+from stillhouse.gateway import answers, logs
 from stillhouse.gateway.answers import Receive, Scope, Send
 from stillhouse.gateway.exchange import Exchange, object_of, own_headers
 from stillhouse.gateway.state import Gateway, Served, Trail
@@ -48,7 +48,7 @@ async def answer(gateway: Gateway, route: Route, scope: Scope, receive: Receive,
         event = event_of(trail, at, gateway.clock() - began)
         gateway.record.put(event)
         gateway.metrics.ended(event, trail.added)
-        gateway.logs.ended(event)
+        logs.ended(event)
 
 
 async def _answer(

@@ -16,7 +16,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from stillhouse.gateway.texts import Texts
 from stillhouse.gateway.worker import Worker
 from stillhouse.guard import config
 from stillhouse.guard.accounts import Account
-from stillhouse.guard.events import Event, Rate, Row, canonical, label, row_of, totals
+from stillhouse.guard.events import Event, Rate, Row, canonical, charge_of, label, row_of
 from stillhouse.guard.proof import root_of
 from stillhouse.ledger import Ledger, merkle
 from stillhouse.workspace import init_workspace
@@ -93,7 +93,8 @@ class Record:
         with ExitStack() as opened:
             self._events = opened.enter_context(closing(Events(store)))
             self._ledger = opened.enter_context(Ledger.open(init_workspace(Path(store.folder))))
-            self._link()
+            with suppress(Sealed):  # by another process of this name that begins too: it gives the leaves
+                self._link()
             self.texts = Texts(store, settings, secret, log)
             self._opened = opened.pop_all()
         self._worker: Worker[Event] = Worker(
@@ -151,6 +152,7 @@ class Record:
 
     def _work(self, events: list[Event]) -> None:
         began = time.perf_counter()
+        self._seal()
         self._write(events)
         self._stored(time.perf_counter() - began)
 
@@ -195,23 +197,27 @@ class Record:
                 time.sleep(0)
         times = [round(event.at * 1e6) for event in events]
         span = min(group.first, *times), max(group.last, *times)
-        self._events.write(group.id, group.events, span, rows, totals(events, self.rates))
+        charges = [charge_of(event, self.rates) for event in events]
+        self._events.write(group.id, group.events, span, rows, charges)
         group.events += len(rows)
         group.first, group.last = span
         group.frontier = frontier
         self.written += len(rows)
-        self._seal()
 
     def _seal(self, now: bool = False) -> None:
-        """Close the group that is being filled when it is due, or `now`, and give it its leaf."""
+        """Seal the group that is being filled when it is due, or `now`, and give it its leaf. Where that
+        fails the next one to be sealed tries again for both: events are stored without leaves too."""
         group = self._filling
         if group is None or group.events == 0:
             return
         if not now and group.events < GROUP and time.monotonic() - group.began < GROUP_SECONDS:
             return
         self._filling = None
-        self._events.seal(group.id, group.events, merkle.fold(group.frontier))
-        self._link()
+        try:
+            self._events.seal(group.id, group.events, merkle.fold(group.frontier))
+            self._link()
+        except (StillhouseError, Sealed) as error:
+            self._log("events are stored, and under no leaf yet", group=group.id, why=_why(error))
 
     def _link(self) -> None:
         """Give each group of this replica its leaf that has none: the one just sealed, and those that a
@@ -229,6 +235,7 @@ class Record:
             self._events.link(group.id, self._ledger.append("served", body) if leaf is None else leaf)
 
     def _sealed(self, group: Group) -> bytes:
+        """Raises Sealed when somebody else does it just then."""
         root = root_of(self._events.rows(group.id))
         self._events.seal(group.id, group.events, root)
         return root
@@ -242,8 +249,7 @@ class Record:
             self._tidied = time.monotonic()
 
     def _complain(self, error: Exception) -> None:
-        why = f"{error.what}: {error.why}" if isinstance(error, StillhouseError) else repr(error)
-        self._log("events are not being stored", waiting=self.waiting, why=why)
+        self._log("events are not being stored", waiting=self.waiting, why=_why(error))
         self._tell_lost()
 
     def _tell_lost(self) -> None:
@@ -251,3 +257,7 @@ class Record:
         if lost > self._told:
             self._log("events lost", count=lost - self._told, why=", ".join(self.lost))
             self._told = lost
+
+
+def _why(error: Exception) -> str:
+    return f"{error.what}: {error.why}" if isinstance(error, StillhouseError) else repr(error)

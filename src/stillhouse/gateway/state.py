@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING
 
 from stillhouse.gateway.store.counts import Counts, StoreDown
@@ -20,13 +21,14 @@ from stillhouse.guard.limits import Step, Used
 if TYPE_CHECKING:
     import aiohttp
 
-    from stillhouse.gateway.logs import Logs
     from stillhouse.gateway.metrics import Metrics
     from stillhouse.gateway.record import Record
     from stillhouse.gateway.store.accounts import Accounts
     from stillhouse.gateway.tracing import Traces
     from stillhouse.gateway.upstream import Behind
 
+_PROCESS = secrets.token_hex(8)  # a number a request costs less than asking the system for chance
+_NUMBERS = count()
 AGAIN = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)  # seconds between tries to settle
 
 
@@ -51,7 +53,6 @@ class Gateway:
     counts: Counts
     record: Record
     metrics: Metrics
-    logs: Logs
     traces: Traces
     session: aiohttp.ClientSession
     clock: Callable[[], float] = time.monotonic
@@ -70,7 +71,7 @@ class Trail:
     """What is known so far of one request."""
 
     route: Route
-    id: str = field(default_factory=lambda: "req_" + secrets.token_hex(12))
+    id: str = field(default_factory=lambda: f"req_{_PROCESS}{next(_NUMBERS):08x}")
     caller: Caller | None = None
     model: str = ""
     asked: Asked | None = None

@@ -18,6 +18,11 @@ Rule = Literal["refuse", "cap", "allow"]
 class Server(Table):
     host: str = Field(default="127.0.0.1", description="Address to listen on; put TLS in front of others.")
     port: int = Field(default=8700, ge=0, le=65_535, description="0 takes a free one.")
+    public_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/]+$",
+        description="Scheme and host by which clients reach it, where TLS or another name stands in front.",
+    )
     body_bytes: int = Field(default=4 << 20, ge=1 << 10, description="Longest request body.")
     head_seconds: Seconds = Field(default=10.0, description="Time that a client has to send its request.")
     keep_alive_seconds: Seconds = Field(default=75.0, description="How long an idle connection is kept.")
@@ -42,6 +47,11 @@ class Store(Table):
         default=None,
         pattern=r"^(rediss?|unix)://",
         description="Redis that replicas share, for counts; without it one process keeps them in `folder`.",
+    )
+    redis_durable: bool = Field(
+        default=False,
+        description="The operator vouches for `appendonly yes` and `appendfsync always`, where the Redis does"
+        " not let them be read.",
     )
     pepper_env: Variable | None = Field(
         default=None,
@@ -116,7 +126,12 @@ class Leaks(Table):
     logprob_digits: int | None = Field(default=2, ge=0, le=6, description="Digits kept, under `cap`.")
     logit_bias: Rule = "cap"
     logit_bias_tokens: int = Field(default=10, ge=0, description="Most tokens biased, under `cap`.")
-    logit_bias_size: float = Field(default=5.0, ge=0, le=100, description="Largest bias, under `cap`.")
+    logit_bias_size: float = Field(
+        default=2.0,
+        ge=0,
+        le=100,
+        description="Largest bias, under `cap`; what a larger one gives away: docs/guard-leaks.md.",
+    )
     bias_with_logprobs: Literal["refuse", "allow"] = Field(
         default="refuse", description="The two together reveal the output layer (Carlini et al. 2024)."
     )

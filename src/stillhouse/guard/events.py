@@ -156,9 +156,19 @@ class Rate(NamedTuple):
     steps: tuple[Step, ...] = ()
 
 
+class Charge(NamedTuple):
+    """What a request is summed under: the model, "" for one that is not served, since its name is the
+    client's; its schedule; and the prices of the step that explains what it cost, in billionths of a dollar
+    for a token, or MIXED."""
+
+    model: str
+    schedule: str
+    input_price: int
+    output_price: int
+
+
 class Part(NamedTuple):
-    """What usage is summed by. `day` counts from 1970-01-01 (UTC); the prices are those of the step of the
-    schedule that explains what each of its requests cost, in billionths of a dollar for a token, or MIXED."""
+    """What usage is summed by: the day, counted from 1970-01-01 (UTC), who asked, and a `Charge`."""
 
     day: int
     organisation: str
@@ -185,35 +195,33 @@ class Usage(NamedTuple):
         return Usage(*(mine + its for mine, its in zip(self, other, strict=True)))
 
 
+def charge_of(event: Event, rates: Mapping[str, Rate]) -> Charge:
+    """`rates` names every model that is served."""
+    rate = rates.get(event.model)
+    if rate is None:
+        return _UNKNOWN
+    taken, given, cost = event.input_tokens, event.output_tokens, event.cost
+    if taken or given or cost:
+        return Charge(event.model, rate.schedule, *price_of(rate.steps, taken, given, cost))
+    return Charge(event.model, "", 0, 0)
+
+
 def totals(events: Iterable[Event], rates: Mapping[str, Rate]) -> dict[Part, Usage]:
-    """Usage by organisation, account, key, model and day, and by price. `rates` names every model that is
-    served: what was asked of any other one is summed under the model "", for its name is the client's."""
-    sums: dict[Part, list[int]] = {}
+    """Usage by organisation, account, key, model and day, and by price: as the store sums it."""
+    sums: dict[Part, Usage] = {}
     for event in events:
-        taken, given, cost = event.input_tokens, event.output_tokens, event.cost
-        rate = rates.get(event.model)
-        schedule, price = "", (0, 0)
-        if rate is not None and (taken or given or cost):
-            schedule, price = rate.schedule, price_of(rate.steps, taken, given, cost)
-        part = Part(
-            round(event.at * 1e6) // _DAY,
-            event.organisation,
-            event.account,
-            event.key,
-            "" if rate is None else event.model,
-            schedule,
-            *price,
+        day = round(event.at * 1e6) // _DAY
+        part = Part(day, event.organisation, event.account, event.key, *charge_of(event, rates))
+        used = Usage(
+            1,
+            int(event.ended == "refused"),
+            int(event.counted == "bound"),
+            event.input_tokens,
+            event.output_tokens,
+            event.cost,
         )
-        sum = sums.get(part)
-        if sum is None:
-            sums[part] = sum = [0, 0, 0, 0, 0, 0]
-        sum[0] += 1
-        sum[1] += event.ended == "refused"
-        sum[2] += event.counted == "bound"
-        sum[3] += taken
-        sum[4] += given
-        sum[5] += cost
-    return {part: Usage(*sum) for part, sum in sums.items()}
+        sums[part] = sums.get(part, Usage()).plus(used)
+    return sums
 
 
 def price_of(steps: tuple[Step, ...], taken: int, given: int, cost: int) -> tuple[int, int]:
@@ -222,3 +230,6 @@ def price_of(steps: tuple[Step, ...], taken: int, given: int, cost: int) -> tupl
         if taken * step.input + given * step.output == cost:
             return step.input, step.output
     return (MIXED, MIXED) if cost else (0, 0)
+
+
+_UNKNOWN = Charge("", "", 0, 0)

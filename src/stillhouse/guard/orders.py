@@ -22,6 +22,7 @@ Models = Annotated[
 ]
 Moment = Annotated[float, Field(gt=0, le=4e9, description="Unix seconds.")]
 
+_ALL = "All that shall hold from now on."
 BILLION = 1_000_000_000
 
 
@@ -34,7 +35,7 @@ class OrganisationChange(Table):
     """Only what is given changes. `reason` is needed where a limit is lowered or added."""
 
     name: Called | None = None
-    limits: Limits | None = None
+    limits: Limits | None = Field(default=None, description=_ALL)
     reason: Reason = ""
 
 
@@ -52,7 +53,7 @@ class AccountChange(Table):
 
     name: Called | None = None
     tier: Name | None = None
-    limits: Limits | None = None
+    limits: Limits | None = Field(default=None, description=_ALL)
     budget: Dollars | None = Field(default=None, description="null: as its tier.")
     consent: bool | None = None
     reason: Reason = ""
@@ -71,7 +72,7 @@ class KeyChange(Table):
     name: Annotated[str, Field(max_length=200, pattern=SHOWN)] | None = None
     models: Models | None = None
     expires: Moment | None = Field(default=None, description="null: never.")
-    limits: Limits | None = None
+    limits: Limits | None = Field(default=None, description=_ALL)
     reason: Reason = ""
 
 

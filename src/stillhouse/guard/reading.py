@@ -225,9 +225,9 @@ def _store(config: Guard, environ: Mapping[str, str]) -> Iterator[Finding]:
         )
     if store.redis is not None and store.database is None:
         yield Finding(
-            "warning",
+            "error",
             "store.database",
-            "replicas share the counts by Redis, but each has accounts of its own in `folder`",
+            "replicas share the counts by Redis, but each would have accounts and records of its own",
             "name the PostgreSQL database that they share",
         )
     if store.database is not None:

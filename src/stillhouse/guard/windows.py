@@ -54,6 +54,9 @@ class Counters:
         self.layout = _layout(codes)
         self.numbers = array("q", numbers or bytes(8 * _length(codes)))
 
+    def length(self, code: Code) -> int:
+        return 1 + KEPT[code[1]]
+
     def at(self, code: Code, slot: int) -> int:
         """Where the counter begins, moved on to `slot` if that is newer; a new one where there was none."""
         begin = self.layout.get(code)

@@ -104,6 +104,11 @@ def read_public_pem(path: Path) -> bytes:
         raise _lost(path, str(error)) from None
 
 
+def was_ours(public: bytes, workspace: Workspace) -> bool:
+    """Whether a public key (32 bytes) is the workspace's, or was before it was changed."""
+    return public == read_public_key(workspace) or workspace.earlier_verifying_key(public).is_file()
+
+
 def public_of_pem(pem: bytes) -> bytes:
     """The 32 bytes of an Ed25519 public key. Raises LedgerError when it is none."""
     try:

@@ -240,8 +240,10 @@ def _note(
     elif kind == "tombstone":
         named = (body["leaf"],) if "leaf" in body else body["leaves"]  # one leaf each, in older logs
         found.tombstones[index] = {*named, *body.get("rows", ())}
-    elif kind == "served" and (body["count"] < 1 or len(bytes.fromhex(body["root"])) != 32):
-        raise ValueError
+    elif kind == "served":
+        covers = body["count"] >= 1 and len(bytes.fromhex(body["root"])) == 32
+        if not covers or not all(isinstance(body[name], str) for name in ("replica", "first", "last")):
+            raise ValueError
 
 
 def _check_contents(

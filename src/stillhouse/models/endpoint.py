@@ -109,7 +109,7 @@ class Endpoint:
         return f"Endpoint({self.base_url!r})"
 
     async def __aenter__(self) -> Self:
-        headers = {"User-Agent": f"stillhouse/{_version()}"}
+        headers = {"User-Agent": identity()}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         self._session = aiohttp.ClientSession(
@@ -481,8 +481,9 @@ def _read_key(variable: str) -> str:
     return key
 
 
-def _version() -> str:
+def identity() -> str:
+    """The one name under which servers are asked."""
     try:
-        return version("stillhouse")
+        return f"stillhouse/{version('stillhouse')}"
     except PackageNotFoundError:
-        return "0"
+        return "stillhouse/0"

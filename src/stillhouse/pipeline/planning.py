@@ -85,9 +85,9 @@ def plan(
 ) -> Plan:
     """What a run of this recipe would do, and what the rest of it would cost by the answers that are there.
 
-    Asks nothing and records only the gate's decision, unless `pilot` says how many unanswered training
-    questions, drawn at random, are to be asked now: their answers are kept and never asked again. Raises
-    what `check` raises, GateRefused, and with a pilot what `ask` raises.
+    Asks no model and records only what servers say of their terms and the gate's decision, unless `pilot`
+    says how many unanswered training questions, drawn at random, are to be asked now: their answers are kept
+    and never asked again. Raises what `check` raises, GateRefused, and with a pilot what `ask` raises.
     """
     run = workspace.run(recipe.run.name, run_digest(recipe))
     prompts = prompts or load_prompts(recipe)

@@ -16,7 +16,7 @@ from stillhouse.terms.asking import licence_texts, read_bounded
 from stillhouse.workspace import read_marker
 
 # Of a decision what a release depends on: neither when it was made, nor which leaves it names
-_DEPENDS = ("teacher", "use", "verdict", "basis", "obligations", "stricter", "signed_off_by")
+_DEPENDS = ("teacher", "use", "verdict", "basis", "obligations", "stricter", "signed_off_by", "upstream")
 
 
 def decide_and_release(work: Work) -> bool:

@@ -26,8 +26,9 @@ from stillhouse.scoring import Scorer
 from stillhouse.scoring import check as check_scorers
 from stillhouse.scoring import scorers as installed_scorers
 from stillhouse.terms import gate
-from stillhouse.terms.asking import licence_texts, name_of
+from stillhouse.terms.asking import access_of, licence_texts, name_of
 from stillhouse.terms.base import of_base
+from stillhouse.terms.facts import OPEN
 from stillhouse.terms.obligations import Settlement, must_be_possible, settled
 from stillhouse.train import check_shared, launched
 
@@ -45,9 +46,13 @@ class Admitted(NamedTuple):
 
 
 def admit_all(recipe: Recipe, ledger: Ledger) -> Admitted:
-    """Ask the gate about each teacher and each use. Raises GateRefused at the first refusal, and where what
-    these teachers ask for cannot be met by one release."""
+    """Hear what servers say of their terms, then ask the gate about each teacher and each use.
+
+    Raises GateRefused at the first refusal, and where what these teachers ask for cannot be met by one
+    release.
+    """
     now = datetime.now(UTC)
+    hear_terms(recipe, ledger)
     leaves = [(use, gate.admit(recipe, teacher, use, ledger, now)) for teacher, use in gate.uses_of(recipe)]
     learned = [leaf for use, leaf in leaves if use == "train_target"]
     base = of_base(recipe, ledger.workspace, now.date())
@@ -60,6 +65,13 @@ def admit_all(recipe: Recipe, ledger: Ledger) -> Admitted:
         [leaf for _, leaf in leaves],
         owed,
     )
+
+
+def hear_terms(recipe: Recipe, ledger: Ledger) -> None:
+    """Let the gate know what the teachers' servers say of their terms today."""
+    teachers = [teacher for teacher, _ in gate.uses_of(recipe) if access_of(teacher) not in OPEN]
+    served = [teacher.endpoint for teacher in teachers if teacher.endpoint and not teacher.imported]
+    asking.hear(served, ledger, today())
 
 
 def admit_learning(recipe: Recipe, ledger: Ledger) -> None:

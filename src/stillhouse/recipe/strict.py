@@ -52,7 +52,8 @@ def checked(
     try:
         return table.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
+        errors = error.errors()  # a misspelt key is told before the one that it leaves out
+        first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
         place = _as_written(tree, first["loc"])
         line = line_of(text, place)
         at = f"{where}:{line}" if line else where

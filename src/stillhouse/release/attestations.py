@@ -144,6 +144,7 @@ def _teacher(facts: Facts, teacher: Teacher) -> dict[str, Any]:
         "host": teacher.host,
         "answeredBy": list(teacher.answered_by),
         "lineage": teacher.lineage,
+        "upstream": None if teacher.upstream is None else dict(teacher.upstream),
         "rows": teacher.rows,
         "shareOfRows": str(round(teacher.rows / facts.samples.kept, 4)) if facts.samples.kept else None,
         "answers": teacher.exchanges,

@@ -131,6 +131,7 @@ def _rows(facts: Facts) -> str:
             f"{code(samples.prompts)}{', and to others invented from them' if samples.grown else ''}; "
             f"dropped: {dropped}; set aside unscored: {unscored}.",
             teachers,
+            *(_taught_by(teacher) for teacher in facts.teachers if teacher.upstream is not None),
             *(["What the terms ask of this model:", "\n".join(owed)] if owed else []),
             "Every row is a leaf in the ledger that names the teacher's answer, and every answer names the "
             f"decision by which it was allowed. When this was written the ledger had {facts.size:,} leaves "
@@ -138,6 +139,13 @@ def _rows(facts: Facts) -> str:
             standing,
         ]
     )
+
+
+def _taught_by(teacher: Teacher) -> str:
+    said = teacher.upstream or {}
+    who = " and ".join(code(each["model"]) for each in said["teachers"])
+    known = f"by {who}, as its signed record says" if who else f"by nobody known: {text(said['unknown'])}"
+    return f"{code(teacher.model)} is the release {code(said['release'])}, and was itself taught {known}."
 
 
 def _teacher(teacher: Teacher) -> tuple[str, ...]:

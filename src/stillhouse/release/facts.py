@@ -62,6 +62,7 @@ class Teacher:
     times: tuple[str, str] | None
     parameters: int | None
     lineage: str | None
+    upstream: Mapping[str, Any] | None = None  # who taught it, as the gate found it; see `terms.lineage`
 
     @property
     def obligations(self) -> tuple[Obligation, ...]:

@@ -190,6 +190,7 @@ def _teachers(
             # Evaluation asks the first teacher alone, so the size of others is not known from it.
             parameters=(evaluation.get("parameters") or {}).get("teacher") if number == 0 else None,
             lineage=bodies[-1].get("lineage"),
+            upstream=bodies[-1].get("upstream"),
         )
     if counts:
         raise LedgerError(

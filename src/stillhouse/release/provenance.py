@@ -56,7 +56,7 @@ def newest(ledger: Ledger, kind: LeafKind, run: RunFolder, weights: str) -> Leaf
 def _grounds(decision: Leaf) -> set[int]:
     """What a decision rests on: permissions, declarations, and the texts that were read."""
     found: set[int] = set()
-    several = ("permissions", "declarations", "terms_snapshots")
+    several = ("permissions", "declarations", "terms_snapshots", "offered")
     for name in ("authorisation", *several, "declaration", "terms_snapshot"):  # the last two of before
         given = decision.body.get(name)
         found.update([given] if isinstance(given, int) else given or ())

@@ -48,6 +48,7 @@ def asked_of(recipe: Recipe, teacher: Teacher, use: Use, workspace: Workspace) -
         licence_spdx=spdx,
         also=(served,) if teacher.checkpoint not in (None, served) else (),
         built_on=_built_on(teacher),
+        architectures=_architectures(teacher),
     )
 
 
@@ -111,6 +112,15 @@ def _published(model: str) -> str:
 def _built_on(teacher: Teacher) -> str:
     name = "" if teacher.endpoint or teacher.imported else _config(teacher).get("_name_or_path", "")
     return _published(name) if isinstance(name, str) and name.strip() else ""
+
+
+def _architectures(teacher: Teacher) -> tuple[str, ...]:
+    """What kind of model a folder's configuration says it is, by type and by class."""
+    config = {} if teacher.endpoint or teacher.imported else _config(teacher)
+    inner, classes = config.get("text_config"), config.get("architectures")
+    said = [config.get("model_type"), inner.get("model_type") if isinstance(inner, dict) else None]
+    said += classes if isinstance(classes, list) else []
+    return tuple(sorted({each for each in said if isinstance(each, str) and each}))
 
 
 def _features(teacher: Teacher, workspace: Workspace) -> tuple[str, ...]:

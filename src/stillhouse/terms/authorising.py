@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
-from stillhouse.ledger.keys import public_bytes, read_public_key, read_signing_key, signed_by
+from stillhouse.ledger.keys import public_bytes, read_signing_key, signed_by, was_ours
 from stillhouse.ledger.permissions import grant, standings
 from stillhouse.ledger.quarantine import withdrawn
 from stillhouse.terms.asking import read_bounded
@@ -154,15 +154,11 @@ def _fault(body: Mapping[str, Any], workspace: Workspace) -> str:
         return "nobody signed its record"
     for each in body["signatures"]:
         public, signature = base64.b64decode(each["key"]), base64.b64decode(each["sig"])
-        if each["by"] == "workspace" and not _was_ours(public, workspace):
+        if each["by"] == "workspace" and not was_ours(public, workspace):
             return "its record was signed with a key that this workspace never had"
         if not signed_by(public, signature, message):
             return f"the signature of the {each['by']} does not hold"
     return ""
-
-
-def _was_ours(public: bytes, workspace: Workspace) -> bool:
-    return public == read_public_key(workspace) or workspace.earlier_verifying_key(public).is_file()
 
 
 def _signature(by: str, public: bytes, signature: bytes) -> dict[str, str]:

@@ -13,8 +13,8 @@ from datetime import date, timedelta
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from stillhouse.terms.facts import OPEN, Asked, Row, Use, Verdict
-from stillhouse.terms.permissions import Permission, why_not
+from stillhouse.terms.facts import OPEN, Asked, Row, Use, Verdict, host_of
+from stillhouse.terms.permissions import Permission, fits, why_not
 from stillhouse.terms.ruling import ALLOWED, Owed, Ruling, rule, strictest
 
 # Access of rows that speak about whoever answers.
@@ -131,7 +131,7 @@ def decide(
     ]
     if not rows:
         return _unknown(asked, in_force, about, declarations, today)
-    gaps = [(each, _gap(each, asked.use, today)) for each in declarations]
+    gaps = [(each, gap_in(each, asked.use, today)) for each in declarations]
     declared = {topic: each for each, gap in reversed(gaps) if not gap for topic in each.about}
     reasons: list[Reason] = []
     lifts: list[str] = []
@@ -154,8 +154,9 @@ def decide(
             lifts += _lifts(ruling, missing)
         owed += [each for each in ruling.owed if each not in owed]
         reasons.append(_reason(ruling.row, verdict, why, lift.by if lift else ""))
-    if asked.access not in OPEN and not any(row.access in SERVERS for row in rows):
-        # The licence of the weights says nothing about whoever serves them, or how an import was come by.
+    if asked.access not in OPEN and not any(_is_of_server(row, asked) for row in rows):
+        # The licence of the weights says nothing about whoever serves them, or how an import was come by; nor
+        # do a vendor's terms, known by the model's name alone, of a stranger that passes its answers on.
         grant = next((each for each in in_force if each.covers_server(asked)), None)
         text = declared.get(asked.server)
         server = _server(asked, grant, text)
@@ -193,6 +194,8 @@ def _lifted(
     """What lifts a row's review or refusal; None where nothing does."""
     row, topics = ruling.row, ruling.topics()
     grant = next((each for each in in_force if each.speaks_for(row)), None)
+    if any(finding.condition == "model_licence" for finding in ruling.findings):
+        return None  # whose model it is that is passed on here, no word of whoever passes it on can tell
     if grant is not None and (row.liftable or ruling.verdict == "review"):
         why = f"lifted by the permission {grant.id} of {grant.grantor}"
         return _Lift("authorisation", (why,), permissions=(grant.leaf,))
@@ -200,6 +203,13 @@ def _lifted(
         read = {topic: declared[topic] for topic in topics}
         return _Lift("declaration", tuple(each.says(use, topic) for topic, each in read.items()), read=read)
     return None
+
+
+def _is_of_server(row: Row, asked: Asked) -> bool:
+    """Whether a row has the terms of whoever answers. Without hosts it speaks for any that offers the model;
+    of answers that were brought nobody can tell."""
+    anywhere = not row.hosts or not asked.endpoint
+    return row.access in SERVERS and (anywhere or fits(host_of(asked.endpoint), row.hosts))
 
 
 def _server(
@@ -240,7 +250,7 @@ def _unknown(
         says = f"the permission {grant.id} of {grant.grantor} allows {asked.use}"
         terms = f"{grant.document} (SHA-256 {grant.document_sha256[:12]}...)"
         return Decision("allow", says, basis="authorisation", permissions=(grant.leaf,), terms=terms)
-    gaps = [(each, _gap(each, asked.use, today) or _elsewhere(each, asked)) for each in declarations]
+    gaps = [(each, gap_in(each, asked.use, today) or _elsewhere(each, asked)) for each in declarations]
     for each, gap in gaps:
         if not gap:
             return Decision(
@@ -265,7 +275,7 @@ def _elsewhere(declaration: DeclaredTerms, asked: Asked) -> str:
     return f"{_says_about(declaration)}, and not about {' at '.join(here)}"
 
 
-def _gap(declaration: DeclaredTerms, use: Use, today: date) -> str:
+def gap_in(declaration: DeclaredTerms, use: Use, today: date) -> str:
     """Why a declaration does not cover a use; empty where it does."""
     if not declaration.sha256:
         return f"the declared document {declaration.document} is missing or empty"

@@ -153,7 +153,8 @@ Condition = Scale | Territory | Feature | Need
 @dataclass(frozen=True, slots=True)
 class Row:
     """One text for one way of access. `models` and `excluding` are shell patterns, without regard to case;
-    `hosts` are servers at which this text governs whatever the model is called there.
+    `hosts` are servers at which this text governs whatever the model is called there, `architectures` are
+    patterns of kinds of model that are this maker's alone, as a folder's configuration names them.
 
     `trains_others` and `trains_competing` are what the text says; `verdict` is what the gate makes of it for
     a general student that is given away. `liftable` says whether a written permission can lift a refusal, and
@@ -182,6 +183,7 @@ class Row:
     confidence: Confidence
     excluding: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
     priority: int = 50
     claims_student: bool = False
     lifted_by: str = ""
@@ -233,7 +235,8 @@ class Asked:
     `endpoint` is the server without secrets, `features` what the requests switch on (grounding, tools);
     `licence_sha256` the digest of the checkpoint's own licence text, normalised, and `licence_spdx` what that
     text was recognised as; both empty where there was none to read. `also` are other names that it goes by,
-    `built_on` what its configuration says that it was made from, which forbids but never allows.
+    `built_on` what its configuration says that it was made from and `architectures` what kind of model it is,
+    which forbid but never allow.
     """
 
     model: str
@@ -252,6 +255,7 @@ class Asked:
     licence_spdx: str = ""
     also: tuple[str, ...] = ()
     built_on: str = ""
+    architectures: tuple[str, ...] = ()
 
     @property
     def server(self) -> str:

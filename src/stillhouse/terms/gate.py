@@ -24,6 +24,8 @@ from stillhouse.terms.asking import asked_of, name_of, read_bounded
 from stillhouse.terms.authorising import recorded
 from stillhouse.terms.deciding import Decision, DeclaredTerms, decide
 from stillhouse.terms.facts import STRICTEST, Asked, Row, Student, Use, Verdict
+from stillhouse.terms.lineage import Lineage, read_lineage, weigh
+from stillhouse.terms.offered import heard
 from stillhouse.terms.operator import read_operator
 from stillhouse.terms.ruling import ALLOWED, TRAINS
 
@@ -129,7 +131,15 @@ def _consider(
     named = _named(asked, name_of(teacher))
     texts = dict(_read(declaration, named, ledger) for declaration in declarations)
     rows, table = _rows(asked, teacher, ledger)
-    decision = decide(asked, rows, recorded(ledger), tuple(texts), today, further=0)
+    offer = heard(ledger, asked)
+    rows += [offer.row] if offer is not None and offer.row is not None else []
+    permissions, lineage = recorded(ledger), _lineage(teacher, ledger)
+    decision = decide(asked, rows, permissions, tuple(texts), today, further=0)
+    if lineage is not None:
+        decision, theirs = weigh(
+            decision, asked, lineage, table, permissions, tuple(texts), today, quarantined(ledger)
+        )
+        rows = list({row.key: row for row in (*rows, *theirs)}.values())
     body: dict[str, Any] = {
         "on": today.isoformat(),
         "teacher": named,
@@ -147,7 +157,20 @@ def _consider(
         "policy": POLICY,
         "registry_sha256": table.digest,
     }
+    if lineage is not None:
+        body["upstream"] = lineage.record()
+    if offer is not None:
+        body["offered"] = offer.leaf
+        if offer.fault and not decision.allowed:
+            decision = replace(decision, lifts=(*decision.lifts, offer.fault))
     return _Considered(decision, body, texts)
+
+
+def _lineage(teacher: Teacher, ledger: Ledger) -> Lineage | None:
+    """Who taught a teacher that lies in a folder, by what the folder says."""
+    if teacher.endpoint or teacher.imported or teacher.model.startswith("embedded:"):
+        return None
+    return read_lineage(Path(teacher.model).expanduser(), ledger.workspace)
 
 
 def _record(found: _Considered, ledger: Ledger) -> int:

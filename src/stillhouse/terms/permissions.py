@@ -62,10 +62,10 @@ class Permission:
         return self.scope.volume is not None and self.used >= self.scope.volume
 
     def names(self, asked: Asked) -> bool:
-        return _fits(asked.model, self.scope.models)
+        return fits(asked.model, self.scope.models)
 
     def covers_server(self, asked: Asked) -> bool:
-        return _fits(asked.server, self.scope.servers)
+        return fits(asked.server, self.scope.servers)
 
     def speaks_for(self, row: Row) -> bool:
         """Whether whoever granted it can permit what this row's text does not: only its own author can."""
@@ -96,7 +96,7 @@ def why_not(permission: Permission, asked: Asked, today: date, further: int = 1)
         return f"it is for {', '.join(scope.uses)}, not for {asked.use}"
     if not scope.competing and student.competes is not False:
         return "it is for a student that does not compete, and nobody said that this one does not"
-    if scope.students and not _fits(student.name, scope.students):
+    if scope.students and not fits(student.name, scope.students):
         return f"it is for a student called {', '.join(scope.students)}, not {student.name}"
     if scope.modes and student.mode not in scope.modes:
         return f"it is for a student given out as {', '.join(scope.modes)}, not as {student.mode}"
@@ -176,5 +176,6 @@ def _words(name: str) -> set[str]:
     return set(re.findall(r"[^\W_]+", name.casefold()))
 
 
-def _fits(name: str, patterns: Iterable[str]) -> bool:
+def fits(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of these shell patterns is a name's, without regard to case."""
     return any(fnmatchcase(name.casefold(), pattern.casefold()) for pattern in patterns)

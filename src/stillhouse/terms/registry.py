@@ -65,10 +65,12 @@ class Registry:
         for name in dict.fromkeys((asked.model, *asked.also)):
             for match in self.matches(name, asked.access, asked.endpoint):
                 found.setdefault(match.row.key, match.row)
+        evidence = [row for row in self.table if _is_evident(row, asked)]
         if asked.built_on:
-            for match in self.matches(asked.built_on, asked.access, asked.endpoint):
-                if match.row.verdict != "allow":
-                    found.setdefault(match.row.key, _reviewed(match.row))
+            evidence += [row.row for row in self.matches(asked.built_on, asked.access, asked.endpoint)]
+        for row in evidence:
+            if row.verdict != "allow":
+                found.setdefault(row.key, _reviewed(row))
         return tuple(found.values())
 
     def matches(self, model: str, access: Access, endpoint: str = "") -> tuple[Match, ...]:
@@ -219,6 +221,15 @@ def _registry(rows: Iterable[Row], as_of: date, own: tuple[str, ...]) -> Registr
     return Registry(table, as_of, sha256(rfc8785.dumps(whole)).hexdigest(), own)
 
 
+def _is_evident(row: Row, asked: Asked) -> bool:
+    """Whether what lies in a model's folder shows that a licence of weights is its own, however it is called:
+    the kind of model, or that licence's very text."""
+    if row.access != "weights":
+        return False
+    known = any(_best(row.architectures, kind) for kind in asked.architectures)
+    return known or (bool(asked.licence_sha256) and asked.licence_sha256 in row.licence.sha256)
+
+
 def _layer(row: Row, access: Access) -> Layer | None:
     """As what a row that fits by name speaks about a teacher reached by `access`; None where it does not."""
     if row.access == "any":
@@ -267,10 +278,10 @@ def _fits(name: str, pattern: str) -> bool:
 
 
 def _spellings(model: str) -> list[str]:
-    """The last part of a name as it stands, with a server's `:` and `_` as hyphens, and with one before the
-    first number or without: `llama3.1:8b` is `llama-3.1-8b`."""
+    """The last part of a name as it stands, with a server's `:` and `_` as hyphens and its `v3p1` as `3.1`,
+    and with a hyphen before the first number or without: `llama3.1:8b` is `llama-3.1-8b`."""
     name = model.rstrip("/").rpartition("/")[2].lower()
-    plain = re.sub("[:_]", "-", name)
+    plain = re.sub(r"v?(\d+)p(\d+)", r"\1.\2", re.sub("[:_]", "-", name))
     with_hyphen = re.sub(r"(?<=[a-z]{3})(?=\d)", "-", plain, count=1)
     without = re.sub(r"(?<=[a-z]{3})-(?=\d)", "", plain, count=1)
     return list(dict.fromkeys((name, plain, with_hyphen, without)))

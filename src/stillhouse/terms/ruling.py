@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from stillhouse.terms.facts import (
@@ -20,6 +19,7 @@ from stillhouse.terms.facts import (
     Use,
     Verdict,
 )
+from stillhouse.terms.permissions import fits
 
 # Uses from which something comes to be learned: what is rewarded, kept or asked shapes the student as well.
 TRAINS: frozenset[Use] = frozenset({"train_target", "reward", "filter", "prompt_seed"})
@@ -146,12 +146,8 @@ def _holds(case: Case, asked: Asked) -> bool:
         (not case.uses or asked.use in case.uses)
         and (not case.tasks or student.task in case.tasks)
         and (not case.modes or student.mode in case.modes)
-        and (not case.bases or _matches(student.base, case.bases))
+        and (not case.bases or fits(student.base, case.bases))
     )
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name.casefold(), pattern.casefold()) for pattern in patterns)
 
 
 def _falls_due(owed: Obligation, asked: Asked) -> bool:
@@ -235,7 +231,8 @@ def _need(need: Need, row: Row, rows: Sequence[Row], asked: Asked) -> list[Findi
             return [] if _has_licence(row, asked) else [Finding(need.verdict, need.why, lift, need.need)]
         case "model_licence":
             known = any(other.key != row.key and other.access not in ("router", "any") for other in rows)
-            return [] if known else otherwise
+            lift = "say which published model it is: [teacher] checkpoint"
+            return [] if known else [Finding(need.verdict, need.why, lift, need.need)]
     if said is None:
         return [_unsaid(where, need.why)]
     return [] if said else otherwise

@@ -53,6 +53,7 @@ class Accounts:
         self._unknown: set[bytes] = set()
         self._waiting: dict[bytes, asyncio.Future[Caller | None]] = {}
         self._revision = 0
+        self._begun = self._learnt = 0  # trips, and which of them came back last
         self._seen = float("-inf")  # when the last trip that came back had begun
         self._tried = float("-inf")
         self._fault: StoreDown | None = None
@@ -87,8 +88,8 @@ class Accounts:
     async def order(self, act: Callable[[Register], Answer]) -> Answer:
         """An act of the administration, in a thread; when this returns it is on disk, and `find` knows it."""
         done = await self.ask(act)
-        at = self._clock()
-        while self._seen < at and (trip := self._look_again()) is not None:
+        begun = self._begun
+        while self._learnt <= begun and (trip := self._look_again()) is not None:
             await asyncio.shield(trip)
         return done
 
@@ -137,6 +138,7 @@ class Accounts:
         while True:
             wanted = list(islice(self._waiting, BATCH))
             self._tried = began = self._clock()
+            self._begun += 1
             looking = loop.run_in_executor(self._reading, self._reader.look, self._revision, wanted)
             try:
                 look = await asyncio.wait_for(looking, LOOK_SECONDS)
@@ -148,7 +150,7 @@ class Accounts:
                         future.exception()  # who waited for it may have left
                 self._waiting.clear()
                 return
-            self._fault, self._seen = None, began
+            self._fault, self._seen, self._learnt = None, began, self._begun
             self._learn(look, wanted)
             if not self._waiting:
                 return
@@ -156,10 +158,9 @@ class Accounts:
     def _learn(self, look: Look, wanted: list[bytes]) -> None:
         if look.changed is None:
             self._callers.clear()
-        elif look.changed:
-            gone = [digest for digest, caller in self._callers.items() if _concerned(caller, look.changed)]
-            for digest in gone:
-                del self._callers[digest]
+        else:
+            for digest in look.changed:
+                self._callers.pop(digest, None)
         if look.revision != self._revision or len(self._unknown) >= UNKNOWN:
             self._unknown.clear()
         self._revision = look.revision
@@ -174,10 +175,6 @@ class Accounts:
                 future.set_result(caller)
         while len(self._callers) > self._held:
             self._callers.popitem(last=False)
-
-
-def _concerned(caller: Caller, changed: frozenset[str]) -> bool:
-    return caller.key.id in changed or caller.account.id in changed or caller.account.organisation in changed
 
 
 def _fault(error: Exception) -> StoreDown:

@@ -13,6 +13,10 @@ class StoreDown(StillhouseError):
     """The counts cannot be read or kept now, so nothing may be granted."""
 
 
+class CountsLost(StoreDown):
+    """Redis answers, but was emptied or is new: what was used before has to be entered again by `rebuild`."""
+
+
 class Counts(Protocol):
     """Every method raises StoreDown when the store cannot be reached or has lost its counts."""
 

@@ -1,25 +1,27 @@
 """Where events lie: `events.sqlite` in the store's folder, or the database that replicas share.
 
-The rows of a batch are written in one transaction together with the sums over them, so that usage stays exact
-when the events themselves have expired. Events lie in groups, each filled by one process. A group that is
-sealed has the Merkle root over its events, and after that one leaf in the ledger of its replica.
+Events lie in groups, each filled by one process. In the transaction that seals a group with the Merkle root
+over its events they are added to the usage, which so stays exact when they have expired; those of groups that
+are still filled are summed whenever somebody asks. A sealed group then gets one leaf in its replica's ledger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from stillhouse.errors import StorageError
 from stillhouse.gateway.store.tables import Tables, Undone
 from stillhouse.guard.config import Store
-from stillhouse.guard.events import FIELDS, Event, Part, Row, Usage, event_of
+from stillhouse.guard.events import FIELDS, Charge, Event, Part, Row, Usage, event_of
 from stillhouse.ledger.database import Connection
 
 T = TypeVar("T")
 
 FILE = "events.sqlite"
 VERSION = 1
+_DAY = 86_400_000_000  # microseconds
 _AT_ONCE = (128, 16, 4, 1)  # rows of a statement; few sizes, so that the database keeps all of them prepared
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS event_schema (version INTEGER PRIMARY KEY) STRICT",
@@ -28,6 +30,7 @@ _SCHEMA = (
          id INTEGER PRIMARY KEY, replica TEXT NOT NULL, events INTEGER NOT NULL DEFAULT 0,
          first INTEGER, last INTEGER, root BLOB, leaf INTEGER, expired INTEGER NOT NULL DEFAULT 0) STRICT""",
     "CREATE INDEX IF NOT EXISTS event_group_open ON event_group (replica) WHERE leaf IS NULL",
+    "CREATE INDEX IF NOT EXISTS event_group_filled ON event_group (id) WHERE root IS NULL",
     "CREATE INDEX IF NOT EXISTS event_group_last ON event_group (last) WHERE expired = 0",
     """CREATE TABLE IF NOT EXISTS event (
          event_group INTEGER NOT NULL, n INTEGER NOT NULL,
@@ -36,9 +39,13 @@ _SCHEMA = (
          id TEXT NOT NULL, input_tokens INTEGER NOT NULL, key TEXT NOT NULL, model TEXT NOT NULL,
          organisation TEXT NOT NULL, output_tokens INTEGER NOT NULL, reason TEXT NOT NULL,
          route TEXT NOT NULL, seconds INTEGER NOT NULL, status INTEGER NOT NULL, stream INTEGER NOT NULL,
-         upstream TEXT NOT NULL, PRIMARY KEY (event_group, n)) STRICT, WITHOUT ROWID""",
+         upstream TEXT NOT NULL, sold TEXT NOT NULL, schedule TEXT NOT NULL, input_price INTEGER NOT NULL,
+         output_price INTEGER NOT NULL, PRIMARY KEY (event_group, n)) STRICT, WITHOUT ROWID""",
     "CREATE UNIQUE INDEX IF NOT EXISTS event_id ON event (id)",
-    "CREATE INDEX IF NOT EXISTS event_account ON event (account, at)",
+    # In which sealed groups an account has events: an index of `event` would cost several times as much.
+    """CREATE TABLE IF NOT EXISTS event_account (
+         account TEXT NOT NULL, event_group INTEGER NOT NULL,
+         PRIMARY KEY (account, event_group)) STRICT, WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS usage (
          day INTEGER NOT NULL, organisation TEXT NOT NULL, account TEXT NOT NULL, key TEXT NOT NULL,
          model TEXT NOT NULL, schedule TEXT NOT NULL, input_price INTEGER NOT NULL,
@@ -49,8 +56,15 @@ _SCHEMA = (
        ) STRICT, WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS usage_account ON usage (account, day)",
 )
-_ADD = ", ".join(f"{name} = usage.{name} + excluded.{name}" for name in Usage._fields)
 _ROW = ", ".join(FIELDS)
+_PARTS = ", ".join(Part._fields)
+_SUMS = ", ".join((*Part._fields, *Usage._fields))
+# As `guard.events.totals` sums; `sold` and what follows is an event's `Charge`.
+_SUMMED = """SELECT at / 86400000000 AS day, organisation, account, key, sold, schedule, input_price,
+  output_price, count(*), CAST(sum(CASE WHEN ended = 'refused' THEN 1 ELSE 0 END) AS BIGINT),
+  CAST(sum(CASE WHEN counted = 'bound' THEN 1 ELSE 0 END) AS BIGINT), CAST(sum(input_tokens) AS BIGINT),
+  CAST(sum(output_tokens) AS BIGINT), CAST(sum(cost) AS BIGINT) FROM event WHERE %s
+  GROUP BY at / 86400000000, organisation, account, key, sold, schedule, input_price, output_price"""
 
 
 class Sealed(Undone):
@@ -93,10 +107,10 @@ class Events:
         return self._tables.change(lambda db: int(db.execute(statement, (replica,)).fetchone()[0]))
 
     def write(
-        self, group: int, before: int, span: tuple[int, int], rows: Sequence[Row], sums: Mapping[Part, Usage]
+        self, group: int, before: int, span: tuple[int, int], rows: Sequence[Row], charges: Sequence[Charge]
     ) -> None:
-        """Add rows to a group that holds `before` events, and sums to the usage: all or nothing. `span` are
-        the first and last time of the group with them.
+        """Add rows to a group that holds `before` events: all or none. `span` are the first and last time of
+        the group with them.
 
         Raises Repeated when one of their ids is known, Sealed when the group is not as it was left, and
         ValueError when the database takes one of the rows for nonsense.
@@ -110,17 +124,9 @@ class Events:
             )
             if filled.rowcount != 1:
                 raise Sealed
-            numbered = [(group, before + n, *row) for n, row in enumerate(rows)]
-            _insert(db, f"INSERT INTO event (event_group, n, {_ROW})", numbered)
-            # In one order, so that two replicas never wait for each other.
-            added = [(*part, *sums[part]) for part in sorted(sums)]
-            names = ", ".join((*Part._fields, *Usage._fields))
-            _insert(
-                db,
-                f"INSERT INTO usage ({names})",
-                added,
-                f"ON CONFLICT ({', '.join(Part._fields)}) DO UPDATE SET {_ADD}",
-            )
+            into = f"INSERT INTO event (event_group, n, {_ROW}, sold, schedule, input_price, output_price)"
+            both = zip(rows, charges, strict=True)
+            _insert(db, into, [(group, before + n, *row, *charge) for n, (row, charge) in enumerate(both)])
 
         self._tables.change(change)
 
@@ -142,6 +148,14 @@ class Events:
             )
             if sealed.rowcount != 1:
                 raise Sealed
+            more = ", ".join(f"{name} = usage.{name} + excluded.{name}" for name in Usage._fields)
+            db.execute(
+                f"INSERT INTO usage ({_SUMS}) {_SUMMED % 'event_group = ?'}"
+                f" ON CONFLICT ({_PARTS}) DO UPDATE SET {more}",
+                (group,),
+            )
+            accounts = "SELECT DISTINCT account, event_group FROM event WHERE event_group = ?"
+            db.execute(f"INSERT INTO event_account {accounts}", (group,))
 
         self._tables.change(change)
 
@@ -177,6 +191,8 @@ class Events:
             if found is None:
                 return 0
             db.execute("UPDATE event_group SET expired = 1 WHERE id = ?", found)
+            accounts = "SELECT account FROM event WHERE event_group = ?1"
+            db.execute(f"DELETE FROM event_account WHERE event_group = ?1 AND account IN ({accounts})", found)
             return db.execute("DELETE FROM event WHERE event_group = ?", found).rowcount
 
         return self._tables.change(change)
@@ -199,33 +215,57 @@ class Events:
         return self._read(f"SELECT {_ROW} FROM event WHERE event_group = ? ORDER BY n", (group,))
 
     def newest(self, account: str | None = None, before: float | None = None, most: int = 100) -> list[Event]:
-        """Events in the order in which they came, the newest first: those of an account, or of all."""
-        where: list[str] = ["1 = 1"]
-        given: list[Any] = []
+        """At most so many events in the order in which they were written, the newest first: of all or of an
+        account, and only those that came before that time where one is given."""
+        return [event_of(row) for row in islice(self._backwards(account, before, most), most)]
+
+    def _backwards(self, account: str | None, before: float | None, most: int) -> Iterator[Row]:
+        until = 2**62 if before is None else round(before * 1e6)
+        where, given = ("", ()) if account is None else ("AND account = ?", (account,))
+        query = f"SELECT {_ROW} FROM event WHERE event_group = ? AND at < ? {where} ORDER BY n DESC LIMIT ?"
+        for group in self._groups_of(account, until):
+            yield from self._read(query, (group, until, *given, most))
+
+    def _groups_of(self, account: str | None, until: int) -> Iterator[int]:
+        """Groups that may have such events, the newest first."""
+        held = ""
+        given: tuple[str, ...] = ()
         if account is not None:
-            where, given = ["account = ?"], [account]
-        if before is not None:
-            where.append("at < ?")
-            given.append(round(before * 1e6))
-        order = "event_group DESC, n DESC" if account is None else "at DESC"
-        query = f"SELECT {_ROW} FROM event WHERE {' AND '.join(where)} ORDER BY {order} LIMIT ?"
-        return [event_of(row) for row in self._read(query, (*given, most))]
+            held = "AND (root IS NULL OR id IN (SELECT event_group FROM event_account WHERE account = ?))"
+            given = (account,)
+        query = f"""SELECT id FROM event_group WHERE id < ? AND expired = 0 AND first < ? {held}
+            ORDER BY id DESC LIMIT 64"""
+        last = 2**62
+        while found := self._read(query, (last, until, *given)):
+            yield from (id for (id,) in found)
+            last = found[-1][0]
 
     def usage(
         self, first: int, last: int, account: str | None = None, organisation: str | None = None
     ) -> dict[Part, Usage]:
         """Sums over the days from `first` to `last`, both counted from 1970-01-01 and included."""
-        where = ["day >= ? AND day <= ?"]
-        given: list[Any] = [first, last]
+        where, given = "", []
         for name, value in (("account", account), ("organisation", organisation)):
             if value is not None:
-                where.append(f"{name} = ?")
+                where += f" AND {name} = ?"
                 given.append(value)
-        names = ", ".join((*Part._fields, *Usage._fields))
-        parts = ", ".join(Part._fields)
-        query = f"SELECT {names} FROM usage WHERE {' AND '.join(where)} ORDER BY {parts}"
+        filled = (
+            f"event_group IN (SELECT id FROM event_group WHERE root IS NULL) AND at >= ? AND at < ?{where}"
+        )
+
+        def read(db: Connection) -> list[tuple[Any, ...]]:
+            stored = db.execute(
+                f"SELECT {_SUMS} FROM usage WHERE day >= ? AND day <= ?{where}", (first, last, *given)
+            ).fetchall()
+            span = first * _DAY, (last + 1) * _DAY
+            return stored + db.execute(_SUMMED % filled, (*span, *given)).fetchall()
+
+        sums: dict[Part, Usage] = {}
         cut = len(Part._fields)
-        return {Part(*row[:cut]): Usage(*row[cut:]) for row in self._read(query, given)}
+        for row in self._tables.change(read):  # so that nobody seals a group between the two
+            part = Part(*row[:cut])
+            sums[part] = sums.get(part, Usage()).plus(Usage(*row[cut:]))
+        return dict(sorted(sums.items()))
 
 
 def _of_this_version(db: Connection) -> None:

@@ -219,7 +219,7 @@ def _put(db: sqlite3.Connection, rows: list[Row]) -> None:
 
 
 def _codes(text: str) -> tuple[Code, ...]:
-    parts = (line.rpartition(" ") for line in text.splitlines())
+    parts = (line.rpartition(" ") for line in text.split("\n") if line)
     return tuple((what, window) for what, _, window in parts)
 
 

@@ -30,6 +30,7 @@ from stillhouse.gateway.store.rows import (
     account_of,
     callers,
     change_of,
+    digests_of,
     key_of,
     one_account,
     one_key,
@@ -68,11 +69,11 @@ class Act:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a reader learns: the revision, the ids that changed since the one that it knew (None: any may
-    have), and whose the digests are that it asked for."""
+    """What a reader learns: the revision, the digests of which something changed since the one that it knew
+    (None: of any it may have), and whose those are that it asked for."""
 
     revision: int
-    changed: frozenset[str] | None
+    changed: frozenset[bytes] | None
     callers: Mapping[bytes, Caller]
 
 
@@ -109,14 +110,14 @@ class Register:
         """Changes are read before the callers, so that a change between the two is told the next time."""
         with self._reading("read") as db:
             newest = db.execute("SELECT coalesce(max(id), 0) FROM change").fetchone()[0]
-            changed: frozenset[str] | None = frozenset()
+            changed: frozenset[bytes] | None = frozenset()
             if newest != revision:
                 rows = db.execute(
                     "SELECT subject FROM change WHERE id > ? AND id <= ? ORDER BY id LIMIT ?",
                     (revision, newest, MANY_CHANGES),
                 ).fetchall()
                 known = revision and newest > revision and len(rows) < MANY_CHANGES
-                changed = frozenset(row[0].partition(":")[2] for row in rows) if known else None
+                changed = digests_of(db, (row[0] for row in rows)) if known else None
             return Look(newest, changed, callers(db, digests) if digests else {})
 
     def organisations(self, search: str = "", after: str = "", limit: int = 100) -> list[Organisation]:

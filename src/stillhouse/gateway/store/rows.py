@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from sys import intern
 from typing import Any, Literal
 
 from stillhouse.errors import UsageError
-from stillhouse.guard.accounts import Account, Caller, Key, Organisation
+from stillhouse.guard.accounts import Account, Caller, Key, Organisation, State
 from stillhouse.ledger.database import Connection
 
 Kind = Literal["organisation", "account", "key"]
 Holder = Organisation | Account | Key
+_STATES: Mapping[str, State] = {"active": "active", "blocked": "blocked", "closed": "closed"}  # held once
 
 TABLES = (
     "CREATE TABLE IF NOT EXISTS accounts_setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
@@ -68,9 +70,6 @@ SOURCE = {
 TABLE = {"organisation": "organisation", "account": "account", "key": "api_key"}
 
 
-_NO_LIMITS: Mapping[str, int] = {}
-
-
 class NotThere(UsageError):
     """No such organisation, account or key."""
 
@@ -90,17 +89,56 @@ class Change:
 
 
 def callers(db: Connection, digests: Sequence[bytes]) -> dict[bytes, Caller]:
+    """What accounts have in common is held once."""
     rows = db.execute(
         f"SELECT {_KEY}, {_ACCOUNT}, {_ORGANISATION} FROM secret s JOIN api_key k ON k.id = s.key"
         " JOIN account a ON a.id = k.account LEFT JOIN organisation o ON o.id = a.organisation"
-        f" WHERE s.digest IN ({', '.join('?' * len(digests))})",
+        f" WHERE s.digest IN ({_marks(digests)})",
         list(digests),
     )
     found = {}
     for row in rows:
-        key, account = key_of(row[:13]), account_of(row[13:25])
-        found[key.digest] = Caller(organisation_of(row[25:]) if row[25] is not None else None, account, key)
+        account = account_of(row[13:25])
+        key = key_of([row[0], account.id, *row[2:13]])
+        organisation = None if row[25] is None else _shared_organisation(tuple(row[25:]))
+        found[key.digest] = Caller(organisation, account, key)
     return found
+
+
+def digests_of(db: Connection, subjects: Iterable[str]) -> frozenset[bytes]:
+    """Of all the secrets that lead to what has changed. A key stays its account's, and an account its
+    organisation's: which they are does not change."""
+    ids: dict[str, set[str]] = {}
+    for subject in subjects:
+        kind, _, id = subject.partition(":")
+        ids.setdefault(kind, set()).add(id)
+    found: set[bytes] = set()
+    for kind, column in (("key", "k.id"), ("account", "k.account"), ("organisation", "a.organisation")):
+        if of := sorted(ids.get(kind, ())):
+            found |= {
+                bytes(row[0])
+                for row in db.execute(
+                    "SELECT s.digest FROM secret s JOIN api_key k ON k.id = s.key"
+                    f" JOIN account a ON a.id = k.account WHERE {column} IN ({_marks(of)})",
+                    of,
+                )
+            }
+    return frozenset(found)
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return ", ".join("?" * len(values))
+
+
+@lru_cache(4096)
+def _shared_organisation(row: tuple[Any, ...]) -> Organisation:
+    return organisation_of(row)
+
+
+@lru_cache(4096)
+def _limits(text: str) -> Mapping[str, int]:
+    limits: Mapping[str, int] = json.loads(text)
+    return limits
 
 
 def organisation_of(row: Sequence[Any]) -> Organisation:
@@ -115,7 +153,7 @@ def account_of(row: Sequence[Any]) -> Account:
         organisation,
         name,
         intern(tier),
-        state,
+        _STATES[state],
         why,
         _limits(limits),
         budget,
@@ -135,7 +173,7 @@ def key_of(row: Sequence[Any]) -> Key:
         bytes(digest),
         prefix,
         name,
-        state,
+        _STATES[state],
         why,
         tuple(json.loads(models)),
         created,
@@ -148,12 +186,6 @@ def key_of(row: Sequence[Any]) -> Key:
 def change_of(row: Sequence[Any]) -> Change:
     id, at, who, what, subject, reason, before, after = row
     return Change(id, at, who, what, subject, reason, json.loads(before), json.loads(after))
-
-
-def _limits(text: str) -> Mapping[str, int]:
-    """Most have none: these share one."""
-    limits: Mapping[str, int] = json.loads(text)
-    return limits or _NO_LIMITS
 
 
 def _one(db: Connection, kind: Kind, id: str) -> Sequence[Any]:

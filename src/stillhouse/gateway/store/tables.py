@@ -6,13 +6,15 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from stillhouse.errors import StillhouseError, StorageError, storage
 from stillhouse.guard.config import Store
 from stillhouse.ledger.database import Connection, Database, SQLite
 
 T = TypeVar("T")
+
+SCHEMA = "stillhouse_guard"
+CACHE_KB = 4000
 
 _REPEATED = ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY", "23505")
 
@@ -29,13 +31,15 @@ class Tables:
     """One connection, for one thread at a time.
 
     Every method raises StorageError when the database cannot be reached, is full or is damaged, and
-    ValueError when it takes what it was given for nonsense. The database's name is without a password.
+    ValueError when it takes what it was given for nonsense. A URL with a password in it is a UsageError.
     """
 
     def __init__(self, store: Store, file: str, schema: Sequence[str]) -> None:
         self.database, self.name = _place(store, file)
         with self._told("open"):
             self._db = self.database.connect()
+            if isinstance(self.database, SQLite):
+                self._db.execute(f"PRAGMA cache_size = -{CACHE_KB}")
         try:
             self.change(lambda db: [db.execute(statement) for statement in schema])
         except BaseException:
@@ -91,12 +95,12 @@ class Tables:
 
 def _place(store: Store, file: str) -> tuple[Database, str]:
     if store.database is not None:
-        from stillhouse.ledger.postgres import PostgreSQL
+        from stillhouse.ledger.postgres import PostgreSQL, checked_url
 
-        parts = urlsplit(store.database)
-        return PostgreSQL(
-            store.database
-        ), f"the database {parts.path.strip('/')} at {parts.hostname or 'here'}"
+        url = checked_url(store.database)
+        if "search_path" not in url:
+            url += f"{'&' if '?' in url else '?'}options=-csearch_path%3D{SCHEMA}"
+        return PostgreSQL(url), store.database.partition("?")[0]
     folder = Path(store.folder)
     with storage("make the folder", folder):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,0 +1,68 @@
+"""Before a server is asked anything: does it say in a document what its answers may be used for?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import date
+
+import aiohttp
+from yarl import URL
+
+from stillhouse.ledger import Ledger
+from stillhouse.models.endpoint import identity
+from stillhouse.terms.offered import LARGEST, WELL_KNOWN, keep, origin_of
+
+SECONDS = 5.0
+_MOVES = 3  # redirects that are followed, within the same server
+
+
+def hear(endpoints: Iterable[str], ledger: Ledger, today: date) -> None:
+    """Ask each server for its terms and keep what it says as a terms snapshot, for the gate to decide by.
+
+    A server that cannot be reached, or fails, leaves what is known of it as it is; no key is shown to it.
+    """
+    origins = [origin for endpoint in endpoints if (origin := origin_of(endpoint))]
+    if not origins:
+        return
+    for origin, (told, data) in asyncio.run(_fetch_all(dict.fromkeys(origins))).items():
+        if told:
+            keep(ledger, origin, data, today)
+
+
+async def _fetch_all(origins: Iterable[str]) -> dict[str, tuple[bool, bytes | None]]:
+    async with aiohttp.ClientSession(
+        headers={"User-Agent": identity(), "Accept": "application/json"},
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=SECONDS),
+        trust_env=False,
+    ) as session:
+        found = await asyncio.gather(*(_fetch(session, origin) for origin in origins))
+    return dict(zip(origins, found, strict=True))
+
+
+async def _fetch(session: aiohttp.ClientSession, origin: str) -> tuple[bool, bytes | None]:
+    """Whether the server told, and what: None for no such document."""
+    url = URL(origin + WELL_KNOWN)
+    try:
+        for _ in range(_MOVES + 1):
+            async with session.get(url, allow_redirects=False) as answer:
+                if answer.status in (301, 302, 303, 307, 308):
+                    url = url.join(URL(answer.headers.get("Location", "")))
+                    if url.origin() != URL(origin).origin():
+                        return True, None  # a document elsewhere is not this server's word
+                    continue
+                if answer.status == 200:
+                    return True, await _bounded(answer.content)
+                return answer.status < 500 and answer.status != 429, None
+    except (aiohttp.ClientError, TimeoutError, ValueError, OSError):
+        return False, None
+    return True, None
+
+
+async def _bounded(content: aiohttp.StreamReader) -> bytes:
+    """All of it, or one byte more than is allowed: no document, then."""
+    data = b""
+    while len(data) <= LARGEST and (piece := await content.read(LARGEST + 1 - len(data))):
+        data += piece
+    return data

@@ -1,0 +1,38 @@
+"""The provider's document for machines is read back as it was meant."""
+
+import itertools
+import json
+from hashlib import sha256
+
+import pytest
+
+from stillhouse.guard.config import Terms
+from stillhouse.guard.offer import document
+from stillhouse.terms.offered import WORDS, read
+
+TEXT = b"Answers are yours.\n"
+
+
+def terms(training: str, competing: str) -> Terms:
+    said = {"version": "3", "document": "terms.md", "training": training, "competing": competing}
+    return Terms.model_validate({**said, "contact": "terms@guard.example"})
+
+
+@pytest.mark.parametrize(("training", "competing"), [*itertools.product(WORDS, WORDS)])
+def test_what_is_written_is_what_is_read(training: str, competing: str) -> None:
+    digest = sha256(TEXT).hexdigest()
+    said = document(terms(training, competing), digest, "https://guard.example/")
+    offer = read(json.dumps(said).encode())
+    strictest = min(training, competing, key=WORDS.index)
+    assert (offer.training, offer.competing) == (training, strictest)
+    assert (offer.version, offer.text) == ("3", "https://guard.example/terms")
+    assert (offer.sha256, offer.contact) == (digest, "terms@guard.example")
+    # The words of others say no unless everything is allowed
+    free = training == competing == "allowed"
+    assert said["aipref"] == {"train-ai": "y" if free else "n"}
+    assert said["tdmrep"]["tdm-reservation"] == (0 if free else 1)
+
+
+def test_a_nested_bomb_is_no_document() -> None:
+    with pytest.raises(ValueError, match="no JSON"):
+        read(b"[" * 60_000)
