@@ -78,11 +78,10 @@ def customers(folder: Path, count: int, **less: int) -> list[str]:
     """Keys of so many new accounts of one organisation, each with the limits of its own that are given."""
     from stillhouse.gateway.store.place import pepper_of
     from stillhouse.gateway.store.register import Act, Register
-    from stillhouse.guard.orders import NewAccount, NewKey, NewOrganisation
-    from stillhouse.guard.reading import read_config
-
     from stillhouse.guard.accounts import mint
     from stillhouse.guard.config import Limits
+    from stillhouse.guard.orders import NewAccount, NewKey, NewOrganisation
+    from stillhouse.guard.reading import read_config
 
     store = read_config(folder / "guard.toml").store
     pepper = pepper_of(store, os.environ)
