@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -107,6 +110,23 @@ def test_a_process_does_it_and_the_next_one_sees_it(tmp_path):
     stillhouse("init")
     made = json.loads(stillhouse("accounts", "add", "ann", "--json"))
     assert made["id"] in stillhouse("accounts", "list")
+
+
+def test_the_commands_of_the_page_do_what_it_says(begun, monkeypatch):
+    monkeypatch.setenv("STILLHOUSE_ADMIN_SECRET", SECRET)
+    page = (Path(__file__).parents[2] / "docs" / "guard-accounts.md").read_text()
+    lines = re.search(r"```sh\n(.*?)```", page, re.S)[1].splitlines()
+    assert lines[0] == "stillhouse guard init"
+    known = {}
+    for line in lines[1:]:
+        words = shlex.split(re.sub("|".join(known) or "$", lambda found: known.get(found[0], ""), line))
+        done = begun(*words[2:])
+        for name, made in (("ORGANISATION", done), ("ACCOUNT", done), ("KEY", done.get("key", {}))):
+            if made.get("id", "").startswith(
+                {"ORGANISATION": "org_", "ACCOUNT": "acct_", "KEY": "key_"}[name]
+            ):
+                known[name] = made["id"]
+    assert [one["what"] for one in done["data"]] == ["add", "pay", "change", "close"]
 
 
 @pytest.mark.parametrize(

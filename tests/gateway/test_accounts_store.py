@@ -257,6 +257,8 @@ def test_a_rotated_key_keeps_its_id_and_its_old_secret_for_a_while(store, regist
     look = register.look(0, [of(old), of(new), of(third[0])]).callers
     assert [look[of(secret)].key.expires for secret in (old, new, third[0])] == [2100.0, 2100.0, None]
     assert [one.prefix for one in register.keys(limit=9)] == [third[2]]
+    for secret in (old, new, third[0]):  # as when somebody finds an old one
+        assert [one.id for one in register.keys(secret[:15])] == [key.id]
     register.set_state(act("leaked"), "key", key.id, "closed")
     with pytest.raises(Conflict, match="revoked"):
         register.rotate(act(), key.id, 0.0, *mint(PEPPER, secrets.token_bytes(32))[1:])

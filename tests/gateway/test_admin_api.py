@@ -255,7 +255,7 @@ def test_no_request_whatever_is_answered_with_a_fault_of_our_own(served, operati
 
 def test_a_weak_admin_secret_is_refused():
     with pytest.raises(UsageError, match="weak"):
-        admin_routes(Api(None, None, PEPPER, "secret"))
+        admin_routes(Api(None, None, PEPPER, "secret", None))
 
 
 def test_the_holder_of_a_key_accepts_the_terms_itself(served):

@@ -263,6 +263,11 @@ def test_a_price_that_would_be_rounded_is_refused(price, fine):
     assert [one.where for one in errors] == ([] if fine else ["prices.p.steps.0.input"])
 
 
+def test_replicas_share_more_than_their_counts():
+    errors = [one.where for one in found(config(store={"redis": "redis://host"}))]
+    assert errors == ["store.database"]
+
+
 def test_what_may_be_meant_otherwise_is_a_warning():
     def warned(environ=ENVIRON, **tables):
         return [one.where for one in found(config(**tables), environ, "warning")]
@@ -270,7 +275,6 @@ def test_what_may_be_meant_otherwise_is_a_warning():
     assert warned() == []
     assert warned(server={"host": "0.0.0.0"}) == ["server.host"]
     assert warned(server={"host": "localhost"}) == []
-    assert warned(store={"redis": "redis://host"}) == ["store.database"]
     assert warned(prices={"p": {"steps": [{"input": 1, "output": 1}]}}) == ["prices.p"]
     assert warned(tiers={"default": {"models": ["large-*"]}}) == ["tiers.default.models"]
     assert warned(tiers={"default": {"prepaid": True}}) == ["tiers.default"]

@@ -31,7 +31,7 @@ def test_a_request_costs_what_its_tokens_cost_one_by_one(steps, volume, inputs, 
 
 @given(schedules, tokens, tokens, tokens, tokens, st.data())
 def test_the_worst_case_is_never_exceeded(steps, settled, more, inputs, outputs, data):
-    most = worst(steps, settled, settled + more, inputs, outputs)
+    most = worst(steps, settled, settled + more + inputs + outputs, inputs, outputs)
     volume = data.draw(st.integers(settled, settled + more))
     used = data.draw(st.integers(0, inputs)), data.draw(st.integers(0, outputs))
     assert cost(steps, volume, *used) <= most

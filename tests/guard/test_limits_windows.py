@@ -184,6 +184,35 @@ def test_costs_sum_to_the_price_of_the_months_volume(requests, random):
     assert standing(book, "account:a", START + 6)["money", "month"] == expected
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(some, some, st.integers(0, 3), some, some), min_size=1, max_size=30),
+    st.permutations([(3, 7), (5, 11), (2, 4)]),
+    st.sampled_from(["month", "ever"]),
+)
+def test_no_budget_is_overspent_in_whatever_order_requests_settle(moves, prices, window):
+    """Also where prices rise while what was reserved at the lower price is still open."""
+    steps = tuple(Step(over, *price) for over, price in zip((0, 200, 500), prices, strict=True))
+    book, budget, open_, spent = Book(), Limit("money", window, 3000), [], 0
+
+    def settle_one(which, *tokens):
+        nonlocal spent
+        id, bounds = open_.pop(which % len(open_))
+        spent += settle(book, id, Used(*map(min, tokens, bounds)), START)
+
+    for number, (inputs, outputs, settling, *tokens) in enumerate(moves):
+        request = wanted(str(number), limits=(budget,), tokens=(inputs, outputs), steps=steps)
+        if isinstance(reserve(book, request, START), Granted):
+            open_.append((request.id, (inputs, outputs)))
+        for _ in range(settling if settling < 3 else 0):
+            if open_:
+                settle_one(tokens[0], *tokens)
+        assert spent <= standing(book, "account:a", START).get(("money", window), 0)
+    while open_:
+        settle_one(0, 99, 99)
+    assert spent == standing(book, "account:a", START).get(("money", window), 0) <= 3000
+
+
 def test_settling_twice_is_as_once_and_a_reservation_never_settled_stays_charged():
     all_ = (Limit("requests", "day", 9), Limit("output_tokens", "day", 99), Limit("concurrent", "ever", 1))
     book = Book()

@@ -24,12 +24,6 @@ def main() -> NoReturn:
 
     from stillhouse.cli.commands import app
 
-    # Most commands stand in groups, and building them all takes as long as everything else at the start
-    if "_STILLHOUSE_COMPLETE" not in os.environ:
-        for group in app.registered_groups:
-            if group.typer_instance is not None and group.name not in sys.argv[1:2]:
-                group.typer_instance.registered_commands.clear()
-                group.typer_instance.registered_groups.clear()
     debug = os.environ.get("STILLHOUSE_DEBUG") == "1"
     # Python looks for cycles after every 700 new objects, through all that libraries have loaded: a sixth of
     # the time of collecting, for cycles that are not made.

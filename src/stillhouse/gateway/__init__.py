@@ -138,6 +138,7 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     from stillhouse.gateway.store.accounts import Accounts
     from stillhouse.gateway.store.place import pepper_of
     from stillhouse.gateway.tracing import Traces
+    from stillhouse.gateway.upstream import Resolver
 
     stack.callback(logs.flush)
     traces = Traces(config.record.traces)
@@ -161,7 +162,9 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     metrics.watch(record)
     session = await stack.enter_async_context(
         aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60.0, ttl_dns_cache=60),
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=60.0, ttl_dns_cache=60, resolver=Resolver()
+            ),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent", "Accept-Encoding"),

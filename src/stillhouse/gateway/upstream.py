@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
+from aiohttp.abc import ResolveResult
 
 from stillhouse.guard.config import Upstream
+from stillhouse.guard.reading import forbidden_address
 
 FIRST_REST = 1.0  # seconds that a server which failed is left alone; twice as long each time, up to
 LONGEST_REST = 30.0
@@ -48,6 +51,19 @@ class Behind:
             self.most_input = max(self.most_input, told[0] / bound)
         if events:
             self.most_output = max(self.most_output, told[1] / events)
+
+
+class Resolver(aiohttp.ThreadedResolver):
+    """No name leads to an address that is refused: who owns a name may change where it leads."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await super().resolve(host, port, family)
+        for each in found:
+            if why := forbidden_address(each["host"]):
+                raise OSError(f"{host} leads where nothing may be sent: {why}")
+        return found
 
 
 def in_order(upstreams: Sequence[Behind], now: float) -> list[Behind]:

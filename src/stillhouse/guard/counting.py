@@ -30,6 +30,8 @@ LATE = 3600 * SECOND  # a reservation can still be settled so long after its tim
 TWICE = 15 * SECOND  # and so long after the first time, which changes nothing
 MONEY: Code = ("money", "month")
 
+Row = tuple[Counters, Code] | None  # the counter of a limit; None for what is in flight
+
 
 @dataclass(frozen=True, slots=True)
 class Spent:
@@ -69,9 +71,14 @@ class Book:
         return found
 
 
-def volume_codes(schedule: str) -> tuple[Code, Code]:
-    """The payer's tokens of the month under a schedule: as settled, and with all that was reserved."""
-    return (f"settled {schedule}", "month"), (f"reach {schedule}", "month")
+def settled_code(schedule: str) -> Code:
+    """The payer's settled tokens of the month under a schedule, its volume."""
+    return f"settled {schedule}", "month"
+
+
+def open_codes(schedule: str) -> tuple[Code, Code, Code]:
+    """What is reserved and not settled of it: input tokens, output tokens, and the money held for them."""
+    return (f"input {schedule}", "month"), (f"output {schedule}", "month"), (f"held {schedule}", "month")
 
 
 def amounts(wanted: Wanted, cost: int) -> dict[str, int]:
@@ -84,20 +91,6 @@ def amounts(wanted: Wanted, cost: int) -> dict[str, int]:
     }
 
 
-def charged_to(wanted: Wanted) -> tuple[tuple[str, Code], ...]:
-    """Every counter that the request counts in, once. The payer's money of the month is counted with or
-    without a limit on it, so that a budget given later in the month knows what was spent before."""
-    all_: list[tuple[str, Code]] = [
-        (subject.name, (limit.measure, limit.window))
-        for subject in wanted.subjects
-        for limit in subject.limits
-        if limit.measure != "concurrent"
-    ]
-    if wanted.steps:
-        all_.append((wanted.payer, MONEY))
-    return tuple(dict.fromkeys(all_))
-
-
 def names(wanted: Wanted) -> tuple[str, ...]:
     """The subjects whose states a request changes."""
     each = [subject.name for subject in wanted.subjects]
@@ -105,43 +98,54 @@ def names(wanted: Wanted) -> tuple[str, ...]:
 
 
 def reserve(book: Book, wanted: Wanted, now: int) -> Granted | Refused:
-    """Charge the bounds of the request to all of its subjects, or to none."""
+    """Charge the bounds of the request to all of its subjects, or to none. The payer's money of the month is
+    counted with or without a limit on it, so that a budget given later knows what was spent before."""
     reap(book, now)
     at = slots(now)
     cost = 0
+    charged: dict[tuple[str, Code], tuple[Counters, int]] = {}  # each counter once, and where to add to it
     if wanted.steps:
         payer = book.counters(wanted.payer)
-        settled, reach = (payer.used(code, at["month"]) for code in volume_codes(wanted.schedule))
-        cost = min(worst(wanted.steps, settled, reach, wanted.input_tokens, wanted.output_tokens), MOST)
+        cost = _held_for(payer, wanted, at["month"])
+        charged[wanted.payer, MONEY] = payer, payer.look(MONEY, at["month"])[1]
     amount = amounts(wanted, cost)
-    used, fits = [], True
+    used: list[int] = []
+    rows: list[Row] = []
+    fits = True
     for subject in wanted.subjects:
         counters = book.counters(subject.name)
         for limit in subject.limits:
             measure, window = limit.measure, limit.window
             if measure == "concurrent":
                 counted = len(book.in_flight.get(subject.name, ()))
+                rows.append(None)
             else:
-                counted = counters.used((measure, window), at[window])
+                code: Code = (measure, window)
+                counted, where = counters.look(code, at[window])
+                charged[subject.name, code] = counters, where
+                rows.append((counters, code))
             used.append(counted)
             if (more := amount[measure]) and counted + more > min(limit.amount, MOST):
                 fits = False
     if not fits:
-        return refuse(wanted, used, cost, book.states, lambda i: _frees(book, wanted, i), now)
-    charged = charged_to(wanted)
-    for name, code in charged:
-        book.counters(name).add(code, at[code[1]], amount[code[0]])
+        return refuse(wanted, used, rows, cost, lambda i: _frees(book, wanted, i), now)
+    for (_, code), (counters, where) in charged.items():
+        counters.numbers[where] = min(counters.numbers[where] + amount[code[0]], MOST)
     if wanted.steps:
-        payer.add(volume_codes(wanted.schedule)[1], at["month"], wanted.input_tokens + wanted.output_tokens)
+        held = (wanted.input_tokens, wanted.output_tokens, cost)
+        for code, more in zip(open_codes(wanted.schedule), held, strict=True):
+            payer.enter(code, at["month"], at["month"], more)
     end = now + round(wanted.seconds * SECOND)
     book.settled.pop(wanted.id, None)
-    book.reserved[wanted.id] = Reserved(wanted, charged, now, cost)
+    book.reserved[wanted.id] = Reserved(wanted, tuple(charged), now, cost)
     heapq.heappush(book.ends, (end, wanted.id))
     for subject in wanted.subjects:
-        if any(limit.measure == "concurrent" for limit in subject.limits):
-            book.in_flight.setdefault(subject.name, {})[wanted.id] = end
-    after = [count + amount[limit.measure] for count, limit in zip(used, _limits(wanted), strict=True)]
-    return Granted(wanted.id, cost, rooms(wanted, after, _newest_in(book.states, wanted, at), now))
+        for limit in subject.limits:
+            if limit.measure == "concurrent":
+                book.in_flight.setdefault(subject.name, {})[wanted.id] = end
+    limits = _limits(wanted)
+    after = [count + amount[limit.measure] for count, limit in zip(used, limits, strict=True)]
+    return Granted(wanted.id, cost, rooms(limits, after, _newest_in(rows, at), now))
 
 
 def settle(book: Book, id: str, used: Used, now: int) -> int | None:
@@ -160,13 +164,14 @@ def settle(book: Book, id: str, used: Used, now: int) -> int | None:
     cost = 0
     if wanted.steps:
         payer = book.counters(wanted.payer)
-        settled, reach = volume_codes(wanted.schedule)
+        settled = settled_code(wanted.schedule)
         payer.at(settled, at["month"])
         volume = payer.of_month(settled, since["month"])
         cost = min(price(wanted.steps, volume, input_tokens, output_tokens), MOST)
-        tokens = input_tokens + output_tokens
-        payer.change(settled, since["month"], at["month"], tokens)
-        payer.change(reach, since["month"], at["month"], tokens - wanted.input_tokens - wanted.output_tokens)
+        payer.change(settled, since["month"], at["month"], input_tokens + output_tokens)
+        held = (wanted.input_tokens, wanted.output_tokens, reserved.cost)
+        for code, less in zip(open_codes(wanted.schedule), held, strict=True):
+            payer.change(code, since["month"], at["month"], -less)
     change = {
         "requests": 0 if used.sent else -1,
         "input_tokens": input_tokens - wanted.input_tokens,
@@ -203,7 +208,7 @@ def standing(book: Book, name: str, now: int) -> dict[tuple[str, str], int]:
     """What counts now of a subject, by measure and window."""
     reap(book, now)
     at, counters = slots(now), book.counters(name)
-    found = {code: counters.used(code, at[code[1]]) for code in counters.layout if " " not in code[0]}
+    found = {code: counters.look(code, at[code[1]])[0] for code in counters.layout if " " not in code[0]}
     if name in book.in_flight:
         found["concurrent", "ever"] = len(book.in_flight[name])
     return found
@@ -218,79 +223,85 @@ def enter(states: dict[str, Counters], rows: Iterable[Spent], now: int) -> None:
         for (measure, window), amount in row.amounts.items():
             counters.enter((measure, window), since[window], at[window], amount)
         for schedule, tokens in row.volume.items():
-            for code in volume_codes(schedule):
-                counters.enter(code, since["month"], at["month"], tokens)
+            counters.enter(settled_code(schedule), since["month"], at["month"], tokens)
 
 
 def rooms(
-    wanted: Wanted, used: Sequence[int], newest: Callable[[int], int | None], now: int
+    limits: Sequence[Limit], used: Sequence[int], newest: Callable[[int], int | None], now: int
 ) -> tuple[Room, ...]:
     """What is left under the tightest limit of each measure. `used` stands in the order of the limits;
     `newest` gives the newest slot with something in it for the limit of an index."""
-    tightest: dict[str, tuple[int, int, Limit]] = {}
-    for i, limit in enumerate(_limits(wanted)):
+    tightest: dict[str, tuple[int, int]] = {}
+    for i, limit in enumerate(limits):
         left = limit.amount - used[i]
         if limit.measure not in tightest or left < tightest[limit.measure][0]:
-            tightest[limit.measure] = left, i, limit
-    return tuple(
-        Room(limit.measure, limit.amount, max(0, left), _reset(limit, newest(i), now))
-        for left, i, limit in tightest.values()
-    )
+            tightest[limit.measure] = left, i
+    found = []
+    for left, i in tightest.values():
+        limit = limits[i]
+        found.append(Room(limit.measure, limit.amount, max(0, left), _reset(limit, newest(i), now)))
+    return tuple(found)
 
 
 def refuse(
     wanted: Wanted,
     used: Sequence[int],
+    rows: Sequence[Row],
     cost: int,
-    states: Mapping[str, Counters],
     frees: Callable[[int], float],
     now: int,
 ) -> Refused:
-    """Which limit is the tightest, and when the same request would pass. `frees` tells when enough of what is
-    in flight has ended at the latest, for the limit of an index."""
+    """Which limit is the tightest, and when the same request would pass. `used` and `rows` stand in the order
+    of the limits; `frees` tells when enough of what is in flight has ended at the latest, for the limit of an
+    index."""
     at = slots(now)
     amount = amounts(wanted, cost)
+    limits = [(subject.name, limit) for subject in wanted.subjects for limit in subject.limits]
     passes: list[float] = []
-    rows = [(subject.name, limit) for subject in wanted.subjects for limit in subject.limits]
-    for i, (name, limit) in enumerate(rows):
-        passes.append(_passes(limit, amount[limit.measure], used[i], states.get(name), now, i, frees))
-    tightest = max(range(len(rows)), key=lambda i: (passes[i], -i))
+    for i, (_, limit) in enumerate(limits):
+        more = amount[limit.measure]
+        if not more or used[i] + more <= limit.amount:
+            passes.append(now)
+        elif more > limit.amount:
+            passes.append(math.inf)
+        else:
+            row = rows[i]
+            passes.append(_passes(limit, used[i] + more, *row, at) if row else frees(i))
+    tightest = max(range(len(limits)), key=lambda i: (passes[i], -i))
     when = max(passes)
     new_month = begin_of_month(at["month"] + 1)
     if wanted.steps and when >= new_month:
-        then = worst(wanted.steps, 0, 0, wanted.input_tokens, wanted.output_tokens)
-        for i, (_, limit) in enumerate(rows):
+        tokens = (wanted.input_tokens, wanted.output_tokens)
+        then = worst(wanted.steps, 0, sum(tokens), *tokens)
+        for i, (_, limit) in enumerate(limits):
             if limit.measure == "money":
                 before = used[i] if limit.window == "ever" else 0
                 passes[i] = new_month if before + then <= limit.amount else math.inf
         when = max(new_month, *passes)
     retry_after = None if when == math.inf else (when - now) / SECOND
-    room = rooms(wanted, used, _newest_in(states, wanted, at), now)
-    return Refused(rows[tightest][0], rows[tightest][1], retry_after, room)
+    room = rooms([limit for _, limit in limits], used, _newest_in(rows, at), now)
+    return Refused(*limits[tightest], retry_after, room)
 
 
-def _passes(
-    limit: Limit,
-    amount: int,
-    used: int,
-    counters: Counters | None,
-    now: int,
-    index: int,
-    frees: Callable[[int], float],
-) -> float:
-    """When this one limit lets the request pass, if nothing else comes."""
-    if not amount or used + amount <= limit.amount:
-        return now
-    if amount > limit.amount:
-        return math.inf
-    if limit.measure == "concurrent":
-        return frees(index)
-    slot = slots(now)[limit.window]
-    if limit.window not in WIDTH or counters is None:
+def _held_for(payer: Counters, wanted: Wanted, month: int) -> int:
+    """Money to reserve: enough that all that is open, with this one, is covered in whatever order it settles.
+    Where prices rise, that others have settled meanwhile can make dearer what was reserved before."""
+    volume = payer.look(settled_code(wanted.schedule), month)[0]
+    open_ = (payer.look(code, month)[0] for code in open_codes(wanted.schedule))
+    inputs, outputs, held = next(open_) + wanted.input_tokens, next(open_) + wanted.output_tokens, next(open_)
+    end = volume + inputs + outputs
+    own = worst(wanted.steps, volume, end, wanted.input_tokens, wanted.output_tokens)
+    return min(max(own, worst(wanted.steps, volume, end, inputs, outputs) - held), MOST)
+
+
+def _passes(limit: Limit, wanted: int, counters: Counters, code: Code, at: Mapping[str, int]) -> float:
+    """When so much of what counts now is gone that `wanted` in all fits."""
+    slot = at[limit.window]
+    if limit.window not in WIDTH:
         return gone_at(limit.window, slot)
-    for old, held in counters.oldest_first((limit.measure, limit.window), slot):
-        used -= held
-        if used + amount <= limit.amount:
+    for old, held in counters.oldest_first(code, slot):
+        wanted -= held
+        if wanted <= limit.amount:
             return gone_at(limit.window, old)
     raise AssertionError("an empty window lets pass what the limit allows")
 
@@ -299,18 +310,10 @@ def _limits(wanted: Wanted) -> list[Limit]:
     return [limit for subject in wanted.subjects for limit in subject.limits]
 
 
-def _newest_in(
-    states: Mapping[str, Counters], wanted: Wanted, at: Mapping[str, int]
-) -> Callable[[int], int | None]:
+def _newest_in(rows: Sequence[Row], at: Mapping[str, int]) -> Callable[[int], int | None]:
     def newest(index: int) -> int | None:
-        for subject in wanted.subjects:
-            if index < len(subject.limits):
-                limit = subject.limits[index]
-                if limit.measure == "concurrent" or subject.name not in states:
-                    return None
-                return states[subject.name].newest((limit.measure, limit.window), at[limit.window])
-            index -= len(subject.limits)
-        raise IndexError(index)
+        row = rows[index]
+        return row[0].newest(row[1], at[row[1][1]]) if row else None
 
     return newest
 

@@ -36,12 +36,12 @@ def cost(steps: tuple[Step, ...], volume: int, input_tokens: int, output_tokens:
     return total
 
 
-def worst(steps: tuple[Step, ...], settled: int, reach: int, input_tokens: int, output_tokens: int) -> int:
-    """The most that a request can cost when between `settled` and `reach` tokens come before it."""
-    end = reach + input_tokens + output_tokens
+def worst(steps: tuple[Step, ...], begin: int, end: int, input_tokens: int, output_tokens: int) -> int:
+    """The most that so many tokens can cost that lie somewhere among the `begin`-th to the `end`-th of the
+    month."""
     dear_input = dear_output = 0
     for step, until in _stretches(steps):
-        if step.over < end and (until is None or settled < until):
+        if step.over < end and (until is None or begin < until):
             dear_input = max(dear_input, step.input)
             dear_output = max(dear_output, step.output)
     return dear_input * input_tokens + dear_output * output_tokens

@@ -41,6 +41,7 @@ def month(day: int) -> int:
     return date.year * 12 + date.month - 1
 
 
+@lru_cache(maxsize=64)
 def begin_of_month(number: int) -> int:
     return int(datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC).timestamp()) * SECOND
 
@@ -54,8 +55,13 @@ class Counters:
         self.layout = _layout(codes)
         self.numbers = array("q", numbers or bytes(8 * _length(codes)))
 
-    def length(self, code: Code) -> int:
-        return 1 + KEPT[code[1]]
+    def packed(self) -> tuple[tuple[Code, ...], bytes]:
+        """What the counters are of and their numbers, also while another thread adds one."""
+        codes = tuple(self.layout)
+        return codes, self.numbers[: _length(codes)].tobytes()
+
+    def packed_apart(self) -> list[tuple[Code, array[int]]]:
+        return [(code, self.numbers[at : at + 1 + KEPT[code[1]]]) for code, at in self.layout.items()]
 
     def at(self, code: Code, slot: int) -> int:
         """Where the counter begins, moved on to `slot` if that is newer; a new one where there was none."""
@@ -63,8 +69,8 @@ class Counters:
         numbers = self.numbers
         if begin is None:
             begin = len(numbers)
-            self.layout = _layout((*self.layout, code))
             numbers.extend([slot] + [0] * KEPT[code[1]])
+            self.layout = _layout((*self.layout, code))
         elif (newest := numbers[begin]) < slot:
             kept = KEPT[code[1]]
             for old in range(max(newest, slot - kept) + 1, slot + 1):
@@ -72,16 +78,16 @@ class Counters:
             numbers[begin] = slot
         return begin
 
-    def used(self, code: Code, slot: int) -> int:
-        """What counts now."""
-        begin = self.at(code, slot)
+    def look(self, code: Code, slot: int) -> tuple[int, int]:
+        """What counts now, and where in `numbers` more of it is to be added."""
+        begin = self.layout.get(code)
+        numbers = self.numbers
+        if begin is None or numbers[begin] < slot:
+            begin = self.at(code, slot)
         if code[1] in WIDTH:
-            return sum(self.numbers[begin + 1 : begin + 14])
-        return self.numbers[begin + 1 + slot % KEPT[code[1]]]
-
-    def add(self, code: Code, slot: int, amount: int) -> None:
-        where = self.at(code, slot) + 1 + slot % KEPT[code[1]]
-        self.numbers[where] = min(self.numbers[where] + amount, MOST)
+            return sum(numbers[begin + 1 : begin + 14]), begin + 1 + slot % 13
+        where = begin + 1 + slot % KEPT[code[1]]
+        return numbers[where], where
 
     def change(self, code: Code, since: int, now: int, amount: int) -> None:
         """Give back (`amount` below 0) or charge, in the slot `since` if it still counts. What a slot of the

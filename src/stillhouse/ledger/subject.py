@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import pyarrow.parquet as pq
 import zstandard
 
 from stillhouse.errors import UsageError, storage
@@ -273,6 +272,8 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict
     """The rows of a file, none where it is not there; a column that it lacks is null."""
     if not path.is_file():
         return
+    import pyarrow.parquet as pq
+
     with storage("read", path), pq.ParquetFile(path) as file:
         there = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
         lacking = dict.fromkeys(columns or ())

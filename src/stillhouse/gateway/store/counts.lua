@@ -124,14 +124,14 @@ local function price(steps, volume, input, output)
   return math.min(total, MOST)
 end
 
-local function worst(steps, settled, reach, input, output)
-  local last, dear_input, dear_output = reach + input + output, 0, 0
+local function worst(steps, first, last, input, output)
+  local dear_input, dear_output = 0, 0
   for i, step in ipairs(steps) do
-    if step[1] < last and (not steps[i + 1] or settled < steps[i + 1][1]) then
+    if step[1] < last and (not steps[i + 1] or first < steps[i + 1][1]) then
       dear_input, dear_output = math.max(dear_input, step[2]), math.max(dear_output, step[3])
     end
   end
-  return math.min(dear_input * input + dear_output * output, MOST)
+  return dear_input * input + dear_output * output
 end
 
 -- The plan with every counter that it has to do with, as it stands now. A counter that two limits share is there
@@ -177,13 +177,14 @@ local function read(text)
     end
   end
   if #plan.steps > 0 then
-    local settled, reach = 'settled ' .. schedule .. ' month', 'reach ' .. schedule .. ' month'
     if want(payer, MONEY, 'month') then
       table.insert(plan.charged, {payer, MONEY, 'money'})
     end
-    want(payer, settled, 'month')
-    want(payer, reach, 'month')
-    plan.payer = {settled, reach}
+    plan.payer = {}
+    for _, what in ipairs({'settled', 'input', 'output', 'held'}) do
+      plan.payer[what] = what .. ' ' .. schedule .. ' month'
+      want(payer, plan.payer[what], 'month')
+    end
   end
   for name, wanted in pairs(fields) do
     local book, blobs = plan.books[name], redis.call('HMGET', base .. 's:' .. name, unpack(wanted))
@@ -192,7 +193,9 @@ local function read(text)
     end
   end
   if plan.payer then
-    plan.settled, plan.reach = plan.books[payer][plan.payer[1]], plan.books[payer][plan.payer[2]]
+    for what, field in pairs(plan.payer) do
+      plan.payer[what] = plan.books[payer][field]
+    end
   end
   return plan
 end
@@ -229,12 +232,21 @@ local function flights(name)
   return key, redis.call('ZCARD', key)
 end
 
+-- Money to reserve: enough that all that is open, with this one, is covered in whatever order it settles.
+local function held_for(plan)
+  local payer = plan.payer
+  local volume, inputs, outputs = used(payer.settled), used(payer.input) + plan.input, used(payer.output) + plan.output
+  local last = volume + inputs + outputs
+  local own = worst(plan.steps, volume, last, plan.input, plan.output)
+  return math.min(math.max(own, worst(plan.steps, volume, last, inputs, outputs) - used(payer.held)), MOST)
+end
+
 -- Gives [1, now, cost, used and newest slot of each limit], or [0, now, cost, used and counter of each limit]; for
 -- requests in flight the time when enough of them are over stands in place of a counter.
 local function reserve(id, text)
   local plan, cost = read(text), 0
   if plan.payer then
-    cost = worst(plan.steps, used(plan.settled), used(plan.reach), plan.input, plan.output)
+    cost = held_for(plan)
   end
   local amount = {
     requests = 1, input_tokens = plan.input, output_tokens = plan.output, concurrent = 1, money = cost,
@@ -254,7 +266,9 @@ local function reserve(id, text)
   if fits then
     charge(plan, at, amount)
     if plan.payer then
-      change(plan.reach, at, plan.input + plan.output)
+      change(plan.payer.input, at, plan.input)
+      change(plan.payer.output, at, plan.output)
+      change(plan.payer.held, at, cost)
     end
     save(plan)
     local left = math.ceil((plan.seconds + LATE) / SECOND)
@@ -300,13 +314,15 @@ local function settle(id, text, input, output, sent)
   end
   since = slots(since)
   if plan.payer then
-    local settled, volume = plan.settled, 0
+    local settled, volume = plan.payer.settled, 0
     if since.month > settled.numbers[1] - settled.kept then
       volume = settled.numbers[2 + since.month % 2]
     end
     cost = price(plan.steps, volume, input, output)
     change(settled, since, input + output)
-    change(plan.reach, since, input + output - plan.input - plan.output)
+    change(plan.payer.input, since, -plan.input)
+    change(plan.payer.output, since, -plan.output)
+    change(plan.payer.held, since, -reserved)
   end
   charge(plan, since, {
     requests = sent and 0 or -1,

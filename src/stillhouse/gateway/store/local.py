@@ -28,6 +28,7 @@ from stillhouse.guard.windows import SECOND, Code, Counters
 WARM = 50_000  # subjects in memory
 IDLE = 26 * 3600 * SECOND  # of one that was not asked for so long nothing counts in its day
 AT_ONCE = 200  # rows of one statement
+LINGER = 0.1  # seconds that what is given back waits for a reservation to be written with
 CLOCK = ""  # the subject whose row holds the store's time
 
 Row = tuple[str, str, bytes]
@@ -51,6 +52,8 @@ class LocalCounts:
         self._changed: dict[str, Counters] = {}
         self._waiting: list[Waiting] = []
         self._writing: list[dict[str, Counters]] = []  # taken by the thread, and not known to be on disk
+        self._due = False  # what was given back has waited long enough
+        self._lingering = False
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="counts", daemon=True)
         self._thread.start()
@@ -121,8 +124,16 @@ class LocalCounts:
         if names:
             with self._work:
                 self._mark(names)
-                self._work.notify()
+            if not self._lingering:
+                self._lingering = True
+                self._loop.call_later(LINGER, self._write_changed)
         return cost
+
+    def _write_changed(self) -> None:
+        self._lingering = False
+        with self._work:
+            self._due = bool(self._changed)
+            self._work.notify()
 
     def _mark(self, names: tuple[str, ...]) -> None:
         for name in names:
@@ -158,8 +169,9 @@ class LocalCounts:
     def _serve(self) -> None:
         while True:
             with self._work:
-                while not self._changed and not self._closed:
+                while not (self._waiting or self._due or self._closed):
                     self._work.wait()
+                self._due = False
                 changed, self._changed = self._changed, {}
                 waiting, self._waiting = self._waiting, []
                 self._writing.append(changed)
@@ -175,8 +187,8 @@ class LocalCounts:
         now = self._now()
         rows: list[Row] = [(CLOCK, "", now.to_bytes(8, "big"))]
         for name, counters in changed.items():
-            numbers = counters.numbers.tobytes()
-            rows.append((name, "\n".join(map(" ".join, counters.layout)), numbers))
+            codes, numbers = counters.packed()
+            rows.append((name, "\n".join(map(" ".join, codes)), numbers))
         try:
             _put(self._db, rows)
         except sqlite3.Error as error:

@@ -13,7 +13,7 @@ import hashlib
 import secrets
 import time
 from array import array
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
@@ -80,9 +80,7 @@ class RedisCounts:
         self._connecting: asyncio.Task[Wire] | None = None
         self._not_before = 0.0
         self._failure: StoreDown | None = None
-        self._open: dict[
-            str, tuple[float, list[Word]]
-        ] = {}  # granted: until when it can be settled, its plan
+        self._open: dict[str, tuple[float, bytes]] = {}  # granted: until when it can be settled, and its plan
         self._forget_at = MANY
         self._unsure: deque[tuple[str, bytes]] = deque(maxlen=MANY)  # perhaps granted, and nobody knows
         self._giving_back: set[asyncio.Task[None]] = set()
@@ -311,17 +309,15 @@ def _plan(wanted: Wanted) -> bytes:
 def _answer(wanted: Wanted, reply: list[Any]) -> Granted | Refused:
     granted, now, cost = reply[:3]
     used, details = reply[3::2], reply[4::2]
+    limits = [limit for subject in wanted.subjects for limit in subject.limits]
     if granted:
         newest = [None if slot < 0 else slot for slot in details]
-        return Granted(wanted.id, cost, counting.rooms(wanted, used, newest.__getitem__, now))
-    fields: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
-    left = iter(details)
-    for subject in wanted.subjects:
-        for limit, detail in zip(subject.limits, left, strict=False):
-            if limit.measure != "concurrent":
-                fields[subject.name][f"{limit.measure} {limit.window}"] = detail
-    states = {name: _counters(counters) for name, counters in fields.items()}
-    return counting.refuse(wanted, used, cost, states, details.__getitem__, now)
+        return Granted(wanted.id, cost, counting.rooms(limits, used, newest.__getitem__, now))
+    rows: list[counting.Row] = []
+    for limit, detail in zip(limits, details, strict=True):
+        code = (limit.measure, limit.window)
+        rows.append((_counters({" ".join(code): detail}), code) if isinstance(detail, bytes) else None)
+    return counting.refuse(wanted, used, rows, cost, details.__getitem__, now)
 
 
 def _counters(fields: Mapping[str, bytes]) -> Counters:
@@ -348,9 +344,8 @@ async def _enter(wire: Wire, token: str, states: Mapping[str, Counters]) -> bool
         words: list[Word] = []
         for name, counters in some:
             words += [name, len(counters.layout)]
-            for (what, window), begin in counters.layout.items():
-                end = begin + counters.length((what, window))
-                words += [f"{what} {window}", array("d", counters.numbers[begin:end]).tobytes()]
+            for code, numbers in counters.packed_apart():
+                words += [" ".join(code), array("d", numbers).tobytes()]
         last = "last" if not waiting else "more"
         if not await wire.ask("EVAL", ENTER, 2, CLOCK, REBUILDING, token, HOLD, last, *words):
             return False

@@ -367,7 +367,7 @@ class Register:
         where, values = [f"{letter}.id > ?"], [after]
         if search:
             pattern = search.lower().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-            beside = " OR s.prefix = ?" if kind == "key" else ""
+            beside = " OR k.id IN (SELECT key FROM secret WHERE prefix = ?)" if kind == "key" else ""
             where.append(f"(lower({letter}.name) LIKE ? ESCAPE '\\' OR {letter}.id = ?{beside})")
             values += [f"%{pattern}%", search] + [search] * bool(beside)
         if of[1] is not None:
