@@ -36,7 +36,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
-from gateway_arms import free_port, upstream
+from gateway_arms import Arm, free_port, until_answers, upstream
 from gateway_load import Load, Told
 from gateway_stillhouse import ADMIN, customers, settings, toml
 from postgres_server import Unavailable
@@ -49,6 +49,7 @@ FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 REPLICAS, CLIENTS = 4, 400
 RESERVED, LIMIT, MINUTE = 100, 60_000, 60.0  # tokens of a request, tokens a minute
 TIMES, QUICK_TIMES = 1_000, 3
+KINDS = 5  # of trouble
 PEPPER = "STILLHOUSE_BENCHMARK_PEPPER"
 
 
@@ -102,6 +103,10 @@ class Replica:
             time.sleep(0.05)
         raise RuntimeError(f"a replica does not start: {(self.folder / 'said.txt').read_text()[-3000:]}")
 
+    def arm(self, key: str) -> Arm:
+        assert self._process is not None
+        return Arm("a replica", self.port, key, self._process)
+
     def stop(self, how: signal.Signals) -> None:
         if self._process is not None:
             self._process.send_signal(how)
@@ -147,11 +152,12 @@ def scene(folder: Path) -> Iterator[Scene]:
                 told["models"].append({"name": "exact-20", "upstreams": told["models"][0]["upstreams"]})
                 replicas.append(Replica(folder / f"replica-{number}", told))
             with environ(environment):
-                keys = customers(replicas[0].folder, 5, output_tokens_per_minute=LIMIT)
+                first, *keys = customers(replicas[0].folder, 1 + KINDS, output_tokens_per_minute=LIMIT)
             for replica in replicas:
                 replica.start(environment)
             for replica in replicas:
                 replica.wait()
+                until_answers(replica.arm(first), replica.folder)
             yield Scene(redis, replicas, environment, journal, keys)
         finally:
             for replica in replicas:
