@@ -166,16 +166,9 @@ def litellm_python() -> str | None:
     if not ready.exists():
         print(f"installing {LITELLM} into {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True)
-        pip = [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--only-binary=:all:",
-        ]
-        if subprocess.run([*pip, LITELLM], check=False, env=_alone()).returncode != 0:
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        done = subprocess.run([*pip, "--only-binary=:all:", LITELLM], check=False, env=_alone())
+        if done.returncode != 0:
             return None
         ready.write_text(LITELLM)
     return str(python)
