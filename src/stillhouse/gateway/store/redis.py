@@ -182,8 +182,8 @@ class RedisCounts:
         if self._wire is not None and self._wire.open:
             return self._wire
         if self._connecting is None:
-            if self._failure is not None and time.monotonic() < self._not_before:
-                raise self._failure
+            if (failure := self._failure) is not None and time.monotonic() < self._not_before:
+                raise StoreDown(failure.what, failure.why, failure.mend)
             self._connecting = asyncio.create_task(self._connect())
         return await asyncio.shield(self._connecting)
 
