@@ -329,7 +329,8 @@ def replicas(redis, clients, each, limit, disturb=lambda processes: None):
         for n in range(4)
     ]  # fmt: skip
     disturb(processes)
-    lines = [line.split() for process in processes for line in process.communicate()[0].splitlines()]
+    told = [process.communicate()[0] for process in processes]  # the last line of one killed may be torn
+    lines = [line.split() for text in told for line in text.split("\n")[:-1] if line]
     settled = {line[1] for line in lines if line[0] == "settled"}
     granted = {line[1] for line in lines}
     used = {id: int(id.split("-")[1]) % 3 * 10 for id in granted}
