@@ -71,6 +71,9 @@ class Exchange:
                 passed,
                 gateway.clock,
             )
+        except Denied:
+            self._sent = False
+            raise
         except NoneAnswers as error:
             self._sent = False
             message = f"no server of {trail.model} can be reached"
@@ -230,7 +233,10 @@ def _body(body: Mapping[str, Any], asked: Asked, behind: Behind, route: Route) -
         sent[LENGTHS[route][0]] = asked.set_length
     if asked.stream and not asked.usage_wanted and route in ("chat/completions", "completions"):
         sent["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
-    return orjson.dumps(sent)
+    try:
+        return orjson.dumps(sent)
+    except orjson.JSONEncodeError as error:  # reads 1,024 levels and writes 253
+        raise Denied(400, "invalid_json", "the request's body is nested too deeply") from error
 
 
 def _texts(headers: Sequence[tuple[bytes, bytes]]) -> Iterator[tuple[str, str]]:
