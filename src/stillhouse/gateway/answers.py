@@ -17,6 +17,7 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 JSON = (b"content-type", b"application/json")
+INTERNAL = Denied(500, "internal", "something went wrong here", kind="server_error")
 _SHOWN = {"requests": b"requests", "input_tokens": b"input-tokens", "output_tokens": b"output-tokens"}
 _NAMES = {
     "requests": "requests",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from stillhouse.gateway import answers, proxy
+from stillhouse.gateway import answers, logs, proxy
 from stillhouse.gateway.admin import accept_terms
 from stillhouse.gateway.answers import JSON, Receive, Scope, Send
 from stillhouse.gateway.metrics import CONTENT_TYPE
@@ -92,6 +92,9 @@ async def _other(standing: Standing, path: str, scope: Scope, receive: Receive, 
         await answers.deny(send, denied)
     except StoreDown:
         await answers.deny(send, proxy.store_down())
+    except Exception as error:
+        logs.fault(error)
+        await answers.deny(send, answers.INTERNAL)
 
 
 def _known(standing: Standing, path: str) -> bool:

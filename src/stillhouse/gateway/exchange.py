@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from stillhouse.gateway import answers, upstream
 from stillhouse.gateway.answers import Headers, Send
 from stillhouse.gateway.state import Gateway, Served, Trail
 from stillhouse.gateway.store.counts import StoreDown
-from stillhouse.gateway.stream import Passing, usage_of
+from stillhouse.gateway.stream import Passing, Unwritable, usage_of, written
 from stillhouse.gateway.upstream import Behind, NoneAnswers
 from stillhouse.guard.answers import Cut
 from stillhouse.guard.asked import LENGTHS, Asked, Denied, Route
@@ -24,6 +25,7 @@ ON_THE_WAY = 1.0  # seconds in which a server has noticed that nobody listens an
 LONGEST_KEPT = 1 << 20  # bytes of an answer whose text is kept; more is not
 PASSED_ON = ("tracestate", "accept-language", "openai-beta")
 PASSED_BACK = ("content-type", "retry-after", "openai-processing-ms", "openai-version")
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")  # none of our headers may have one in it
 OURS = frozenset({401, 402, 403})  # statuses that speak of the gateway's own account at the upstream
 
 
@@ -72,17 +74,21 @@ class Exchange:
                 passed,
                 gateway.clock,
             )
+        except Denied:
+            self._sent = False
+            raise
         except NoneAnswers as error:
             self._sent = False
             message = f"no server of {trail.model} can be reached"
             raise Denied(503, "upstream_unreachable", message, kind="server_error") from error
         except TimeoutError as error:
+            trail.ended = "upstream_cut"
             message = f"the server of {trail.model} did not answer in time"
             raise Denied(504, "upstream_timeout", message, kind="server_error") from error
         trail.behind = behind
         try:
             await self._pass(response, send)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except (aiohttp.ClientError, OSError, Unwritable) as error:
             trail.ended, trail.reason = "upstream_cut", type(error).__name__
             behind.failed(gateway.clock())
             if not trail.began:
@@ -96,19 +102,25 @@ class Exchange:
         trail = self._trail
         status = trail.status = response.status
         if status in OURS:
-            trail.reason = f"upstream_{status}"
+            self._sent = False
             message = f"the server of {trail.model} does not serve this gateway at present"
             raise Denied(502, "upstream_refused", message, kind="server_error")
-        headers = self.headers
+        if not 200 <= status < 600:
+            raise aiohttp.ClientPayloadError("a status that says nothing of the request")
+        if status >= 400:
+            self._told = (0, 0)
         for name in PASSED_BACK:
-            value = response.headers.get(name)
-            if value is not None:
-                headers.append((name.encode(), value.encode("latin-1", "replace")))
+            self._pass_back(name.encode(), response.headers.get(name))
         theirs = response.headers.get("x-request-id")
-        if theirs is not None and theirs != trail.id:
-            headers.append((b"x-upstream-request-id", theirs.encode("latin-1", "replace")))
-        streamed = self._asked.stream and response.content_type == "text/event-stream"
+        if theirs != trail.id:
+            self._pass_back(b"x-upstream-request-id", theirs)
+        streamed = self._asked.stream and status < 400 and response.content_type == "text/event-stream"
         await (self._stream(response, send) if streamed else self._whole(response, send))
+
+    def _pass_back(self, name: bytes, value: str | None) -> None:
+        said = value.encode("latin-1", "replace") if value is not None else b"\0"
+        if not _CONTROL.search(said):
+            self.headers.append((name, said))
 
     async def _whole(self, response: aiohttp.ClientResponse, send: Send) -> None:
         trail = self._trail
@@ -126,15 +138,15 @@ class Exchange:
         if response.status < 400:
             if told is None:
                 raise aiohttp.ClientPayloadError("the answer is no JSON")
-            self._told = usage_of(told)
+            # Some servers tell a failure as a success
+            failed = told.get("error") is not None and not told.get("choices")
+            self._told = (0, 0) if failed else usage_of(told)
             cut = self._cut
             if cut is not None and cut.concerns(data) and cut.apply(told):
-                data = orjson.dumps(told)
+                data = written(told)
                 trail.changed += tuple(sorted(cut.changed))
                 self.headers = [each for each in self.headers if each[0] != b"x-stillhouse-changed"]
                 self.headers.append(_changed_header(trail))
-        else:
-            self._told = (0, 0)
         trail.ended = "whole"
         await self.settle()
         trail.began = True
@@ -159,11 +171,14 @@ class Exchange:
                 if out:
                     self._keep(out)
                     await send({"type": "http.response.body", "body": out, "more_body": True})
+            last = passing.end()
+        self._events, self._told = passing.events, passing.usage
         if self._cut is not None:
             trail.changed += tuple(sorted(self._cut.changed))
         if not passing.whole or passing.failed:
             raise aiohttp.ClientPayloadError("the stream ended early")
-        await send({"type": "http.response.body", "body": passing.end()})
+        trail.ended = "whole"
+        await send({"type": "http.response.body", "body": last})
 
     def _keep(self, data: bytes) -> None:
         if self.kept is not None and self._kept_bytes + len(data) <= LONGEST_KEPT:
@@ -180,7 +195,6 @@ class Exchange:
         """Count what was used, once: as told, else what it can have been at most by what is known."""
         if self._settled:
             return
-        self._settled = True
         trail, asked, behind = self._trail, self._asked, self._trail.behind
         used = Used(0, 0, sent=False)
         if self._sent:
@@ -197,6 +211,7 @@ class Exchange:
             trail.cost = await self._gateway.counts.settle(trail.id, used)
         except StoreDown:
             self._gateway.settle_later(trail.id, used)
+        self._settled = True  # only now: what is cancelled before is settled again, which changes nothing
 
 
 async def _heard(
@@ -234,7 +249,10 @@ def _body(body: Mapping[str, Any], asked: Asked, behind: Behind, route: Route) -
         sent[LENGTHS[route][0]] = asked.set_length
     if asked.stream and not asked.usage_wanted and route in ("chat/completions", "completions"):
         sent["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
-    return orjson.dumps(sent)
+    try:
+        return orjson.dumps(sent)
+    except orjson.JSONEncodeError as error:  # reads 1,024 levels and writes 253
+        raise Denied(400, "invalid_json", "the request's body is nested too deeply") from error
 
 
 def _texts(headers: Sequence[tuple[bytes, bytes]]) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import StorageError
@@ -38,6 +39,16 @@ def ended(event: Event) -> None:
     """A line for an event that was refused or failed; none for others."""
     if event.ended in ("refused", "failed", "upstream_cut"):
         say(event.ended, request=event.id, **{name: getattr(event, name) for name in _SHOWN})
+
+
+def fault(error: BaseException, request: str = "") -> None:
+    """A line for an error that nobody foresaw: its kind and where it arose. Its text could hold words of a
+    request."""
+    places, trace = [], error.__traceback__
+    while trace is not None:
+        places.append(f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    say("fault", request=request, kind=type(error).__name__, places=places[-8:])
 
 
 def flush(seconds: float = 1.0) -> None:

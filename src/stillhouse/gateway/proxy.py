@@ -37,13 +37,21 @@ async def answer(gateway: Gateway, route: Route, scope: Scope, receive: Receive,
     try:
         await _answer(gateway, trail, scope, receive, send, began, at)
     except Denied as denied:
-        trail.ended, trail.reason, trail.status = "refused", denied.code, denied.status
+        if trail.ended != "upstream_cut":
+            trail.ended = "refused"
+        trail.reason, trail.status = denied.code, denied.status
         if not trail.began:
             await answers.deny(send, denied, own_headers(trail))
     except StoreDown:
         trail.ended, trail.reason, trail.status = "refused", "store_down", 503
         if not trail.began:
             await answers.deny(send, store_down(), own_headers(trail))
+    except Exception as error:
+        # Its kind and place, and not its text, in which words of the request could stand
+        trail.ended, trail.reason, trail.status = "failed", "internal", 500
+        logs.fault(error, trail.id)
+        if not trail.began:
+            await answers.deny(send, answers.INTERNAL, own_headers(trail))
     finally:
         event = event_of(trail, at, gateway.clock() - began)
         if trail.caller is not None:  # else whoever has no key could fill the disk; the figures tell of them
@@ -69,18 +77,19 @@ async def _answer(
     trail.changed = decision.changed
     if not gateway.record.healthy():
         raise StoreDown("events cannot be written down", "their queue is full", "see the gateway's log")
-    granted = await gateway.counts.reserve(_wanted(trail, caller, served, tier))
-    if isinstance(granted, Refused):
-        raise answers.over_limit(granted)
     cut = Cut(decision.filter) if decision.filter is not None else None
     exchange = Exchange(gateway, trail, served, asked, cut, began)
     if caller.account.consent and gateway.config.record.text == "with_consent":
         exchange.kept = []
-    exchange.headers = [*own_headers(trail), *answers.granted_headers(granted)]
     parent = next((value for name, value in headers if name == b"traceparent"), None)
-    exchange.parent, span = gateway.traces.began(parent)
+    granted = await gateway.counts.reserve(_wanted(trail, caller, served, tier))
+    if isinstance(granted, Refused):
+        raise answers.over_limit(granted)
     watch = asyncio.create_task(_leave(receive, exchange, asyncio.current_task()))
+    span = None
     try:
+        exchange.headers = [*own_headers(trail), *answers.granted_headers(granted)]
+        exchange.parent, span = gateway.traces.began(parent)
         await exchange.run(decision.body, headers, send)
     except asyncio.CancelledError:
         trail.ended = "client_left"

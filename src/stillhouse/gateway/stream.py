@@ -10,6 +10,7 @@ import orjson
 
 from stillhouse.guard.answers import Cut
 
+MOST = 2**53 - 1  # tokens; beyond it numbers cannot be recorded
 LONGEST = 8 << 20  # bytes of one event; a longer one is passed on unread
 _BOUNDARY = re.compile(rb"\r?\n\r?\n|\r\r")
 
@@ -23,9 +24,13 @@ def usage_of(answer: Mapping[str, Any]) -> tuple[int, int] | None:
         return None
     taken = usage.get("prompt_tokens", usage.get("input_tokens"))
     given = usage.get("completion_tokens", usage.get("output_tokens", 0))
-    if type(taken) is not int or type(given) is not int or taken < 0 or given < 0:
+    if type(taken) is not int or type(given) is not int:
         return None
-    return taken, given
+    return (taken, given) if 0 <= taken <= MOST and 0 <= given <= MOST else None
+
+
+class Unwritable(Exception):
+    """An answer of a server that cannot be written again without what it must not tell."""
 
 
 class Passing:
@@ -108,8 +113,16 @@ class Passing:
             return b""
         if cut is not None and cut.apply(told):
             named = [line for line in event.splitlines() if not line.startswith(b"data:") and line]
-            return b"\n".join([*named, b"data: " + orjson.dumps(told)]) + b"\n\n"
+            return b"\n".join([*named, b"data: " + written(told)]) + b"\n\n"
         return event
+
+
+def written(told: object) -> bytes:
+    """Raises Unwritable for what is nested more deeply than JSON is written."""
+    try:
+        return orjson.dumps(told)
+    except orjson.JSONEncodeError as error:
+        raise Unwritable(str(error)) from error
 
 
 def _plain(chunk: bytes) -> bool:

@@ -44,7 +44,8 @@ class Behind:
 
     def failed(self, now: float) -> None:
         self.failures += 1
-        self.rests_until = now + min(LONGEST_REST, FIRST_REST * 2.0 ** (self.failures - 1))
+        doubled = min(self.failures - 1, 10)  # of more a float would run over
+        self.rests_until = now + min(LONGEST_REST, FIRST_REST * 2.0**doubled)
 
     def learn(self, bound: int, told: tuple[int, int], events: int) -> None:
         if bound:

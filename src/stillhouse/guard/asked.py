@@ -17,6 +17,8 @@ LENGTHS: Mapping[str, tuple[str, ...]] = {
     "completions": ("max_tokens",),
     "responses": ("max_output_tokens",),
 }
+# Lengths by the names of other servers, which overrule ours there: of llama.cpp, Ollama and TGI
+OTHER_LENGTHS = ("n_predict", "num_predict", "n_cmpl", "max_new_tokens")
 # Text that a request only refers to, so that its length is not the request's
 ELSEWHERE = ("previous_response_id", "conversation", "prompt")
 TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "summary_text"})
@@ -102,12 +104,16 @@ def _length(route: Route, body: Mapping[str, Any], model: Model) -> tuple[int, b
     names = LENGTHS.get(route)
     if names is None:
         return 0, True
+    for name in OTHER_LENGTHS:
+        if body.get(name) is not None:
+            said = f"{name} is no field of this interface; say how long the answer may be by {names[0]}"
+            raise Denied(400, "another_length", said, name)
     longest, given = 0, False
     for name in names:
         value = body.get(name)
         if value is None:
             continue
-        longest, given = max(longest, _count(name, value, 0)), True
+        longest, given = max(longest, _count(name, value, 0 if route == "completions" else 1)), True
         if value > model.max_output_tokens:
             raise Denied(
                 400,
@@ -115,7 +121,8 @@ def _length(route: Route, body: Mapping[str, Any], model: Model) -> tuple[int, b
                 f"{name} is {value}; {model.name} gives at most {model.max_output_tokens}",
                 name,
             )
-    return (longest, True) if given else (model.max_output_tokens, False)
+    # 0 is to score a prompt, and to some servers means no end
+    return longest or model.max_output_tokens, given
 
 
 def _texts(route: Route, body: Mapping[str, Any]) -> int:
@@ -158,7 +165,8 @@ def _has_media(message: Any) -> bool:
     content = message.get("content") if isinstance(message, dict) else None
     if not isinstance(content, list):
         return isinstance(message, dict) and message.get("type") == "item_reference"
-    return any(isinstance(part, dict) and part.get("type", "text") not in TEXT_PARTS for part in content)
+    kinds = (part.get("type", "text") for part in content if isinstance(part, dict))
+    return any(not isinstance(kind, str) or kind not in TEXT_PARTS for kind in kinds)
 
 
 def _count(name: str, value: Any, least: int) -> int:
