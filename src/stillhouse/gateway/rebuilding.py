@@ -44,24 +44,24 @@ async def keep_whole(counts: RedisCounts, store: Store, clock: Callable[[], floa
 
 async def _rebuild(counts: RedisCounts, store: Store, clock: Callable[[], float]) -> None:
     try:
-        usage, last = await asyncio.to_thread(_recorded, store)
+        usage, last = await asyncio.to_thread(_recorded, store, clock())
         wait = last + MINUTE - clock()
         if wait > 0:
             logs.say("counts lost", note="nothing is granted until they are entered anew", seconds=wait)
             await asyncio.sleep(wait)
-            usage, _ = await asyncio.to_thread(_recorded, store)
+            usage, _ = await asyncio.to_thread(_recorded, store, clock())
         if await counts.rebuild(spent(usage.items(), clock())):
             logs.say("counts entered anew", parts=len(usage))
     except StillhouseError as error:
         logs.say("counts not entered", error=error.what, why=error.why)
 
 
-def _recorded(store: Store) -> tuple[dict[Part, Usage], float]:
+def _recorded(store: Store, now: float) -> tuple[dict[Part, Usage], float]:
     """All that was ever used, and when the last request came (unix seconds; 0 for never)."""
+    tomorrow = int(now // DAY) + 1  # a replica's clock may be ahead
     with closing(Events(store)) as events:
         newest = events.newest(most=1)
-        last = newest[0].at if newest else 0.0
-        return events.usage(0, int(last) // DAY + 1), last
+        return events.usage(0, tomorrow), newest[0].at if newest else 0.0
 
 
 def spent(usage: Iterable[tuple[Part, Usage]], now: float) -> Iterator[Spent]:
