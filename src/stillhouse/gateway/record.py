@@ -28,7 +28,7 @@ from stillhouse.gateway.texts import Texts
 from stillhouse.gateway.worker import Worker
 from stillhouse.guard import config
 from stillhouse.guard.accounts import Account
-from stillhouse.guard.events import Event, Rate, Row, canonical, label, row_of, totals
+from stillhouse.guard.events import Event, Rate, Row, by_minute, canonical, label, row_of, totals
 from stillhouse.guard.proof import root_of
 from stillhouse.ledger import Ledger, merkle
 from stillhouse.workspace import init_workspace
@@ -195,7 +195,8 @@ class Record:
                 time.sleep(0)
         times = [round(event.at * 1e6) for event in events]
         span = min(group.first, *times), max(group.last, *times)
-        self._events.write(group.id, group.events, span, rows, totals(events, self.rates))
+        sums, minutes = totals(events, self.rates), by_minute(events, self.rates)
+        self._events.write(group.id, group.events, span, rows, sums, minutes)
         group.events += len(rows)
         group.first, group.last = span
         group.frontier = frontier

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from stillhouse.errors import StorageError
 from stillhouse.gateway.store.tables import Tables, Undone
 from stillhouse.guard.config import Store
-from stillhouse.guard.events import FIELDS, Event, Part, Row, Usage, event_of
+from stillhouse.guard.events import FIELDS, Event, Minute, Part, Row, Traffic, Usage, event_of
 from stillhouse.ledger.database import Connection
 
 T = TypeVar("T")
@@ -48,8 +48,14 @@ _SCHEMA = (
          PRIMARY KEY (day, organisation, account, key, model, schedule, input_price, output_price)
        ) STRICT, WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS usage_account ON usage (account, day)",
+    """CREATE TABLE IF NOT EXISTS traffic (
+         minute INTEGER NOT NULL, model TEXT NOT NULL, status INTEGER NOT NULL, ended TEXT NOT NULL,
+         reason TEXT NOT NULL, requests INTEGER NOT NULL, input_tokens INTEGER NOT NULL,
+         output_tokens INTEGER NOT NULL, cost INTEGER NOT NULL, lasted INTEGER NOT NULL,
+         PRIMARY KEY (minute, model, status, ended, reason)) STRICT, WITHOUT ROWID""",
 )
-_ADD = ", ".join(f"{name} = usage.{name} + excluded.{name}" for name in Usage._fields)
+MINUTES = 14 * 1440  # for which traffic is kept by the minute
+SEARCHED = 200_000  # events, the newest, among which a search without an id or an account looks
 _ROW = ", ".join(FIELDS)
 
 
@@ -74,6 +80,24 @@ class Group(NamedTuple):
 _GROUP = ", ".join(Group._fields)
 
 
+class Place(NamedTuple):
+    """Where an event lies: its time in microseconds, its group and its number there."""
+
+    at: int
+    group: int
+    n: int
+
+
+class Sought(NamedTuple):
+    """What events must have; None: anything."""
+
+    id: str | None = None
+    account: str | None = None
+    model: str | None = None
+    status: int | None = None
+    ended: str | None = None
+
+
 class Events:
     """For one thread at a time. Every method raises what those of `Tables` raise."""
 
@@ -93,10 +117,16 @@ class Events:
         return self._tables.change(lambda db: int(db.execute(statement, (replica,)).fetchone()[0]))
 
     def write(
-        self, group: int, before: int, span: tuple[int, int], rows: Sequence[Row], sums: Mapping[Part, Usage]
+        self,
+        group: int,
+        before: int,
+        span: tuple[int, int],
+        rows: Sequence[Row],
+        sums: Mapping[Part, Usage],
+        minutes: Mapping[Minute, Traffic],
     ) -> None:
-        """Add rows to a group that holds `before` events, and sums to the usage: all or nothing. `span` are
-        the first and last time of the group with them.
+        """Add rows to a group that holds `before` events, and sums to the usage and the traffic: all or
+        nothing. `span` are the first and last time of the group with them.
 
         Raises Repeated when one of their ids is known, Sealed when the group is not as it was left, and
         ValueError when the database takes one of the rows for nonsense.
@@ -112,15 +142,8 @@ class Events:
                 raise Sealed
             numbered = [(group, before + n, *row) for n, row in enumerate(rows)]
             _insert(db, f"INSERT INTO event (event_group, n, {_ROW})", numbered)
-            # In one order, so that two replicas never wait for each other.
-            added = [(*part, *sums[part]) for part in sorted(sums)]
-            names = ", ".join((*Part._fields, *Usage._fields))
-            _insert(
-                db,
-                f"INSERT INTO usage ({names})",
-                added,
-                f"ON CONFLICT ({', '.join(Part._fields)}) DO UPDATE SET {_ADD}",
-            )
+            _add_to(db, "usage", Part._fields, Usage._fields, sums)
+            _add_to(db, "traffic", Minute._fields, Traffic._fields, minutes)
 
         self._tables.change(change)
 
@@ -167,9 +190,10 @@ class Events:
 
     def expire(self, before: int) -> int:
         """Delete the events of one sealed group whose last one came before that time (microseconds); how
-        many there were. Their sums, root and leaf stay."""
+        many there were. Their usage, root and leaf stay; traffic older than `MINUTES` goes too."""
 
         def change(db: Connection) -> int:
+            db.execute("DELETE FROM traffic WHERE minute < (SELECT max(minute) FROM traffic) - ?", (MINUTES,))
             found = db.execute(
                 "SELECT id FROM event_group WHERE expired = 0 AND last < ? AND leaf IS NOT NULL LIMIT 1",
                 (before,),
@@ -227,6 +251,49 @@ class Events:
         cut = len(Part._fields)
         return {Part(*row[:cut]): Usage(*row[cut:]) for row in self._read(query, given)}
 
+    # Read by the console
+
+    def traffic(self, first: int, last: int, model: str | None = None) -> dict[Minute, Traffic]:
+        """Sums of the minutes from `first` to `last`, both counted from 1970-01-01 and included."""
+        names = ", ".join((*Minute._fields, *Traffic._fields))
+        of, given = ("", [first, last]) if model is None else ("AND model = ?", [first, last, model])
+        query = f"SELECT {names} FROM traffic WHERE minute >= ? AND minute <= ? {of} ORDER BY minute"
+        cut = len(Minute._fields)
+        return {Minute(*row[:cut]): Traffic(*row[cut:]) for row in self._read(query, given)}
+
+    def search(self, sought: Sought, most: int, after: Place | None = None) -> list[tuple[Place, Event]]:
+        """Events with their places, the newest first: those after a place. Without an id or an account only
+        the newest `SEARCHED` are looked at."""
+        where = [f"{name} = ?" for name, value in sought._asdict().items() if value is not None]
+        given: list[Any] = [value for value in sought if value is not None]
+        source, first = "event", "event_group DESC, n DESC"
+        if sought.id is None and sought.account is None:
+            source = f"(SELECT * FROM event ORDER BY {first} LIMIT {SEARCHED}) AS newest"
+        else:
+            first = f"at DESC, {first}"
+        if after is not None:
+            narrow = source != "event"
+            where.append("(event_group, n) < (?, ?)" if narrow else "(at, event_group, n) < (?, ?, ?)")
+            given += after[1:] if narrow else after
+        which = f"WHERE {' AND '.join(where)}" if where else ""
+        query = f"SELECT at, event_group, n, {_ROW} FROM {source} {which} ORDER BY {first} LIMIT ?"
+        return [(Place(*row[:3]), event_of(tuple(row[3:]))) for row in self._read(query, (*given, most))]
+
+    def last_seen(self, accounts: Iterable[str]) -> dict[str, float]:
+        """When the newest event of each account came (Unix seconds), where there is one."""
+        query = "SELECT max(at) FROM event WHERE account = ?"
+        found = {account: self._read(query, (account,))[0][0] for account in accounts}
+        return {account: at / 1e6 for account, at in found.items() if at is not None}
+
+    def busiest(self, day: int, most: int) -> list[tuple[str, Usage]]:
+        """The accounts that cost most on a day, and then those that asked most."""
+        sums = ", ".join(f"sum({name})" for name in Usage._fields)
+        query = (
+            f"SELECT account, {sums} FROM usage WHERE day = ? AND account != '' GROUP BY account"
+            " ORDER BY sum(cost) DESC, sum(requests) DESC, account LIMIT ?"
+        )
+        return [(account, Usage(*map(int, row))) for account, *row in self._read(query, (day, most))]
+
 
 def _of_this_version(db: Connection) -> None:
     versions = [version for (version,) in db.execute("SELECT version FROM event_schema").fetchall()]
@@ -238,6 +305,22 @@ def _of_this_version(db: Connection) -> None:
             f"their schema has version {max(versions)}, this one knows {VERSION}",
             "upgrade stillhouse; nothing was changed",
         )
+
+
+def _add_to(
+    db: Connection,
+    table: str,
+    key: Sequence[str],
+    values: Sequence[str],
+    sums: Mapping[Any, Sequence[Any]],
+) -> None:
+    """In one order, so that two replicas never wait for each other."""
+    added = [(*part, *sums[part]) for part in sorted(sums)]
+    plus = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in values)
+    names = ", ".join((*key, *values))
+    _insert(
+        db, f"INSERT INTO {table} ({names})", added, f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {plus}"
+    )
 
 
 def _insert(db: Connection, into: str, rows: Sequence[Sequence[Any]], after: str = "") -> None:
