@@ -1,7 +1,7 @@
 """Chromium without a window, driven by its own protocol over a WebSocket.
 
-    async with browser(folder) as tab:
-        await tab.go(url); await tab.run("document.title"); await tab.picture(path)
+async with browser(folder) as tab:
+    await tab.go(url); await tab.run("document.title"); await tab.picture(path)
 """
 
 from __future__ import annotations

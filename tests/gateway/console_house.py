@@ -1,7 +1,7 @@
 """A console before real stores, served by uvicorn in a thread of its own.
 
-    with house(folder) as made:
-        made.url, made.register(...), made.put(event, ...), made.log_in()
+with house(folder) as made:
+    made.url, made.register(...), made.put(event, ...), made.log_in()
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from stillhouse.gateway.console import Console, Reading, console_routes
+from stillhouse.gateway.console.doors import BROWSER, browser_cookie
 from stillhouse.gateway.metrics import Metrics
 from stillhouse.gateway.record import Record
 from stillhouse.gateway.state import Gateway, Served
@@ -44,10 +45,16 @@ def tree_of(folder: Path) -> dict[str, Any]:
     return {
         "store": {"folder": str(folder / "store")},
         "models": [
-            {"name": "large", "upstreams": [{"url": url}, {"url": "http://127.0.0.1:11/v1"}], "price": "list"},
+            {
+                "name": "large",
+                "upstreams": [{"url": url}, {"url": "http://127.0.0.1:11/v1"}],
+                "price": "list",
+            },
             {"name": "small", "upstreams": [{"url": url}], "limits": {"requests_per_minute": 6000}},
         ],
-        "prices": {"list": {"steps": [{"input": 1.0, "output": 4.0}, {"over": 10**9, "input": 0.5, "output": 2}]}},
+        "prices": {
+            "list": {"steps": [{"input": 1.0, "output": 4.0}, {"over": 10**9, "input": 0.5, "output": 2}]}
+        },
         "tiers": {
             "default": {
                 "limits": {"requests_per_minute": 60, "output_tokens_per_day": 500_000, "concurrent": 8},
@@ -63,6 +70,8 @@ class House:
     """`clock` moves the console's time on, in seconds."""
 
     def __init__(self, folder: Path, tree: dict[str, Any]) -> None:
+        self.folder = folder
+        self.pepper = PEPPER
         self.config = Guard.model_validate(tree)
         self.clock = 0.0
         self.said: list[tuple[str, dict[str, Any]]] = []
@@ -73,7 +82,9 @@ class House:
             for model in self.config.models
         }
         self._up, self._loop = threading.Event(), asyncio.new_event_loop()
-        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._serve()), daemon=True)
+        self._thread = threading.Thread(
+            target=lambda: self._loop.run_until_complete(self._serve()), daemon=True
+        )
 
     async def _serve(self) -> None:
         store = self.config.store
@@ -98,7 +109,9 @@ class House:
             lambda: time.time() + self.clock,
         )
         server = uvicorn.Server(
-            uvicorn.Config(Starlette(routes=console_routes(self.console)), port=0, log_level="error", lifespan="off")
+            uvicorn.Config(
+                Starlette(routes=console_routes(self.console)), port=0, log_level="error", lifespan="off"
+            )
         )
         self.server = server
         self._up_soon = asyncio.create_task(self._tell(server))
@@ -142,11 +155,13 @@ class House:
     def client(self, **more: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=30, **more)
 
-    def log_in(self, name: str = "Grace Hopper") -> httpx.Client:
-        client = self.client()
-        done = client.post("/admin/login", data={"name": name, "secret": SECRET, "next": "/admin"})
-        assert done.status_code == 303, done.text
-        return client
+    @contextmanager
+    def log_in(self, name: str = "Grace Hopper") -> Iterator[httpx.Client]:
+        """By a browser that was here before."""
+        with self.client(cookies={BROWSER: browser_cookie(SECRET, secrets.token_hex(8))}) as client:
+            done = client.post("/admin/login", data={"name": name, "secret": SECRET, "next": "/admin"})
+            assert done.status_code == 303, done.text
+            yield client
 
 
 def token_in(page: str) -> str:
@@ -156,8 +171,8 @@ def token_in(page: str) -> str:
 
 
 def form_in(page: str) -> dict[str, str]:
-    """The hidden fields of a page's own form, which is the last one."""
-    form = page[page.rindex("<form") :]
+    """The hidden fields of the form of an act."""
+    form = page[page.index('<form class="act"') :]
     return dict(re.findall(r'type="hidden" name="([a-z_]+)" value="([^"]*)"', form))
 
 

@@ -41,7 +41,7 @@ class Verb:
     once: bool = False
 
 
-_LIMITS = "An empty field is no limit of its own: the tier's holds. It holds for requests from now on."
+_LIMITS = "An empty field is no limit of its own: the tier’s holds. It holds for requests from now on."
 VERBS: Mapping[Kind, Mapping[str, Verb]] = {
     "account": {
         "block": Verb("block_account", "Block", "Requests of all its keys are refused at once.", "Block"),

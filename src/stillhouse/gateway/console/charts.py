@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup
 
-WIDTH, HEIGHT = 340, 132  # CSS pixels
-LEFT, RIGHT, TOP, BOTTOM = 0, 340, 20, 110  # of the drawing
+WIDTH, HEIGHT = 260, 124  # CSS pixels
+LEFT, RIGHT, TOP, BOTTOM = 0, 260, 20, 102  # of the drawing
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,10 @@ def bars(title: str, over: Stretches, series: Sequence[Series], say: Callable[[f
     )
 
 
-def meter(used: float, limit: float) -> Markup:
+def meter(used: float, limit: float, warns: bool = True) -> Markup:
     """A bar of how much of a limit is used; what it means stands beside it."""
     part = min(1.0, used / limit) if limit else 1.0
-    kind = "full" if part >= 1 else "high" if part >= 0.8 else "room"
+    kind = "full" if warns and part >= 1 else "high" if warns and part >= 0.8 else "room"
     return Markup(
         '<svg class="meter" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">'
         '<rect class="rail" width="100" height="6" rx="1"/>'

@@ -53,7 +53,7 @@ def fields_of(
                 Field("organisation", "Organisation", value=organisation, hint="Its id; empty: none."),
                 _tier(config, "default"),
                 *_limits({}, config.tiers.get("default")),
-                Field("budget", "Budget", "money", hint="US dollars a month; empty: the tier's."),
+                Field("budget", "Budget", "money", hint="US dollars a month; empty: the tier’s."),
                 Field("consent", "It agreed that its texts may be kept", "tick"),
             ]
         case "organisation", "new":
@@ -117,7 +117,7 @@ def fields_of(
 
 
 def order_of(verb: str, given: Mapping[str, str], holder: Holder | None, config: Guard) -> dict[str, Any]:
-    """The order's fields; of a change only those that differ from what holds. Raises Wrong."""
+    """The order’s fields; of a change only those that differ from what holds. Raises Wrong."""
     tree: dict[str, Any] = {}
     for name, text in given.items():
         if name in Limits.model_fields:

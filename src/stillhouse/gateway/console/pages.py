@@ -108,7 +108,7 @@ def servers_of(gateway: Gateway) -> dict[str, list[Server]]:
         for each in model.behind:
             parts = urlsplit(each.url)
             url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-            times = f"failed {each.failures} time{'s' * (each.failures != 1)} in a row"
+            times = "failed once" if each.failures == 1 else f"failed {each.failures} times in a row"
             if not each.failures:
                 server = Server(url, "well", "answers")
             elif each.rests_until > now:

@@ -19,7 +19,7 @@ NANO = 1_000_000_000
 NONE = "none"
 _FILLERS = "\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe0f"  # printable by name only
 _MARKS = re.compile(r"([\u0300-\u036f]{3})[\u0300-\u036f]+")  # more on one letter cover the lines around
-_UNITS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
+_UNITS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k"))
 
 MEASURES = {
     "requests": "requests",
