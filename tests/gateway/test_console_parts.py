@@ -21,7 +21,9 @@ def event(at: float, model: str = "large", **given) -> Event:
     return Event(f"req_{at}", at, "", "acct_1", "key_1", model, "", **told | given)
 
 
-@given(st.lists(st.tuples(st.integers(0, 90_000), st.sampled_from(["whole", "refused", "failed"])), max_size=60))
+@given(
+    st.lists(st.tuples(st.integers(0, 90_000), st.sampled_from(["whole", "refused", "failed"])), max_size=60)
+)
 def test_what_came_in_the_span_is_counted_once_and_nothing_else(came):
     events = [event(NOW - back, ended=ended, input_tokens=3, output_tokens=2, cost=7) for back, ended in came]
     for span in SPANS.values():
