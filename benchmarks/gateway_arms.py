@@ -1,9 +1,8 @@
 """What benchmarks/gateway.py puts between the load and the upstream, each a process of its own.
 
 Everything is on in stillhouse: keys as keyed hashes, limits of requests, input and output tokens a minute and
-a day and of what is in flight, for the key, its account, its organisation and the model, a price, a budget,
-the policy of leaks, every request reserved before it is sent, settled at its end and recorded as an event on
-disk, metrics.
+a day and of what is in flight, for the key and for its account, a price, a budget, the policy of leaks, every
+request reserved before it is sent, settled at its end and recorded as an event on disk, metrics.
 
 LiteLLM's proxy does less. It is set up as its pages on benchmarks and production advise, and for speed: one
 worker, uvicorn with uvloop, no database, no callbacks, no retries, errors alone are logged, and a master key
@@ -167,16 +166,9 @@ def litellm_python() -> str | None:
     if not ready.exists():
         print(f"installing {LITELLM} into {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True)
-        pip = [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--only-binary=:all:",
-        ]
-        if subprocess.run([*pip, LITELLM], check=False, env=_alone()).returncode != 0:
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        done = subprocess.run([*pip, "--only-binary=:all:", LITELLM], check=False, env=_alone())
+        if done.returncode != 0:
             return None
         ready.write_text(LITELLM)
     return str(python)

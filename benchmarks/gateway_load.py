@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -279,11 +280,16 @@ class Run:
     # ------------------------------------------------------------ what is asked
 
     async def closed(self) -> None:
-        made = [await self.connect() for _ in range(self.load.in_flight)]
+        made = []
+        for _ in range(self.load.in_flight):
+            with suppress(OSError):
+                made.append(await self.connect())
         self.begin = time.monotonic() + self.load.warm
         self.end = self.begin + self.load.seconds
         for connection in made:
             self.again(connection)
+        for _ in range(self.load.in_flight - len(made)):
+            self.loop.create_task(self.replace())
 
     async def opened(self) -> None:
         self.free = [await self.connect() for _ in range(8)]

@@ -36,7 +36,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
-from gateway_arms import free_port, upstream
+from gateway_arms import Arm, free_port, until_answers, upstream
 from gateway_load import Load, Told
 from gateway_stillhouse import ADMIN, customers, settings, toml
 from postgres_server import Unavailable
@@ -49,6 +49,7 @@ FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 REPLICAS, CLIENTS = 4, 400
 RESERVED, LIMIT, MINUTE = 100, 60_000, 60.0  # tokens of a request, tokens a minute
 TIMES, QUICK_TIMES = 1_000, 3
+KINDS = 5  # of trouble
 PEPPER = "STILLHOUSE_BENCHMARK_PEPPER"
 
 
@@ -86,7 +87,7 @@ class Replica:
     def start(self, environment: dict[str, str], clock: int = 0) -> None:
         """With a clock that is so many seconds off."""
         if clock:
-            environment |= {"LD_PRELOAD": str(FAKETIME), "FAKETIME": f"{clock:+d}s"}
+            environment = environment | {"LD_PRELOAD": str(FAKETIME), "FAKETIME": f"{clock:+d}s"}
         words = [sys.executable, "-m", "stillhouse.cli", "guard", "serve", "guard.toml"]
         with (self.folder / "said.txt").open("ab") as said:
             self._process = subprocess.Popen(
@@ -101,6 +102,10 @@ class Replica:
                 return
             time.sleep(0.05)
         raise RuntimeError(f"a replica does not start: {(self.folder / 'said.txt').read_text()[-3000:]}")
+
+    def arm(self, key: str) -> Arm:
+        assert self._process is not None
+        return Arm("a replica", self.port, key, self._process)
 
     def stop(self, how: signal.Signals) -> None:
         if self._process is not None:
@@ -147,11 +152,12 @@ def scene(folder: Path) -> Iterator[Scene]:
                 told["models"].append({"name": "exact-20", "upstreams": told["models"][0]["upstreams"]})
                 replicas.append(Replica(folder / f"replica-{number}", told))
             with environ(environment):
-                keys = customers(replicas[0].folder, 5, output_tokens_per_minute=LIMIT)
+                first, *keys = customers(replicas[0].folder, 1 + KINDS, output_tokens_per_minute=LIMIT)
             for replica in replicas:
                 replica.start(environment)
             for replica in replicas:
                 replica.wait()
+                until_answers(replica.arm(first), replica.folder)
             yield Scene(redis, replicas, environment, journal, keys)
         finally:
             for replica in replicas:
@@ -173,47 +179,44 @@ def environ(more: dict[str, str]) -> Iterator[None]:
 # ---------------------------------------------------------------- troubles
 
 
-def calm(found: Scene, times: int) -> int:
+def calm(found: Scene, times: int) -> None:
     """Over two minutes, so that what was granted in the first has left its window."""
     time.sleep(5 if times < TIMES else 150)
-    return times
 
 
-def kill_replicas(found: Scene, times: int) -> int:
+def kill_replicas(found: Scene, times: int) -> None:
     for _, replica in zip(range(times), cycle(found.replicas), strict=False):
         time.sleep(0.2)
         replica.stop(signal.SIGKILL)
         replica.start(found.environment)
         replica.wait()
-    return times
 
 
-def kill_redis(found: Scene, times: int) -> int:
+def kill_redis(found: Scene, times: int) -> None:
     for _ in range(times):
         time.sleep(0.5)
         found.redis.kill()
         time.sleep(0.1)
         found.redis.start()
     time.sleep(1)
-    return times
 
 
-def skew(found: Scene, times: int) -> int:
-    """The clocks of two replicas are wrong, one ahead and one behind, for so many requests."""
-    for replica, clock in zip(found.replicas, (5, -5), strict=False):
-        replica.stop(signal.SIGTERM)
-        replica.start(found.environment, clock)
-        replica.wait()
-    time.sleep(5 if times < TIMES else 150)
-    return 2
+def skew(found: Scene, times: int) -> None:
+    """The clocks of two replicas are wrong, one ahead and one behind."""
+    wrong = found.replicas[:2]
+    for clocks, seconds in (((5, -5), 5 if times < TIMES else 150), ((0, 0), 0)):
+        for replica, clock in zip(wrong, clocks, strict=True):
+            replica.stop(signal.SIGTERM)
+            replica.start(found.environment, clock)
+            replica.wait()
+        time.sleep(seconds)
 
 
-def vanish(found: Scene, times: int) -> int:
+def vanish(found: Scene, times: int) -> None:
     time.sleep(5 if times < TIMES else 240)
-    return times
 
 
-Trouble = Callable[[Scene, int], int]
+Trouble = Callable[[Scene, int], None]
 
 
 def pressed(found: Scene, key: str, trouble: Trouble, times: int) -> tuple[Told, list[Sent]]:
@@ -264,7 +267,8 @@ def rows_of(name: str, trouble: Trouble, told: Told, sent: list[Sent]) -> list[R
     served = most_of_a_minute(sent, reserved=False)
     rows = [
         Row(f"{name}: requests let through", len(sent), ""),
-        Row(f"{name}: refused", told.statuses.get("429", 0), ""),
+        Row(f"{name}: refused by the limit", told.statuses.get("429", 0), ""),
+        Row(f"{name}: refused while a store was down", told.statuses.get("503", 0), ""),
         _within(f"{name}: served in a minute at most", served, held),
     ]
     if trouble is vanish:
@@ -295,7 +299,7 @@ def main() -> None:
         "clocks 5 s off": skew,
         "clients leave": vanish,
     }
-    head = header(SEED, ["stillhouse", "redis", "uvicorn", "aiohttp"])
+    head = header(SEED, ["stillhouse", "hiredis", "psycopg", "uvicorn", "aiohttp"])
     if shutil.which("redis-server") is None:
         show(head, [Row("skipped: there is no redis-server", None, "")], options.json)
         return

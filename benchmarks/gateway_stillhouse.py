@@ -28,16 +28,13 @@ MEASURES = ("requests", "input_tokens", "output_tokens")
 
 
 def settings(upstream_port: int, **more: Any) -> dict[str, Any]:
-    """`guard.toml` with every limit, a rising price, a budget and the policy of leaks as it is by default."""
+    """`guard.toml` with every limit of accounts and keys, a rising price, a budget, leaks as by default."""
     url = f"http://127.0.0.1:{upstream_port}/v1"
     steps = [{"over": 0, "input": 0.5, "output": 1.5}, {"over": 1_000_000_000, "input": 0.6, "output": 1.8}]
     told: dict[str, Any] = {
         "server": {"port": free_port()},
         "store": {"folder": "guard"},
-        "models": [
-            {"name": name, "upstreams": [{"url": url}], "price": "listed", "limits": limits()}
-            for name in MODELS
-        ],
+        "models": [{"name": name, "upstreams": [{"url": url}], "price": "listed"} for name in MODELS],
         "prices": {"listed": {"steps": steps}},
         "tiers": {"default": {"limits": limits(), "key_limits": limits(), "budget": 1_000_000.0}},
     }
@@ -81,11 +78,10 @@ def customers(folder: Path, count: int, **less: int) -> list[str]:
     """Keys of so many new accounts of one organisation, each with the limits of its own that are given."""
     from stillhouse.gateway.store.place import pepper_of
     from stillhouse.gateway.store.register import Act, Register
-    from stillhouse.guard.orders import NewAccount, NewKey, NewOrganisation
-    from stillhouse.guard.reading import read_config
-
     from stillhouse.guard.accounts import mint
     from stillhouse.guard.config import Limits
+    from stillhouse.guard.orders import NewAccount, NewKey, NewOrganisation
+    from stillhouse.guard.reading import read_config
 
     store = read_config(folder / "guard.toml").store
     pepper = pepper_of(store, os.environ)
@@ -93,7 +89,7 @@ def customers(folder: Path, count: int, **less: int) -> list[str]:
     act = Act("the benchmark", time.time())
     made = []
     try:
-        owner = register.add_organisation(act, NewOrganisation(name="Customers", limits=Limits(**limits())))
+        owner = register.add_organisation(act, NewOrganisation(name="Customers"))
         for number in range(count):
             order = NewAccount(name=f"Customer {number}", organisation=owner.id, limits=Limits(**less))
             account = register.add_account(act, order)

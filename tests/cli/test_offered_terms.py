@@ -177,7 +177,7 @@ def test_a_permission_that_names_the_server_lifts_what_it_may(
     folder = house(tmp_path, server)
     before = stillhouse("plan", "recipe.toml", cwd=folder)
     assert before.returncode == 3
-    assert "a permission of whoever runs 127.0.0.1, whose grantor names that server" in before.stderr
+    assert "a permission of whoever runs 127.0.0.1, whose grantor or `servers` name it" in before.stderr
     assert "ask terms@guard.example" in before.stderr
     text = (folder / "permission.toml").read_text()
     (folder / "other.toml").write_text(text.replace("127.0.0.1", "elsewhere.example"))

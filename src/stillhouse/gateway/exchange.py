@@ -20,6 +20,7 @@ from stillhouse.guard.asked import LENGTHS, Asked, Denied, Route
 from stillhouse.guard.limits import Used
 
 LONGEST_ANSWER = 64 << 20
+ON_THE_WAY = 1.0  # seconds in which a server has noticed that nobody listens any more
 LONGEST_KEPT = 1 << 20  # bytes of an answer whose text is kept; more is not
 PASSED_ON = ("tracestate", "accept-language", "openai-beta")
 PASSED_BACK = ("content-type", "retry-after", "openai-processing-ms", "openai-version")
@@ -189,7 +190,8 @@ class Exchange:
                 used = Used(*self._told)
             else:
                 trail.counted = "bound"
-                used = _bound(asked, behind, self._events)
+                seconds = self._gateway.clock() - self._began - (trail.first_byte or 0.0)
+                used = _bound(asked, behind, self._events, seconds)
         trail.used = used.input_tokens, used.output_tokens
         try:
             trail.cost = await self._gateway.counts.settle(trail.id, used)
@@ -210,13 +212,15 @@ async def _heard(
         yield part
 
 
-def _bound(asked: Asked, behind: Behind | None, events: int | None) -> Used:
-    """Of a stream that broke off: as many tokens for a byte and for an event as whole ones of this server
-    showed at most. Of what was never told, all that was reserved."""
-    if behind is None or events is None or not behind.most_output:
+def _bound(asked: Asked, behind: Behind | None, events: int | None, seconds: float) -> Used:
+    """Of a stream that broke off `seconds` after its first byte: as many tokens for a byte and for an event
+    as whole ones of this server showed at most, with the events that were on their way: as many as came in
+    `ON_THE_WAY` seconds. Of what was never told, all that was reserved."""
+    if behind is None or not events or not behind.most_output or seconds <= 0:
         return Used(asked.input_tokens, asked.output_tokens)
+    perhaps = events * (1 + ON_THE_WAY / seconds)
     taken = min(asked.input_tokens, -int(-asked.input_tokens * behind.most_input // 1))
-    given = min(asked.output_tokens, -int(-events * behind.most_output // 1))
+    given = min(asked.output_tokens, -int(-perhaps * behind.most_output // 1))
     return Used(taken, given)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from stillhouse.errors import StillhouseError
 from stillhouse.gateway import logs
 from stillhouse.gateway.store.counts import CountsLost, StoreDown
 from stillhouse.gateway.store.events import Events
@@ -36,6 +37,8 @@ async def keep_whole(counts: RedisCounts, store: Store, clock: Callable[[], floa
             await _rebuild(counts, store, clock)
         except StoreDown:
             pass
+        except Exception as error:  # a gateway that stays closed must say why, and try again
+            logs.say("counts not looked at", error=type(error).__name__, why=str(error))
         await asyncio.sleep(LOOK_SECONDS)
 
 
@@ -49,7 +52,7 @@ async def _rebuild(counts: RedisCounts, store: Store, clock: Callable[[], float]
             usage, _ = await asyncio.to_thread(_recorded, store)
         if await counts.rebuild(spent(usage.items(), clock())):
             logs.say("counts entered anew", parts=len(usage))
-    except StoreDown as error:
+    except StillhouseError as error:
         logs.say("counts not entered", error=error.what, why=error.why)
 
 
@@ -57,7 +60,8 @@ def _recorded(store: Store) -> tuple[dict[Part, Usage], float]:
     """All that was ever used, and when the last request came (unix seconds; 0 for never)."""
     with closing(Events(store)) as events:
         newest = events.newest(most=1)
-        return events.usage(0, 1 << 30), newest[0].at if newest else 0.0
+        last = newest[0].at if newest else 0.0
+        return events.usage(0, int(last) // DAY + 1), last
 
 
 def spent(usage: Iterable[tuple[Part, Usage]], now: float) -> Iterator[Spent]:

@@ -98,7 +98,7 @@ class Counters:
         kept = KEPT[code[1]]
         if slot > now - kept:
             where = begin + 1 + slot % kept
-            self.numbers[where] = min(self.numbers[where] + amount, MOST)
+            self.numbers[where] = max(0, min(self.numbers[where] + amount, MOST))
 
     def of_month(self, code: Code, month: int) -> int:
         """Of this month or the one before."""

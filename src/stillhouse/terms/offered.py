@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from stillhouse.ledger import Leaf, Ledger
 from stillhouse.terms.facts import OPEN, Asked, Licence, Need, Row
+from stillhouse.terms.permissions import OFFERED
 from stillhouse.terms.snapshots import clauses_digest
 
 WELL_KNOWN = "/.well-known/ai-terms.json"
@@ -135,7 +136,7 @@ def _row(asked: Asked, leaf: Leaf, contact: str) -> Row:
         f"answers may train another model: {training.replace('_', ' ')}; "
         f"one that competes: {competing.replace('_', ' ')}"
     )
-    permission = f"a permission of whoever runs {host}, whose grantor names that server"
+    permission = f"a permission of whoever runs {host}, whose grantor or `servers` name it"
     permission += f" (ask {contact})" if contact else ""
     licence = Need(
         "model_licence", "review", "the server speaks for itself; whose weights it serves is not known"
@@ -183,7 +184,7 @@ def _newest(ledger: Ledger, origin: str) -> Leaf | None:
 
 
 def _key(origin: str) -> str:
-    return f"offered:{origin}"
+    return f"{OFFERED}{origin}"
 
 
 def _word(holder: Mapping[str, Any], name: str) -> Word:

@@ -13,6 +13,7 @@ from stillhouse.ledger import canonical
 from stillhouse.ledger.keys import pre_authentication
 from stillhouse.terms.facts import OPEN, Asked, Mode, Row, Use
 
+OFFERED = "offered:"  # keys of rows that a server told of itself begin so
 PAYLOAD_TYPE = "application/vnd.stillhouse.permission+json"
 
 
@@ -68,7 +69,10 @@ class Permission:
         return fits(asked.server, self.scope.servers)
 
     def speaks_for(self, row: Row) -> bool:
-        """Whether whoever granted it can permit what this row's text does not: only its own author can."""
+        """Whether whoever granted it can permit what this row's text does not: only its own author can, which
+        is whoever runs the server where the server told its terms itself."""
+        if row.key.startswith(OFFERED) and fits(row.vendor, self.scope.servers):
+            return True
         said = _words(self.grantor)
         vendors = [_words(name) - {"others"} for name in row.vendor.split("/")]
         return any(words and words <= said for words in vendors)

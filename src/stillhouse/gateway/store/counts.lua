@@ -108,7 +108,7 @@ local function change(counter, since, by)
   end
   if by ~= 0 and slot > at[counter.window] - counter.kept then
     local i = 2 + slot % counter.kept
-    counter.numbers[i] = math.min(counter.numbers[i] + by, MOST)
+    counter.numbers[i] = math.max(0, math.min(counter.numbers[i] + by, MOST))
     counter.changed = true
   end
 end
@@ -235,7 +235,8 @@ end
 -- Money to reserve: enough that all that is open, with this one, is covered in whatever order it settles.
 local function held_for(plan)
   local payer = plan.payer
-  local volume, inputs, outputs = used(payer.settled), used(payer.input) + plan.input, used(payer.output) + plan.output
+  local volume, inputs = used(payer.settled), used(payer.input) + plan.input
+  local outputs = used(payer.output) + plan.output
   local last = volume + inputs + outputs
   local own = worst(plan.steps, volume, last, plan.input, plan.output)
   return math.min(math.max(own, worst(plan.steps, volume, last, inputs, outputs) - used(payer.held)), MOST)

@@ -258,7 +258,7 @@ def _locked(folder: Path) -> int:
         lock = os.open(folder / "counts.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         os.close(lock)
         raise StoreDown(
             f"another process keeps its counts in {folder}",

@@ -87,6 +87,7 @@ class RedisCounts:
 
     async def reserve(self, wanted: Wanted) -> Granted | Refused:
         plan = _plan(wanted)
+        await self._connected()  # what fails here was not sent
         try:
             reply = await self._run("reserve", wanted.id, plan)
         except (StoreDown, asyncio.CancelledError) as error:
@@ -153,19 +154,21 @@ class RedisCounts:
             await asyncio.sleep(PAUSE)
 
     async def close(self) -> None:
-        if self._unsure:
-            with contextlib.suppress(StoreDown):
+        """Waits for SETTLING seconds at most to give back what an unanswered call may have reserved."""
+        until = time.monotonic() + SETTLING
+        while self._giving_back or (self._unsure and time.monotonic() < until):
+            if self._giving_back:
+                await asyncio.wait(self._giving_back)
+            try:
                 await self._connected()
-        if self._giving_back:
-            await asyncio.wait(self._giving_back)
+            except StoreDown:
+                await asyncio.sleep(PAUSE)
         if self._wire is not None:
             self._wire.close()
             self._wire = None
 
     async def _run(self, *words: Word) -> Any:
-        wire = self._wire
-        if wire is None or not wire.open:
-            wire = await self._connected()
+        wire = await self._connected()
         try:
             return await wire.ask("EVALSHA", self._digest, 1, CLOCK, *words)
         except (Gone, Said) as error:
@@ -182,8 +185,8 @@ class RedisCounts:
         if self._wire is not None and self._wire.open:
             return self._wire
         if self._connecting is None:
-            if self._failure is not None and time.monotonic() < self._not_before:
-                raise self._failure
+            if (failure := self._failure) is not None and time.monotonic() < self._not_before:
+                raise StoreDown(failure.what, failure.why, failure.mend)
             self._connecting = asyncio.create_task(self._connect())
         return await asyncio.shield(self._connecting)
 
