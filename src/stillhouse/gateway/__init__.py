@@ -64,6 +64,7 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
     from stillhouse.gateway.admin import Api, admin_routes
     from stillhouse.gateway.app import application
     from stillhouse.gateway.connections import Connection
+    from stillhouse.gateway.console import Console, Reading, console_routes
     from stillhouse.models.serve import listen
 
     async with AsyncExitStack() as stack:
@@ -74,6 +75,9 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
         async def usage(period: Period) -> dict[str, Any]:
             return await asyncio.to_thread(_used, config.store, period)
 
+        reading = Reading(config.store)
+        stack.callback(reading.close)
+        console = Console(lambda: standing.gateway, reading, secret, logs.say)
         api = Api(gateway.accounts, lambda: standing.gateway.config, gateway.pepper, secret, usage)
         listener = stack.enter_context(listen(config.server.host, config.server.port))
         host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
@@ -85,7 +89,7 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
         stack.callback(watch.cancel)
         Connection.head_seconds = config.server.head_seconds
         settings = uvicorn.Config(
-            application(standing, Starlette(routes=admin_routes(api))),
+            application(standing, Starlette(routes=[*admin_routes(api), *console_routes(console)])),
             http=Connection,
             ws="none",
             lifespan="off",

@@ -120,6 +120,9 @@ class Metrics:
             model.first.observe(event.first_byte)
         model.whole.observe(event.seconds)
 
+    def in_flight(self) -> int:
+        return round(next(iter(self._families.flying.collect())).samples[0].value)
+
     def stored(self, operation: str, seconds: float) -> None:
         """A store did what it was asked: `reserve`, `settle`, `events` and so on."""
         child = self._stores.get(operation)

@@ -28,7 +28,7 @@ from stillhouse.gateway.texts import Texts
 from stillhouse.gateway.worker import Worker
 from stillhouse.guard import config
 from stillhouse.guard.accounts import Account
-from stillhouse.guard.events import Event, Rate, Row, canonical, charge_of, label, row_of
+from stillhouse.guard.events import Event, Rate, Row, by_minute, canonical, charge_of, label, row_of
 from stillhouse.guard.proof import root_of
 from stillhouse.ledger import Ledger, merkle
 from stillhouse.workspace import init_workspace
@@ -198,7 +198,7 @@ class Record:
         times = [round(event.at * 1e6) for event in events]
         span = min(group.first, *times), max(group.last, *times)
         charges = [charge_of(event, self.rates) for event in events]
-        self._events.write(group.id, group.events, span, rows, charges)
+        self._events.write(group.id, group.events, span, rows, charges, by_minute(events, self.rates))
         group.events += len(rows)
         group.first, group.last = span
         group.frontier = frontier

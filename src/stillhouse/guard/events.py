@@ -8,7 +8,7 @@ of JSON write differently, for it has no fractions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any, Literal, NamedTuple
@@ -222,6 +222,44 @@ def totals(events: Iterable[Event], rates: Mapping[str, Rate]) -> dict[Part, Usa
         )
         sums[part] = sums.get(part, Usage()).plus(used)
     return sums
+
+
+class Minute(NamedTuple):
+    """What traffic is summed by: minutes since 1970-01-01 (UTC), and what became of the requests. `status` is
+    in hundreds, 0 where nothing was answered."""
+
+    minute: int
+    model: str
+    status: int
+    ended: str
+    reason: str
+
+
+class Traffic(NamedTuple):
+    """Sums over the events of a minute; `lasted` is in microseconds."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: int = 0
+    lasted: int = 0
+
+
+def by_minute(events: Iterable[Event], served: Container[str]) -> dict[Minute, Traffic]:
+    """What was asked of a model that is not `served` is summed under the model "", as in `totals`."""
+    sums: dict[Minute, list[int]] = {}
+    for event in events:
+        model = event.model if event.model in served else ""
+        minute = Minute(int(event.at // 60), model, event.status // 100, event.ended, label(event.reason))
+        sum = sums.get(minute)
+        if sum is None:
+            sums[minute] = sum = [0, 0, 0, 0, 0]
+        sum[0] += 1
+        sum[1] += event.input_tokens
+        sum[2] += event.output_tokens
+        sum[3] += event.cost
+        sum[4] += round(event.seconds * 1e6)
+    return {minute: Traffic(*sum) for minute, sum in sums.items()}
 
 
 def price_of(steps: tuple[Step, ...], taken: int, given: int, cost: int) -> tuple[int, int]:

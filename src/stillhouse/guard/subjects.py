@@ -36,17 +36,22 @@ def overridden(limits: tuple[Limit, ...], own: Mapping[str, int]) -> tuple[Limit
     return tuple(kinds.values())
 
 
+def account_limits(account: Account, tier: Tier) -> tuple[Limit, ...]:
+    """With its budget, and what it paid in where it can spend no more than that."""
+    limits = overridden(limits_of(tier.limits), account.limits)
+    budget = tier.budget if account.budget is None else account.budget
+    if budget is not None:
+        limits += (Limit("money", "month", round(budget * NANO)),)
+    if tier.prepaid:
+        limits += (Limit("money", "ever", account.paid),)
+    return limits
+
+
 def subjects_of(
     organisation: Organisation | None, account: Account, key: Key, tier: Tier, model: str, of_model: Limits
 ) -> tuple[Subject, ...]:
     """The key, its account and organisation, and the model over all who ask it; the payer is the account."""
-    of_account = overridden(limits_of(tier.limits), account.limits)
-    budget = tier.budget if account.budget is None else account.budget
-    if budget is not None:
-        of_account += (Limit("money", "month", round(budget * NANO)),)
-    if tier.prepaid:
-        of_account += (Limit("money", "ever", account.paid),)
-    subjects = [Subject(f"account:{account.id}", of_account)]
+    subjects = [Subject(f"account:{account.id}", account_limits(account, tier))]
     of_key = overridden(limits_of(tier.key_limits), key.limits)
     if of_key:
         subjects.append(Subject(f"key:{key.id}", of_key))

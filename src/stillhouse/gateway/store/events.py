@@ -7,14 +7,24 @@ are still filled are summed whenever somebody asks. A sealed group then gets one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from stillhouse.errors import StorageError
 from stillhouse.gateway.store.tables import Tables, Undone
 from stillhouse.guard.config import Store
-from stillhouse.guard.events import FIELDS, Charge, Event, Part, Row, Usage, event_of
+from stillhouse.guard.events import (
+    FIELDS,
+    Charge,
+    Event,
+    Minute,
+    Part,
+    Row,
+    Traffic,
+    Usage,
+    event_of,
+)
 from stillhouse.ledger.database import Connection
 
 T = TypeVar("T")
@@ -55,7 +65,14 @@ _SCHEMA = (
          PRIMARY KEY (day, organisation, account, key, model, schedule, input_price, output_price)
        ) STRICT, WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS usage_account ON usage (account, day)",
+    """CREATE TABLE IF NOT EXISTS traffic (
+         minute INTEGER NOT NULL, model TEXT NOT NULL, status INTEGER NOT NULL, ended TEXT NOT NULL,
+         reason TEXT NOT NULL, requests INTEGER NOT NULL, input_tokens INTEGER NOT NULL,
+         output_tokens INTEGER NOT NULL, cost INTEGER NOT NULL, lasted INTEGER NOT NULL,
+         PRIMARY KEY (minute, model, status, ended, reason)) STRICT, WITHOUT ROWID""",
 )
+MINUTES = 14 * 1440  # for which traffic is kept by the minute
+SEARCHED = 200_000  # events, the newest, among which a search without an id or an account looks
 _ROW = ", ".join(FIELDS)
 _PARTS = ", ".join(Part._fields)
 _SUMS = ", ".join((*Part._fields, *Usage._fields))
@@ -88,6 +105,23 @@ class Group(NamedTuple):
 _GROUP = ", ".join(Group._fields)
 
 
+class Place(NamedTuple):
+    """Where an event lies: its group, and its number there."""
+
+    group: int
+    n: int
+
+
+class Sought(NamedTuple):
+    """What events must have; None: anything."""
+
+    id: str | None = None
+    account: str | None = None
+    model: str | None = None
+    status: int | None = None
+    ended: str | None = None
+
+
 class Events:
     """For one thread at a time. Every method raises what those of `Tables` raise."""
 
@@ -107,10 +141,16 @@ class Events:
         return self._tables.change(lambda db: int(db.execute(statement, (replica,)).fetchone()[0]))
 
     def write(
-        self, group: int, before: int, span: tuple[int, int], rows: Sequence[Row], charges: Sequence[Charge]
+        self,
+        group: int,
+        before: int,
+        span: tuple[int, int],
+        rows: Sequence[Row],
+        charges: Sequence[Charge],
+        minutes: Mapping[Minute, Traffic],
     ) -> None:
-        """Add rows to a group that holds `before` events: all or none. `span` are the first and last time of
-        the group with them.
+        """Add rows to a group that holds `before` events, and sums to the traffic: all or nothing. `span` are
+        the first and last time of the group with them.
 
         Raises Repeated when one of their ids is known, Sealed when the group is not as it was left, and
         ValueError when the database takes one of the rows for nonsense.
@@ -127,6 +167,7 @@ class Events:
             into = f"INSERT INTO event (event_group, n, {_ROW}, sold, schedule, input_price, output_price)"
             both = zip(rows, charges, strict=True)
             _insert(db, into, [(group, before + n, *row, *charge) for n, (row, charge) in enumerate(both)])
+            _add_to(db, "traffic", Minute._fields, Traffic._fields, minutes)
 
         self._tables.change(change)
 
@@ -181,9 +222,10 @@ class Events:
 
     def expire(self, before: int) -> int:
         """Delete the events of one sealed group whose last one came before that time (microseconds); how
-        many there were. Their sums, root and leaf stay."""
+        many there were. Their usage, root and leaf stay; traffic older than `MINUTES` goes too."""
 
         def change(db: Connection) -> int:
+            db.execute("DELETE FROM traffic WHERE minute < (SELECT max(minute) FROM traffic) - ?", (MINUTES,))
             found = db.execute(
                 "SELECT id FROM event_group WHERE expired = 0 AND last < ? AND leaf IS NOT NULL LIMIT 1",
                 (before,),
@@ -226,8 +268,8 @@ class Events:
         for group in self._groups_of(account, until):
             yield from self._read(query, (group, until, *given, most))
 
-    def _groups_of(self, account: str | None, until: int) -> Iterator[int]:
-        """Groups that may have such events, the newest first."""
+    def _groups_of(self, account: str | None, until: int, last: int = 2**62) -> Iterator[int]:
+        """Groups before `last` that may have such events, the newest first."""
         held = ""
         given: tuple[str, ...] = ()
         if account is not None:
@@ -235,7 +277,6 @@ class Events:
             given = (account,)
         query = f"""SELECT id FROM event_group WHERE id < ? AND expired = 0 AND first < ? {held}
             ORDER BY id DESC LIMIT 64"""
-        last = 2**62
         while found := self._read(query, (last, until, *given)):
             yield from (id for (id,) in found)
             last = found[-1][0]
@@ -267,6 +308,54 @@ class Events:
             sums[part] = sums.get(part, Usage()).plus(Usage(*row[cut:]))
         return dict(sorted(sums.items()))
 
+    # Read by the console
+
+    def traffic(self, first: int, last: int, model: str | None = None) -> dict[Minute, Traffic]:
+        """Sums of the minutes from `first` to `last`, both counted from 1970-01-01 and included."""
+        names = ", ".join((*Minute._fields, *Traffic._fields))
+        of, given = ("", [first, last]) if model is None else ("AND model = ?", [first, last, model])
+        query = f"SELECT {names} FROM traffic WHERE minute >= ? AND minute <= ? {of} ORDER BY minute"
+        cut = len(Minute._fields)
+        return {Minute(*row[:cut]): Traffic(*row[cut:]) for row in self._read(query, given)}
+
+    def search(self, sought: Sought, most: int, after: Place | None = None) -> list[tuple[Place, Event]]:
+        """Events with their places, the newest first: those after a place. Without an id or an account only
+        about the newest `SEARCHED` are looked at."""
+        where = "".join(f" AND {name} = ?" for name, value in sought._asdict().items() if value is not None)
+        given = [value for value in sought if value is not None]
+        if sought.id is not None:
+            rows = self._read(f"SELECT event_group, n, {_ROW} FROM event WHERE 1 = 1{where}", given)
+            return [(Place(*row[:2]), event_of(tuple(row[2:]))) for row in rows]
+        query = f"SELECT n, {_ROW} FROM event WHERE event_group = ? AND n < ?{where} ORDER BY n DESC LIMIT ?"
+        found: list[tuple[Place, Event]] = []
+        looked = 0
+        first, number = (2**62, 0) if after is None else after
+        for group in self._groups_of(sought.account, 2**62, first + 1):
+            below = number if group == first else 2**62
+            rows = self._read(query, (group, below, *given, most - len(found)))
+            found += [(Place(group, row[0]), event_of(tuple(row[1:]))) for row in rows]
+            looked += self.group(group).events
+            if len(found) >= most or (sought.account is None and looked >= SEARCHED):
+                break
+        return found
+
+    def last_seen(self, accounts: Iterable[str]) -> dict[str, float]:
+        """When the newest event of each account came (Unix seconds), where there is one."""
+        newest = {account: self.newest(account, most=1) for account in accounts}
+        return {account: events[0].at for account, events in newest.items() if events}
+
+    def busiest(self, day: int, most: int) -> list[tuple[str, Usage]]:
+        """The accounts that cost most on a day, and then those that asked most."""
+        sums = ", ".join(f"sum({name})" for name in Usage._fields)
+        filled = "event_group IN (SELECT id FROM event_group WHERE root IS NULL) AND at >= ? AND at < ?"
+        query = (
+            f"SELECT account, {sums} FROM (SELECT {_SUMS} FROM usage WHERE day = ? UNION ALL"
+            f" SELECT * FROM ({_SUMMED % filled}) AS filled) AS every WHERE account != '' GROUP BY account"
+            " ORDER BY sum(cost) DESC, sum(requests) DESC, account LIMIT ?"
+        )
+        given = (day, day * _DAY, (day + 1) * _DAY, most)
+        return [(account, Usage(*map(int, row))) for account, *row in self._read(query, given)]
+
 
 def _of_this_version(db: Connection) -> None:
     versions = [version for (version,) in db.execute("SELECT version FROM event_schema").fetchall()]
@@ -278,6 +367,22 @@ def _of_this_version(db: Connection) -> None:
             f"their schema has version {max(versions)}, this one knows {VERSION}",
             "upgrade stillhouse; nothing was changed",
         )
+
+
+def _add_to(
+    db: Connection,
+    table: str,
+    key: Sequence[str],
+    values: Sequence[str],
+    sums: Mapping[Any, Sequence[Any]],
+) -> None:
+    """In one order, so that two replicas never wait for each other."""
+    added = [(*part, *sums[part]) for part in sorted(sums)]
+    plus = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in values)
+    names = ", ".join((*key, *values))
+    _insert(
+        db, f"INSERT INTO {table} ({names})", added, f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {plus}"
+    )
 
 
 def _insert(db: Connection, into: str, rows: Sequence[Sequence[Any]], after: str = "") -> None:

@@ -153,13 +153,17 @@ class Register:
         with self._reading("read") as db:
             return {row[0] for row in db.execute("SELECT DISTINCT tier FROM account WHERE state != 'closed'")}
 
-    def changes(self, after: int = 0, limit: int = 100, subject: str | None = None) -> list[Change]:
+    def changes(
+        self, after: int = 0, limit: int = 100, subject: str | None = None, before: int | None = None
+    ) -> list[Change]:
+        """Those after a number, oldest first; with `before` those before it, newest first."""
+        side, order = ("id > ?", "id") if before is None else ("id < ?", "id DESC")
         where, values = ("AND subject = ?", [subject]) if subject is not None else ("", [])
         with self._reading("read") as db:
             rows = db.execute(
                 "SELECT id, at, who, what, subject, reason, before, after FROM change"
-                f" WHERE id > ? {where} ORDER BY id LIMIT ?",
-                [after, *values, limit],
+                f" WHERE {side} {where} ORDER BY {order} LIMIT ?",
+                [after if before is None else before, *values, limit],
             ).fetchall()
         return [change_of(row) for row in rows]
 
