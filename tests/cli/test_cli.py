@@ -192,7 +192,8 @@ def test_a_pilot_is_kept_and_its_interval_holds_the_bill(
 
 def test_a_plan_names_the_price_its_page_and_its_day(recipe: Callable[..., Path], tmp_path: Path):
     path = recipe("https://api.mistral.ai/v1", "[collect]\nmax_cost = 1.0\nmax_tokens = 100")
-    path.write_text(path.read_text().replace('model = "m"', 'model = "mistral-medium-3-5"'))
+    said = path.read_text().replace('model = "m"', 'model = "mistral-medium-3-5"')
+    path.write_text(said.replace('declared_by = "a test"', 'declared_by = "a test", about = ["mistral-api"]'))
     planned = json.loads(stillhouse("plan", path, "--json", cwd=tmp_path).stdout)
     price = planned["price"]
     assert (price["input"], price["output"], price["read_on"]) == (1.5, 7.5, "2026-09-07")

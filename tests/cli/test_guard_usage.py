@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 import typer
@@ -28,13 +29,16 @@ def store(tmp_path):
 @pytest.fixture
 def run(store):
     app = typer.Typer()
-    settings = config.Guard(
-        models=[{"name": "m", "upstreams": [{"url": "http://127.0.0.1:1/v1"}]}], store=store
+    register(app)
+    settings = Path(store.folder).with_name("guard.toml")
+    settings.write_text(
+        f'[store]\nfolder = "{store.folder}"\n[[models]]\nname = "m"\n'
+        '[[models.upstreams]]\nurl = "http://127.0.0.1:1/v1"\n'
     )
-    register(app, lambda path: settings)
 
     def words(*given):
-        done = CliRunner().invoke(app, list(given), catch_exceptions=False)
+        given = [*given, "--config", str(settings)]
+        done = CliRunner().invoke(app, given, catch_exceptions=False)
         assert done.exit_code == 0
         return done.output
 

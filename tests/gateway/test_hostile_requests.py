@@ -1,6 +1,5 @@
 """Requests that were written to make the gateway fail, or to get more than was reserved."""
 
-
 import pytest
 from behind import Behind
 from gate import gate, tree_of

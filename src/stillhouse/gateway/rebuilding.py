@@ -32,14 +32,19 @@ async def keep_whole(counts: RedisCounts, store: Store, clock: Callable[[], floa
     """Look whether the counts are there, and enter them anew where they are not; for ever."""
     while True:
         try:
-            await counts.standing("")
-        except CountsLost:
-            await _rebuild(counts, store, clock)
-        except StoreDown:
-            pass
+            await _look(counts, store, clock)
         except Exception as error:  # a gateway that stays closed must say why, and try again
             logs.say("counts not looked at", error=type(error).__name__, why=str(error))
         await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _look(counts: RedisCounts, store: Store, clock: Callable[[], float]) -> None:
+    try:
+        await counts.standing("")
+    except CountsLost:
+        await _rebuild(counts, store, clock)
+    except StoreDown:
+        pass  # who asks for a reservation is told
 
 
 async def _rebuild(counts: RedisCounts, store: Store, clock: Callable[[], float]) -> None:
