@@ -82,6 +82,8 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
         watch = asyncio.create_task(_look_after(standing))
         stack.callback(watch.cancel)
         Connection.head_seconds = config.server.head_seconds
+        Connection.idle_seconds = config.server.keep_alive_seconds
+        Connection.most = config.server.connections
         settings = uvicorn.Config(
             application(standing, Starlette(routes=admin_routes(api))),
             http=Connection,
@@ -92,7 +94,6 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
             log_config=None,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=config.server.connections,
             backlog=WAITING,
             timeout_keep_alive=int(config.server.keep_alive_seconds),
             timeout_graceful_shutdown=int(config.server.drain_seconds),
