@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from stillhouse.errors import StillhouseError
 from stillhouse.gateway import logs
 from stillhouse.gateway.store.counts import CountsLost, StoreDown
 from stillhouse.gateway.store.events import Events
@@ -31,12 +32,19 @@ async def keep_whole(counts: RedisCounts, store: Store, clock: Callable[[], floa
     """Look whether the counts are there, and enter them anew where they are not; for ever."""
     while True:
         try:
-            await counts.standing("")
-        except CountsLost:
-            await _rebuild(counts, store, clock)
-        except StoreDown:
-            pass
+            await _look(counts, store, clock)
+        except Exception as error:  # whatever it is, without this task nothing would ever be granted again
+            logs.fault(error)
         await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _look(counts: RedisCounts, store: Store, clock: Callable[[], float]) -> None:
+    try:
+        await counts.standing("")
+    except CountsLost:
+        await _rebuild(counts, store, clock)
+    except StoreDown:
+        pass
 
 
 async def _rebuild(counts: RedisCounts, store: Store, clock: Callable[[], float]) -> None:
@@ -49,7 +57,7 @@ async def _rebuild(counts: RedisCounts, store: Store, clock: Callable[[], float]
             usage, _ = await asyncio.to_thread(_recorded, store)
         if await counts.rebuild(spent(usage.items(), clock())):
             logs.say("counts entered anew", parts=len(usage))
-    except StoreDown as error:
+    except StillhouseError as error:
         logs.say("counts not entered", error=error.what, why=error.why)
 
 
