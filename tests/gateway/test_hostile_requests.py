@@ -1,5 +1,6 @@
 """Requests that were written to make the gateway fail, or to get more than was reserved."""
 
+import contextlib
 import json
 import socket
 import time
@@ -109,10 +110,10 @@ def test_a_body_that_nobody_waits_for_does_not_keep_a_connection_open(served):
         client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n")
         assert b" 401 " in client.recv(10_000)
         began = time.monotonic()
-        with pytest.raises(ConnectionError):
-            while time.monotonic() - began < 5:
+        client.settimeout(0.1)
+        while not closed(client) and time.monotonic() - began < 5:
+            with contextlib.suppress(ConnectionError):
                 client.sendall(b"x")
-                time.sleep(0.1)
         assert time.monotonic() - began < 3
 
 
@@ -140,6 +141,8 @@ def test_fields_without_end_are_not_held_in_memory(served, sent):
 def closed(client: socket.socket) -> bool:
     try:
         return not client.recv(10_000)
+    except TimeoutError:
+        return False
     except ConnectionError:
         return True
 
