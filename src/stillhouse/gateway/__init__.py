@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import os
 import signal
 import socket
@@ -33,6 +34,7 @@ Reread = Callable[[], Guard]
 Ready = Callable[[str], None]
 
 WAITING = 4096  # connections that wait to be accepted
+END_SECONDS = 5.0  # for what was cut off at the end to be counted
 LOOK_SECONDS = 5.0  # between looks at servers that failed
 
 
@@ -47,14 +49,19 @@ def serve(config: Guard, reread: Reread | None = None, ready: Ready | None = Non
     """
     import uvloop
 
+    refuse_wrong(config)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config, reread, ready))
+
+
+def refuse_wrong(config: Guard) -> None:
+    """Raises UsageError for settings that cannot be served on this machine."""
     from stillhouse.guard.reading import check
 
     wrong = [finding for finding in check(config, os.environ) if finding.level == "error"]
     if wrong:
         first, more = wrong[0], f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise UsageError(f"{first.what}{more}", first.where, first.mend)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, reread, ready))
 
 
 async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> None:
@@ -88,6 +95,8 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
         watch = asyncio.create_task(_look_after(standing))
         stack.callback(watch.cancel)
         Connection.head_seconds = config.server.head_seconds
+        Connection.idle_seconds = config.server.keep_alive_seconds
+        Connection.most = config.server.connections
         settings = uvicorn.Config(
             application(standing, Starlette(routes=[*admin_routes(api), *console_routes(console)])),
             http=Connection,
@@ -98,7 +107,6 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
             log_config=None,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=config.server.connections,
             backlog=WAITING,
             timeout_keep_alive=int(config.server.keep_alive_seconds),
             timeout_graceful_shutdown=int(config.server.drain_seconds),
@@ -112,6 +120,8 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
             ready(f"{standing.origin}/v1")
         logs.say("started", models=", ".join(gateway.models))
         await server.serve(sockets=[listener])
+        if rest := server.server_state.tasks | standing.gateway.late:  # cut off, and still to be counted
+            await asyncio.wait(rest, timeout=END_SECONDS)
         logs.say("stopped")
 
 
@@ -153,6 +163,10 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     from stillhouse.gateway.upstream import Resolver
 
     stack.callback(logs.flush)
+    others = logs.Others(logging.WARNING)
+    for name in ("uvicorn", "asyncio", "aiohttp"):
+        logging.getLogger(name).addHandler(others)
+        stack.callback(logging.getLogger(name).removeHandler, others)
     traces = Traces(config.record.traces)
     stack.callback(traces.close)
     metrics = Metrics(model.name for model in config.models)
@@ -272,14 +286,11 @@ def _reload(standing: Standing, reread: Reread) -> None:
         if config.store != old.config.store or config.server != old.config.server:
             config = config.model_copy(update={"store": old.config.store, "server": old.config.server})
             logs.say("reload", note="`server` and `store` change by a restart only")
-        fresh = replace(
-            old,
-            config=config,
-            models=models_of(config, os.environ),
-        )
+        refuse_wrong(config)
+        fresh = replace(old, config=config, models=models_of(config, os.environ))
+        standing.documents = documents(config, standing.origin)
         old.metrics.serve(model.name for model in config.models)
         old.record.apply(config.record, rates(config))
-        standing.documents = documents(config, standing.origin)
         standing.gateway = fresh
     except StillhouseError as error:
         logs.say("reload refused", error=error.what, why=error.why)
@@ -298,6 +309,11 @@ async def _look_after(standing: Standing) -> None:
         await asyncio.sleep(LOOK_SECONDS)
         gateway = standing.gateway
         ill = [each for model in gateway.models.values() for each in model.behind if each.failures]
-        for each in ill:
-            if await upstream.look(gateway.session, each):
+        found = await asyncio.gather(
+            *(upstream.look(gateway.session, each) for each in ill), return_exceptions=True
+        )
+        for each, answers in zip(ill, found, strict=True):
+            if isinstance(answers, Exception):
+                logs.fault(answers)
+            elif answers is True:
                 each.well()

@@ -223,8 +223,9 @@ async def _heard(
     silent, end = behind.config.silent_seconds, now() + behind.config.answer_seconds
     deadline.reschedule(min(now() + silent, end))
     async for part in response.content.iter_any():
-        deadline.reschedule(min(now() + silent, end))
+        deadline.reschedule(end)  # what the client takes for it is not the server's silence
         yield part
+        deadline.reschedule(min(now() + silent, end))
 
 
 def _bound(asked: Asked, behind: Behind | None, events: int | None, seconds: float) -> Used:

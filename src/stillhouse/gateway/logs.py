@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import sys
 import time
@@ -55,6 +56,17 @@ def flush(seconds: float = 1.0) -> None:
     """Wait until all that was said is written, but no longer than that."""
     with suppress(TimeoutError, StorageError):
         _of_this_process().flush(seconds)
+
+
+class Others(logging.Handler):
+    """What the libraries below say, in lines of ours: a traceback holds the text of its error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            say("server", said=record.getMessage())
+        else:
+            fault(error)
 
 
 class Logs:

@@ -92,9 +92,10 @@ async def _answer(
         exchange.parent, span = gateway.traces.began(parent)
         await exchange.run(decision.body, headers, send)
     except asyncio.CancelledError:
-        trail.ended = "client_left"
         if not exchange.left:
+            trail.reason = "shutdown"
             raise
+        trail.ended = "client_left"
         task = asyncio.current_task()
         if task is not None:
             task.uncancel()

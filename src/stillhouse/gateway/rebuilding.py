@@ -33,8 +33,8 @@ async def keep_whole(counts: RedisCounts, store: Store, clock: Callable[[], floa
     while True:
         try:
             await _look(counts, store, clock)
-        except Exception as error:  # a gateway that stays closed must say why, and try again
-            logs.say("counts not looked at", error=type(error).__name__, why=str(error))
+        except Exception as error:  # whatever it is, without this task nothing would ever be granted again
+            logs.fault(error)
         await asyncio.sleep(LOOK_SECONDS)
 
 
@@ -44,7 +44,7 @@ async def _look(counts: RedisCounts, store: Store, clock: Callable[[], float]) -
     except CountsLost:
         await _rebuild(counts, store, clock)
     except StoreDown:
-        pass  # who asks for a reservation is told
+        pass
 
 
 async def _rebuild(counts: RedisCounts, store: Store, clock: Callable[[], float]) -> None:

@@ -195,6 +195,8 @@ class LocalCounts:
             with contextlib.suppress(sqlite3.Error):  # SQLite has rolled back by itself after some errors
                 self._db.execute("ROLLBACK")
             return _down(self._folder, "write", error)
+        except Exception as error:  # without this thread every reservation would wait for ever
+            return _down(self._folder, "write", error)
         return None
 
     def _told(
@@ -297,7 +299,7 @@ def _time_of(db: sqlite3.Connection) -> int:
     return int.from_bytes(row[0], "big") if row else 0
 
 
-def _down(folder: Path, doing: str, error: sqlite3.Error) -> StoreDown:
+def _down(folder: Path, doing: str, error: Exception) -> StoreDown:
     return StoreDown(
         f"could not {doing} the counts in {folder}",
         str(error),
