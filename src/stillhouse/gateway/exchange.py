@@ -95,6 +95,7 @@ class Exchange:
         trail = self._trail
         status = trail.status = response.status
         if status in OURS:
+            self._told = (0, 0)
             trail.reason = f"upstream_{status}"
             message = f"the server of {trail.model} does not serve this gateway at present"
             raise Denied(502, "upstream_refused", message, kind="server_error")
