@@ -101,10 +101,11 @@ class Behind:
         done, _ = await asyncio.wait({gone, answer}, return_when=asyncio.FIRST_COMPLETED)
         if answer not in done:
             self.left[model] += 1
+            gone.exception()  # a reset is a way to leave as well
             answer.cancel()
             return False
         gone.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
+        with contextlib.suppress(asyncio.CancelledError, ConnectionError):
             await gone
         return await answer
 

@@ -139,6 +139,19 @@ def test_what_goes_wrong_before_the_first_byte_has_a_status(served, model, statu
     assert (said.status_code, said.json()["error"]["code"]) == (status, code)
 
 
+def test_a_customer_pays_nothing_where_the_server_refuses_the_gateway(served):
+    _, key = served.new_key()
+    with served.client(key) as client:
+
+        def left(model):
+            said = client.post("/chat/completions", json={"model": model, "messages": HELLO})
+            return int(said.headers.get("x-ratelimit-remaining-output-tokens", 0))
+
+        before = left("whole")
+        left("status-401")
+        assert left("whole") == before - WORDS
+
+
 def test_the_next_server_is_asked_when_one_is_gone(served, behind):
     behind.seen.clear()
     assert ask(served, "second").status_code == 200

@@ -103,6 +103,7 @@ class Exchange:
         status = trail.status = response.status
         if status in OURS:
             self._sent = False
+            trail.reason = f"upstream_{status}"
             message = f"the server of {trail.model} does not serve this gateway at present"
             raise Denied(502, "upstream_refused", message, kind="server_error")
         if not 200 <= status < 600:
