@@ -269,11 +269,6 @@ class Train(Table):
         default="adamw", description="`muon` steps the layers' matrices, and AdamW the rest."
     )
     warmup: Fraction = Field(default=0.05, description="Share of the steps over which the rate rises.")
-    hold: Fraction = Field(
-        default=0.0,
-        description="Share of the steps over which it then stays, before it falls. See docs/training.md for "
-        "when it pays.",
-    )
     final_rate: Fraction = Field(
         default=0.1, description="Where the cosine ends, as a share of learning_rate."
     )
@@ -313,14 +308,6 @@ class Train(Table):
         if self.preference is not None and self.packing:
             raise ValueError(
                 "pairs of answers are padded and never packed: leave `packing` or [train.preference] out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _time_to_fall(self) -> Train:
-        if self.warmup + self.hold > 1:
-            raise ValueError(
-                f"`warmup` {self.warmup:g} and `hold` {self.hold:g} are more than all steps: lower one"
             )
         return self
 
