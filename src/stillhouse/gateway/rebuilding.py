@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from stillhouse.errors import StorageError
 from stillhouse.gateway import logs
 from stillhouse.gateway.store.counts import CountsLost, StoreDown
 from stillhouse.gateway.store.events import Events
@@ -30,13 +29,17 @@ LOOK_SECONDS = 1.0
 
 async def keep_whole(counts: RedisCounts, store: Store, clock: Callable[[], float]) -> None:
     """Look whether the counts are there, and enter them anew where they are not; for ever."""
+    told = ""
     while True:
         try:
             await counts.standing("")
+            told = ""
         except CountsLost:
             await _rebuild(counts, store, clock)
-        except StoreDown:
-            pass
+        except StoreDown as error:
+            if error.why != told:
+                logs.say("counts down", error=error.what, why=error.why)
+            told = error.why
         await asyncio.sleep(LOOK_SECONDS)
 
 
@@ -50,8 +53,8 @@ async def _rebuild(counts: RedisCounts, store: Store, clock: Callable[[], float]
             usage, _ = await asyncio.to_thread(_recorded, store, clock())
         if await counts.rebuild(spent(usage.items(), clock())):
             logs.say("counts entered anew", parts=len(usage))
-    except (StoreDown, StorageError) as error:
-        logs.say("counts not entered", error=error.what, why=error.why)
+    except Exception as error:  # whatever it was: nobody else would ever open them
+        logs.say("counts not entered", error=str(error), why=getattr(error, "why", type(error).__name__))
 
 
 def _recorded(store: Store, now: float) -> tuple[dict[Part, Usage], float]:
