@@ -52,3 +52,22 @@ def test_a_new_redis_is_opened_even_if_the_records_could_not_be_read_at_first(re
         await counts.close()
 
     asyncio.run(run())
+
+
+def test_why_nothing_is_granted_is_said_once(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(rebuilding, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(rebuilding.logs, "say", lambda event, **more: said.append((event, more["error"])))
+    nobody = f"unix://{tmp_path / 'socket'}"
+
+    async def run():
+        counts = RedisCounts(nobody)
+        watch = asyncio.create_task(
+            rebuilding.keep_whole(counts, Store(folder=str(tmp_path), redis=nobody), time.time)
+        )
+        await asyncio.sleep(0.5)
+        watch.cancel()
+        await counts.close()
+
+    asyncio.run(run())
+    assert [event for event, _ in said] == ["counts down"]

@@ -30,21 +30,26 @@ LOOK_SECONDS = 1.0
 
 async def keep_whole(counts: RedisCounts, store: Store, clock: Callable[[], float]) -> None:
     """Look whether the counts are there, and enter them anew where they are not; for ever."""
+    told = ""
     while True:
         try:
-            await _look(counts, store, clock)
+            told = await _look(counts, store, clock, told)
         except Exception as error:  # whatever it is, without this task nothing would ever be granted again
             logs.fault(error)
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def _look(counts: RedisCounts, store: Store, clock: Callable[[], float]) -> None:
+async def _look(counts: RedisCounts, store: Store, clock: Callable[[], float], told: str) -> str:
+    """Why the counts cannot be read, empty where they can; said once, not with every look."""
     try:
         await counts.standing("")
     except CountsLost:
         await _rebuild(counts, store, clock)
-    except StoreDown:
-        pass
+    except StoreDown as error:
+        if error.why != told:
+            logs.say("counts down", error=error.what, why=error.why)
+        return error.why
+    return ""
 
 
 async def _rebuild(counts: RedisCounts, store: Store, clock: Callable[[], float]) -> None:
