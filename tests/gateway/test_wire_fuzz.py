@@ -16,8 +16,9 @@ HELLO = [{"role": "user", "content": "hello"}]
 AT_ONCE = 3
 ROUTES = "chat/completions completions embeddings responses models models/whole terms/acceptance ../x".split()
 FIELDS = (
-    "model messages prompt input stream stream_options max_tokens max_completion_tokens max_output_tokens n best_of "
-    "echo logprobs top_logprobs logit_bias tools tool_choice response_format text reasoning include content type odd"
+    "model messages prompt input stream stream_options max_tokens max_completion_tokens max_output_tokens n "
+    "best_of echo logprobs top_logprobs logit_bias tools tool_choice response_format text reasoning include "
+    "content type odd"
 ).split()
 WORDS = ["whole", "slowly", "cut", "user", "text", "image_url", "hello", "", "\x00", "\u2028<script>"]
 
