@@ -191,3 +191,14 @@ def test_a_client_that_leaves_while_it_is_settled_is_settled_all_the_same():
     trail = asyncio.run(run())
     assert trail.cost == 12
     assert settled == [None, (trail.id, Used(0, 0, sent=False))]
+
+
+def test_a_system_that_allows_few_open_files_is_asked_for_more(tmp_path, behind):
+    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, most), most))
+    try:
+        with gate(tmp_path, tree_of(tmp_path, behind.url, "whole")) as made:
+            assert resource.prlimit(made.process.pid, resource.RLIMIT_NOFILE) == (most, most)
+            assert ask(made).status_code == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))

@@ -6,11 +6,12 @@ import asyncio
 import hmac
 import logging
 import os
+import resource
 import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, closing, nullcontext
+from contextlib import AsyncExitStack, closing, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -50,8 +51,16 @@ def serve(config: Guard, reread: Reread | None = None, ready: Ready | None = Non
     import uvloop
 
     refuse_wrong(config)
+    _open_many()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config, reread, ready))
+
+
+def _open_many() -> None:
+    """As many files as this process may open: each connection is one, and many begin with 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def refuse_wrong(config: Guard) -> None:
