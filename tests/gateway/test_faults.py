@@ -140,7 +140,7 @@ def test_counts_are_entered_anew_although_the_record_failed_at_first(tmp_path, m
             tries.append(list(rows))
             return True
 
-    def recorded(_):
+    def recorded(*_):
         if not tries:
             tries.append(None)
             raise StorageError("no database", "down", "wait")
