@@ -35,8 +35,8 @@ class Lent:
 
     def ahead(self, counters: Counters, at: Mapping[str, int]) -> tuple[array[int], array[int], bool]:
         """Bounds a block beyond what is used; how far they are enough: to the half of the block, or to the
-        limit if they reach it; and whether they are as near as that. What lay farther beyond, since more was in
-        flight a moment ago, is halved from write to write: as much may come again."""
+        limit if they reach it; and whether they are as near as that. What lay farther beyond, since more was
+        in flight a moment ago, is halved from write to write: as much may come again."""
         numbers, old = counters.numbers, self.bounds
         bounds, enough, near = numbers[:], numbers[:], True
         for code, (block, limit) in self.blocks.items():
