@@ -27,12 +27,13 @@ LIMITS = st.tuples(
 )
 MOVES = st.lists(
     st.one_of(
-        st.tuples(st.just("reserve"), st.integers(0, 60), st.integers(0, 60), st.integers(1, 20)),
+        st.tuples(st.just("reserve"), st.integers(0, 30), st.integers(0, 30), st.integers(1, 20)),
         st.tuples(st.just("settle"), st.integers(0, 60), st.integers(0, 60), st.integers(0, 20)),
         st.tuples(st.just("wait"), st.sampled_from([1, SECOND, 5 * SECOND, 31 * SECOND, 10_000 * SECOND])),
         st.tuples(st.just("write")),
         st.tuples(st.just("crash")),
     ),
+    min_size=8,
     max_size=30,
 )
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # where a commit takes no time
@@ -57,7 +58,7 @@ async def crash(counts, folder, into):
     return LocalCounts.open(into)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(LIMITS, MOVES)
 def test_no_window_is_overdrawn_by_crashes_at_any_moment(limits, moves):
     now = [1_790_000_000 * SECOND]
@@ -113,6 +114,21 @@ def test_no_window_is_overdrawn_by_crashes_at_any_moment(limits, moves):
         patch.setattr(local, "_steady", lambda: now[0])
         patch.setattr(local, "_wall", lambda: now[0])
         asyncio.run(run(Path(base)))
+
+
+def test_what_was_granted_a_moment_ago_counts_after_a_crash(tmp_path):
+    async def run():
+        one = (Limit("requests", "day", 40),)
+        counts, folder, granted = LocalCounts.open(tmp_path / "0"), tmp_path / "0", 0
+        for turn in range(1, 6):
+            for number in range(9):
+                granted += isinstance(await counts.reserve(wanted(f"{turn}-{number}", one)), Granted)
+            counts = await crash(counts, folder, tmp_path / str(turn))
+            folder = tmp_path / str(turn)
+        await counts.close()
+        assert 18 <= granted <= 40
+
+    asyncio.run(run())
 
 
 WIDE = (

@@ -13,6 +13,7 @@ last 0.1 s, and a block: 16 requests or 1/64 of the limit, whichever is more, un
 passed; of a month, or for ever, 16 requests, but no more than 1/100 of the limit or one request. An account
 that paid in gets that back from the operator, whom the events tell what was really used. Settled volume of
 the last 0.1 s is missing then. After an orderly close all is on disk as it was used.
+The block of what has no limit is 256 requests.
 """
 
 from __future__ import annotations
@@ -315,6 +316,8 @@ class LocalCounts:
             with contextlib.suppress(sqlite3.Error):  # SQLite has rolled back by itself after some errors
                 self._db.execute("ROLLBACK")
             return _down(self._folder, "write", error)
+        except Exception as error:  # without this thread every reservation would wait for ever
+            return _down(self._folder, "write", error)
         return None
 
     def _time(self) -> Row:
@@ -418,7 +421,7 @@ def _time_of(db: sqlite3.Connection) -> int:
     return int.from_bytes(row[0], "big") if row else 0
 
 
-def _down(folder: Path, doing: str, error: sqlite3.Error) -> StoreDown:
+def _down(folder: Path, doing: str, error: Exception) -> StoreDown:
     return StoreDown(
         f"could not {doing} the counts in {folder}",
         str(error),
