@@ -9,11 +9,12 @@ sync).
 
 After a crash or a loss of power what is on disk counts as used: no window ever holds more than its limit.
 What that may cost a customer is, of each counter, what was reserved and not settled, what was settled in the
-last 0.1 s, and a block: 16 requests or 1/64 of the limit, whichever is more, until the minute or day has
-passed; of a month, or for ever, 16 requests, but no more than 1/100 of the limit or one request. An account
-that paid in gets that back from the operator, whom the events tell what was really used. Settled volume of
-the last 0.1 s is missing then. After an orderly close all is on disk as it was used.
-The block of what has no limit is 256 requests.
+last 0.1 s, and what is lent. That is a block, up to two when more was in flight a moment ago, and more for
+the few writes after a burst, each of which halves it. A block is 16 requests or 1/64 of the limit, whichever
+is more, until the minute or day has passed; of a month, or for ever, 16 requests, but no more than 1/100 of
+the limit or one request; without a limit, 256 requests. It counts as spent until the operator corrects it,
+whom the events tell what was really used. Settled volume of the last 0.1 s is missing then. After an orderly
+close all is on disk as it was used.
 """
 
 from __future__ import annotations
