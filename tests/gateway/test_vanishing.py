@@ -115,12 +115,13 @@ def test_a_gateway_that_is_killed_has_charged_what_it_had_sent(tmp_path, behind)
 
         asyncio.run(ask_and_kill())
         made.process.wait(10)
-        assert standing(made)["output_tokens", "day"] == 20 * 50
+        before = standing(made)["output_tokens", "day"]
+        assert 20 * 50 <= before <= 20 * 50 + LIMITS["output_tokens_per_day"] // 64  # a block is lent
         assert standing(made).get(("concurrent", "ever"), 0) == 0
         made.start()
         asyncio.run(one(port_of(made), made.key, "whole", None))
         assert made.stop() == 0
-    assert standing(made)["output_tokens", "day"] == 20 * 50 + WORDS
+    assert standing(made)["output_tokens", "day"] == before + WORDS
 
 
 def test_a_key_that_is_revoked_and_a_limit_that_is_lowered_hold_within_a_second(tmp_path, behind):

@@ -30,6 +30,7 @@ LATE = 3600 * SECOND  # a reservation can still be settled so long after its tim
 TWICE = 15 * SECOND  # and so long after the first time, which changes nothing
 MONEY: Code = ("money", "month")
 
+Charged = tuple[str, Code, int, int]  # subject, counter, where it begins and where was added
 Row = tuple[Counters, Code] | None  # the counter of a limit; None for what is in flight
 
 
@@ -47,7 +48,7 @@ class Spent:
 @dataclass(frozen=True, slots=True)
 class Reserved:
     wanted: Wanted
-    charged: tuple[tuple[str, Code], ...]
+    charged: tuple[Charged, ...]
     at: int
     cost: int
 
@@ -136,8 +137,9 @@ def reserve(book: Book, wanted: Wanted, now: int) -> Granted | Refused:
         for code, more in zip(open_codes(wanted.schedule), held, strict=True):
             payer.enter(code, at["month"], at["month"], more)
     end = now + round(wanted.seconds * SECOND)
+    cells = tuple((name, code, c.layout[code], where) for (name, code), (c, where) in charged.items())
     book.settled.pop(wanted.id, None)
-    book.reserved[wanted.id] = Reserved(wanted, tuple(charged), now, cost)
+    book.reserved[wanted.id] = Reserved(wanted, cells, now, cost)
     heapq.heappush(book.ends, (end, wanted.id))
     for subject in wanted.subjects:
         for limit in subject.limits:
@@ -178,7 +180,7 @@ def settle(book: Book, id: str, used: Used, now: int) -> int | None:
         "output_tokens": output_tokens - wanted.output_tokens,
         "money": cost - reserved.cost,
     }
-    for name, code in reserved.charged:
+    for name, code, _, _ in reserved.charged:
         if by := change[code[0]]:
             book.counters(name).change(code, since[code[1]], at[code[1]], by)
     _land(book, wanted)

@@ -55,11 +55,6 @@ class Counters:
         self.layout = _layout(codes)
         self.numbers = array("q", numbers or bytes(8 * _length(codes)))
 
-    def packed(self) -> tuple[tuple[Code, ...], bytes]:
-        """What the counters are of and their numbers, also while another thread adds one."""
-        codes = tuple(self.layout)
-        return codes, self.numbers[: _length(codes)].tobytes()
-
     def packed_apart(self) -> list[tuple[Code, array[int]]]:
         return [(code, self.numbers[at : at + 1 + KEPT[code[1]]]) for code, at in self.layout.items()]
 

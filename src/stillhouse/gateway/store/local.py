@@ -1,8 +1,20 @@
-"""Counts of one process: decided in memory, on disk before they are told.
+"""Counts of one process: decided in memory, within bounds that are on disk.
 
-A decision takes place within one turn of the event loop, so none comes between. One thread writes the states
-of all subjects that changed since its last commit; the reservations that waited for it are then granted
-together. After a crash every reservation of the dead process is charged whole and none is in flight.
+A decision takes place within one turn of the event loop, so none comes between. What is on disk of a subject
+is never less than what was granted, but may be more: `lending.py` raises it in blocks. A reservation within
+the bounds of all its subjects returns at once; one that passes a bound waits until a higher one is on disk.
+Bounds are raised when half of a block is used, so that steady traffic does not wait. What is given back
+changes memory at once and reaches the disk within 0.1 s. One thread writes, one commit at a time (WAL, full
+sync).
+
+After a crash or a loss of power what is on disk counts as used: no window ever holds more than its limit.
+What that may cost a customer is, of each counter, what was reserved and not settled, what was settled in the
+last 0.1 s, and what is lent. That is a block, up to two when more was in flight a moment ago, and more for
+the few writes after a burst, each of which halves it. A block is 16 requests or 1/64 of the limit, whichever
+is more, until the minute or day has passed; of a month, or for ever, 16 requests, but no more than 1/100 of
+the limit or one request; without a limit, 256 requests. It counts as spent until the operator corrects it,
+whom the events tell what was really used. Settled volume of the last 0.1 s is missing then. After an orderly
+close all is on disk as it was used.
 """
 
 from __future__ import annotations
@@ -11,28 +23,32 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import queue
 import sqlite3
 import threading
 import time
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
 from stillhouse.errors import StillhouseError, StorageError, storage
 from stillhouse.gateway.store.counts import StoreDown
+from stillhouse.gateway.store.lending import Lent, block
 from stillhouse.guard import counting
 from stillhouse.guard.counting import Book
 from stillhouse.guard.limits import Granted, Refused, Used, Wanted
-from stillhouse.guard.windows import SECOND, Code, Counters
+from stillhouse.guard.windows import SECOND, Code, Counters, slots
 
 WARM = 50_000  # subjects in memory
 IDLE = 26 * 3600 * SECOND  # of one that was not asked for so long nothing counts in its day
-AT_ONCE = 200  # rows of one statement
-LINGER = 0.1  # seconds that what is given back waits for a reservation to be written with
+AT_ONCE = 200  # rows of one statement, and subjects of a write that nobody waits for
+LINGER = 0.1  # seconds until what is given back is written
 CLOCK = ""  # the subject whose row holds the store's time
 
 Row = tuple[str, str, bytes]
-Waiting = tuple[asyncio.Future[None], str]  # a reservation that is not on disk yet, and its id
+Image = tuple["array[int]", "array[int]"]  # bounds to be on disk, and how far they are enough
+Waiting = tuple[asyncio.Future[None], str]  # a reservation that passes a bound, and its id
 
 
 class LocalCounts:
@@ -48,13 +64,16 @@ class LocalCounts:
         self._loop = asyncio.get_running_loop()
         self._book = Book()
         self._seen: OrderedDict[str, int] = OrderedDict()  # warm subjects, those asked last at the end
-        self._work = threading.Condition()
-        self._changed: dict[str, Counters] = {}
+        self._lent: dict[str, Lent] = {}
+        self._leaving: set[str] = set()  # subjects to be on disk as they are used, and then out of memory
+        self._changed: dict[str, None] = {}  # subjects to write, in the order in which they changed
         self._waiting: list[Waiting] = []
-        self._writing: list[dict[str, Counters]] = []  # taken by the thread, and not known to be on disk
-        self._due = False  # what was given back has waited long enough
+        self._writing: dict[str, Image] | None = None  # what the thread is at
+        self._written_for: list[Waiting] = []
+        self._asked = False  # somebody wants a write at once
         self._lingering = False
-        self._closed = False
+        self._closed: asyncio.Future[None] | None = None
+        self._jobs: queue.SimpleQueue[list[Row] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="counts", daemon=True)
         self._thread.start()
 
@@ -70,7 +89,7 @@ class LocalCounts:
             raise
 
     async def reserve(self, wanted: Wanted) -> Granted | Refused:
-        if self._closed:
+        if self._closed is not None:
             raise StoreDown("the counts are closed", "the gateway is ending", "ask again when it has started")
         names = counting.names(wanted)
         now = self._now()
@@ -78,11 +97,11 @@ class LocalCounts:
         decision = counting.reserve(self._book, wanted, now)
         if isinstance(decision, Refused):
             return decision
+        if self._within_bounds(wanted.id):
+            return decision
         on_disk = self._loop.create_future()
-        with self._work:
-            self._mark(names)
-            self._waiting.append((on_disk, wanted.id))
-            self._work.notify()
+        self._waiting.append((on_disk, wanted.id))
+        self._changed.update(dict.fromkeys(names))
         try:
             await on_disk
         except asyncio.CancelledError:
@@ -106,11 +125,20 @@ class LocalCounts:
         return counting.standing(self._book, subject, now)
 
     async def close(self) -> None:
-        """Write what is not written yet, and free the folder."""
-        with self._work:
-            self._closed = True
-            self._work.notify()
+        """Write everything as it is used, and free the folder."""
+        self._closed = self._loop.create_future()
+        if self._writing is None and not self._waiting:
+            self._closed.set_result(None)
+        await self._closed
+        self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
+        states = self._book.states
+        rows = [
+            _row(name, states[name], states[name].numbers)
+            for name, lent in self._lent.items()
+            if states[name].numbers != lent.bounds or name in self._changed
+        ]
+        await asyncio.to_thread(self._commit, [self._time(), *rows])
         self._reading.close()
         self._db.close()
         os.close(self._lock)
@@ -122,39 +150,149 @@ class LocalCounts:
         self._warm_up(names, now)
         cost = counting.settle(self._book, id, used, now)
         if names:
-            with self._work:
-                self._mark(names)
-            if not self._lingering:
-                self._lingering = True
-                self._loop.call_later(LINGER, self._write_changed)
+            self._changed.update(dict.fromkeys(names))
+            self._linger()
         return cost
 
-    def _write_changed(self) -> None:
-        self._lingering = False
-        with self._work:
-            self._due = bool(self._changed)
-            self._work.notify()
+    def _within_bounds(self, id: str) -> bool:
+        """Whether all that was charged for a reservation is on disk. Where it is not, or soon would not be,
+        more is lent with the next write, which is asked for."""
+        reserved = self._book.reserved[id]
+        states, lent_to = self._book.states, self._lent
+        within = True
+        amount: dict[str, int] = {}
+        for name, code, begin, where in reserved.charged:
+            numbers, lent = states[name].numbers, lent_to[name]
+            enough = lent.enough
+            if where < len(enough) and enough[begin] == numbers[begin] and numbers[where] <= enough[where]:
+                continue
+            amount = amount or counting.amounts(reserved.wanted, reserved.cost)
+            if not (charge := amount[code[0]]):
+                continue
+            limit = _limit(reserved.wanted, name, code)
+            lent.blocks[code] = block(charge, limit, code[1]), limit
+            covered = lent.covers(numbers, begin, where)
+            within = within and covered
+            if not covered or self._writing is None or name not in self._writing:
+                self._changed[name] = None
+                self._ask()
+        return within
 
-    def _mark(self, names: tuple[str, ...]) -> None:
-        for name in names:
-            self._changed[name] = self._book.states[name]
+    def _linger(self) -> None:
+        if not self._lingering:
+            self._lingering = True
+            self._loop.call_later(LINGER, self._lingered)
+
+    def _lingered(self) -> None:
+        self._lingering = False
+        if self._changed:
+            self._ask()
+
+    def _ask(self) -> None:
+        """At the end of this turn of the loop, or of the write that is going on."""
+        if not self._asked:
+            self._asked = True
+            if self._writing is None:
+                self._loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        """Hand the states of what changed to the thread: of all that a reservation waits for, and not so
+        much besides that the loop would be held up. What they lend is granted when they are on disk; what
+        they take back is not granted from now on."""
+        if self._writing is not None:
+            return
+        self._written_for, self._waiting = self._waiting, []
+        at = slots(self._now())
+        self._writing, rows, far = {}, [self._time()], list[str]()
+        for name in self._first_of_changed():
+            del self._changed[name]
+            counters, lent = self._book.states[name], self._lent[name]
+            if name in self._leaving:
+                bounds = enough = counters.numbers[:]
+            else:
+                bounds, enough, near = lent.ahead(counters, at)
+                if not near:
+                    far.append(name)
+            lent.in_doubt(bounds, enough)
+            self._writing[name] = bounds, enough
+            rows.append(_row(name, counters, bounds))
+        self._asked = bool(self._changed)
+        if far:
+            self._changed.update(dict.fromkeys(far))
+            self._linger()
+        self._jobs.put(rows)
+
+    def _first_of_changed(self) -> list[str]:
+        reserved = self._book.reserved
+        needed = dict.fromkeys(
+            name
+            for _, id in self._written_for
+            if id in reserved
+            for name in counting.names(reserved[id].wanted)
+            if name in self._changed
+        )
+        for name in self._changed:
+            if len(needed) >= AT_ONCE:
+                break
+            needed[name] = None
+        return list(needed)
+
+    def _told(self, error: StillhouseError | None) -> None:
+        """In the event loop: grant what is on disk. What could not be written is as if never asked."""
+        assert self._writing is not None
+        images, self._writing = self._writing, None
+        if error:
+            self._changed = dict.fromkeys(images) | self._changed
+            self._asked = bool(self._waiting)
+        else:
+            for name, image in images.items():
+                self._lent[name].written(*image)
+        for on_disk, id in self._written_for:
+            if error:
+                counting.settle(self._book, id, Used(0, 0, sent=False), self._now())
+            if not on_disk.done():
+                if error:
+                    on_disk.set_exception(error)
+                else:
+                    on_disk.set_result(None)
+        self._written_for = []
+        self._waiting = [waiting for waiting in self._waiting if not self._lent_meanwhile(waiting)]
+        if self._asked:
+            self._write()
+        if self._closed is not None and self._writing is None and not self._closed.done():
+            self._closed.set_result(None)
+
+    def _lent_meanwhile(self, waiting: Waiting) -> bool:
+        on_disk, id = waiting
+        if not on_disk.done() and self._within_bounds(id):
+            on_disk.set_result(None)
+        return on_disk.done()
 
     def _warm_up(self, names: tuple[str, ...], now: int) -> None:
-        """Have the subjects in memory, in place of those asked longest ago."""
+        """Have the subjects in memory, in place of those asked longest ago. Those leave when they are on
+        disk as they were used."""
         states, seen = self._book.states, self._seen
         for name in names:
             if name not in states:
-                states[name] = self._read(name)
+                counters = self._read(name)
+                states[name], self._lent[name] = counters, Lent(counters.numbers[:])
             seen[name] = now
             seen.move_to_end(name)
+            self._leaving.discard(name)
         for _ in range(2 * len(names)):
             name, at = next(iter(seen.items()))
             if (at >= now - IDLE and len(seen) <= self._warm) or name in names:
                 return
-            if any(name in changed for changed in (self._changed, *self._writing)):
-                seen.move_to_end(name)
-            else:
-                del seen[name], states[name]
+            writing = name in self._changed or (self._writing is not None and name in self._writing)
+            if not writing and states[name].numbers == self._lent[name].bounds:
+                del seen[name], states[name], self._lent[name]
+                self._leaving.discard(name)
+                continue
+            seen.move_to_end(name)
+            self._leaving.add(name)
+            if not writing:
+                self._changed[name] = None
+                self._linger()
 
     def _read(self, name: str) -> Counters:
         """A cold subject; the read is of one row, and takes less than handing it to a thread."""
@@ -167,28 +305,12 @@ class LocalCounts:
         return Counters(_codes(row[0]), row[1]) if row else Counters()
 
     def _serve(self) -> None:
-        while True:
-            with self._work:
-                while not (self._waiting or self._due or self._closed):
-                    self._work.wait()
-                self._due = False
-                changed, self._changed = self._changed, {}
-                waiting, self._waiting = self._waiting, []
-                self._writing.append(changed)
-                closing = self._closed
-            error = self._commit(changed)
+        while (rows := self._jobs.get()) is not None:
+            error = self._commit(rows)
             with contextlib.suppress(RuntimeError):  # the loop is gone, and with it who waited
-                self._loop.call_soon_threadsafe(self._told, changed, waiting, error)
-            if closing and (error or not self._changed):
-                return
+                self._loop.call_soon_threadsafe(self._told, error)
 
-    def _commit(self, changed: dict[str, Counters]) -> StillhouseError | None:
-        """States are taken as they are now: what the loop added to them since is written again later."""
-        now = self._now()
-        rows: list[Row] = [(CLOCK, "", now.to_bytes(8, "big"))]
-        for name, counters in changed.items():
-            codes, numbers = counters.packed()
-            rows.append((name, "\n".join(map(" ".join, codes)), numbers))
+    def _commit(self, rows: list[Row]) -> StillhouseError | None:
         try:
             _put(self._db, rows)
         except sqlite3.Error as error:
@@ -199,22 +321,23 @@ class LocalCounts:
             return _down(self._folder, "write", error)
         return None
 
-    def _told(
-        self, changed: dict[str, Counters], waiting: list[Waiting], error: StillhouseError | None
-    ) -> None:
-        """In the event loop: grant what is on disk. What could not be written is as if never asked."""
-        with self._work:
-            self._writing = [batch for batch in self._writing if batch is not changed]
-            if error:
-                self._changed = changed | self._changed
-        for on_disk, id in waiting:
-            if error:
-                counting.settle(self._book, id, Used(0, 0, sent=False), self._now())
-            if not on_disk.done():
-                if error:
-                    on_disk.set_exception(error)
-                else:
-                    on_disk.set_result(None)
+    def _time(self) -> Row:
+        return CLOCK, "", self._now().to_bytes(8, "big")
+
+
+def _row(name: str, counters: Counters, numbers: array[int]) -> Row:
+    return name, "\n".join(map(" ".join, counters.layout)), numbers.tobytes()
+
+
+def _limit(wanted: Wanted, name: str, code: Code) -> int | None:
+    amounts = (
+        limit.amount
+        for subject in wanted.subjects
+        if subject.name == name
+        for limit in subject.limits
+        if (limit.measure, limit.window) == code
+    )
+    return min(amounts, default=None)
 
 
 def _put(db: sqlite3.Connection, rows: list[Row]) -> None:
