@@ -194,6 +194,11 @@ class Row:
     upstream: tuple[str, ...] = ()
 
 
+def offers_others(row: Row) -> bool:
+    """Whether it is the text of a server of others' models, each of which has terms of its own."""
+    return any(isinstance(one, Need) and one.need == "model_licence" for one in row.conditions)
+
+
 @dataclass(frozen=True, slots=True)
 class Operator:
     """Facts about whoever distils, None where nobody said: a row that needs such a fact then refuses."""

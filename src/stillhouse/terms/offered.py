@@ -162,7 +162,7 @@ def _row(asked: Asked, leaf: Leaf, contact: str) -> Row:
         evidence="primary",
         confidence="high",
         lifted_by=permission if asking else "",
-        conditions=(licence,) if training == "allowed" else (),
+        conditions=(licence,),
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import rfc8785
 
 from stillhouse.errors import storage
-from stillhouse.terms.facts import OPEN, Access, Asked, Need, Row, host_of
+from stillhouse.terms.facts import OPEN, Access, Asked, Row, host_of, offers_others
 from stillhouse.terms.reading import check_together, read_rows
 
 Layer = Literal["router", "host", "vendor", "model", "upstream"]
@@ -242,7 +242,7 @@ def _layer(row: Row, access: Access) -> Layer | None:
     if row.access == "router":
         return "router" if access in ("api", "router") else None
     if row.access == "api":
-        named: Layer = "host" if _offers_others(row) else "vendor"
+        named: Layer = "host" if offers_others(row) else "vendor"
         return named if access in ("api", "router") else None
     return "vendor" if access == "consumer_app" else None
 
@@ -252,13 +252,9 @@ def _behind(model: str, found: Iterable[Match]) -> set[str]:
     names = set()
     for match in found:
         prefix, star = match.by[:-1].lower(), match.by[-1:]
-        if _offers_others(match.row) and prefix.endswith("/") and star == "*":
+        if offers_others(match.row) and prefix.endswith("/") and star == "*":
             names |= {model[len(prefix) :]} if model.lower().startswith(prefix) else set()
     return names
-
-
-def _offers_others(row: Row) -> bool:
-    return any(isinstance(one, Need) and one.need == "model_licence" for one in row.conditions)
 
 
 def _foremost(found: list[Match]) -> list[Match]:

@@ -18,6 +18,7 @@ from stillhouse.terms.facts import (
     Territory,
     Use,
     Verdict,
+    offers_others,
 )
 from stillhouse.terms.permissions import fits
 
@@ -230,12 +231,18 @@ def _need(need: Need, row: Row, rows: Sequence[Row], asked: Asked) -> list[Findi
             lift = "name the file that came with the weights: [teacher] licence"
             return [] if _has_licence(row, asked) else [Finding(need.verdict, need.why, lift, need.need)]
         case "model_licence":
-            known = any(other.key != row.key and other.access not in ("router", "any") for other in rows)
+            known = any(_speaks_of_models(other) for other in rows)
             lift = "say which published model it is: [teacher] checkpoint"
             return [] if known else [Finding(need.verdict, need.why, lift, need.need)]
     if said is None:
         return [_unsaid(where, need.why)]
     return [] if said else otherwise
+
+
+def _speaks_of_models(row: Row) -> bool:
+    """Whether it says what may be done with a model, and not with a server of whatever models there are: two
+    that each wait for the model's own terms cannot stand in for these."""
+    return row.access not in ("router", "any") and not offers_others(row)
 
 
 def _unsaid(where: str, why: str) -> Finding:
