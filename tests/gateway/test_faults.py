@@ -8,7 +8,6 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from behind import Behind
 from gate import gate, tree_of
 
 from stillhouse.errors import StorageError
@@ -22,12 +21,6 @@ from stillhouse.guard.limits import Used
 
 FEW = {"requests_per_minute": 500}
 HELLO = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture(scope="module")
-def behind():
-    with Behind() as server:
-        yield server
 
 
 def ask(made, **more):

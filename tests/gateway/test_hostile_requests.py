@@ -6,18 +6,11 @@ import socket
 import time
 
 import pytest
-from behind import Behind
 from gate import gate, tree_of
 
 from stillhouse.gateway.store.events import Events
 
 HELLO = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture(scope="module")
-def behind():
-    with Behind() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

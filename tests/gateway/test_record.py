@@ -9,7 +9,6 @@ from pathlib import Path
 
 import orjson
 import pytest
-from postgres_server import Unavailable, running
 from recorded import NOON, RATES, event, record, schema_of
 
 from stillhouse.errors import LedgerError, UsageError
@@ -25,29 +24,6 @@ from stillhouse.ledger.keys import read_public_key
 from stillhouse.workspace import Workspace
 
 DAYS = (0, 10**6)
-
-
-@pytest.fixture(scope="module")
-def server():
-    try:
-        with running() as started:
-            yield started
-    except Unavailable as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def store(request, tmp_path):
-    if request.param == "sqlite":
-        yield config.Store(folder=str(tmp_path / "guard"))
-        return
-    with schema_of(request.getfixturevalue("server"), tmp_path / "guard") as made:
-        yield made
-
-
-@pytest.fixture
-def file_store(tmp_path):
-    return config.Store(folder=str(tmp_path / "guard"))
 
 
 def ledger_of(store):

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from postgres_server import Unavailable, running
-from recorded import SECRET, event, record, schema_of
+from recorded import SECRET, event, record
 
 from stillhouse.errors import StorageError
 from stillhouse.gateway import texts as texts_module
@@ -26,29 +25,6 @@ ASKED, ANSWERED = b'{"prompt":"the heron at Tolka weir"}', b'{"text":"it waits f
 
 def account(name="a1", consent=True):
     return Account(name, None, name, "default", consent=consent)
-
-
-@pytest.fixture(scope="module")
-def server():
-    try:
-        with running() as started:
-            yield started
-    except Unavailable as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def store(request, tmp_path):
-    if request.param == "sqlite":
-        yield config.Store(folder=str(tmp_path / "guard"))
-        return
-    with schema_of(request.getfixturevalue("server"), tmp_path / "guard") as made:
-        yield made
-
-
-@pytest.fixture
-def file_store(tmp_path):
-    return config.Store(folder=str(tmp_path / "guard"))
 
 
 def kept_in(store, settings=KEEP, secret=SECRET, told=None):

@@ -8,7 +8,7 @@ import time
 
 import orjson
 import pytest
-from behind import PROMPT, WORDS, Behind
+from behind import PROMPT, WORDS
 from gate import gate, tree_of
 
 from stillhouse.gateway.store.events import Events
@@ -16,12 +16,6 @@ from stillhouse.gateway.store.local import LocalCounts
 
 HELLO = [{"role": "user", "content": "hello"}]
 LIMITS = {"requests_per_day": 10**6, "output_tokens_per_day": 10**9, "concurrent": 1000}
-
-
-@pytest.fixture(scope="module")
-def behind():
-    with Behind() as server:
-        yield server
 
 
 def request(key: str, model: str) -> bytes:

@@ -7,7 +7,7 @@ import time
 
 import openai
 import pytest
-from behind import PROMPT, WORDS, Behind
+from behind import PROMPT, WORDS
 from gate import gate, tree_of
 
 MODELS = (
@@ -16,12 +16,6 @@ MODELS = (
 ).split()
 HELLO = [{"role": "user", "content": "hello"}]
 IMPATIENT = {"first_byte_seconds": 1.0, "silent_seconds": 1.0}
-
-
-@pytest.fixture(scope="module")
-def behind():
-    with Behind() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

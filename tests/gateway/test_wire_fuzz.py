@@ -7,7 +7,6 @@ import socket
 import time
 
 import pytest
-from behind import Behind
 from gate import SECRET, gate, tree_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -84,12 +83,6 @@ def requests(draw) -> bytes:
 sent = st.tuples(
     st.lists(requests() | st.binary(max_size=200), min_size=1, max_size=3).map(b"".join), st.floats(0, 1)
 )
-
-
-@pytest.fixture(scope="module")
-def behind():
-    with Behind() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from stillhouse.errors import StillhouseError, UsageError
+from stillhouse.gateway.answers import bearer
 from stillhouse.gateway.operations import OPERATIONS, Desk, Operation
 from stillhouse.gateway.store.accounts import Accounts
 from stillhouse.gateway.store.counts import StoreDown
@@ -155,9 +156,8 @@ def _query(model: type[BaseModel]) -> list[dict[str, Any]]:
 
 
 def _refused(request: Request, known: bytes, method: str) -> Response | None:
-    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-    right = compare_digest(sha256(secret.strip().encode("latin-1", "replace")).digest(), known)
-    if scheme.lower() != "bearer" or not right:
+    given = bearer(request.scope["headers"])
+    if not compare_digest(sha256(given).digest(), known):
         return _response(401, _error("The admin secret is missing or wrong.", "unauthorised"))
     if method != "GET" and OPERATOR.fullmatch(request.headers.get("x-operator", "")) is None:
         return _response(

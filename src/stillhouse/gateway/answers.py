@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from stillhouse.guard.asked import Denied
-from stillhouse.guard.limits import Granted, Refused, Room
+from stillhouse.guard.limits import Refused, Room
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -79,5 +79,8 @@ def room_headers(room: Iterable[Room]) -> Headers:
     return headers
 
 
-def granted_headers(granted: Granted) -> Headers:
-    return room_headers(granted.room)
+def bearer(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The secret of the first `Authorization` header; empty where there is none, or another scheme's."""
+    given = next((value for name, value in headers if name == b"authorization"), b"")
+    scheme, _, secret = given.partition(b" ")
+    return secret.strip() if scheme.lower() == b"bearer" else b""

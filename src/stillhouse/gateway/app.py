@@ -129,9 +129,8 @@ async def _accept(gateway: Gateway, scope: Scope, receive: Receive, send: Send) 
 
 
 def _check_admin(standing: Standing, scope: Scope) -> None:
-    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-    secret = given[7:].strip() if given[:7].lower() == b"bearer " else b""
-    digests = (hashlib.sha256(each).digest() for each in (secret, standing.admin_secret))
+    given = answers.bearer(scope["headers"])
+    digests = (hashlib.sha256(each).digest() for each in (given, standing.admin_secret))
     if not hmac.compare_digest(*digests):
         raise Denied(401, "admin_only", "this is for the operator", kind="authentication_error")
 

@@ -88,7 +88,7 @@ async def _answer(
     watch = asyncio.create_task(_leave(receive, exchange, asyncio.current_task()))
     span = None
     try:
-        exchange.headers = [*own_headers(trail), *answers.granted_headers(granted)]
+        exchange.headers = [*own_headers(trail), *answers.room_headers(granted.room)]
         exchange.parent, span = gateway.traces.began(parent)
         await exchange.run(decision.body, headers, send)
     except asyncio.CancelledError:
@@ -127,14 +127,8 @@ async def authorised(
 
     Raises Denied, StoreDown.
     """
-    secret = b""
-    for name, value in headers:
-        if name == b"authorization":
-            scheme, _, secret = value.partition(b" ")
-            if scheme.lower() != b"bearer":
-                secret = b""
-            break
-    digest = who.digest_of(gateway.pepper, secret.strip().decode("latin-1")) if secret else None
+    secret = answers.bearer(headers)
+    digest = who.digest_of(gateway.pepper, secret.decode("latin-1")) if secret else None
     caller = await gateway.accounts.find(digest, costs=not reading) if digest is not None else None
     if caller is None:
         raise Denied(
