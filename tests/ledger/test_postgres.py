@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote
 
 import psycopg
@@ -22,7 +23,7 @@ from stillhouse.ledger import postgres as postgres_module
 from stillhouse.ledger.batches import NewLine, begin_batch, end_batch, lines_of, open_batches
 from stillhouse.ledger.database import database_of
 from stillhouse.ledger.erasure import erase
-from stillhouse.ledger.postgres import checked_url, reachable, with_schema
+from stillhouse.ledger.postgres import Session, checked_url, reachable, with_schema
 from stillhouse.ledger.subject import Subject
 from stillhouse.money import Price
 from stillhouse.recipe import parse_recipe
@@ -228,6 +229,27 @@ def test_what_was_begun_when_the_connection_went_is_undone(workspace):
         assert ledger.leaf(0).kind == "row"
         assert ledger.append("row", {"id": 1}) == 1
         assert ledger.verify().ok
+
+
+def test_a_connection_that_ends_while_it_waits_for_the_lock_is_made_anew(postgres):
+    with (
+        contextlib.closing(Session(postgres.url)) as holder,
+        contextlib.closing(Session(postgres.url)) as waiting,
+        ThreadPoolExecutor(1) as beside,
+    ):
+        (mine,) = waiting.execute("SELECT pg_backend_pid()").fetchone()
+        holder.begin()
+        begun = beside.submit(waiting.begin)
+        ended = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ? AND wait_event = 'advisory'"
+        )
+        while not holder.execute(ended, (mine,)).fetchone():
+            time.sleep(0.01)
+        with pytest.raises(psycopg.OperationalError):
+            begun.result(60)
+        holder.rollback()
+        waiting.begin()
+        waiting.commit()
 
 
 RECORD = """

@@ -220,10 +220,14 @@ class Session:
         before it, so the ones after it see the rows of whoever held the lock."""
         self.execute("BEGIN")
         self._within = True
-        self.execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended('stillhouse ' ||"
-            " coalesce(current_schema(), current_setting('search_path')), 0))"
-        )
+        try:
+            self.execute(
+                "SELECT pg_advisory_xact_lock(hashtextextended('stillhouse ' ||"
+                " coalesce(current_schema(), current_setting('search_path')), 0))"
+            )
+        except BaseException:
+            self.rollback()  # or a connection lost right here would count as within a transaction for ever
+            raise
 
     def commit(self) -> None:
         self.execute("COMMIT")
