@@ -21,12 +21,6 @@ from stillhouse.guard.events import Event
 from stillhouse.guard.limits import Refused, Wanted
 
 LEASE = 60.0  # seconds past the longest answer after which a reservation is taken for orphaned
-LEAKS_OF: Mapping[Route, leaks.Route] = {
-    "chat/completions": "chat",
-    "completions": "completions",
-    "embeddings": "embeddings",
-    "responses": "responses",
-}
 
 
 async def answer(gateway: Gateway, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,7 +65,7 @@ async def _answer(
     trail.model = served.config.name
     tier = gateway.config.tiers[caller.account.tier]
     asked = trail.asked = read(trail.route, body, len(raw), served.config)
-    decision = leaks.decide(LEAKS_OF[trail.route], body, tier.leaks)
+    decision = leaks.decide(trail.route, body, tier.leaks)
     if isinstance(decision, leaks.Refusal):
         raise Denied(decision.status, decision.code, decision.message, decision.param)
     trail.changed = decision.changed

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from stillhouse.guard.answers import TAGS, Filter
+from stillhouse.guard.asked import Route
 from stillhouse.guard.config import Leaks
-
-Route = Literal["chat", "completions", "responses", "embeddings"]
 
 MOST = 20  # alternatives of a token that servers tell at most by default
 # Each tells log-probabilities by another name: of the prompt, of chosen tokens, or of more than asked.
@@ -296,7 +295,7 @@ def _bares(body: Mapping[str, Any]) -> Refusal | None:
 def _opens(route: Route, body: Mapping[str, Any]) -> Refusal | None:
     """A prompt that ends within a reasoning tag: the answer would go on in it, without the tag that tells."""
     text, name = body.get("prompt"), "prompt"
-    if route == "chat":
+    if route == "chat/completions":
         name, messages = "messages", body.get("messages")
         last = messages[-1] if isinstance(messages, list | tuple) and messages else None
         if not isinstance(last, Mapping) or last.get("role") != "assistant":
