@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote
 
 import psycopg
@@ -228,6 +229,34 @@ def test_what_was_begun_when_the_connection_went_is_undone(workspace):
         assert ledger.leaf(0).kind == "row"
         assert ledger.append("row", {"id": 1}) == 1
         assert ledger.verify().ok
+
+
+@pytest.mark.parametrize("why", ["its time was up", "its connection was ended"])
+def test_whoever_waited_for_the_lock_in_vain_can_begin_again(workspace, why):
+    """A server that goes away just then must not be lost for as long as the process lives."""
+    database = database_of(workspace)
+    with (
+        contextlib.closing(database.connect()) as holder,
+        contextlib.closing(database.connect()) as waiter,
+        contextlib.closing(database.connect()) as other,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        database.begin(holder)
+        (pid,) = waiter.execute("SELECT pg_backend_pid()").fetchone()
+        if why == "its time was up":
+            waiter.execute("SET lock_timeout = '50ms'")
+        waiting = threads.submit(database.begin, waiter)
+        if why == "its connection was ended":
+            waits = "SELECT 1 FROM pg_locks WHERE pid = ? AND NOT granted"
+            while not other.execute(waits, (pid,)).fetchone():
+                time.sleep(0.01)
+            other.execute("SELECT pg_terminate_backend(CAST(? AS INTEGER))", (pid,))
+        with pytest.raises(psycopg.OperationalError):
+            waiting.result(30)
+        database.roll_back(holder)
+        database.begin(waiter)
+        assert waiter.execute("SELECT 1").fetchone() == (1,)
+        waiter.commit()
 
 
 RECORD = """

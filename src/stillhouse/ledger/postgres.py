@@ -217,13 +217,18 @@ class Session:
 
     def begin(self) -> None:
         """The lock is the schema's, and goes with the transaction. Each statement sees what was committed
-        before it, so the ones after it see the rows of whoever held the lock."""
+        before it, so the ones after it see the rows of whoever held the lock. Where the lock is not had no
+        transaction has begun."""
         self.execute("BEGIN")
         self._within = True
-        self.execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended('stillhouse ' ||"
-            " coalesce(current_schema(), current_setting('search_path')), 0))"
-        )
+        try:
+            self.execute(
+                "SELECT pg_advisory_xact_lock(hashtextextended('stillhouse ' ||"
+                " coalesce(current_schema(), current_setting('search_path')), 0))"
+            )
+        except BaseException:
+            self.rollback()
+            raise
 
     def commit(self) -> None:
         self.execute("COMMIT")
