@@ -184,6 +184,25 @@ def test_nothing_reaches_the_inside_of_the_server_under_any_policy(name: str) ->
     assert refused("completions", {"prompt": "a", name: "x"}, OPEN).status == 403
 
 
+@pytest.mark.parametrize("leaks", [DEFAULT, OPEN], ids=["default", "open"])
+def test_a_template_of_ones_own_is_taken_under_no_policy(leaks: Leaks) -> None:
+    """It writes a prompt of any length out of a short request, and leave out what the model's own says."""
+    longer = "{% for _ in range(10**6) %}{{ messages[0].content }}{% endfor %}"
+    for route in ROUTES:
+        assert refused(route, chat(chat_template=longer), leaks).param == "chat_template"
+        hidden = chat(chat_template_kwargs={"chat_template": longer})
+        assert refused(route, hidden, leaks).code == "chat_template_refused"
+    assert refused(CHAT, chat(Chat_Template=longer), leaks).code == "field_spelling"
+
+
+def test_words_to_the_models_own_template_are_taken_where_reasoning_is_shown() -> None:
+    """Servers choose by them whether the reasoning is told apart from the answer."""
+    body = chat(chat_template_kwargs={"thinking": False})
+    assert refused(CHAT, body).param == "chat_template_kwargs"
+    assert passed(CHAT, body, Leaks(reasoning="allow")).body is body
+    passed(CHAT, chat(chat_template_kwargs={}))
+
+
 @pytest.mark.parametrize("name", ["LogProbs", "Logit_Bias", "logprobſ", "MAX_TOKENS"])
 def test_a_name_in_other_letters_is_no_way_round(name: str) -> None:
     refusal = refused(CHAT, chat(**{name: True}))
