@@ -93,8 +93,11 @@ def test_it_decides_as_the_algorithm(redis, monkeypatch):
                     str(number), subjects, choose.randrange(40), choose.randrange(60), 100.0,
                     subjects[0].name, "my s", STEPS if choose.random() < 0.8 else (),
                 )  # fmt: skip
+                full = counting.full(book, request, now)
+                assert await counts.full(request) == full
                 expected = counting.reserve(book, request, now)
                 assert await counts.reserve(request) == expected
+                assert isinstance(expected, Refused) or full is None
                 seen.add(expected.limit if isinstance(expected, Refused) else None)
                 if isinstance(expected, Granted):
                     open_.append(request.id)

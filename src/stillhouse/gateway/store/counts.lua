@@ -5,7 +5,7 @@
 -- reservation, and for a while what it cost). A counter is the number of its newest slot and then its slots,
 -- packed as doubles, which hold whole numbers exactly up to MOST. Its field is its measure and its window.
 --
--- ARGV: reserve ID PLAN | settle ID [PLAN INPUT OUTPUT SENT] | standing SUBJECT
+-- ARGV: reserve ID PLAN | full ID PLAN | settle ID [PLAN INPUT OUTPUT SENT] | standing SUBJECT
 -- PLAN is a list in JSON without lists in it: time in microseconds, input, output, payer, schedule, the number of
 -- steps, and of each where it begins and its two prices; the number of subjects, and of each its name, the number
 -- of its limits, and of each its measure, its window and its amount.
@@ -243,11 +243,12 @@ local function held_for(plan)
 end
 
 -- Gives [1, now, cost, used and newest slot of each limit], or [0, now, cost, used and counter of each limit]; for
--- requests in flight the time when enough of them are over stands in place of a counter.
-local function reserve(id, text)
+-- requests in flight the time when enough of them are over stands in place of a counter. Where it only `looks`
+-- nothing is charged, and a request is taken to cost the least that there is.
+local function reserve(id, text, looks)
   local plan, cost = read(text), 0
   if plan.payer then
-    cost = held_for(plan)
+    cost = looks and 1 or held_for(plan)
   end
   local amount = {
     requests = 1, input_tokens = plan.input, output_tokens = plan.output, concurrent = 1, money = cost,
@@ -264,7 +265,7 @@ local function reserve(id, text)
       fits = false
     end
   end
-  if fits then
+  if fits and not looks then
     charge(plan, at, amount)
     if plan.payer then
       change(plan.payer.input, at, plan.input)
@@ -342,7 +343,9 @@ local function settle(id, text, input, output, sent)
 end
 
 if ARGV[1] == 'reserve' then
-  return reserve(ARGV[2], ARGV[3])
+  return reserve(ARGV[2], ARGV[3], false)
+elseif ARGV[1] == 'full' then
+  return reserve(ARGV[2], ARGV[3], true)
 elseif ARGV[1] == 'settle' then
   local sent = ARGV[6] == '1'
   return settle(ARGV[2], ARGV[3], sent and tonumber(ARGV[4]) or 0, sent and tonumber(ARGV[5]) or 0, sent)

@@ -121,6 +121,13 @@ class LocalCounts:
             raise
         return decision
 
+    async def full(self, wanted: Wanted) -> Refused | None:
+        if not self._there:
+            raise _gone(self._folder)
+        now = self._now()
+        self._warm_up(counting.names(wanted), now)
+        return counting.full(self._book, wanted, now)
+
     async def settle(self, id: str, used: Used) -> int:
         cost = self._settle(id, used)
         if cost is None:

@@ -100,6 +100,10 @@ class RedisCounts:
             self._forget()
         return decision
 
+    async def full(self, wanted: Wanted) -> Refused | None:
+        decision = _answer(wanted, await self._run("full", wanted.id, _plan(wanted)))
+        return decision if isinstance(decision, Refused) else None
+
     async def settle(self, id: str, used: Used) -> int:
         """Tries again for SETTLING seconds while Redis is away."""
         words: list[Word] = ["settle", id]
