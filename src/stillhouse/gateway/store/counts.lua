@@ -2,7 +2,9 @@
 --
 -- KEYS[1] is the clock, without which the counts are lost; all other keys are named after it and lie in the same
 -- hash slot: s:SUBJECT (a hash of counters), f:SUBJECT (its requests in flight by the end of their time), r:ID (a
--- reservation, and for a while what it cost). A counter is the number of its newest slot and then its slots,
+-- reservation, and for a while what it cost), alive:REPLICA (while that lives), looked:SUBJECT (for a second after
+-- it was looked which of its requests are those of dead replicas). An ID begins with its replica's and a colon.
+-- A counter is the number of its newest slot and then its slots,
 -- packed as doubles, which hold whole numbers exactly up to MOST. Its field is its measure and its window.
 --
 -- ARGV: reserve ID PLAN | full ID PLAN | settle ID [PLAN INPUT OUTPUT SENT] | standing SUBJECT
@@ -226,10 +228,26 @@ local function save(plan)
   end
 end
 
-local function flights(name)
+-- Where there are `most` of them, those of replicas that are dead are forgotten first; they may be many, so that is
+-- looked at once a second.
+local function flights(name, most)
   local key = base .. 'f:' .. name
   redis.call('ZREMRANGEBYSCORE', key, '-inf', whole(now))
-  return key, redis.call('ZCARD', key)
+  local count = redis.call('ZCARD', key)
+  if count > 0 and count >= most and redis.call('SET', base .. 'looked:' .. name, '', 'NX', 'PX', 1000) then
+    local lives = {}
+    for _, id in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+      local replica = string.match(id, '^[^:]*')
+      if lives[replica] == nil then
+        lives[replica] = redis.call('EXISTS', base .. 'alive:' .. replica) == 1
+      end
+      if not lives[replica] then
+        redis.call('ZREM', key, id)
+        count = count - 1
+      end
+    end
+  end
+  return key, count
 end
 
 -- Money to reserve: enough that all that is open, with this one, is covered in whatever order it settles.
@@ -256,7 +274,7 @@ local function reserve(id, text, looks)
   local fits, counts, in_flight = true, {}, {}
   for i, limit in ipairs(plan.limits) do
     if limit.measure == 'concurrent' then
-      in_flight[limit.subject], counts[i] = flights(limit.subject)
+      in_flight[limit.subject], counts[i] = flights(limit.subject, limit.most)
     else
       counts[i] = used(plan.books[limit.subject][limit.field])
     end
@@ -350,5 +368,5 @@ elseif ARGV[1] == 'settle' then
   local sent = ARGV[6] == '1'
   return settle(ARGV[2], ARGV[3], sent and tonumber(ARGV[4]) or 0, sent and tonumber(ARGV[5]) or 0, sent)
 end
-local _, count = flights(ARGV[2])
+local _, count = flights(ARGV[2], 1)
 return {now, count, redis.call('HGETALL', base .. 's:' .. ARGV[2])}
