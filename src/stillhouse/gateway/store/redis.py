@@ -4,9 +4,9 @@ A Redis that could forget what it answered is refused: it must append every writ
 before it answers, evict nothing, and still hold the counts. One that was emptied stays closed until `rebuild`
 has entered again what durable records tell.
 
-Each replica says every few seconds that it lives. What a dead one had in flight is not waited for: it no longer
-counts as in flight where a limit on that is reached, and its tokens and money stay charged whole, since nobody
-knows how much of them was used.
+Each replica says every few seconds that it lives. What a dead one had in flight is not waited for: where a
+limit on that is reached it no longer counts, and its tokens and money stay charged whole, since nobody knows
+how much of them was used.
 """
 
 from __future__ import annotations
