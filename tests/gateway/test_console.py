@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from urllib.parse import quote
 
 import pytest
-from console_house import SECRET, form_in, house, token_in
+from console_house import SECRET, form_in, house, token_in, tree_of
+from recorded import schema_of
 
 from stillhouse.gateway.console import console_routes
 from stillhouse.gateway.console.doors import HEADERS
-from stillhouse.gateway.store.sessions import IDLE, LONGEST
+from stillhouse.gateway.store.sessions import FILE, IDLE, LONGEST
+from stillhouse.gateway.store.tables import Tables
 from stillhouse.guard.accounts import digest_of
 from stillhouse.guard.events import Event
 from stillhouse.guard.orders import NewOrganisation
@@ -22,9 +24,29 @@ ODD = "x\"'><img src=q onerror=alert(1)>"
 HOSTILE = ("/admin/login", "/admin/static/{name}")
 
 
-@pytest.fixture(scope="module")
-def at(tmp_path_factory):
-    with house(tmp_path_factory.mktemp("console")) as made:
+@contextmanager
+def settled(kind, folder, request):
+    """Settings with their tables in files, or on a server."""
+    tree = tree_of(folder)
+    if kind == "sqlite":
+        yield tree
+        return
+    with schema_of(request.getfixturevalue("server"), folder / "store") as store:
+        tree["store"]["database"] = store.database
+        yield tree
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def at(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("console")
+    with settled(request.param, folder, request) as tree, house(folder, tree) as made:
+        yield made
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def fresh(request, tmp_path):
+    """One that no other test uses."""
+    with settled(request.param, tmp_path, request) as tree, house(tmp_path, tree) as made:
         yield made
 
 
@@ -130,6 +152,8 @@ def test_a_session_ends_with_logout_and_with_time(at):
 
 def test_sessions_are_kept_as_hashes(at, ada):
     kept = b"".join(path.read_bytes() for path in (at.folder / "store").glob("console.sqlite*"))
+    with closing(Tables(at.config.store, FILE, ())) as tables:
+        kept += repr(tables.read("SELECT * FROM console_session")).encode()
     assert ada.cookies["stillhouse_console"].encode() not in kept
     assert SECRET.encode() not in kept
     assert b"Ada Lovelace" in kept
@@ -448,8 +472,9 @@ def test_searches_find_by_name_key_and_request(at, ada):
         assert ada.get(f"/admin/events?{odd}").status_code == 200
 
 
-def test_the_overview_counts_what_came(tmp_path):
-    with house(tmp_path) as at, at.log_in() as ada:
+def test_the_overview_counts_what_came(fresh):
+    at = fresh
+    with at.log_in() as ada:
         assert "All is well." in ada.get("/admin").text
         account = at.account("counted")
         now = time.time()
@@ -488,3 +513,16 @@ def test_a_store_that_is_down_is_told_and_lets_nobody_in(tmp_path):
         assert "Log out" not in answer.text
         assert str(tmp_path) not in answer.text
         assert ada.post("/admin/login", data={"name": "Ada", "secret": SECRET, "next": ""}).status_code == 503
+
+
+def test_a_server_that_is_down_is_told_and_let_in_again_when_it_is_back(tmp_path, request, server):
+    with settled("postgres", tmp_path, request) as tree, house(tmp_path, tree) as at, at.log_in() as ada:
+        server.stop()
+        for path in ("/admin", "/admin/accounts", "/admin/events"):
+            answer = ada.get(path)
+            assert answer.status_code == 503
+            assert "Log out" not in answer.text
+            assert str(server.folder) not in answer.text
+        server.start()
+        for path in ("/admin", "/admin/accounts", "/admin/events"):
+            assert ada.get(path).status_code == 200

@@ -93,8 +93,11 @@ def test_it_decides_as_the_algorithm(redis, monkeypatch):
                     str(number), subjects, choose.randrange(40), choose.randrange(60), 100.0,
                     subjects[0].name, "my s", STEPS if choose.random() < 0.8 else (),
                 )  # fmt: skip
+                full = counting.full(book, request, now)
+                assert await counts.full(request) == full
                 expected = counting.reserve(book, request, now)
                 assert await counts.reserve(request) == expected
+                assert isinstance(expected, Refused) or full is None
                 seen.add(expected.limit if isinstance(expected, Refused) else None)
                 if isinstance(expected, Granted):
                     open_.append(request.id)
@@ -274,10 +277,63 @@ def test_keys_expire_but_for_what_was_paid_in(redis):
         await counts.reserve(wanted(1))
         await counts.reserve(wanted(2, "account:paid", (Limit("money", "ever", 10),)))
         assert 60 * 86_400 < int(redis.ask("TTL", "{stillhouse}:s:account:a")[1:]) <= 63 * 86_400
-        assert int(redis.ask("TTL", "{stillhouse}:r:1")[1:]) <= 3660
+        assert int(redis.ask("TTL", f"{{stillhouse}}:r:{counts._name}:1")[1:]) <= 3660
         await counts.close()
 
     asyncio.run(run())
+
+
+HOLDER = """
+import asyncio, sys
+from stillhouse.gateway.store import redis
+from stillhouse.guard.limits import *
+
+redis.ALIVE, redis.BEAT = 1000, 0.1
+limits = (Limit("concurrent", "ever", 3), Limit("output_tokens", "day", 1000))
+
+async def main():
+    counts = redis.RedisCounts(sys.argv[1])
+    for n in range(3):
+        wanted = Wanted(str(n), (Subject("account:a", limits),), 10, 30, 3600.0)
+        assert isinstance(await counts.reserve(wanted), Granted)
+    print("held", flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+def test_what_a_killed_replica_had_in_flight_is_free_soon_and_stays_charged(redis):
+    limits = (Limit("concurrent", "ever", 3), Limit("output_tokens", "day", 1000))
+
+    async def run(holder):
+        counts = await opened(redis)
+        holder.stdout.readline()
+        begin, tries = time.monotonic(), 0
+        while time.monotonic() - begin < 3:  # thrice as long as it would be waited for, were it dead
+            refused = await counts.reserve(wanted(f"before {tries}", limits=limits))
+            assert isinstance(refused, Refused), "whoever lives keeps what it has"
+            assert refused.limit.measure == "concurrent"
+            tries += 1
+            await asyncio.sleep(0.05)
+        holder.kill()
+        begin = time.monotonic()
+        while not isinstance(await counts.reserve(wanted(f"after {tries}", limits=limits)), Granted):
+            assert time.monotonic() - begin < 10
+            tries += 1
+            await asyncio.sleep(0.05)
+        standing = await counts.standing("account:a")
+        assert standing["concurrent", "ever"] == 1
+        assert standing["output_tokens", "day"] == 3 * 30 + 20
+        await counts.close()
+
+    asyncio.run(opened(redis))
+    command = [sys.executable, "-c", HOLDER, redis.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            asyncio.run(run(holder))
+        finally:
+            holder.kill()
 
 
 REPLICA = """

@@ -99,6 +99,26 @@ def test_a_database_that_somebody_locks_is_waited_for_and_then_refused(tmp_path,
     assert all(event.ended in ("whole", "refused") for event in events(made))
 
 
+@pytest.mark.parametrize("name", ["counts.sqlite", "counts.sqlite-wal"])
+def test_counts_that_somebody_takes_away_are_missed_within_a_second(tmp_path, behind, name):
+    """SQLite would write on into the file that is gone, and a restart would know of nothing."""
+    tree = tree_of(tmp_path, behind.url, "whole")
+    with gate(tmp_path, tree) as made:
+        assert ask(made).status_code == 200
+        there, away = tmp_path / "store" / name, tmp_path / "away"
+        there.rename(away)
+        began = time.monotonic()
+        assert until(lambda: refused(ask(made)), 5)
+        assert time.monotonic() - began < 2
+        with made.client() as client:
+            assert client.get("/models").status_code == 200
+        away.rename(there)
+        assert until(lambda: ask(made).status_code == 200, 5)
+        there.unlink()
+        assert until(lambda: refused(ask(made)), 5)
+        assert made.stop() == 0
+
+
 def test_what_is_cut_off_at_the_end_is_counted_and_recorded(tmp_path, behind):
     tree = tree_of(tmp_path, behind.url, "whole", "stall")
     tree["server"] |= {"drain_seconds": 1.0}

@@ -1,14 +1,18 @@
 """A gateway opens a Redis that has no counts, and goes on trying where the records cannot be read."""
 
 import asyncio
+import contextlib
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from recorded import event, record
 from redis_server import Unavailable, running
 
 from stillhouse.gateway import rebuilding
 from stillhouse.gateway.store.counts import CountsLost
+from stillhouse.gateway.store.local import LocalCounts
 from stillhouse.gateway.store.redis import RedisCounts
 from stillhouse.guard.config import Store
 
@@ -71,3 +75,33 @@ def test_why_nothing_is_granted_is_said_once(tmp_path, monkeypatch):
 
     asyncio.run(run())
     assert [event for event, _ in said] == ["counts down"]
+
+
+def test_local_counts_that_were_deleted_are_made_again_of_the_events(tmp_path, monkeypatch):
+    """And only those: counts that are there know better."""
+    monkeypatch.setattr(rebuilding, "MINUTE", 0.2)
+    store = Store(folder=str(tmp_path))
+    with contextlib.closing(record(store)) as kept:
+        for n in range(30):
+            kept.put(replace(event(n), at=time.time()))
+
+    async def standing() -> dict:
+        counts = LocalCounts.open(tmp_path)
+        try:
+            await rebuilding.rebuild(counts, store, time.time)
+            return dict(await counts.standing("account:a3"))
+        finally:
+            await counts.close()
+
+    used = {
+        ("requests", "day"): 3,
+        ("input_tokens", "day"): 30,
+        ("output_tokens", "day"): 15,
+        ("money", "month"): 60_000,
+        ("money", "ever"): 60_000,
+    }
+    assert asyncio.run(standing()) == used
+    assert asyncio.run(standing()) == used
+    for path in tmp_path.glob("counts.sqlite*"):
+        path.unlink()
+    assert asyncio.run(standing()) == used

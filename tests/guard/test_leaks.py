@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stillhouse.guard.asked import Route
 from stillhouse.guard.config import Leaks
-from stillhouse.guard.leaks import Passed, Refusal, Route, decide
+from stillhouse.guard.leaks import Passed, Refusal, decide
 
 SAID = [{"role": "user", "content": "Name a colour."}]
-ROUTES: tuple[Route, ...] = ("chat", "completions", "responses", "embeddings")
+CHAT: Route = "chat/completions"
+ROUTES: tuple[Route, ...] = (CHAT, "completions", "responses", "embeddings")
 OPEN = Leaks(
     logprobs="allow",
     logit_bias="allow",
@@ -44,21 +46,21 @@ def refused(route: Route, body: dict[str, Any], leaks: Leaks = DEFAULT) -> Refus
 
 def test_an_ordinary_request_is_sent_on_as_it_came() -> None:
     body = chat(stream=True, temperature=0.2, max_tokens=50, made_up={"by": "somebody"}, n=4)
-    decision = passed("chat", body)
+    decision = passed(CHAT, body)
     assert decision.body is body
     assert decision.changed == ()
 
 
 def test_where_all_is_allowed_nothing_is_looked_at_in_the_answer() -> None:
     body = chat(logprobs=True, top_logprobs=20, logit_bias={"5": 100}, n=100)
-    decision = passed("chat", body, OPEN)
+    decision = passed(CHAT, body, OPEN)
     assert decision.body is body
     assert decision.filter is None
 
 
 def test_more_alternatives_than_the_cap_are_cut_and_said_so() -> None:
     body = chat(logprobs=True, top_logprobs=20)
-    decision = passed("chat", body)
+    decision = passed(CHAT, body)
     assert decision.changed == ("top_logprobs:capped",)
     # One more than is told, so that it is known whether the written token is one of the likeliest
     assert decision.body == {**body, "top_logprobs": 6}
@@ -68,14 +70,14 @@ def test_more_alternatives_than_the_cap_are_cut_and_said_so() -> None:
 
 
 def test_fewer_than_the_cap_are_told_as_asked() -> None:
-    decision = passed("chat", chat(logprobs=True, top_logprobs=2))
+    decision = passed(CHAT, chat(logprobs=True, top_logprobs=2))
     assert decision.changed == ()
     assert decision.filter is not None
     assert decision.filter.told == 2
 
 
 def test_all_alternatives_at_once_are_capped_as_well() -> None:
-    assert passed("chat", chat(logprobs=True, top_logprobs=-1)).changed == ("top_logprobs:capped",)
+    assert passed(CHAT, chat(logprobs=True, top_logprobs=-1)).changed == ("top_logprobs:capped",)
     assert passed("completions", {"prompt": "a", "logprobs": -1}).body["logprobs"] == 5
 
 
@@ -95,35 +97,33 @@ def test_the_newer_route_asks_by_include() -> None:
 
 @pytest.mark.parametrize("name", ["prompt_logprobs", "n_probs", "logprob_token_ids", "return_meta_info"])
 def test_other_ways_to_log_probabilities_are_refused(name: str) -> None:
-    refusal = refused("chat", chat(**{name: 5}))
+    refusal = refused(CHAT, chat(**{name: 5}))
     assert (refusal.status, refusal.param) == (403, name)
     assert "leaks.logprobs" in refusal.message
 
 
 def test_no_alternatives_of_the_prompt_are_still_its_log_probabilities() -> None:
-    assert refused("chat", chat(prompt_logprobs=0)).param == "prompt_logprobs"
-    assert passed("chat", chat(prompt_logprobs=None)).filter is not None
+    assert refused(CHAT, chat(prompt_logprobs=0)).param == "prompt_logprobs"
+    assert passed(CHAT, chat(prompt_logprobs=None)).filter is not None
 
 
 def test_a_small_bias_passes_and_a_large_one_does_not() -> None:
     body = chat(logit_bias={"50": 2, "51": -2.0})
-    assert passed("chat", body).body is body
-    assert refused("chat", chat(logit_bias={"50": 2.01})).code == "logit_bias_too_large"
-    assert refused("chat", chat(logit_bias={"50": math.nan})).code == "logit_bias_too_large"
-    assert refused("chat", chat(logit_bias=[[50, False]])).code == "logit_bias_too_large"
-    assert (
-        refused("chat", chat(logit_bias={str(each): 1 for each in range(11)})).code == "logit_bias_too_many"
-    )
-    assert refused("chat", chat(logit_bias={"50": 1}), Leaks(logit_bias="refuse")).status == 403
+    assert passed(CHAT, body).body is body
+    assert refused(CHAT, chat(logit_bias={"50": 2.01})).code == "logit_bias_too_large"
+    assert refused(CHAT, chat(logit_bias={"50": math.nan})).code == "logit_bias_too_large"
+    assert refused(CHAT, chat(logit_bias=[[50, False]])).code == "logit_bias_too_large"
+    assert refused(CHAT, chat(logit_bias={str(each): 1 for each in range(11)})).code == "logit_bias_too_many"
+    assert refused(CHAT, chat(logit_bias={"50": 1}), Leaks(logit_bias="refuse")).status == 403
     for unusable in ({"50": "1"}, {"50": True}, "50", [50], 7):
-        assert refused("chat", chat(logit_bias=unusable)).code == "invalid_value"
+        assert refused(CHAT, chat(logit_bias=unusable)).code == "invalid_value"
 
 
 @pytest.mark.parametrize("name", ["allowed_token_ids", "bad_words"])
 def test_a_ban_is_a_bias_without_bounds(name: str) -> None:
-    assert refused("chat", chat(**{name: [3]})).param == name
+    assert refused(CHAT, chat(**{name: [3]})).param == name
     body = chat(**{name: [3]})
-    assert passed("chat", body, Leaks(logit_bias="allow")).body is body
+    assert passed(CHAT, body, Leaks(logit_bias="allow")).body is body
 
 
 STEERS: list[dict[str, Any]] = [
@@ -142,17 +142,17 @@ STEERS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("steer", STEERS, ids=lambda steer: next(iter(steer)))
 def test_what_chooses_the_tokens_never_goes_with_log_probabilities(steer: dict[str, Any]) -> None:
-    refusal = refused("chat", chat(logprobs=True, **steer))
+    refusal = refused(CHAT, chat(logprobs=True, **steer))
     assert (refusal.status, refusal.code) == (403, "bias_with_logprobs")
-    assert passed("chat", chat(**steer)).body == chat(**steer)
+    assert passed(CHAT, chat(**steer)).body == chat(**steer)
     together = Leaks(bias_with_logprobs="allow")
-    assert passed("chat", chat(logprobs=True, **steer), together).body["logprobs"] is True
+    assert passed(CHAT, chat(logprobs=True, **steer), together).body["logprobs"] is True
 
 
 def test_nor_where_log_probabilities_are_free() -> None:
     free = Leaks(logprobs="allow", logit_bias="allow")
-    assert refused("chat", chat(n_probs=5, logit_bias={"5": 1}), free).code == "bias_with_logprobs"
-    assert refused("chat", chat(prompt_logprobs=0, regex="a"), free).code == "bias_with_logprobs"
+    assert refused(CHAT, chat(n_probs=5, logit_bias={"5": 1}), free).code == "bias_with_logprobs"
+    assert refused(CHAT, chat(prompt_logprobs=0, regex="a"), free).code == "bias_with_logprobs"
 
 
 def test_plain_forms_of_an_answer_steer_nothing() -> None:
@@ -162,11 +162,11 @@ def test_plain_forms_of_an_answer_steer_nothing() -> None:
         {"tools": tools},
         {"repetition_penalty": 1.0},
     ):
-        passed("chat", chat(logprobs=True, **plain))
+        passed(CHAT, chat(logprobs=True, **plain))
 
 
 def test_more_answers_than_allowed_are_refused_not_cut() -> None:
-    refusal = refused("chat", chat(n=5))
+    refusal = refused(CHAT, chat(n=5))
     assert (refusal.status, refusal.code, refusal.param) == (400, "n_too_large", "n")
     assert "at most 4" in refusal.message
     assert refused("completions", {"prompt": "a", "best_of": 5}).code == "best_of_too_large"
@@ -174,7 +174,7 @@ def test_more_answers_than_allowed_are_refused_not_cut() -> None:
 
 def test_a_prompt_is_not_scored() -> None:
     assert refused("completions", {"prompt": "a", "echo": True, "logprobs": 1}).param == "echo"
-    assert refused("chat", chat(echo=True)).param == "echo"
+    assert refused(CHAT, chat(echo=True)).param == "echo"
 
 
 @pytest.mark.parametrize(
@@ -184,11 +184,30 @@ def test_nothing_reaches_the_inside_of_the_server_under_any_policy(name: str) ->
     assert refused("completions", {"prompt": "a", name: "x"}, OPEN).status == 403
 
 
+@pytest.mark.parametrize("leaks", [DEFAULT, OPEN], ids=["default", "open"])
+def test_a_template_of_ones_own_is_taken_under_no_policy(leaks: Leaks) -> None:
+    """It writes a prompt of any length out of a short request, and leave out what the model's own says."""
+    longer = "{% for _ in range(10**6) %}{{ messages[0].content }}{% endfor %}"
+    for route in ROUTES:
+        assert refused(route, chat(chat_template=longer), leaks).param == "chat_template"
+        hidden = chat(chat_template_kwargs={"chat_template": longer})
+        assert refused(route, hidden, leaks).code == "chat_template_refused"
+    assert refused(CHAT, chat(Chat_Template=longer), leaks).code == "field_spelling"
+
+
+def test_words_to_the_models_own_template_are_taken_where_reasoning_is_shown() -> None:
+    """Servers choose by them whether the reasoning is told apart from the answer."""
+    body = chat(chat_template_kwargs={"thinking": False})
+    assert refused(CHAT, body).param == "chat_template_kwargs"
+    assert passed(CHAT, body, Leaks(reasoning="allow")).body is body
+    passed(CHAT, chat(chat_template_kwargs={}))
+
+
 @pytest.mark.parametrize("name", ["LogProbs", "Logit_Bias", "logprobſ", "MAX_TOKENS"])
 def test_a_name_in_other_letters_is_no_way_round(name: str) -> None:
-    refusal = refused("chat", chat(**{name: True}))
+    refusal = refused(CHAT, chat(**{name: True}))
     assert (refusal.status, refusal.code) == (400, "field_spelling")
-    passed("chat", chat(topP=1, **{"X-Thing": 2}))
+    passed(CHAT, chat(topP=1, **{"X-Thing": 2}))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +222,7 @@ def test_a_name_in_other_letters_is_no_way_round(name: str) -> None:
     ],
 )
 def test_a_value_that_a_server_might_read_otherwise_is_refused(body: dict[str, Any]) -> None:
-    assert refused("chat", body).code == "invalid_value"
+    assert refused(CHAT, body).code == "invalid_value"
 
 
 def test_ways_to_show_reasoning_are_refused_where_it_is_stripped() -> None:
@@ -213,11 +232,11 @@ def test_ways_to_show_reasoning_are_refused_where_it_is_stripped() -> None:
         {"return_token_ids": True},
         {"messages": [*SAID, {"role": "assistant", "content": "<think>\n"}]},
     ):
-        assert refused("chat", chat(**ways)).status == 403
-        passed("chat", chat(**ways), Leaks(reasoning="allow"))
+        assert refused(CHAT, chat(**ways)).status == 403
+        passed(CHAT, chat(**ways), Leaks(reasoning="allow"))
     assert refused("completions", {"prompt": ["a", "b <think>"]}).param == "prompt"
     passed("completions", {"prompt": "<think>a</think> b"})
-    passed("chat", chat(separate_reasoning=True, reasoning_format="auto"))
+    passed(CHAT, chat(separate_reasoning=True, reasoning_format="auto"))
 
 
 def test_embeddings_tell_nothing_more() -> None:

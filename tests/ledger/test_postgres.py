@@ -23,7 +23,7 @@ from stillhouse.ledger import postgres as postgres_module
 from stillhouse.ledger.batches import NewLine, begin_batch, end_batch, lines_of, open_batches
 from stillhouse.ledger.database import database_of
 from stillhouse.ledger.erasure import erase
-from stillhouse.ledger.postgres import Session, checked_url, reachable, with_schema
+from stillhouse.ledger.postgres import checked_url, reachable, with_schema
 from stillhouse.ledger.subject import Subject
 from stillhouse.money import Price
 from stillhouse.recipe import parse_recipe
@@ -231,25 +231,32 @@ def test_what_was_begun_when_the_connection_went_is_undone(workspace):
         assert ledger.verify().ok
 
 
-def test_a_connection_that_ends_while_it_waits_for_the_lock_is_made_anew(postgres):
+@pytest.mark.parametrize("why", ["its time was up", "its connection was ended"])
+def test_whoever_waited_for_the_lock_in_vain_can_begin_again(workspace, why):
+    """A server that goes away just then must not be lost for as long as the process lives."""
+    database = database_of(workspace)
     with (
-        contextlib.closing(Session(postgres.url)) as holder,
-        contextlib.closing(Session(postgres.url)) as waiting,
-        ThreadPoolExecutor(1) as beside,
+        contextlib.closing(database.connect()) as holder,
+        contextlib.closing(database.connect()) as waiter,
+        contextlib.closing(database.connect()) as other,
+        ThreadPoolExecutor(1) as threads,
     ):
-        (mine,) = waiting.execute("SELECT pg_backend_pid()").fetchone()
-        holder.begin()
-        begun = beside.submit(waiting.begin)
-        ended = (
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ? AND wait_event = 'advisory'"
-        )
-        while not holder.execute(ended, (mine,)).fetchone():
-            time.sleep(0.01)
+        database.begin(holder)
+        (pid,) = waiter.execute("SELECT pg_backend_pid()").fetchone()
+        if why == "its time was up":
+            waiter.execute("SET lock_timeout = '50ms'")
+        waiting = threads.submit(database.begin, waiter)
+        if why == "its connection was ended":
+            waits = "SELECT 1 FROM pg_locks WHERE pid = ? AND NOT granted"
+            while not other.execute(waits, (pid,)).fetchone():
+                time.sleep(0.01)
+            other.execute("SELECT pg_terminate_backend(CAST(? AS INTEGER))", (pid,))
         with pytest.raises(psycopg.OperationalError):
-            begun.result(60)
-        holder.rollback()
-        waiting.begin()
-        waiting.commit()
+            waiting.result(30)
+        database.roll_back(holder)
+        database.begin(waiter)
+        assert waiter.execute("SELECT 1").fetchone() == (1,)
+        waiter.commit()
 
 
 RECORD = """

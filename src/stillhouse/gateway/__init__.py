@@ -182,8 +182,7 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     pepper = pepper_of(config.store, os.environ)
     accounts = Accounts(config.store, pepper)
     stack.push_async_callback(accounts.close)
-    counts = _counts(config, stack)
-    stack.push_async_callback(counts.close)
+    counts = await _counts(config, stack)
     sealing = hmac.digest(pepper, b"stillhouse guard: kept texts", "sha256")
     record = Record(
         config.store,
@@ -214,16 +213,22 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     return Standing(gateway, secret.encode())
 
 
-def _counts(config: Guard, stack: AsyncExitStack) -> Counts:
+async def _counts(config: Guard, stack: AsyncExitStack) -> Counts:
+    from stillhouse.gateway import rebuilding
+
     if config.store.redis is None:
         from stillhouse.gateway.store.local import LocalCounts
 
-        return LocalCounts.open(Path(config.store.folder))
-    from stillhouse.gateway.rebuilding import keep_whole
+        local = LocalCounts.open(Path(config.store.folder))
+        stack.push_async_callback(local.close)
+        if local.new:
+            await rebuilding.rebuild(local, config.store, time.time)
+        return local
     from stillhouse.gateway.store.redis import RedisCounts
 
     counts = RedisCounts(config.store.redis, durable=config.store.redis_durable)
-    watch = asyncio.create_task(keep_whole(counts, config.store, time.time))
+    stack.push_async_callback(counts.close)
+    watch = asyncio.create_task(rebuilding.keep_whole(counts, config.store, time.time))
     stack.callback(watch.cancel)
     return counts
 

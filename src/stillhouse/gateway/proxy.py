@@ -16,17 +16,12 @@ from stillhouse.guard import leaks, subjects
 from stillhouse.guard.accounts import Caller
 from stillhouse.guard.answers import Cut
 from stillhouse.guard.asked import Denied, Route, read
-from stillhouse.guard.config import Server, Tier
+from stillhouse.guard.config import Limits, Server, Tier
 from stillhouse.guard.events import Event
-from stillhouse.guard.limits import Refused, Wanted
+from stillhouse.guard.limits import Refused, Step, Wanted
 
+LONG = 64 << 10  # bytes of a body that is only read of whoever has something left
 LEASE = 60.0  # seconds past the longest answer after which a reservation is taken for orphaned
-LEAKS_OF: Mapping[Route, leaks.Route] = {
-    "chat/completions": "chat",
-    "completions": "completions",
-    "embeddings": "embeddings",
-    "responses": "responses",
-}
 
 
 async def answer(gateway: Gateway, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,13 +60,17 @@ async def _answer(
 ) -> None:
     headers = scope["headers"]
     caller = trail.caller = await authorised(gateway, headers)
+    tier = gateway.config.tiers.get(caller.account.tier)
+    if tier is None:
+        raise Denied(403, "no_such_tier", "this account's tier is not served here", kind="permission_error")
+    if _is_long(headers):
+        await _refuse_full(gateway, trail, caller, tier)
     raw = await body_of(receive, headers, gateway.config.server)
     body = parsed(raw)
-    served = _served(gateway, caller, body)
+    served = _served(gateway, caller, tier, body)
     trail.model = served.config.name
-    tier = gateway.config.tiers[caller.account.tier]
     asked = trail.asked = read(trail.route, body, len(raw), served.config)
-    decision = leaks.decide(LEAKS_OF[trail.route], body, tier.leaks)
+    decision = leaks.decide(trail.route, body, tier.leaks)
     if isinstance(decision, leaks.Refusal):
         raise Denied(decision.status, decision.code, decision.message, decision.param)
     trail.changed = decision.changed
@@ -183,12 +182,35 @@ def parsed(raw: bytes) -> dict[str, Any]:
     return told
 
 
-def _served(gateway: Gateway, caller: Caller, body: Mapping[str, Any]) -> Served:
+def _is_long(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    """Also where its length is not told."""
+    return next((int(value) > LONG for name, value in headers if name == b"content-length"), True)
+
+
+async def _refuse_full(gateway: Gateway, trail: Trail, caller: Caller, tier: Tier) -> None:
+    """Else whoever has nothing left could have long bodies read and parsed without end. Raises Denied,
+    StoreDown."""
+    account = caller.account
+    costs = all(served.steps for served in gateway.models.values())
+    refused = await gateway.counts.full(
+        Wanted(
+            trail.id,
+            subjects.subjects_of(caller.organisation, account, caller.key, tier, "", Limits()),
+            1,
+            0,
+            0.0,
+            f"account:{account.id}",
+            "",
+            (Step(0, 1, 1),) if costs else (),
+        )
+    )
+    if refused is not None:
+        raise answers.over_limit(refused)
+
+
+def _served(gateway: Gateway, caller: Caller, tier: Tier, body: Mapping[str, Any]) -> Served:
     name = body.get("model")
     served = gateway.models.get(name) if isinstance(name, str) else None
-    tier = gateway.config.tiers.get(caller.account.tier)
-    if tier is None:
-        raise Denied(403, "no_such_tier", "this account's tier is not served here", kind="permission_error")
     if served is None or not who.may_ask(caller, tier, served.config.name):
         raise Denied(404, "model_not_found", "there is no such model for this key", "model")
     return served

@@ -1,4 +1,4 @@
-"""Counts that a Redis has lost, made again of what was recorded: until then nothing is granted.
+"""Counts that were lost, made again of what was recorded: until then nothing is granted.
 
 Records know days, not minutes; so a minute must have passed since the last request before counts are entered,
 and of a day as much counts as if all of it had been used at its end.
@@ -21,6 +21,7 @@ from stillhouse.guard.events import Part, Usage
 from stillhouse.guard.limits import Measure, Window
 
 if TYPE_CHECKING:
+    from stillhouse.gateway.store.local import LocalCounts
     from stillhouse.gateway.store.redis import RedisCounts
 
 DAY = 86_400
@@ -44,7 +45,10 @@ async def _look(counts: RedisCounts, store: Store, clock: Callable[[], float], t
     try:
         await counts.standing("")
     except CountsLost:
-        await _rebuild(counts, store, clock)
+        try:
+            await rebuild(counts, store, clock)
+        except StillhouseError as error:
+            logs.say("counts not entered", error=error.what, why=error.why)
     except StoreDown as error:
         if error.why != told:
             logs.say("counts down", error=error.what, why=error.why)
@@ -52,18 +56,17 @@ async def _look(counts: RedisCounts, store: Store, clock: Callable[[], float], t
     return ""
 
 
-async def _rebuild(counts: RedisCounts, store: Store, clock: Callable[[], float]) -> None:
-    try:
-        usage, last = await asyncio.to_thread(_recorded, store, clock())
-        wait = last + MINUTE - clock()
-        if wait > 0:
-            logs.say("counts lost", note="nothing is granted until they are entered anew", seconds=wait)
-            await asyncio.sleep(wait)
-            usage, _ = await asyncio.to_thread(_recorded, store, clock())
-        if await counts.rebuild(spent(usage.items(), clock())):
-            logs.say("counts entered anew", parts=len(usage))
-    except StillhouseError as error:
-        logs.say("counts not entered", error=error.what, why=error.why)
+async def rebuild(counts: LocalCounts | RedisCounts, store: Store, clock: Callable[[], float]) -> None:
+    """Enter what was recorded into counts that were lost or are new. Raises StillhouseError where the record
+    cannot be read or the counts cannot be written."""
+    usage, last = await asyncio.to_thread(_recorded, store, clock())
+    wait = last + MINUTE - clock()
+    if wait > 0:
+        logs.say("counts lost", note="nothing is granted until they are entered anew", seconds=wait)
+        await asyncio.sleep(wait)
+        usage, _ = await asyncio.to_thread(_recorded, store, clock())
+    if await counts.rebuild(spent(usage.items(), clock())):
+        logs.say("counts entered anew", parts=len(usage))
 
 
 def _recorded(store: Store, now: float) -> tuple[dict[Part, Usage], float]:

@@ -6,12 +6,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stillhouse.guard.windows import MOST
 from stillhouse.recipe.base import Positive, Table
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Dollars = Annotated[float, Field(ge=0, le=1_000_000)]
+Amount = Annotated[int, Field(gt=0, le=MOST)]
 Rule = Literal["refuse", "cap", "allow"]
 
 
@@ -79,13 +81,13 @@ class Upstream(Table):
 class Limits(Table):
     """None: no such limit."""
 
-    requests_per_minute: Positive | None = None
-    requests_per_day: Positive | None = None
-    input_tokens_per_minute: Positive | None = None
-    input_tokens_per_day: Positive | None = None
-    output_tokens_per_minute: Positive | None = None
-    output_tokens_per_day: Positive | None = None
-    concurrent: Positive | None = Field(default=None, description="Requests in flight.")
+    requests_per_minute: Amount | None = None
+    requests_per_day: Amount | None = None
+    input_tokens_per_minute: Amount | None = None
+    input_tokens_per_day: Amount | None = None
+    output_tokens_per_minute: Amount | None = None
+    output_tokens_per_day: Amount | None = None
+    concurrent: Amount | None = Field(default=None, description="Requests in flight.")
 
 
 class Model(Table):

@@ -150,6 +150,30 @@ def reserve(book: Book, wanted: Wanted, now: int) -> Granted | Refused:
     return Granted(wanted.id, cost, rooms(limits, after, _newest_in(rows, at), now))
 
 
+def full(book: Book, wanted: Wanted, now: int) -> Refused | None:
+    """Why `reserve` would refuse it for certain: of money, because none at all is left. Charges nothing."""
+    reap(book, now)
+    at, cost = slots(now), 1 if wanted.steps else 0
+    amount = amounts(wanted, cost)
+    used: list[int] = []
+    rows: list[Row] = []
+    for subject in wanted.subjects:
+        counters = book.counters(subject.name)
+        for limit in subject.limits:
+            if limit.measure == "concurrent":
+                used.append(len(book.in_flight.get(subject.name, ())))
+                rows.append(None)
+            else:
+                code = (limit.measure, limit.window)
+                used.append(counters.look(code, at[limit.window])[0])
+                rows.append((counters, code))
+    limits = _limits(wanted)
+    for count, limit in zip(used, limits, strict=True):
+        if (more := amount[limit.measure]) and count + more > min(limit.amount, MOST):
+            return refuse(wanted, used, rows, cost, lambda i: _frees(book, wanted, i), now)
+    return None
+
+
 def settle(book: Book, id: str, used: Used, now: int) -> int | None:
     """What the request cost, in billionths of a dollar; what it did not use is given back. None when no such
     reservation is known (any more)."""

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from stillhouse.guard.answers import TAGS, Filter
+from stillhouse.guard.asked import Route
 from stillhouse.guard.config import Leaks
-
-Route = Literal["chat", "completions", "responses", "embeddings"]
 
 MOST = 20  # alternatives of a token that servers tell at most by default
 # Each tells log-probabilities by another name: of the prompt, of chosen tokens, or of more than asked.
@@ -29,14 +28,16 @@ _STEERS = (
     "guided_json guided_regex guided_choice guided_grammar guided_whitespace_pattern structured_outputs "
     "structural_tag regex ebnf grammar json_schema repetition_penalty"
 ).split()
-# States of the model, code or tensors from the client, and ways into the server's inside: never passed on.
+# States of the model, code or tensors from the client, and ways into the server's inside: never passed on. A
+# template is code: it can write a prompt of any length, which no bound on tokens would know.
 _INSIDE = (
-    "return_hidden_states return_routed_experts routed_experts_start_len routed_experts_prompt_start "
-    "custom_logit_processor custom_params logits_processors vllm_xargs prompt_embeds input_embeds "
-    "kv_transfer_params ec_transfer_params bootstrap_host bootstrap_port bootstrap_room lora_path extra_body"
+    "chat_template return_hidden_states return_routed_experts routed_experts_start_len "
+    "routed_experts_prompt_start custom_logit_processor custom_params logits_processors vllm_xargs "
+    "prompt_embeds input_embeds kv_transfer_params ec_transfer_params bootstrap_host bootstrap_port "
+    "bootstrap_room lora_path extra_body"
 ).split()
 # Each shows hidden reasoning by a way around the fields that hold it.
-_BARES = "return_token_ids separate_reasoning reasoning_format chat_template verbose".split()
+_BARES = "return_token_ids separate_reasoning reasoning_format chat_template_kwargs verbose".split()
 _ORDINARY = "logprobs top_logprobs logit_bias n best_of echo include response_format tool_choice".split()
 _WATCHED = frozenset([*_ORDINARY, *_OTHER_LOGPROBS, *_BANS, *_STEERS, *_INSIDE, *_BARES])
 # Names by which a request is bounded or read: to be known however they are spelt.
@@ -74,7 +75,7 @@ def decide(route: Route, body: Mapping[str, Any], leaks: Leaks) -> Decision:
     """Whether a request may be sent on, how, and what its answer must lose. Pure; raises nothing, whatever
     the client wrote."""
     if route == "embeddings":
-        return Passed(body)
+        return _inside(body) or Passed(body)
     if (refusal := _misspelt(body)) is not None:
         return refusal
     if leaks.reasoning == "strip" and (refusal := _opens(route, body)) is not None:
@@ -278,6 +279,11 @@ def _inside(body: Mapping[str, Any]) -> Refusal | None:
             if name == "extra_body":
                 why = "its fields belong beside `model`"
             return Refusal(403, f"{name}_refused", name, f"`{name}` is not passed on: {why}; leave it out")
+    given = body.get("chat_template_kwargs")
+    if isinstance(given, Mapping) and "chat_template" in given:
+        why = "servers take a `chat_template` in it for the one of the model"
+        said = f"`chat_template_kwargs` is not passed on: {why}; leave that out"
+        return Refusal(403, "chat_template_refused", "chat_template_kwargs", said)
     return None
 
 
@@ -296,7 +302,7 @@ def _bares(body: Mapping[str, Any]) -> Refusal | None:
 def _opens(route: Route, body: Mapping[str, Any]) -> Refusal | None:
     """A prompt that ends within a reasoning tag: the answer would go on in it, without the tag that tells."""
     text, name = body.get("prompt"), "prompt"
-    if route == "chat":
+    if route == "chat/completions":
         name, messages = "messages", body.get("messages")
         last = messages[-1] if isinstance(messages, list | tuple) and messages else None
         if not isinstance(last, Mapping) or last.get("role") != "assistant":

@@ -217,7 +217,8 @@ class Session:
 
     def begin(self) -> None:
         """The lock is the schema's, and goes with the transaction. Each statement sees what was committed
-        before it, so the ones after it see the rows of whoever held the lock."""
+        before it, so the ones after it see the rows of whoever held the lock. Where the lock is not had no
+        transaction has begun."""
         self.execute("BEGIN")
         self._within = True
         try:
@@ -226,7 +227,7 @@ class Session:
                 " coalesce(current_schema(), current_setting('search_path')), 0))"
             )
         except BaseException:
-            self.rollback()  # or a connection lost right here would count as within a transaction for ever
+            self.rollback()
             raise
 
     def commit(self) -> None:

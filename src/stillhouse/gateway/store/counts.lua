@@ -2,10 +2,12 @@
 --
 -- KEYS[1] is the clock, without which the counts are lost; all other keys are named after it and lie in the same
 -- hash slot: s:SUBJECT (a hash of counters), f:SUBJECT (its requests in flight by the end of their time), r:ID (a
--- reservation, and for a while what it cost). A counter is the number of its newest slot and then its slots,
+-- reservation, and for a while what it cost), alive:REPLICA (while that lives), looked:SUBJECT (for a second after
+-- it was looked which of its requests are those of dead replicas). An ID begins with its replica's and a colon.
+-- A counter is the number of its newest slot and then its slots,
 -- packed as doubles, which hold whole numbers exactly up to MOST. Its field is its measure and its window.
 --
--- ARGV: reserve ID PLAN | settle ID [PLAN INPUT OUTPUT SENT] | standing SUBJECT
+-- ARGV: reserve ID PLAN | full ID PLAN | settle ID [PLAN INPUT OUTPUT SENT] | standing SUBJECT
 -- PLAN is a list in JSON without lists in it: time in microseconds, input, output, payer, schedule, the number of
 -- steps, and of each where it begins and its two prices; the number of subjects, and of each its name, the number
 -- of its limits, and of each its measure, its window and its amount.
@@ -226,10 +228,26 @@ local function save(plan)
   end
 end
 
-local function flights(name)
+-- Where there are `most` of them, those of replicas that are dead are forgotten first; they may be many, so that is
+-- looked at once a second.
+local function flights(name, most)
   local key = base .. 'f:' .. name
   redis.call('ZREMRANGEBYSCORE', key, '-inf', whole(now))
-  return key, redis.call('ZCARD', key)
+  local count = redis.call('ZCARD', key)
+  if count > 0 and count >= most and redis.call('SET', base .. 'looked:' .. name, '', 'NX', 'PX', 1000) then
+    local lives = {}
+    for _, id in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+      local replica = string.match(id, '^[^:]*')
+      if lives[replica] == nil then
+        lives[replica] = redis.call('EXISTS', base .. 'alive:' .. replica) == 1
+      end
+      if not lives[replica] then
+        redis.call('ZREM', key, id)
+        count = count - 1
+      end
+    end
+  end
+  return key, count
 end
 
 -- Money to reserve: enough that all that is open, with this one, is covered in whatever order it settles.
@@ -243,11 +261,12 @@ local function held_for(plan)
 end
 
 -- Gives [1, now, cost, used and newest slot of each limit], or [0, now, cost, used and counter of each limit]; for
--- requests in flight the time when enough of them are over stands in place of a counter.
-local function reserve(id, text)
+-- requests in flight the time when enough of them are over stands in place of a counter. Where it only `looks`
+-- nothing is charged, and a request is taken to cost the least that there is.
+local function reserve(id, text, looks)
   local plan, cost = read(text), 0
   if plan.payer then
-    cost = held_for(plan)
+    cost = looks and 1 or held_for(plan)
   end
   local amount = {
     requests = 1, input_tokens = plan.input, output_tokens = plan.output, concurrent = 1, money = cost,
@@ -255,7 +274,7 @@ local function reserve(id, text)
   local fits, counts, in_flight = true, {}, {}
   for i, limit in ipairs(plan.limits) do
     if limit.measure == 'concurrent' then
-      in_flight[limit.subject], counts[i] = flights(limit.subject)
+      in_flight[limit.subject], counts[i] = flights(limit.subject, limit.most)
     else
       counts[i] = used(plan.books[limit.subject][limit.field])
     end
@@ -264,7 +283,7 @@ local function reserve(id, text)
       fits = false
     end
   end
-  if fits then
+  if fits and not looks then
     charge(plan, at, amount)
     if plan.payer then
       change(plan.payer.input, at, plan.input)
@@ -342,10 +361,12 @@ local function settle(id, text, input, output, sent)
 end
 
 if ARGV[1] == 'reserve' then
-  return reserve(ARGV[2], ARGV[3])
+  return reserve(ARGV[2], ARGV[3], false)
+elseif ARGV[1] == 'full' then
+  return reserve(ARGV[2], ARGV[3], true)
 elseif ARGV[1] == 'settle' then
   local sent = ARGV[6] == '1'
   return settle(ARGV[2], ARGV[3], sent and tonumber(ARGV[4]) or 0, sent and tonumber(ARGV[5]) or 0, sent)
 end
-local _, count = flights(ARGV[2])
+local _, count = flights(ARGV[2], 1)
 return {now, count, redis.call('HGETALL', base .. 's:' .. ARGV[2])}

@@ -25,6 +25,10 @@ class Counts(Protocol):
         process and the store's."""
         ...
 
+    async def full(self, wanted: Wanted) -> Refused | None:
+        """Why `reserve` would refuse it for certain; None where it might not. Charges nothing."""
+        ...
+
     async def settle(self, id: str, used: Used) -> int:
         """Give back what was not used; what it cost, in billionths of a dollar. Twice is as once. StoreDown
         also for a reservation that nobody knows any more: it stays charged whole."""

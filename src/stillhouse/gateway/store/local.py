@@ -15,6 +15,9 @@ is more, until the minute or day has passed; of a month, or for ever, 16 request
 the limit or one request; without a limit, 256 requests. It counts as spent until the operator corrects it,
 whom the events tell what was really used. Settled volume of the last 0.1 s is missing then. After an orderly
 close all is on disk as it was used.
+
+SQLite writes on into files that were deleted and tells nobody; so it is looked once a second, and after each
+commit, whether they are still where they were, and nothing is granted while they are not.
 """
 
 from __future__ import annotations
@@ -29,14 +32,14 @@ import threading
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from stillhouse.errors import StillhouseError, StorageError, storage
 from stillhouse.gateway.store.counts import StoreDown
 from stillhouse.gateway.store.lending import Lent, block
 from stillhouse.guard import counting
-from stillhouse.guard.counting import Book
+from stillhouse.guard.counting import Book, Spent
 from stillhouse.guard.limits import Granted, Refused, Used, Wanted
 from stillhouse.guard.windows import SECOND, Code, Counters, slots
 
@@ -44,6 +47,8 @@ WARM = 50_000  # subjects in memory
 IDLE = 26 * 3600 * SECOND  # of one that was not asked for so long nothing counts in its day
 AT_ONCE = 200  # rows of one statement, and subjects of a write that nobody waits for
 LINGER = 0.1  # seconds until what is given back is written
+LOOK = 1.0  # seconds between looks whether the files are there
+FILES = ("counts.sqlite", "counts.sqlite-wal")
 CLOCK = ""  # the subject whose row holds the store's time
 
 Row = tuple[str, str, bytes]
@@ -60,8 +65,13 @@ class LocalCounts:
         self._reading = _connected(folder)
         self._lock = lock
         self._warm = warm
-        self._now = _clock_from(_time_of(db))
+        last = _time_of(db)
+        self.new = not last  # nothing was ever counted here, or the files were lost
+        self._now = _clock_from(last)
+        self._files = _identities(folder)
+        self._there = True
         self._loop = asyncio.get_running_loop()
+        self._watch = self._loop.call_later(LOOK, self._look)
         self._book = Book()
         self._seen: OrderedDict[str, int] = OrderedDict()  # warm subjects, those asked last at the end
         self._lent: dict[str, Lent] = {}
@@ -91,6 +101,8 @@ class LocalCounts:
     async def reserve(self, wanted: Wanted) -> Granted | Refused:
         if self._closed is not None:
             raise StoreDown("the counts are closed", "the gateway is ending", "ask again when it has started")
+        if not self._there:
+            raise _gone(self._folder)
         names = counting.names(wanted)
         now = self._now()
         self._warm_up(names, now)
@@ -109,6 +121,13 @@ class LocalCounts:
             raise
         return decision
 
+    async def full(self, wanted: Wanted) -> Refused | None:
+        if not self._there:
+            raise _gone(self._folder)
+        now = self._now()
+        self._warm_up(counting.names(wanted), now)
+        return counting.full(self._book, wanted, now)
+
     async def settle(self, id: str, used: Used) -> int:
         cost = self._settle(id, used)
         if cost is None:
@@ -124,8 +143,22 @@ class LocalCounts:
         self._warm_up((subject,), now)
         return counting.standing(self._book, subject, now)
 
+    async def rebuild(self, rows: Iterable[Spent]) -> bool:
+        """Enter what durable records tell, whole or not at all. False where something was counted already:
+        nothing is changed then."""
+        if not self.new:
+            return False
+        states: dict[str, Counters] = {}
+        counting.enter(states, rows, self._now())
+        entered = [_row(name, counters, counters.numbers) for name, counters in states.items()]
+        if error := await asyncio.to_thread(self._commit, [self._time(), *entered]):
+            raise error
+        self.new = False
+        return True
+
     async def close(self) -> None:
         """Write everything as it is used, and free the folder."""
+        self._watch.cancel()
         self._closed = self._loop.create_future()
         if self._writing is None and not self._waiting:
             self._closed.set_result(None)
@@ -319,7 +352,17 @@ class LocalCounts:
             return _down(self._folder, "write", error)
         except Exception as error:  # without this thread every reservation would wait for ever
             return _down(self._folder, "write", error)
-        return None
+        return None if self._are_there() else _gone(self._folder)
+
+    def _look(self) -> None:
+        self._there = self._are_there()
+        self._watch = self._loop.call_later(LOOK, self._look)
+
+    def _are_there(self) -> bool:
+        try:
+            return _identities(self._folder) == self._files
+        except OSError:
+            return False
 
     def _time(self) -> Row:
         return CLOCK, "", self._now().to_bytes(8, "big")
@@ -420,6 +463,23 @@ def _database(folder: Path) -> sqlite3.Connection:
 def _time_of(db: sqlite3.Connection) -> int:
     row = db.execute("SELECT numbers FROM subject WHERE name = ?", (CLOCK,)).fetchone()
     return int.from_bytes(row[0], "big") if row else 0
+
+
+def _identities(folder: Path) -> list[tuple[int, int]]:
+    found = []
+    for name in FILES:
+        with contextlib.suppress(FileNotFoundError):
+            said = os.stat(folder / name)
+            found.append((said.st_dev, said.st_ino))
+    return found
+
+
+def _gone(folder: Path) -> StoreDown:
+    return StoreDown(
+        f"the counts in {folder} are gone",
+        "their files were deleted, moved or replaced while the gateway ran",
+        "move them back; or start the gateway again, which makes the counts anew of the events",
+    )
 
 
 def _down(folder: Path, doing: str, error: Exception) -> StoreDown:

@@ -16,11 +16,11 @@ SCHEMA = "stillhouse_guard"
 PEPPER_BYTES = 32
 
 
-def place_of(store: config.Store) -> Database:
-    """PostgreSQL in a schema of its own, unless the URL names one; else `accounts.db` in the folder, which is
-    made. Raises StorageError, and UsageError for a URL with a password in it."""
+def place_of(store: config.Store, file: str) -> Database:
+    """PostgreSQL in a schema of its own, unless the URL names one; else `file` in the folder, which is made.
+    Raises StorageError, and UsageError for a URL with a password in it."""
     if store.database is None:
-        return SQLite(folder_of(store) / "accounts.db")
+        return SQLite(folder_of(store) / file)
     from stillhouse.ledger.postgres import PostgreSQL, checked_url
 
     url = checked_url(store.database)

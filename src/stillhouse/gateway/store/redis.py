@@ -3,6 +3,10 @@
 A Redis that could forget what it answered is refused: it must append every write to its file and sync it
 before it answers, evict nothing, and still hold the counts. One that was emptied stays closed until `rebuild`
 has entered again what durable records tell.
+
+Each replica says every few seconds that it lives. What a dead one had in flight is not waited for: where a
+limit on that is reached it no longer counts, and its tokens and money stay charged whole, since nobody knows
+how much of them was used.
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ SETTLING = 10.0  # seconds for which settling is tried again; the script remembe
 PAUSE = 0.25  # seconds between two tries
 HOLD = 60_000  # milliseconds that one replica has for each step of rebuilding
 AT_ONCE = 500  # subjects of one step
+ALIVE = 15_000  # milliseconds, by Redis's clock, after which a replica that says nothing is taken for dead
+BEAT = 4.0  # seconds between two such words
 MANY = 10_000
 
 ENTER = """
@@ -76,6 +82,8 @@ class RedisCounts:
         self._durable = durable
         self._script = _script()
         self._digest = hashlib.sha1(self._script.encode(), usedforsecurity=False).hexdigest()
+        self._name = secrets.token_hex(8)  # of this replica, as long as it lives
+        self._beating: asyncio.Task[None] | None = None
         self._wire: Wire | None = None
         self._connecting: asyncio.Task[Wire] | None = None
         self._not_before = 0.0
@@ -89,7 +97,7 @@ class RedisCounts:
         plan = _plan(wanted)
         await self._connected()  # what fails here was not sent
         try:
-            reply = await self._run("reserve", wanted.id, plan)
+            reply = await self._run("reserve", self._own(wanted.id), plan)
         except (StoreDown, asyncio.CancelledError) as error:
             if not isinstance(error, CountsLost):
                 self._give_back_later(wanted.id, plan)
@@ -100,9 +108,13 @@ class RedisCounts:
             self._forget()
         return decision
 
+    async def full(self, wanted: Wanted) -> Refused | None:
+        decision = _answer(wanted, await self._run("full", self._own(wanted.id), _plan(wanted)))
+        return decision if isinstance(decision, Refused) else None
+
     async def settle(self, id: str, used: Used) -> int:
         """Tries again for SETTLING seconds while Redis is away."""
-        words: list[Word] = ["settle", id]
+        words: list[Word] = ["settle", self._own(id)]
         if id in self._open:
             tokens = min(used.input_tokens, MOST), min(used.output_tokens, MOST)
             words += (self._open[id][1], *tokens, int(used.sent))
@@ -155,6 +167,8 @@ class RedisCounts:
 
     async def close(self) -> None:
         """Waits for SETTLING seconds at most to give back what an unanswered call may have reserved."""
+        if self._beating is not None:
+            self._beating.cancel()
         until = time.monotonic() + SETTLING
         while self._giving_back or (self._unsure and time.monotonic() < until):
             if self._giving_back:
@@ -197,6 +211,7 @@ class RedisCounts:
                 await wire.ask("EXISTS", CLOCK)  # refused while it reads its file after a restart
                 await _look_at(wire, self._address, self._durable)
                 await wire.ask("SCRIPT", "LOAD", self._script)
+                await self._live(wire)
             except BaseException:
                 wire.close()
                 raise
@@ -207,9 +222,24 @@ class RedisCounts:
         finally:
             self._connecting = None
         self._wire, self._failure = wire, None
+        if self._beating is None:
+            self._beating = asyncio.create_task(self._beat())
         while self._unsure:
             self._settle_soon(*self._unsure.popleft())
         return wire
+
+    def _own(self, id: str) -> str:
+        return f"{self._name}:{id}"
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT)
+            if self._wire is not None and self._wire.open:
+                with contextlib.suppress(Gone, Said):  # whoever connects again says it first
+                    await self._live(self._wire)
+
+    async def _live(self, wire: Wire) -> None:
+        await wire.ask("SET", f"{BASE}alive:{self._name}", "", "PX", ALIVE)
 
     def _forget(self) -> None:
         """What nobody settled in time."""
@@ -232,7 +262,7 @@ class RedisCounts:
     async def _settle_quietly(self, id: str, plan: bytes) -> None:
         """It may have been granted and nobody will settle it: unless given back here, it stays charged."""
         try:
-            await self._run("settle", id, plan, 0, 0, 0)
+            await self._run("settle", self._own(id), plan, 0, 0, 0)
         except CountsLost:
             return
         except StoreDown:

@@ -50,6 +50,7 @@ from stillhouse.guard.orders import (
 )
 from stillhouse.ledger.database import Connection, Database
 
+FILE = "accounts.db"
 SCHEMA = "1"
 MANY_CHANGES = 1000  # after more than these a reader forgets all that it held
 
@@ -82,7 +83,7 @@ class Register:
 
     def __init__(self, store: config.Store, pepper: bytes) -> None:
         """Raises UsageError when the keys in it were hashed under another `pepper`."""
-        self._database = place_of(store)
+        self._database = place_of(store, FILE)
         self._lock = threading.Lock()
         with _told(self._database, "open"):
             self._db: Connection = self._database.connect()

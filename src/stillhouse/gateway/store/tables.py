@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stillhouse.errors import StillhouseError, StorageError, storage
+from stillhouse.errors import StillhouseError, StorageError
+from stillhouse.gateway.store.place import place_of
 from stillhouse.guard.config import Store
-from stillhouse.ledger.database import Connection, Database, SQLite
+from stillhouse.ledger.database import Connection, SQLite
 
 T = TypeVar("T")
 
-SCHEMA = "stillhouse_guard"
 CACHE_KB = 4000
 
 _REPEATED = ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY", "23505")
@@ -35,7 +35,8 @@ class Tables:
     """
 
     def __init__(self, store: Store, file: str, schema: Sequence[str]) -> None:
-        self.database, self.name = _place(store, file)
+        self.database = place_of(store, file)
+        self.name = store.database.partition("?")[0] if store.database else str(Path(store.folder) / file)
         with self._told("open"):
             self._db = self.database.connect()
             if isinstance(self.database, SQLite):
@@ -91,17 +92,3 @@ class Tables:
                 raise ValueError(said) from error
             mend = "see that the disk has space and that the database can be reached"
             raise StorageError(f"could not {doing} {self.name}", said, mend) from error
-
-
-def _place(store: Store, file: str) -> tuple[Database, str]:
-    if store.database is not None:
-        from stillhouse.ledger.postgres import PostgreSQL, checked_url
-
-        url = checked_url(store.database)
-        if "search_path" not in url:
-            url += f"{'&' if '?' in url else '?'}options=-csearch_path%3D{SCHEMA}"
-        return PostgreSQL(url), store.database.partition("?")[0]
-    folder = Path(store.folder)
-    with storage("make the folder", folder):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return SQLite(folder / file), str(folder / file)
