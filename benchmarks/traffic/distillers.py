@@ -8,7 +8,6 @@ from random import Random
 
 from traffic import wording_bulk
 from traffic.account import (
-    DAY,
     DAYS,
     NEVER,
     NEW_MODEL,
