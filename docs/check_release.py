@@ -1,9 +1,8 @@
 """Check a release with nothing but Python's standard library: python check_release.py RELEASE [KEY.pem]
 
-Every file must be the one that was signed, and every leaf that is shown must be in the log. KEY.pem is the
-maker's key as you had it before; without it the one in the release is taken, which shows only that nothing
-is broken. model.sig is left to `model_signing verify`. The formats: docs/release.md, C2SP signed-note and
-tlog-tiles, RFC 6962, RFC 8032.
+Every file must be the one that was signed, every leaf shown must be in the log. KEY.pem is the maker's key as
+you had it before; the one in the release, taken without it, shows only that nothing is broken. model.sig, and
+what a hub adds to a download, are not looked at. By C2SP signed-note and tlog-tiles, RFC 6962, RFC 8032.
 """
 
 import base64
@@ -79,7 +78,8 @@ def main(release: Path, key: Path | None = None) -> None:
     public = base64.b64decode("".join(pem[1:-1]))[-32:]
     listed = {line[66:]: line[:64] for line in read_note(release / "MANIFEST", public)[2:]}
     there = {p.relative_to(release).as_posix(): p for p in release.rglob("*") if p.is_file()}
-    need(listed.keys() == there.keys() - {"MANIFEST", "model.sig"}, "the files are not those of the MANIFEST")
+    more = {n for n in there if n == ".gitattributes" or n.startswith(".cache/huggingface/")} - listed.keys()
+    need(listed.keys() == there.keys() - more - {"MANIFEST", "model.sig"}, "MANIFEST names other files")
     for name, digest in listed.items():
         need(hashlib.sha256(there[name].read_bytes()).hexdigest() == digest, f"{name} was changed")
     origin, size, root = read_note(proofs / "checkpoint", public)

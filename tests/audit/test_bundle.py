@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from resealing import seal_again
 
 from stillhouse.audit import verify
-from stillhouse.errors import LedgerError
+from stillhouse.errors import LedgerError, UsageError
 from stillhouse.ledger import Ledger, merkle, oms
 from stillhouse.ledger.checkpoint import sign_checkpoint
 from stillhouse.ledger.disclosure import disclosed, leaf_hashes
@@ -105,6 +105,41 @@ def test_files_that_are_added_removed_or_linked_are_named(bundle):
     assert "config.json is missing" in failures(verify(bundle))["files"]
     os.symlink("config.old", bundle / "config.json")
     assert "link" in failures(verify(bundle))["files"]
+
+
+def test_what_a_hub_lays_beside_a_release_is_no_part_of_it_and_all_else_still_is(bundle):
+    """By these names and no others; what they hold is not read: nobody ever writes into the pipe."""
+    os.mkfifo(bundle / ".gitattributes")
+    (bundle / ".cache" / "huggingface" / "download").mkdir(parents=True)
+    (bundle / ".cache" / "huggingface" / "download" / "model.safetensors").write_bytes(b"x")
+    done = verify(bundle)
+    assert done.ok, failures(done)
+    line = next(check.detail for check in done.checks if check.name == "files")
+    assert line.endswith("not part of the release, and not read: .cache/huggingface/, .gitattributes")
+    assert by_the_checker(bundle).returncode == 0
+    for name in (
+        ".gitignore",
+        ".cache/more",
+        ".cache/huggingface.txt",
+        "eu/.gitattributes",
+        "eu/.cache/huggingface/x",
+    ):
+        (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+        (bundle / name).write_bytes(b"x")
+        assert f"{name} is not in the manifest" in failures(verify(bundle))["files"]
+        assert "other files" in by_the_checker(bundle).stderr
+        (bundle / name).unlink()
+    os.symlink("nowhere", bundle / ".cache" / "huggingface" / "link")
+    assert "link" in failures(verify(bundle))["files"]
+
+
+def test_a_file_of_such_a_name_that_the_maker_signed_is_checked_as_any_other(made, bundle):
+    (bundle / ".gitattributes").write_text("mine")
+    resealed(bundle, made)
+    assert "files" not in failures(verify(bundle))
+    (bundle / ".gitattributes").write_text("not mine")
+    assert ".gitattributes was changed" in failures(verify(bundle))["files"]
+    assert ".gitattributes was changed" in by_the_checker(bundle).stderr
 
 
 def resealed(bundle, made, key=None):
@@ -240,6 +275,11 @@ def test_files_that_are_nonsense_are_failures_and_not_crashes(bundle, file, cont
 def test_an_empty_folder_fails_every_check_that_needs_something(tmp_path):
     done = verify(tmp_path)
     assert not any(check.ok for check in done.checks)
+
+
+def test_a_folder_that_is_none_is_said_to_be_none(tmp_path):
+    with pytest.raises(UsageError, match="no release in"):
+        verify(tmp_path / "nowhere")
 
 
 def test_a_row_is_proved_without_showing_another(made):

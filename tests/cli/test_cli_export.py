@@ -78,6 +78,16 @@ def test_what_cannot_be_is_said_before_anything_is_written(release, tmp_path):
     assert "gguf" in wrong.stderr
 
 
+@pytest.mark.parametrize("name", ["Modelfile", "modelfile"])
+def test_a_model_by_the_name_of_the_modelfile_is_refused_and_not_overwritten(release, tmp_path, name):
+    done = export(release, name, "--format", "ollama", cwd=tmp_path)
+    refused(done, 2, "is the Modelfile's own name", "student.gguf")
+    assert held(tmp_path) == []
+    done = export(release, name, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert held(tmp_path) == [name]
+
+
 def test_a_folder_that_cannot_be_written_to_is_said(release, tmp_path):
     done = export(release, tmp_path / "nowhere" / "student.gguf", cwd=tmp_path)
     refused(done, 1, "nowhere")

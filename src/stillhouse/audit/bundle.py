@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 
 from stillhouse.audit.permits import not_covered
 from stillhouse.audit.trail import Trail, follow, not_trained_on
-from stillhouse.errors import LedgerError, StillhouseError, storage
+from stillhouse.errors import LedgerError, StillhouseError, UsageError, storage
 from stillhouse.ledger import Check, Checkpoint, Verification, oms, read_checkpoint
 from stillhouse.ledger.checkpoint import signer_of
 from stillhouse.ledger.disclosure import LEAVES, check_upper_tiles, leaf_hashes, root_at
 from stillhouse.ledger.keys import public_of_pem
-from stillhouse.ledger.manifest import NAME, Manifest, digests, read_manifest
+from stillhouse.ledger.manifest import NAME, Manifest, brought, names, read_manifest, sha256_of
 from stillhouse.ledger.verify import Outside
 from stillhouse.models import weights_digest
 from stillhouse.terms.obligations import due, file_name, of_decisions, of_seeds, settle
@@ -53,8 +53,14 @@ def verify(folder: Path, pinned: bytes | None = None, against: bytes | None = No
     """Check a release. `pinned` is the public key (32 bytes) that its maker gave before, `against` a
     checkpoint (the bytes of its note) that someone else kept.
 
-    Raises StorageError when the folder cannot be read at all.
+    Raises UsageError where there is no such folder, StorageError when it cannot be read at all.
     """
+    if not folder.is_dir():
+        raise UsageError(
+            f"there is no release in {folder}",
+            "it is no folder",
+            "give the one that `stillhouse release` wrote",
+        )
     with storage("read the release", folder):
         next(folder.iterdir(), None)
     bundle = _Bundle(folder)
@@ -109,19 +115,26 @@ def _need(value: Any, what: str) -> Any:
 
 
 def _files(bundle: _Bundle) -> str:
-    bundle.files = digests(bundle.folder)
-    if NAME not in bundle.files:
+    there = names(bundle.folder)
+    if NAME not in there:
         raise _fault("there is no MANIFEST")
     bundle.manifest = manifest = read_manifest((bundle.folder / NAME).read_bytes())
-    there = {name: digest for name, digest in bundle.files.items() if name != NAME}
-    faults = [f"{name} is missing" for name in manifest.files if name not in there]
-    added = there.keys() - manifest.files.keys() - {oms.NAME}  # which has a check of its own
+    beside = [name for name in there if brought(name) and name not in manifest.files]
+    ours = [name for name in there if name not in beside]
+    bundle.files = {name: sha256_of(bundle.folder / name) for name in ours}
+    faults = [f"{name} is missing" for name in manifest.files if name not in bundle.files]
+    added = bundle.files.keys() - manifest.files.keys() - {NAME, oms.NAME}  # which have checks of their own
     faults += [f"{name} is not in the manifest" for name in added]
     faults += [
-        f"{name} was changed" for name in there if manifest.files.get(name, there[name]) != there[name]
+        f"{name} was changed"
+        for name, digest in bundle.files.items()
+        if manifest.files.get(name, digest) != digest
     ]
     _none(faults)
-    return f"{len(manifest.files)} files of {manifest.release}, each with the SHA-256 of the manifest"
+    line = f"{len(manifest.files)} files of {manifest.release}, each with the SHA-256 of the manifest"
+    if beside:
+        line += f"; not part of the release, and not read: {', '.join(sorted({*map(brought, beside)}))}"
+    return line
 
 
 def _checkpoint(bundle: _Bundle) -> str:

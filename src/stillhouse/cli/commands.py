@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from stillhouse.cli import anchoring, keeping, runs, terms_check
+from stillhouse.cli import anchoring, keeping, pushing, runs, terms_check
 from stillhouse.cli.audits import audit_app
 from stillhouse.cli.later import guard_later
 from stillhouse.cli.options import Json
@@ -306,6 +306,9 @@ def export(
     lines = [f"written    {path}" for path in written]
     lines += [f"hand on    {', '.join(owed)} of the release: they go with these weights"] if owed else []
     show.result({"written": written, "hand_on": owed}, "\n".join(lines), as_json)
+
+
+app.command()(pushing.push)
 
 
 @app.command()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from stillhouse.ledger.checkpoint import note_text, sign_note
 from stillhouse.workspace import write_atomic
 
 NAME = "MANIFEST"
+BROUGHT = (".gitattributes", ".cache/huggingface/")  # what a download from a hub lays beside a release
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 
 
@@ -77,7 +77,13 @@ def digests(folder: Path) -> dict[str, str]:
 
     Raises LedgerError for a link: what it holds is not the folder's.
     """
-    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in _files(folder)}
+    return {name: sha256_of(folder / name) for name in names(folder)}
+
+
+def brought(name: str) -> str:
+    """Which of BROUGHT a file is, or lies in; empty for any other."""
+    file, folder = BROUGHT
+    return file if name == file else folder if name.startswith(folder) else ""
 
 
 def sha256_of(path: Path) -> str:
@@ -85,11 +91,14 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def names(folder: Path) -> list[str]:
+    """The path of every file below the folder, in order. Raises LedgerError for a link."""
+    found = []
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
             raise LedgerError(
                 f"{path} is a link", "a release holds its files itself", "put the file there in its place"
             )
         if not path.is_dir():
-            yield path
+            found.append(path.relative_to(folder).as_posix())
+    return found

@@ -44,11 +44,18 @@ def export(folder: Path, path: Path, ollama: bool) -> list[Path]:
     """Write the student of a release as a GGUF file, with a Modelfile beside it for Ollama; returns what was
     written. Where the student cannot be carried over, nothing is.
 
-    Raises UsageError for a folder without a model, and for files that are there already or would lie in the
-    release, whose signatures are over what it has now; ModelError as `write_gguf` and `modelfile` do.
+    Raises UsageError for a folder without a model, for files that are there already or would lie in the
+    release, whose signatures are over what it has now, and for a model that would have the Modelfile's name;
+    ModelError as `write_gguf` and `modelfile` do.
     """
     if not (folder / "config.json").is_file():
         raise UsageError(f"no model in {folder}", "it has no config.json", "give the folder of a release")
+    if ollama and path.name.casefold() == "modelfile":  # some file systems hold the two for one
+        raise UsageError(
+            f"{path} is the Modelfile's own name",
+            "it is written beside the model",
+            f"give the model another name, such as {path.with_name('student.gguf')}",
+        )
     written = [path, path.with_name("Modelfile")] if ollama else [path]
     for file in written:
         if file.exists():
