@@ -280,7 +280,8 @@ def gap_in(declaration: DeclaredTerms, use: Use, today: date) -> str:
     if not declaration.sha256:
         return f"the declared document {declaration.document} is missing or empty"
     if declaration.recalled is not None:
-        return f"the declaration of {declaration.document} was recalled (leaf {declaration.recalled})"
+        recalled = f"the declaration of {declaration.document} was recalled (leaf {declaration.recalled})"
+        return f"{recalled}; `stillhouse ledger recall --lift` undoes that"
     if not declaration.declared_by.strip():
         return "the declaration names nobody who made it"
     if declaration.read_on > today + timedelta(days=1):  # at UTC+14 tomorrow has begun

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from stillhouse.errors import GateRefused
 from stillhouse.ledger import LeafKind, Ledger
 from stillhouse.ledger.permissions import decide_by
-from stillhouse.ledger.quarantine import quarantined, withdrawn
+from stillhouse.ledger.quarantine import quarantined, reading_of, recalled_readings
 from stillhouse.recipe import Declaration, Recipe, Teacher
 from stillhouse.terms import registry
 from stillhouse.terms.asking import asked_of, name_of, read_bounded
@@ -328,10 +328,9 @@ def _read(
         scope=tuple(sorted(set(declaration.scope))),
         about=tuple(sorted(set(declaration.about))),
     )
-    said = _said_in_declaration(teacher, declared)
-    for leaf, correction in withdrawn(ledger).items():
-        if said.items() <= ledger.leaf(leaf).body.items():
-            declared = replace(declared, recalled=correction)
+    reading = reading_of(_said_in_declaration(teacher, declared))
+    if reading is not None:
+        declared = replace(declared, recalled=recalled_readings(ledger).get(reading))
     return declared, text
 
 
