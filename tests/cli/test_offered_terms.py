@@ -221,6 +221,36 @@ def test_a_server_that_allows_it_speaks_for_itself_and_for_no_weights(
     assert server.asked == 0
 
 
+def follow(refusal: str, folder: Path) -> None:
+    """Do what a refusal says: read a text, keep it, and put the lines that it prints into the recipe."""
+    lines = refusal[refusal.index("[teacher.terms]") :].split("\n")
+    end = next(at for at, line in enumerate(lines) if line.strip().startswith("about"))
+    said = "\n".join(line.strip() for line in lines[: end + 1]).replace("NAME, ROLE", "R. Ames, counsel")
+    (folder / "terms.txt").write_text("You may train on what we answer.\n")
+    (folder / "recipe.toml").write_text((folder / "recipe.toml").read_text() + said + "\n")
+
+
+@pytest.mark.parametrize("word", ["allowed", "with_permission"])
+def test_whoever_does_what_the_refusal_says_is_let_through(
+    word: str, servers: Callable[[], Server], tmp_path: Path
+) -> None:
+    server = servers()
+    server.says(said(word, word))
+    folder = house(tmp_path, server, 'model = "who-knows"\n', release="competes = true")
+    refused = stillhouse("plan", "recipe.toml", cwd=folder)
+    assert refused.returncode == 3
+    assert 'or read its terms and, if they allow this use, declare so, with about = ["who-knows"]' in (
+        refused.stderr
+    )
+    follow(refused.stderr, folder)
+    if word == "with_permission":
+        assert stillhouse("plan", "recipe.toml", cwd=folder).returncode == 3
+        assert stillhouse("terms", "authorise", "permission.toml", cwd=folder).returncode == 0
+    done = stillhouse("plan", "recipe.toml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert server.asked == 0
+
+
 @pytest.mark.parametrize(
     ("body", "fault"),
     [
@@ -274,7 +304,11 @@ def test_the_newest_word_counts_and_a_server_that_is_away_changes_nothing(
     silent = stillhouse("plan", "recipe.toml", cwd=folder)
     assert silent.returncode == 3
     assert "are not known" in silent.stderr
+    assert "what it forbade before stands" in silent.stderr
     assert [each["state"] for each in snapshots(folder)] == ["read", "read", "absent"]
+    follow(silent.stderr, folder)
+    heeded = stillhouse("plan", "recipe.toml", cwd=folder)
+    assert heeded.returncode == 0, heeded.stderr
 
 
 def test_a_decision_names_what_it_heard(servers: Callable[[], Server], tmp_path: Path) -> None:
@@ -284,7 +318,8 @@ def test_a_decision_names_what_it_heard(servers: Callable[[], Server], tmp_path:
     assert stillhouse("plan", "recipe.toml", cwd=folder).returncode == 0
     with Ledger.open(init_workspace(folder)) as ledger:
         decision = next(iter(ledger.leaves("decision"))).body
-        snapshot = ledger.leaf(decision["offered"])
+        (leaf,) = decision["offered"]
+        snapshot = ledger.leaf(leaf)
         assert json.loads(ledger.contents(snapshot.index)["document"]) == said("allowed")
     layer = next(each for each in decision["layers"] if each["row"].startswith("offered:"))
     assert (layer["version"], layer["source"]) == ("2026-11", server.origin + WHERE)

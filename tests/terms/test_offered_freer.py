@@ -40,8 +40,7 @@ def offer(tmp_path, of: Asked, training: str, competing: str) -> Row:
     }
     with Ledger.open(init_workspace(tmp_path)) as ledger:
         keep(ledger, origin_of(of.endpoint), json.dumps(said).encode(), TODAY)
-        found = heard(ledger, of)
-    assert found is not None
+        (found,) = heard(ledger, of, (), TODAY)
     assert found.row is not None
     return found.row
 
@@ -53,6 +52,16 @@ def test_an_unknown_model_is_allowed_nothing_by_its_servers_word(tmp_path, words
     of = asked("https://unknown.example/v1", use, competes)
     decision = decide(of, [offer(tmp_path, of, *words)], (), (), TODAY, further=0)
     assert decision.verdict in ("refuse", "review")
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("about", [(), ("foo-bar-x",), ("foo-bar-x", "unknown.example")])
+def test_whoever_read_the_models_terms_is_held_back_by_its_servers_word_alone(tmp_path, words, about):
+    of = asked("https://unknown.example/v1", "train_target", None)
+    said = DeclaredTerms("t.txt", "ab" * 32, TODAY, "R", ("train_target",), about)
+    assert decide(of, [], (), (said,), TODAY).allowed
+    decision = decide(of, [offer(tmp_path, of, *words)], (), (said,), TODAY)
+    assert decision.allowed is (words == ("allowed", "allowed"))
 
 
 @pytest.mark.parametrize("host", [row.key for row in TABLE.rows() if offers_others(row) and row.hosts])

@@ -13,14 +13,17 @@ from stillhouse.ledger import Ledger
 from stillhouse.models.endpoint import identity
 from stillhouse.terms.offered import LARGEST, WELL_KNOWN, keep, origin_of
 
-SECONDS = 5.0
+SECONDS = 5.0  # for all that one server is asked
 _MOVES = 3  # redirects that are followed, within the same server
+_MOVED = (301, 302, 303, 307, 308)
+_NONE = (404, 410)
 
 
 def hear(endpoints: Iterable[str], ledger: Ledger, today: date) -> None:
     """Ask each server for its terms and keep what it says as a terms snapshot, for the gate to decide by.
 
-    A server that cannot be reached, or fails, leaves what is known of it as it is; no key is shown to it.
+    A server that cannot be reached, fails, refuses or is busy leaves what is known of it as it is; no key is
+    shown to it.
     """
     origins = [origin for endpoint in endpoints if (origin := origin_of(endpoint))]
     if not origins:
@@ -39,7 +42,7 @@ async def _fetch_all(origins: Iterable[str]) -> dict[str, tuple[bool, bytes | No
     async with aiohttp.ClientSession(
         headers={"User-Agent": identity(), "Accept": "application/json"},
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=SECONDS),
+        timeout=aiohttp.ClientTimeout(total=None),  # `_fetch` bounds all that one server is asked
         trust_env=False,
     ) as session:
         found = await asyncio.gather(*(_fetch(session, origin) for origin in origins))
@@ -47,22 +50,25 @@ async def _fetch_all(origins: Iterable[str]) -> dict[str, tuple[bool, bytes | No
 
 
 async def _fetch(session: aiohttp.ClientSession, origin: str) -> tuple[bool, bytes | None]:
-    """Whether the server told, and what: None for no such document."""
+    """Whether the server told, and what: None for no such document. One that refuses, is busy or sends the
+    reader elsewhere told nothing: only who says that there is no document has none."""
     url = URL(origin + WELL_KNOWN)
     try:
-        for _ in range(_MOVES + 1):
-            async with session.get(url, allow_redirects=False) as answer:
-                if answer.status in (301, 302, 303, 307, 308):
+        async with asyncio.timeout(SECONDS):
+            for _ in range(_MOVES + 1):
+                async with session.get(url, allow_redirects=False) as answer:
+                    if answer.status in _NONE:
+                        return True, None
+                    if answer.status == 200:
+                        return True, await _bounded(answer.content)
+                    if answer.status not in _MOVED:
+                        return False, None
                     url = url.join(URL(answer.headers.get("Location", "")))
-                    if url.origin() != URL(origin).origin():
-                        return True, None  # a document elsewhere is not this server's word
-                    continue
-                if answer.status == 200:
-                    return True, await _bounded(answer.content)
-                return answer.status < 500 and answer.status != 429, None
+                    if origin_of(str(url)) != origin:
+                        return False, None  # a document elsewhere is not this server's word
     except (aiohttp.ClientError, TimeoutError, ValueError, OSError):
-        return False, None
-    return True, None
+        pass
+    return False, None
 
 
 async def _bounded(content: aiohttp.StreamReader) -> bytes:

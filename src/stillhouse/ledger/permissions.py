@@ -14,7 +14,7 @@ from stillhouse.errors import LedgerError
 from stillhouse.ledger.database import Connection
 from stillhouse.ledger.inserting import insert_leaves
 from stillhouse.ledger.leaves import new_leaf, utc_stamp
-from stillhouse.ledger.quarantine import withdrawn
+from stillhouse.ledger.quarantine import SET_ASIDE, ended_by
 from stillhouse.ledger.spending import spend
 from stillhouse.ledger.store import Ledger
 
@@ -91,11 +91,11 @@ def revoke(ledger: Ledger, permission: int, reason: str) -> int:
     Raises LedgerError when there is none, or it was revoked before.
     """
     body = {"what": "permission revoked", "authorisation": permission, "reason": reason}
-    now, recalls = ledger.clock(), {None, *withdrawn(ledger).values()}
+    now = ledger.clock()
 
     def insert(db: Connection) -> int:
         found = db.execute("SELECT revoked FROM permission WHERE leaf = ?", (permission,)).fetchone()
-        if found is None or found[0] not in recalls:
+        if found is None or ended_by(db, permission) not in (None, SET_ASIDE):
             raise LedgerError(
                 f"leaf {permission} cannot be revoked",
                 "it is no permission" if found is None else f"leaf {found[0]} revoked it",

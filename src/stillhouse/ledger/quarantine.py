@@ -10,14 +10,16 @@ read from the leaves in their order.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import PurePath
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from stillhouse.errors import UsageError
 from stillhouse.ledger.database import Connection
 from stillhouse.ledger.inserting import insert_leaves
-from stillhouse.ledger.leaves import Leaf, LeafKind, new_leaf
+from stillhouse.ledger.leaves import Leaf, LeafKind, new_leaf, read_leaf
 from stillhouse.ledger.store import Ledger
 from stillhouse.ledger.subject import read_rows, runs_of
 from stillhouse.ledger.tombstones import rows_made_from
@@ -44,6 +46,32 @@ class Recalled:
     releases: list[dict[str, Any]]
 
 
+class Reading(NamedTuple):
+    """What a declaration says at bottom: who read which text (SHA-256) about which teacher, asked where."""
+
+    declared_by: str
+    document_sha256: str
+    model: str
+    host: str
+
+
+def reading_of(body: Mapping[str, Any]) -> Reading | None:
+    """The reading that the body of a declaration tells of; None for what is no declaration.
+
+    A recalled declaration is recalled as this, however it is said again. Its day, its scope and what it is
+    about are how one person's word on one text was put, and leaves of earlier versions lack what later ones
+    say; were they to count, one word more would bring back what a recall took. Nor does a teacher become
+    another one by its revision, its port or a path. Another text or another person's reading is another one.
+    """
+    teacher, by, digest = (body.get(name) for name in ("teacher", "declared_by", "document_sha256"))
+    if not isinstance(teacher, Mapping) or not by or not digest:
+        return None
+    model, endpoint = teacher["model"], teacher["endpoint"] or ""
+    host = (urlsplit(endpoint).hostname or "").rstrip(".")
+    name = PurePath(model).name if PurePath(model).is_absolute() else model  # as earlier leaves had a folder
+    return Reading(" ".join(by.split()).casefold(), digest, name, host)
+
+
 def quarantined(ledger: Ledger) -> frozenset[int]:
     """The decisions that are recalled now."""
     held: set[int] = set()
@@ -67,9 +95,29 @@ def withdrawn(ledger: Ledger) -> dict[int, int]:
     return held
 
 
+def recalled_readings(ledger: Ledger) -> dict[Reading, int]:
+    """The declarations that are recalled now, each with the leaf that says so. What recalls or lifts one
+    does so with all by which the same reading was said."""
+    held: dict[Reading, int] = {}
+    for leaf in ledger.leaves("correction"):
+        what, authorisation = leaf.body.get("what"), leaf.body.get("authorisation")
+        if what not in (SET_ASIDE, LIFTED) or authorisation is None:
+            continue
+        reading = reading_of(ledger.leaf(authorisation).body)
+        if reading is None:
+            continue
+        if what == LIFTED:
+            held.pop(reading, None)
+        else:
+            held.setdefault(reading, leaf.index)
+    return held
+
+
 def decisions_of(ledger: Ledger, by: By, which: int | str) -> list[int]:
     """The decisions that a leaf is, that rest on an authorisation, or that are about a teacher. One may rest
-    on several permissions and declarations. Raises UsageError where there is none."""
+    on several permissions and declarations, and on a declaration in whatever form that same reading was said.
+    Raises UsageError where there is none."""
+    on = _alike(ledger, int(which)) if by == "authorisation" else {which}
 
     def answers_to(leaf: Leaf) -> list[int | str | None]:
         if by == "decision":
@@ -80,7 +128,7 @@ def decisions_of(ledger: Ledger, by: By, which: int | str) -> list[int]:
         several = [leaf for name in ("permissions", "declarations") for leaf in said.get(name, ())]
         return [said.get("authorisation"), said.get("declaration"), *several]
 
-    found = [leaf.index for leaf in ledger.leaves("decision") if which in answers_to(leaf)]
+    found = [leaf.index for leaf in ledger.leaves("decision") if not on.isdisjoint(answers_to(leaf))]
     if not found:
         raise UsageError(
             f"no decision to recall by the {by} {which}",
@@ -119,13 +167,12 @@ def recall(
         }
         for some in (wanted[at : at + _AT_ONCE] for at in range(0, max(1, len(wanted)), _AT_ONCE))
     ]
-    stands = ledger.read("SELECT revoked FROM permission WHERE leaf = ?", (authorisation,))
-    by_recall = bool(stands) and stands[0][0] in withdrawn(ledger).values()
 
     def insert(db: Connection) -> list[int]:
         indices = insert_leaves(db, [new_leaf("correction", body, {}, now) for body in bodies])
-        # In this transaction, so that no process asks under it from now on; one that was revoked stays so.
-        if lift and by_recall:
+        # In this transaction, so that no process asks under it from now on; one that was revoked stays so,
+        # were it a moment ago.
+        if lift and ended_by(db, authorisation) == SET_ASIDE:
             db.execute("UPDATE permission SET revoked = NULL WHERE leaf = ?", (authorisation,))
         elif not lift:
             db.execute(
@@ -135,6 +182,26 @@ def recall(
         return indices
 
     return _uses(ledger, wanted, answers, list(ledger.write(insert).result()))
+
+
+def ended_by(db: Connection, permission: int | None) -> str | None:
+    """What the leaf says that ended a permission, as seen by a writing transaction; None where none did."""
+    row = db.execute(
+        "SELECT l.idx, l.kind, l.time, l.data, l.hash FROM permission p JOIN leaf l ON l.idx = p.revoked"
+        " WHERE p.leaf = ?",
+        (permission,),
+    ).fetchone()
+    return None if row is None else str(read_leaf(*row).body["what"])
+
+
+def _alike(ledger: Ledger, authorisation: int) -> set[int | str]:
+    """This authorisation and, of a declaration, every other one by which the same reading was said."""
+    leaves = {leaf.index: reading_of(leaf.body) for leaf in ledger.leaves("authorisation")}
+    reading = leaves.get(authorisation)
+    return {
+        authorisation,
+        *(index for index, other in leaves.items() if reading is not None and other == reading),
+    }
 
 
 def _answers(ledger: Ledger, decisions: Collection[int]) -> dict[int, int]:

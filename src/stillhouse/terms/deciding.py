@@ -13,8 +13,8 @@ from datetime import date, timedelta
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from stillhouse.terms.facts import OPEN, Asked, Row, Use, Verdict, host_of
-from stillhouse.terms.permissions import Permission, fits, why_not
+from stillhouse.terms.facts import OPEN, Asked, Row, Use, Verdict, host_name, host_of
+from stillhouse.terms.permissions import OFFERED, Permission, fits, why_not
 from stillhouse.terms.ruling import ALLOWED, Owed, Ruling, rule, strictest
 
 # Access of rows that speak about whoever answers.
@@ -29,7 +29,8 @@ class DeclaredTerms:
     """A named person's word that they read a text: `sha256` is empty when there was no text to read.
 
     `about` names what was read about: a row's key for its text, KEY/CONDITION for one of its conditions, a
-    server's host, `import`. Empty, it is about a teacher of whom no row speaks, and about nothing else.
+    server's host, `import`, a model. Empty, it is about a teacher of whom no row of the table speaks, and
+    about nothing else.
     `recalled` is the leaf that says so, where it was.
     """
 
@@ -133,6 +134,10 @@ def decide(
         return _unknown(asked, in_force, about, declarations, today)
     gaps = [(each, gap_in(each, asked.use, today)) for each in declarations]
     declared = {topic: each for each, gap in reversed(gaps) if not gap for topic in each.about}
+    if all(row.key.startswith(OFFERED) for row in rows):  # of the model itself no row speaks
+        for each, gap in gaps:
+            if not gap and not each.about:
+                declared.setdefault(asked.model, each)
     reasons: list[Reason] = []
     lifts: list[str] = []
     used: list[int] = []
@@ -141,7 +146,7 @@ def decide(
     owed: list[Owed] = []
     for ruling in (rule(row, rows, asked) for row in rows):
         verdict, why = ruling.verdict, tuple(finding.why for finding in ruling.findings)
-        lift = None if verdict in ALLOWED else _lifted(ruling, in_force, declared, asked.use)
+        lift = None if verdict in ALLOWED else _lifted(ruling, in_force, declared, asked)
         if lift is not None:
             used += lift.permissions
             read |= lift.read
@@ -149,9 +154,9 @@ def decide(
             obliges = ruling.owed or ruling.begins == "allow_with_obligations"
             verdict = "allow_with_obligations" if obliges else "allow"
         elif verdict not in ALLOWED:
-            missing = [topic for topic in ruling.topics() if topic not in declared]
-            unread += missing if verdict == "review" else []
-            lifts += _lifts(ruling, missing)
+            missing = [topic for topic in ruling.topics(asked) if topic not in declared]
+            unread += missing
+            lifts += _lifts(ruling, missing, asked)
         owed += [each for each in ruling.owed if each not in owed]
         reasons.append(_reason(ruling.row, verdict, why, lift.by if lift else ""))
     if asked.access not in OPEN and not any(_is_of_server(row, asked) for row in rows):
@@ -189,27 +194,35 @@ def decide(
 
 
 def _lifted(
-    ruling: Ruling, in_force: Sequence[Permission], declared: Mapping[str, DeclaredTerms], use: Use
+    ruling: Ruling, in_force: Sequence[Permission], declared: Mapping[str, DeclaredTerms], asked: Asked
 ) -> _Lift | None:
-    """What lifts a row's review or refusal; None where nothing does."""
-    row, topics = ruling.row, ruling.topics()
+    """What lifts a row's review or refusal; None where nothing does. Whose model it is that is passed on here
+    no word of whoever passes it on can tell: that takes a person's reading beside a permission."""
+    row, behind = ruling.row, ruling.behind
+    if any(finding.verdict == "refuse" for finding in behind):
+        return None
+    others = strictest(finding.verdict for finding in ruling.findings if finding not in behind)
     grant = next((each for each in in_force if each.speaks_for(row)), None)
-    if any(finding.condition == "model_licence" for finding in ruling.findings):
-        return None  # whose model it is that is passed on here, no word of whoever passes it on can tell
-    if grant is not None and (row.liftable or ruling.verdict == "review"):
-        why = f"lifted by the permission {grant.id} of {grant.grantor}"
-        return _Lift("authorisation", (why,), permissions=(grant.leaf,))
-    if ruling.verdict == "review" and declared.keys() >= {*topics}:
-        read = {topic: declared[topic] for topic in topics}
-        return _Lift("declaration", tuple(each.says(use, topic) for topic, each in read.items()), read=read)
-    return None
+    permitted = grant is not None and others not in ALLOWED and (row.liftable or others == "review")
+    if others == "refuse" and not permitted:
+        return None
+    topics = ruling.topics(asked, permitted)
+    if not declared.keys() >= {*topics}:
+        return None
+    read = {topic: declared[topic] for topic in topics}
+    said = tuple(each.says(asked.use, topic) for topic, each in read.items())
+    if grant is None or not permitted:
+        return _Lift("declaration", said, read=read)
+    why = f"lifted by the permission {grant.id} of {grant.grantor}"
+    return _Lift("authorisation", (why, *said), permissions=(grant.leaf,), read=read)
 
 
 def _is_of_server(row: Row, asked: Asked) -> bool:
     """Whether a row has the terms of whoever answers. Without hosts it speaks for any that offers the model;
     of answers that were brought nobody can tell."""
     anywhere = not row.hosts or not asked.endpoint
-    return row.access in SERVERS and (anywhere or fits(host_of(asked.endpoint), row.hosts))
+    here = anywhere or fits(host_of(asked.endpoint), map(host_name, row.hosts))
+    return row.access in SERVERS and here
 
 
 def _server(
@@ -280,7 +293,8 @@ def gap_in(declaration: DeclaredTerms, use: Use, today: date) -> str:
     if not declaration.sha256:
         return f"the declared document {declaration.document} is missing or empty"
     if declaration.recalled is not None:
-        return f"the declaration of {declaration.document} was recalled (leaf {declaration.recalled})"
+        recalled = f"the declaration of {declaration.document} was recalled (leaf {declaration.recalled})"
+        return f"{recalled}; `stillhouse ledger recall --lift` undoes that"
     if not declaration.declared_by.strip():
         return "the declaration names nobody who made it"
     if declaration.read_on > today + timedelta(days=1):  # at UTC+14 tomorrow has begun
@@ -330,13 +344,20 @@ def _says_about(declaration: DeclaredTerms) -> str:
     return f"the declaration of {declaration.document} is about {what}"
 
 
-def _lifts(ruling: Ruling, unread: Sequence[str]) -> list[str]:
-    row, needed = ruling.row, [finding.lift for finding in ruling.findings if finding.lift]
-    if ruling.verdict == "review":
-        named = ", ".join(f'"{topic}"' for topic in unread)
+def _lifts(ruling: Ruling, unread: Sequence[str], asked: Asked) -> list[str]:
+    row, told = ruling.row, ruling.row.key.startswith(OFFERED)
+    lifts = [each.lift for each in ruling.findings if each.lift and not (told and each in ruling.behind)]
+    texts = [topic for topic in unread if topic != asked.model]
+    if told and asked.model in unread:
+        which = f"say which published model {asked.model} is, [teacher] checkpoint"
+        declares = f'declare so, with about = ["{asked.model}"]'
+        lifts.append(f"{which}; or read its terms and, if they allow this use, {declares}")
+    if texts:
+        named = ", ".join(f'"{topic}"' for topic in texts)
         text = f"{row.licence.name} ({row.source})"
-        return [*needed, f"read {text}; if it allows this use, declare so, with about = [{named}]"]
-    if row.liftable:
+        lifts.append(f"read {text}; if it allows this use, declare so, with about = [{named}]")
+    if ruling.verdict == "refuse" and row.liftable:
         named = row.lifted_by or f"a written permission of {row.vendor}"
-        return [*needed, f"{named}, recorded with `stillhouse terms authorise`"]
-    return needed or [f"nothing that is known: {row.licence.name} names no way to ask; take another teacher"]
+        lifts.append(f"{named}, recorded with `stillhouse terms authorise`")
+    nothing = f"nothing that is known: {row.licence.name} names no way to ask; take another teacher"
+    return lifts or [row.lifted_by or nothing]

@@ -7,8 +7,10 @@ student. All of it is data; `gate` decides with it, `obligations` solves what is
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from ipaddress import ip_address
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -265,14 +267,35 @@ class Asked:
     @property
     def server(self) -> str:
         """What permissions and declarations call whoever answers: the host, or `import` for answers that
-        somebody brought."""
-        return host_of(self.endpoint) or "import"
+        somebody brought, wherefore a host of that name is `//import`; nothing for weights without one."""
+        host = host_of(self.endpoint)
+        if not host:
+            return "" if self.access in OPEN else "import"
+        return "//import" if host == "import" else host
 
 
 def host_of(endpoint: str) -> str:
-    """The host of a URL, or of an address without its scheme, in lower case; empty where there is none."""
+    """The host of a URL, or of an address without its scheme, as `host_name` has it; empty where there is
+    none."""
     try:
-        found = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}").hostname or ""
+        return host_name(urlsplit(endpoint if "//" in endpoint else f"//{endpoint}").hostname or "")
     except ValueError:
         return ""
-    return found.rstrip(".")
+
+
+def host_name(typed: str) -> str:
+    """A host, or a pattern of hosts, however it was typed: lower case, without the dot of the root, in ASCII
+    as the client asks for it (UTS 46). What cannot be written so stays as it is."""
+    name = typed.strip().lower().rstrip(".")
+    if ":" in name:
+        with suppress(ValueError):
+            return ip_address(name).compressed
+    if name.isascii():
+        return name
+    import idna
+
+    with suppress(UnicodeError):
+        return idna.encode(name, uts46=True).decode()
+    with suppress(UnicodeError):  # a pattern, and what only the older rules allow
+        return name.encode("idna").decode()
+    return name

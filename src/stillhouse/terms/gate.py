@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from stillhouse.errors import GateRefused
 from stillhouse.ledger import LeafKind, Ledger
 from stillhouse.ledger.permissions import decide_by
-from stillhouse.ledger.quarantine import quarantined, withdrawn
+from stillhouse.ledger.quarantine import quarantined, reading_of, recalled_readings
 from stillhouse.recipe import Declaration, Recipe, Teacher
 from stillhouse.terms import registry
 from stillhouse.terms.asking import asked_of, name_of, read_bounded
@@ -29,7 +29,7 @@ from stillhouse.terms.offered import heard
 from stillhouse.terms.operator import read_operator
 from stillhouse.terms.ruling import ALLOWED, TRAINS
 
-POLICY = "rows-3"  # changes with every change of what `deciding` makes of the same input
+POLICY = "rows-4"  # changes with every change of what `deciding` makes of the same input
 
 
 class _Considered(NamedTuple):
@@ -131,8 +131,8 @@ def _consider(
     named = _named(asked, name_of(teacher))
     texts = dict(_read(declaration, named, ledger) for declaration in declarations)
     rows, table = _rows(asked, teacher, ledger)
-    offer = heard(ledger, asked)
-    rows += [offer.row] if offer is not None and offer.row is not None else []
+    offers = heard(ledger, asked, tuple(texts), today)
+    rows += [each.row for each in offers if each.row is not None]
     permissions, lineage = recorded(ledger), _lineage(teacher, ledger)
     decision = decide(asked, rows, permissions, tuple(texts), today, further=0)
     if lineage is not None:
@@ -140,6 +140,10 @@ def _consider(
             decision, asked, lineage, table, permissions, tuple(texts), today, quarantined(ledger)
         )
         rows = list({row.key: row for row in (*rows, *theirs)}.values())
+    if not decision.allowed:
+        lifts = dict.fromkeys((*decision.lifts, *(lift for each in offers for lift in each.lifts)))
+        topics = dict.fromkeys((*decision.to_declare, *(one for each in offers for one in each.to_declare)))
+        decision = replace(decision, lifts=tuple(lifts), to_declare=tuple(topics))
     body: dict[str, Any] = {
         "on": today.isoformat(),
         "teacher": named,
@@ -159,10 +163,8 @@ def _consider(
     }
     if lineage is not None:
         body["upstream"] = lineage.record()
-    if offer is not None:
-        body["offered"] = offer.leaf
-        if offer.fault and not decision.allowed:
-            decision = replace(decision, lifts=(*decision.lifts, offer.fault))
+    if offers:
+        body["offered"] = [leaf for each in offers for leaf in each.leaves]
     return _Considered(decision, body, texts)
 
 
@@ -328,10 +330,9 @@ def _read(
         scope=tuple(sorted(set(declaration.scope))),
         about=tuple(sorted(set(declaration.about))),
     )
-    said = _said_in_declaration(teacher, declared)
-    for leaf, correction in withdrawn(ledger).items():
-        if said.items() <= ledger.leaf(leaf).body.items():
-            declared = replace(declared, recalled=correction)
+    reading = reading_of(_said_in_declaration(teacher, declared))
+    if reading is not None:
+        declared = replace(declared, recalled=recalled_readings(ledger).get(reading))
     return declared, text
 
 

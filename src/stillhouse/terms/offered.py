@@ -1,23 +1,27 @@
 """What a server says of its own terms to machines, at `WELL_KNOWN`, and what the gate makes of it.
 
-The document that was fetched is kept as a terms snapshot, and the newest of a server speaks for it: as a row
+The document that was fetched is kept as a terms snapshot, and what a server said last speaks for it: as a row
 of the layer "host", beside all others. So it can make the gate stricter about any model, and allow in its own
 name alone: whose weights it serves, and under what licence, is not its to say. docs/guard-terms.md has the
 format.
+
+What forbids outlasts what allows: it stands when the server falls silent, and under the other scheme of the
+same host.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from hashlib import sha256
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from stillhouse.ledger import Leaf, Ledger
-from stillhouse.terms.facts import OPEN, Asked, Licence, Need, Row
+from stillhouse.terms.deciding import DeclaredTerms, gap_in
+from stillhouse.terms.facts import OPEN, Asked, Licence, Need, Row, host_name
 from stillhouse.terms.permissions import OFFERED
 from stillhouse.terms.snapshots import clauses_digest
 
@@ -26,6 +30,7 @@ SCHEMA = "ai-terms/1"
 LARGEST = 64 << 10  # bytes of a document
 WORDS = ("forbidden", "with_permission", "allowed")
 Word = Literal["forbidden", "with_permission", "allowed"]
+_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +72,22 @@ def read(data: bytes) -> Offer:
 
 
 def origin_of(endpoint: str) -> str:
-    """Scheme, host and port of a server; empty for what is no URL."""
+    """Scheme, host and port of a server, the same however it was typed: the host as `host_name` has it, and
+    no port that is the scheme's own. Empty for what is no URL."""
     try:
         parts = urlsplit(endpoint)
-        port = f":{parts.port}" if parts.port else ""
+        port, host = parts.port, host_name(parts.hostname or "")
     except ValueError:
         return ""
-    host = parts.hostname or ""
-    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}" if host else ""
+    where = f"[{host}]" if ":" in host else host
+    own = port is None or port == _PORTS.get(parts.scheme)
+    return f"{parts.scheme}://{where}{'' if own else f':{port}'}" if host else ""
 
 
 def keep(ledger: Ledger, origin: str, data: bytes | None, today: date) -> int | None:
     """Record what a server said today, None for nothing at all; returns the leaf, or None where there is
     nothing to record. Silence is recorded only of a server that spoke before."""
-    before = _newest(ledger, origin)
+    before = next(reversed(_words(ledger, origin)), None)
     if data is None and (before is None or before.body["state"] == "absent"):
         return None
     body: dict[str, Any] = {
@@ -101,42 +108,82 @@ def keep(ledger: Ledger, origin: str, data: bytes | None, today: date) -> int | 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """`leaf` is the snapshot, `row` what the server said, None where `fault` says why that is unknown."""
+    """`leaves` are the snapshots, `row` what the server said, None where nothing of it stands. `lifts` and
+    `to_declare` are, as those of a decision, what would change that."""
 
-    leaf: int
-    row: Row | None
-    fault: str
+    leaves: tuple[int, ...]
+    row: Row | None = None
+    lifts: tuple[str, ...] = ()
+    to_declare: tuple[str, ...] = ()
 
 
-def heard(ledger: Ledger, asked: Asked) -> Heard | None:
-    """The newest word of the server that is asked; None where it gave none. Weights at a server of one's own
-    have no other server's terms."""
+def heard(ledger: Ledger, asked: Asked, declarations: Sequence[DeclaredTerms], today: date) -> list[Heard]:
+    """What stands of what the server that is asked ever said; nothing where it never spoke. Weights at a
+    server of one's own have no other server's terms.
+
+    What it said last that can be read holds until it says otherwise. When it falls silent after that, or
+    says what nobody can read, it takes back what it allowed; what it forbade stands, for silence is no leave,
+    until a person who read its terms since then declares about its host. What is forbidden under http at the
+    usual port is so under https as well, and the other way round; what is allowed is not.
+    """
     origin = origin_of(asked.endpoint)
     if not origin or asked.access in OPEN:
-        return None
-    leaf = _newest(ledger, origin)
-    if leaf is None or leaf.body["state"] == "absent":
-        return None
-    if leaf.body["state"] == "malformed":
-        fault = f"{leaf.body['document']} tells nothing that can be relied on: {leaf.body['fault']}"
-        return Heard(leaf.index, None, fault)
+        return []
+    found = [_heard(ledger, each, asked, declarations, today) for each in (origin, *_twin(origin))]
+    return [each for each in found if each is not None]
+
+
+def _heard(
+    ledger: Ledger, origin: str, asked: Asked, declarations: Sequence[DeclaredTerms], today: date
+) -> Heard | None:
+    words, own = _words(ledger, origin), origin == origin_of(asked.endpoint)
+    said = next((leaf for leaf in reversed(words) if leaf.body["state"] == "read"), None)
+    since = next((leaf for leaf in words if said is None or leaf.index > said.index), None)
+    faults: tuple[str, ...] = ()
+    if own and since is not None and words[-1].body["state"] == "malformed":
+        body = words[-1].body
+        faults = (f"{body['document']} tells nothing that can be relied on: {body['fault']}",)
+    forbids = said is not None and _wanted(said, asked) != {"allowed"}
+    if said is None or (since is not None and not forbids):
+        return Heard((words[-1].index,), lifts=faults) if faults else None
+    if since is None:
+        return Heard((said.index,), _row(ledger, said, asked, own)) if own or forbids else None
+    leaves, day = (said.index, since.index), date.fromisoformat(since.body["read_on"])
+    for each in declarations:
+        if asked.server in each.about and each.read_on >= day and not gap_in(each, asked.use, today):
+            return Heard(leaves, lifts=faults)
+    lift = (
+        f"{origin} says nothing since {day}, and what it forbade before stands; if its terms, read on that "
+        f'day or later, allow this use, declare so, with about = ["{asked.server}"]'
+    )
+    row = _row(ledger, said, asked, False)
+    row = replace(row, lifted_by=row.lifted_by or lift)
+    return Heard(leaves, row, (lift, *faults), (asked.server,))
+
+
+def _wanted(leaf: Leaf, asked: Asked) -> set[Word]:
+    """What a server said of such a student."""
+    said = leaf.body["offer"]
+    return {said["training"]} if asked.student.competes is False else {said["training"], said["competing"]}
+
+
+def _row(ledger: Ledger, leaf: Leaf, asked: Asked, own: bool) -> Row:
+    """What a server said, as a row. One that is not `own` tells of no terms in force of whoever answers: it
+    only forbids."""
     document = ledger.contents(leaf.index).get("document")
     contact = "" if document is None else read(document).contact
-    return Heard(leaf.index, _row(asked, leaf, contact), "")
-
-
-def _row(asked: Asked, leaf: Leaf, contact: str) -> Row:
     said: Mapping[str, Any] = leaf.body["offer"]
     training, competing = said["training"], said["competing"]
-    origin = origin_of(asked.endpoint)
+    origin = _origin(leaf)
     host = urlsplit(origin).hostname or ""
-    wanted = {training} if asked.student.competes is False else {training, competing}
+    wanted = _wanted(leaf, asked)
     asking = "with_permission" in wanted and "forbidden" not in wanted
     clause = (
         f"answers may train another model: {training.replace('_', ' ')}; "
         f"one that competes: {competing.replace('_', ' ')}"
     )
-    permission = f"a permission of whoever runs {host}, whose grantor or `servers` name it"
+    names = "grantor or `servers`" if "." in host else "`servers`"
+    permission = f"a permission of whoever runs {host}, whose {names} name it"
     permission += f" (ask {contact})" if contact else ""
     licence = Need(
         "model_licence", "review", "the server speaks for itself; whose weights it serves is not known"
@@ -145,7 +192,7 @@ def _row(asked: Asked, leaf: Leaf, contact: str) -> Row:
         key=_key(origin),
         vendor=host,
         covers=f"all answers of {host}",
-        access="api",
+        access="api" if own else "any",
         models=(),
         licence=Licence(f"the terms of {host}"),
         trains_others="yes" if training == "allowed" else "no",
@@ -178,9 +225,22 @@ def _understood(data: bytes | None) -> dict[str, Any]:
     return {"state": "read", "offer": {name: getattr(offer, name) for name in names}}
 
 
-def _newest(ledger: Ledger, origin: str) -> Leaf | None:
-    leaves = [leaf for leaf in ledger.leaves("terms_snapshot") if leaf.body.get("row") == _key(origin)]
-    return leaves[-1] if leaves else None
+def _words(ledger: Ledger, origin: str) -> list[Leaf]:
+    """All that was heard of a server, in the order of the log."""
+    return [leaf for leaf in ledger.leaves("terms_snapshot") if _origin(leaf) == origin]
+
+
+def _origin(leaf: Leaf) -> str:
+    """Of which server a snapshot is; empty for one that no server gave. Early leaves have it as typed."""
+    row = str(leaf.body.get("row", ""))
+    return origin_of(row.removeprefix(OFFERED)) if row.startswith(OFFERED) else ""
+
+
+def _twin(origin: str) -> list[str]:
+    """The same host under the other scheme, where both are at their usual ports."""
+    scheme, _, where = origin.partition("://")
+    other = {"http": "https", "https": "http"}.get(scheme)
+    return [f"{other}://{where}"] if other and urlsplit(origin).port is None else []
 
 
 def _key(origin: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from stillhouse.ledger import canonical
 from stillhouse.ledger.keys import pre_authentication
-from stillhouse.terms.facts import OPEN, Asked, Mode, Row, Use
+from stillhouse.terms.facts import Asked, Mode, Row, Use, host_name, host_of
 
 OFFERED = "offered:"  # keys of rows that a server told of itself begin so
 PAYLOAD_TYPE = "application/vnd.stillhouse.permission+json"
@@ -21,8 +21,8 @@ PAYLOAD_TYPE = "application/vnd.stillhouse.permission+json"
 class Scope:
     """What is permitted. `models` and `students` are shell patterns without regard to case; `volume` is how
     many exchanges in all; `servers` are patterns of hosts (`import` for imported answers), and only these are
-    covered where a server's own terms are not known. Otherwise an empty field but `models` and `uses` limits
-    nothing."""
+    covered where a server's own terms are not known. Weights that no server has are none of theirs, but of
+    `*`. Otherwise an empty field but `models` and `uses` limits nothing."""
 
     models: tuple[str, ...]
     uses: tuple[Use, ...]
@@ -66,13 +66,19 @@ class Permission:
         return fits(asked.model, self.scope.models)
 
     def covers_server(self, asked: Asked) -> bool:
-        return fits(asked.server, self.scope.servers)
+        return fits(asked.server, map(host_name, self.scope.servers))
 
     def speaks_for(self, row: Row) -> bool:
-        """Whether whoever granted it can permit what this row's text does not: only its own author can, which
-        is whoever runs the server where the server told its terms itself."""
-        if row.key.startswith(OFFERED) and fits(row.vendor, self.scope.servers):
-            return True
+        """Whether whoever granted it can permit what this row's text does not: only its own author can.
+
+        Of what a server told of itself that is whoever runs it. A maker's name may be made of the very words
+        of a host, so there the permission has to name the host itself, whole: in `servers`, without a
+        wildcard, or in the grantor, where it has a dot and so is seen to be a host.
+        """
+        if row.key.startswith(OFFERED):
+            words = map(host_of, re.split(r"[\s,;()<>\"'`]+", self.grantor))
+            hosts = {word for word in words if "." in word}
+            return row.vendor in hosts | set(map(host_name, self.scope.servers))
         said = _words(self.grantor)
         vendors = [_words(name) - {"others"} for name in row.vendor.split("/")]
         return any(words and words <= said for words in vendors)
@@ -94,8 +100,10 @@ def why_not(permission: Permission, asked: Asked, today: date, further: int = 1)
         return f"it ended on {permission.valid_to}"
     if not permission.names(asked):
         return f"it is for {', '.join(scope.models)}, not for {asked.model}"
-    if scope.servers and asked.access not in OPEN and not permission.covers_server(asked):
-        return f"it is for answers of {', '.join(scope.servers)}, not of {asked.server}"
+    if scope.servers and not permission.covers_server(asked):
+        return (
+            f"it is for answers of {', '.join(scope.servers)}, not of {asked.server or 'weights in a folder'}"
+        )
     if asked.use not in scope.uses:
         return f"it is for {', '.join(scope.uses)}, not for {asked.use}"
     if not scope.competing and student.competes is not False:

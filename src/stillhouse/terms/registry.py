@@ -20,7 +20,7 @@ from typing import Any, Literal
 import rfc8785
 
 from stillhouse.errors import storage
-from stillhouse.terms.facts import OPEN, Access, Asked, Row, host_of, offers_others
+from stillhouse.terms.facts import OPEN, Access, Asked, Row, host_name, host_of, offers_others
 from stillhouse.terms.reading import check_together, read_rows
 
 Layer = Literal["router", "host", "vendor", "model", "upstream"]
@@ -88,7 +88,7 @@ class Registry:
         here = [
             Match("router" if row.access == "router" else "host", row, by)
             for row in self.table
-            for by in _best(row.hosts, host)
+            for by in _best(map(host_name, row.hosts), host)
         ]
         found = [*here, *self._named(model, access, endpoint)]
         for name in _behind(model, found):
@@ -104,7 +104,7 @@ class Registry:
             layer = _layer(row, access)
             if layer is None or any(_fits(model, pattern) for pattern in row.excluding):
                 continue
-            stranger = bool(endpoint and row.hosts and not _best(row.hosts, host))
+            stranger = bool(endpoint and row.hosts and not _best(map(host_name, row.hosts), host))
             if stranger and row.verdict in ("allow", "allow_with_obligations"):
                 continue
             for by in _best(row.models, model):

@@ -20,7 +20,7 @@ from stillhouse.terms.facts import (
     Verdict,
     offers_others,
 )
-from stillhouse.terms.permissions import fits
+from stillhouse.terms.permissions import OFFERED, fits
 
 # Uses from which something comes to be learned: what is rewarded, kept or asked shapes the student as well.
 TRAINS: frozenset[Use] = frozenset({"train_target", "reward", "filter", "prompt_seed"})
@@ -55,10 +55,22 @@ class Ruling(NamedTuple):
     findings: tuple[Finding, ...]
     owed: tuple[Owed, ...]
 
-    def topics(self) -> tuple[str, ...]:
-        """What a person has to read about before it is allowed, as declarations name it."""
-        key = self.row.key
-        return tuple(dict.fromkeys(f"{key}/{one.condition}".rstrip("/") for one in self.findings))
+    @property
+    def behind(self) -> tuple[Finding, ...]:
+        """What is found because it is not known whose model it is that is passed on here."""
+        return tuple(one for one in self.findings if one.condition == "model_licence")
+
+    def topics(self, asked: Asked, permitted: bool = False) -> tuple[str, ...]:
+        """What a person has to read about, as declarations name it, where that helps: all that is in review,
+        or, where a permission lifts the rest, what such a one says nothing of. Where a server spoke for
+        itself alone that is the model, by its own name."""
+        key, told = self.row.key, self.row.key.startswith(OFFERED)
+        if self.verdict == "review" and not permitted:
+            read = self.findings
+        else:
+            read = self.behind if permitted or self.row.liftable else ()
+        named = (asked.model if told and one in self.behind else f"{key}/{one.condition}" for one in read)
+        return tuple(dict.fromkeys(name.rstrip("/") for name in named))
 
 
 def strictest(verdicts: Iterable[Verdict]) -> Verdict:
