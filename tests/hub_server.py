@@ -96,7 +96,7 @@ class Routes:
 
     @web.middleware
     async def guarded(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        hub, step = self.hub, request.match_info.route.name or ""
+        hub, step = self.hub, request.match_info.route.name or request.path
         hub.asked.append(f"{request.method} {step}")
         if step in hub.cut:
             hub.cut.remove(step)

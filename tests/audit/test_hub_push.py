@@ -79,6 +79,7 @@ FETCH = "import sys, huggingface_hub; huggingface_hub.snapshot_download(sys.argv
 def test_a_release_that_was_pushed_and_fetched_again_verifies(hub, run, made, tmp_path):
     done = run("-m", "stillhouse.cli", "push", made.release, NAME, "--json", HF_TOKEN=hub.token)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     told = json.loads(done.stdout)
     commits = hub.repositories[NAME].commits
     assert [*commits][1:] == [told["commit"]], "one commit, after the one that makes a repository"
@@ -114,6 +115,7 @@ def test_weights_go_by_xet_where_the_client_has_it(hub, run, made, tmp_path):
     done = run("-m", "stillhouse.cli", "push", made.release, NAME, **xet)
     assert done.returncode == 0, done.stderr
     assert sorted(hub.tree(NAME)) == sorted([*names(made.release), ".gitattributes"])
+    assert done.stderr == ""
     assert any(path.stat().st_size for path in hub.xet.rglob("*") if path.is_file())
     assert not hub.stored
 

@@ -121,13 +121,20 @@ def test_what_model_signing_signs_with_the_workspaces_key_is_accepted(made, bund
 
 
 def test_what_a_repository_adds_is_signed_by_neither(made, bundle, public):
-    """A model hub puts such a file beside the model. The manifest does not know it, and says so."""
+    """A model hub puts such files beside the model. No check takes them for a part of it."""
     (bundle / ".gitattributes").write_text("*.safetensors filter=lfs")
     code, text = by_model_signing("verify", bundle, "--public_key", public)
     assert code == 0, text
+    (bundle / ".cache" / "huggingface").mkdir(parents=True)
+    (bundle / ".cache" / "huggingface" / "CACHEDIR.TAG").write_text("x")
+    without = ["--ignore-paths", f"{bundle.name}/.cache"]
+    code, text = by_model_signing("verify", bundle, "--public_key", public, *without)
+    assert code == 0, text
     done = verify(bundle)
-    assert said(done, "model.sig")[0]
-    assert said(done, "files") == (False, ".gitattributes is not in the manifest")
+    assert done.ok
+    count = len(digests(bundle)) - 3
+    assert said(done, "model.sig") == (True, f"{count} files, signed by the P-256 key in model-signing.pub")
+    assert "not part of the release" in said(done, "files")[1]
 
 
 def test_a_release_of_before_has_none_and_one_of_now_cannot_lose_it(bundle):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,8 @@ def push(
     from stillhouse.release.hub import push as publish
 
     need_extra("hub", ("huggingface_hub",))
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
     faults = [f"{check.name}: {check.detail}" for check in verify(release).checks if not check.ok]
     if faults:
         raise LedgerError(
@@ -41,6 +44,8 @@ def push(
             "\n".join(faults),
             f"`stillhouse audit verify {release}` shows every check",
         )
+    if as_json or not sys.stderr.isatty():
+        disable_progress_bars()
     done = publish(release, repository, revision, private, replace)
     found = {
         "url": done.url,
