@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.text import normalise, placed_words, tokens, words
+from stillhouse.text import host_name, normalise, placed_words, tokens, words
 
 # Accents apart from their letters, ligatures, wide and unspaced letters, odd white space, half characters.
 awkward = st.text(
@@ -70,3 +70,26 @@ def test_places_are_those_of_the_raw_text():
         "\u4e2d",
         "\u6587",
     ]
+
+
+@given(any_text | st.text(st.sampled_from("aZ.\u3002\uff0e\u00fc\u00df\u0130-_*:1%[]\ud800 \u200d")))
+def test_a_hosts_name_is_the_same_when_it_is_taken_again(typed):
+    name = host_name(typed)
+    assert host_name(name) == name
+    assert name == host_name(typed.upper().lower()) or not typed.isascii()
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("API.Example.com.", "api.example.com"),
+        ("B\u00fccher.example", "xn--bcher-kva.example"),
+        ("*.b\u00fccher.example", "*.xn--bcher-kva.example"),
+        ("api\u3002example\u3002", "api.example"),
+        ("0:0::1", "::1"),
+        ("//import", "//import"),
+        ("*", "*"),
+    ],
+)
+def test_hosts_and_patterns_of_hosts_have_one_spelling(typed, name):
+    assert host_name(typed) == name

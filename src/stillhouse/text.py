@@ -1,10 +1,12 @@
-"""Text as rows are compared by."""
+"""Text as rows are compared by, and names of hosts as such are."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from ipaddress import ip_address
 
 # Thai, Lao, Burmese, Khmer, kana and Han are written without spaces: a letter of them is a word by itself.
 _UNSPACED = (
@@ -73,3 +75,21 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def host_name(typed: str) -> str:
+    """A host, or a pattern of hosts, however it was typed: lower case, without the dot of the root, in ASCII
+    as the client asks for it (UTS 46). What cannot be written so stays as it is."""
+    name = typed.strip().lower().rstrip(".")
+    if ":" in name:
+        with suppress(ValueError):
+            return ip_address(name).compressed
+    if name.isascii():
+        return name
+    import idna
+
+    with suppress(UnicodeError):
+        return idna.encode(name, uts46=True).decode().rstrip(".")
+    with suppress(UnicodeError):  # a pattern, and what only the older rules allow
+        return name.encode("idna").decode().rstrip(".")
+    return name

@@ -101,6 +101,14 @@ def test_another_revision_or_spelling_of_the_server_is_no_other_teacher(ledger, 
         admitted(recipe(terms, **what), "train_target", ledger)
 
 
+def test_a_host_is_the_same_in_any_script(ledger, terms):
+    withdraw(
+        ledger, resting(ledger, terms, lambda said: recipe(said, endpoint="https://b\u00fccher.example/v1"))
+    )
+    with pytest.raises(GateRefused, match="big-1"):
+        admitted(recipe(terms, endpoint="https://xn--bcher-kva.example/v1"), "train_target", ledger)
+
+
 def test_another_text_person_or_teacher_is_another_reading(ledger, terms, tmp_path):
     withdraw(ledger, resting(ledger, terms))
     (tmp_path / "newer.txt").write_bytes(TEXT + b"As of today.\n")

@@ -2,18 +2,23 @@
 stands, and that the way out which a refusal names leads out."""
 
 import json
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from maker import BANS_RIVALS, NOW, TODAY, admitted, asked, permission, recipe, row
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from maker import BANS_RIVALS, NOW, TEXT, TODAY, admitted, asked, permission, recipe, row
 
 from stillhouse.errors import GateRefused
+from stillhouse.ledger import Ledger
 from stillhouse.ledger.permissions import standings
 from stillhouse.recipe import Declaration
 from stillhouse.terms import admit, authorising, consider
 from stillhouse.terms.deciding import decide
 from stillhouse.terms.offered import keep, origin_of
+from stillhouse.workspace import init_workspace
 
 LICENCE = Path(__file__).parents[2] / "LICENSE"
 HOST = "https://api.example.com"
@@ -218,6 +223,50 @@ def test_a_decision_names_all_that_it_heard(ledger, terms):
     assert leaf.body["offered"] == [first, then]
     fresh = about(terms, "api.example.com", read_on=TODAY)
     assert ledger.leaf(admitted(recipe(fresh), "train_target", ledger)).body["offered"] == [first, then]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([HOST, HOST.replace("https", "http")]),
+            st.sampled_from(["allowed", "with_permission", "forbidden", "silent", "garbled"]),
+        ),
+        max_size=5,
+    ),
+    st.sampled_from([(), ("big-1",), ("api.example.com",), ("big-1", "api.example.com")]),
+    st.booleans(),
+)
+def test_whatever_it_said_before_a_ban_stands_and_only_its_own_leave_frees(heard, topics, fresh):
+    """Against the rule in other words: what each origin said last, and whether it still says so."""
+    last, stands = {}, {}
+    day = TODAY
+    with tempfile.TemporaryDirectory() as folder, Ledger.open(init_workspace(Path(folder))) as ledger:
+        (Path(folder) / "terms.txt").write_bytes(TEXT)
+        said = {"document": f"{folder}/terms.txt", "declared_by": "R. Ames", "about": list(topics)}
+        for origin, word in heard:
+            day += timedelta(days=1)
+            if word in ("silent", "garbled"):
+                falls_silent(ledger, origin, day, None if word == "silent" else b"<html>")
+                stands[origin] = False
+            else:
+                says(ledger, word, origin=origin, day=day)
+                last[origin], stands[origin] = word, True
+        now = NOW + (day - TODAY)
+        what = recipe(Declaration(**said, read_on=day if fresh else TODAY) if topics else None)
+        verdict = found(ledger, what, now=now).verdict
+    banned = [
+        origin
+        for origin, word in last.items()
+        if word != "allowed" and (stands[origin] or not (fresh and "api.example.com" in topics))
+    ]
+    if banned:
+        assert verdict == "refuse"
+    elif last.get(HOST) == "allowed" and stands[HOST]:
+        assert (verdict == "allow") is ("big-1" in topics)
+    else:
+        # Of a model and a server of which nothing is known a declaration about either is enough.
+        assert verdict == ("allow" if topics else "refuse")
 
 
 # Which server it is

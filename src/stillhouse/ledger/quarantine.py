@@ -24,6 +24,7 @@ from stillhouse.ledger.store import Ledger
 from stillhouse.ledger.subject import read_rows, runs_of
 from stillhouse.ledger.tombstones import rows_made_from
 from stillhouse.ledger.uses import releases, trainings
+from stillhouse.text import host_name
 
 By = Literal["decision", "authorisation", "teacher"]
 
@@ -67,7 +68,7 @@ def reading_of(body: Mapping[str, Any]) -> Reading | None:
     if not isinstance(teacher, Mapping) or not by or not digest:
         return None
     model, endpoint = teacher["model"], teacher["endpoint"] or ""
-    host = (urlsplit(endpoint).hostname or "").rstrip(".")
+    host = host_name(urlsplit(endpoint).hostname or "")
     name = PurePath(model).name if PurePath(model).is_absolute() else model  # as earlier leaves had a folder
     return Reading(" ".join(by.split()).casefold(), digest, name, host)
 

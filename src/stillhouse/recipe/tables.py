@@ -35,7 +35,7 @@ class Declaration(Table):
     about: list[str] = Field(
         default=[],
         description="What was read about, as the gate names it: a row's key, `KEY/CONDITION`, a server's "
-        "host, `import`. Left out it is about a teacher of whom no row of the table speaks.",
+        "host, `import`, a model. Left out it is about a teacher of whom no row of the table speaks.",
     )
 
 

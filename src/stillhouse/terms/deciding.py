@@ -13,9 +13,10 @@ from datetime import date, timedelta
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from stillhouse.terms.facts import OPEN, Asked, Row, Use, Verdict, host_name, host_of
+from stillhouse.terms.facts import OPEN, Asked, Row, Use, Verdict, host_of
 from stillhouse.terms.permissions import OFFERED, Permission, fits, why_not
 from stillhouse.terms.ruling import ALLOWED, Owed, Ruling, rule, strictest
+from stillhouse.text import host_name
 
 # Access of rows that speak about whoever answers.
 SERVERS = ("api", "router", "consumer_app")

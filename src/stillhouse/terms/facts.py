@@ -7,12 +7,12 @@ student. All of it is data; `gate` decides with it, `obligations` solves what is
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from ipaddress import ip_address
 from typing import Literal
 from urllib.parse import urlsplit
+
+from stillhouse.text import host_name
 
 Access = Literal["shipped", "weights", "api", "router", "consumer_app", "import"]
 Use = Literal["train_target", "reward", "judge", "filter", "prompt_seed", "evaluation"]
@@ -281,21 +281,3 @@ def host_of(endpoint: str) -> str:
         return host_name(urlsplit(endpoint if "//" in endpoint else f"//{endpoint}").hostname or "")
     except ValueError:
         return ""
-
-
-def host_name(typed: str) -> str:
-    """A host, or a pattern of hosts, however it was typed: lower case, without the dot of the root, in ASCII
-    as the client asks for it (UTS 46). What cannot be written so stays as it is."""
-    name = typed.strip().lower().rstrip(".")
-    if ":" in name:
-        with suppress(ValueError):
-            return ip_address(name).compressed
-    if name.isascii():
-        return name
-    import idna
-
-    with suppress(UnicodeError):
-        return idna.encode(name, uts46=True).decode()
-    with suppress(UnicodeError):  # a pattern, and what only the older rules allow
-        return name.encode("idna").decode()
-    return name

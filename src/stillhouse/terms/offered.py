@@ -21,9 +21,10 @@ from urllib.parse import urlsplit
 
 from stillhouse.ledger import Leaf, Ledger
 from stillhouse.terms.deciding import DeclaredTerms, gap_in
-from stillhouse.terms.facts import OPEN, Asked, Licence, Need, Row, host_name
+from stillhouse.terms.facts import OPEN, Asked, Licence, Need, Row
 from stillhouse.terms.permissions import OFFERED
 from stillhouse.terms.snapshots import clauses_digest
+from stillhouse.text import host_name
 
 WELL_KNOWN = "/.well-known/ai-terms.json"
 SCHEMA = "ai-terms/1"

@@ -11,7 +11,8 @@ from typing import Any
 
 from stillhouse.ledger import canonical
 from stillhouse.ledger.keys import pre_authentication
-from stillhouse.terms.facts import Asked, Mode, Row, Use, host_name, host_of
+from stillhouse.terms.facts import Asked, Mode, Row, Use, host_of
+from stillhouse.text import host_name
 
 OFFERED = "offered:"  # keys of rows that a server told of itself begin so
 PAYLOAD_TYPE = "application/vnd.stillhouse.permission+json"

@@ -20,8 +20,9 @@ from typing import Any, Literal
 import rfc8785
 
 from stillhouse.errors import storage
-from stillhouse.terms.facts import OPEN, Access, Asked, Row, host_name, host_of, offers_others
+from stillhouse.terms.facts import OPEN, Access, Asked, Row, host_of, offers_others
 from stillhouse.terms.reading import check_together, read_rows
+from stillhouse.text import host_name
 
 Layer = Literal["router", "host", "vendor", "model", "upstream"]
 LAYERS: tuple[Layer, ...] = ("router", "host", "vendor", "model", "upstream")
