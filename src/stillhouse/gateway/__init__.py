@@ -94,7 +94,14 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
         reading = Reading(config.store)
         stack.callback(reading.close)
         console = Console(lambda: standing.gateway, reading, secret, logs.say)
-        api = Api(gateway.accounts, lambda: standing.gateway.config, gateway.pepper, secret, usage)
+        api = Api(
+            gateway.accounts,
+            lambda: standing.gateway.config,
+            gateway.pepper,
+            secret,
+            usage,
+            gateway.record.texts.erase,
+        )
         listener = stack.enter_context(listen(config.server.host, config.server.port))
         host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
         standing.origin = f"http://{host}:{listener.getsockname()[1]}"
