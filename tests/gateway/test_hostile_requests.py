@@ -5,6 +5,7 @@ import json
 import socket
 import time
 
+import gate as gate_module
 import pytest
 from gate import gate, tree_of
 
@@ -173,6 +174,20 @@ def test_requests_one_behind_the_other_are_answered_in_order(served):
             said += part
     assert said.count(b"HTTP/1.1 200 OK") == 2
     assert said.endswith(b'{"status":"ok"}')
+
+
+def test_connections_leave_files_for_what_answers_them(tmp_path, behind, monkeypatch):
+    few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))\n"
+    monkeypatch.setattr(gate_module, "SERVE", few + gate_module.SERVE)
+    with gate(tmp_path, tree_of(tmp_path, behind.url, "whole")) as made, made.client() as client:
+        body = {"model": "whole", "messages": HELLO}
+        assert client.post("/chat/completions", json=body).status_code == 200
+        idle = [connected(made) for _ in range(80)]
+        refused = [each for each in idle[71:] if b"too_many_connections" in each.recv(10_000)]
+        assert len(refused) == 9
+        assert client.post("/chat/completions", json=body).status_code == 200
+        for each in idle:
+            each.close()
 
 
 def test_beyond_the_most_connections_new_ones_are_refused_and_open_ones_go_on(tmp_path, behind):

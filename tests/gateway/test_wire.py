@@ -243,7 +243,7 @@ def test_a_client_that_leaves_takes_the_request_along(served, behind):
     assert behind.left["hang"] >= 1
 
 
-def test_ten_thousand_connections_that_say_nothing_do_not_stop_the_others(tmp_path, behind):
+def test_hundreds_of_connections_that_say_nothing_do_not_stop_the_others(tmp_path, behind):
     tree = tree_of(tmp_path, behind.url, "whole")
     tree["server"] |= {"head_seconds": 30.0, "connections": 2000}
     with gate(tmp_path, tree) as made:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stillhouse.cli import guard_usage
+from stillhouse.cli import guard_proof, guard_usage
 from stillhouse.cli.options import Json
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ guard_app.add_typer(organisations_app, name="organisations")
 guard_app.add_typer(accounts_app, name="accounts")
 guard_app.add_typer(keys_app, name="keys")
 guard_usage.register(guard_app)
+guard_proof.register(guard_app)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The settings, a TOML file.")]
 Config = Annotated[Path, typer.Option("--config", metavar="CONFIG", help="The settings, a TOML file.")]
@@ -272,6 +273,14 @@ def accounts_accept_terms(
     _do("accept_terms", config, as_json, {"version": version}, id, who)
 
 
+@accounts_app.command("erase-texts")
+def accounts_erase_texts(
+    id: Id, reason: Reason = "", who: Who = "", config: Config = GUARD, as_json: Json = False
+) -> None:
+    """Erase the prompts and answers that were kept of an account; its events and usage stay."""
+    _do("erase_texts", config, as_json, {"reason": reason}, id, who)
+
+
 @keys_app.command("add")
 def keys_add(
     account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="The id of its account.")],
@@ -366,11 +375,13 @@ def _do(name: str, path: Path, as_json: bool, given: dict[str, Any], id: str = "
     """One operation on the register of the settings at `path`. What is None is not given."""
     import getpass
     import time
+    from functools import partial
 
     from stillhouse.cli import show
     from stillhouse.cli.guard_show import plain, text
     from stillhouse.gateway.operations import BY_NAME, Desk
     from stillhouse.gateway.store.register import Act
+    from stillhouse.gateway.texts import erase_in
     from stillhouse.guard.reading import read_config
 
     operation = BY_NAME[name]
@@ -381,7 +392,8 @@ def _do(name: str, path: Path, as_json: bool, given: dict[str, Any], id: str = "
     settings = read_config(path)
     with _opened(settings) as (register, pepper):
         act = Act(who or getpass.getuser(), time.time(), given.get("reason", ""))
-        done = operation.run(Desk(register, settings, pepper), id, order, act)
+        desk = Desk(register, settings, pepper, partial(erase_in, settings.store))
+        done = operation.run(desk, id, order, act)
     show.result(plain(done), text(done), as_json)
 
 

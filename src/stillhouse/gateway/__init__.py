@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, closing, nullcontext, suppress
@@ -35,6 +36,9 @@ Reread = Callable[[], Guard]
 Ready = Callable[[str], None]
 
 WAITING = 4096  # connections that wait to be accepted
+OWN_FILES = (
+    128  # or a quarter of all, for stores and for servers behind: else none that is let in is answered
+)
 END_SECONDS = 5.0  # for what was cut off at the end to be counted
 LOOK_SECONDS = 5.0  # between looks at servers that failed
 
@@ -51,16 +55,19 @@ def serve(config: Guard, reread: Reread | None = None, ready: Ready | None = Non
     import uvloop
 
     refuse_wrong(config)
-    _open_many()
+    files = _open_many()
+    connections = min(config.server.connections, files - max(files // 4, OWN_FILES))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, reread, ready))
+        runner.run(_serve(config, reread, ready, connections))
 
 
-def _open_many() -> None:
+def _open_many() -> int:
     """As many files as this process may open: each connection is one, and many begin with 1,024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if files == resource.RLIM_INFINITY else files
 
 
 def refuse_wrong(config: Guard) -> None:
@@ -73,7 +80,7 @@ def refuse_wrong(config: Guard) -> None:
         raise UsageError(f"{first.what}{more}", first.where, first.mend)
 
 
-async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> None:
+async def _serve(config: Guard, reread: Reread | None, ready: Ready | None, connections: int) -> None:
     import uvicorn
     from starlette.applications import Starlette
 
@@ -94,7 +101,14 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
         reading = Reading(config.store)
         stack.callback(reading.close)
         console = Console(lambda: standing.gateway, reading, secret, logs.say)
-        api = Api(gateway.accounts, lambda: standing.gateway.config, gateway.pepper, secret, usage)
+        api = Api(
+            gateway.accounts,
+            lambda: standing.gateway.config,
+            gateway.pepper,
+            secret,
+            usage,
+            gateway.record.texts.erase,
+        )
         listener = stack.enter_context(listen(config.server.host, config.server.port))
         host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
         standing.origin = f"http://{host}:{listener.getsockname()[1]}"
@@ -105,7 +119,7 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
         stack.callback(watch.cancel)
         Connection.head_seconds = config.server.head_seconds
         Connection.idle_seconds = config.server.keep_alive_seconds
-        Connection.most = config.server.connections
+        Connection.most = connections
         settings = uvicorn.Config(
             application(standing, Starlette(routes=[*admin_routes(api), *console_routes(console)])),
             http=Connection,
@@ -127,7 +141,7 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None) -> N
             asyncio.get_running_loop().add_signal_handler(end, _end, server, standing, end)
         if ready is not None:
             ready(f"{standing.origin}/v1")
-        logs.say("started", models=", ".join(gateway.models))
+        logs.say("started", models=", ".join(gateway.models), connections=connections)
         await server.serve(sockets=[listener])
         if rest := server.server_state.tasks | standing.gateway.late:  # cut off, and still to be counted
             await asyncio.wait(rest, timeout=END_SECONDS)

@@ -27,6 +27,7 @@ from stillhouse.gateway.store.accounts import Accounts
 from stillhouse.gateway.store.counts import StoreDown
 from stillhouse.gateway.store.register import Act, Conflict, Register
 from stillhouse.gateway.store.rows import NotThere
+from stillhouse.gateway.texts import Erased
 from stillhouse.guard import orders
 from stillhouse.guard.accounts import Caller
 from stillhouse.guard.config import Guard, Terms
@@ -51,13 +52,14 @@ class Period(Table):
 @dataclass(frozen=True, slots=True)
 class Api:
     """What the routes work with. `config` gives the settings as they are now; `usage` what was used in a
-    period."""
+    period; `erase` erases the kept texts of an account."""
 
     accounts: Accounts
     config: Callable[[], Guard]
     pepper: bytes
     secret: str
     usage: Callable[[Period], Awaitable[Mapping[str, Any]]]
+    erase: Callable[[str], Erased]
     now: Callable[[], float] = time.time
 
 
@@ -182,7 +184,7 @@ async def _answered(request: Request, operation: Operation, api: Api) -> Respons
             return _response(404, _error("There is no such id.", "not_found"))
 
         def work(register: Register) -> Any:
-            return operation.run(Desk(register, config, api.pepper), id, order, act)
+            return operation.run(Desk(register, config, api.pepper, api.erase), id, order, act)
 
         done = await (api.accounts.ask(work) if operation.method == "GET" else api.accounts.order(work))
     except ClientDisconnect:

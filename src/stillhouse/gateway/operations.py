@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from secrets import token_bytes
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
+import orjson
 from pydantic import BaseModel, Field
 
-from stillhouse.errors import UsageError
+from stillhouse.errors import LedgerError, UsageError
+from stillhouse.gateway.store.counts import StoreDown
 from stillhouse.gateway.store.register import Act, Conflict, Register
 from stillhouse.gateway.store.rows import Change, Kind
 from stillhouse.guard import orders
@@ -17,6 +19,9 @@ from stillhouse.guard.accounts import Account, Key, Organisation, State, mint
 from stillhouse.guard.config import Guard
 from stillhouse.guard.reading import checked_tier
 from stillhouse.recipe.base import Table
+
+if TYPE_CHECKING:
+    from stillhouse.gateway.texts import Erased
 
 AnyShown = TypeVar("AnyShown")
 
@@ -105,12 +110,22 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
+class ErasedTexts:
+    """`complete` is False where another process was reading them just then: give the order again."""
+
+    account: str
+    texts: int
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Desk:
-    """What an operation works with."""
+    """What an operation works with. `erase` erases the kept texts of an account."""
 
     register: Register
     config: Guard
     pepper: bytes
+    erase: Callable[[str], Erased]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +227,29 @@ def accept_terms(desk: Desk, id: str, order: orders.Acceptance, act: Act) -> Acc
         now = "there are none" if terms is None else f"they are in version {terms.version}"
         raise Conflict("these terms cannot be accepted", now, "name the present version")
     return desk.register.accept(act, id, order.version)
+
+
+def erase_texts(desk: Desk, id: str, order: orders.Because, act: Act) -> ErasedTexts:
+    """Raises StoreDown when what waits to be written cannot be."""
+    desk.register.account(id)
+    try:
+        erased = ErasedTexts(id, *desk.erase(id))
+    except TimeoutError as error:
+        why = "those that came last are not written yet"
+        raise StoreDown("the texts are not erased", why, "see that the disk has space") from error
+    desk.register.note(act, "erase texts", id, {"texts": erased.texts})
+    return erased
+
+
+def prove_event(desk: Desk, id: str, _: None, act: Act) -> dict[str, Any]:
+    """Raises Conflict where there is nothing (yet, or here) to show."""
+    from stillhouse.gateway.served import proof_in
+
+    try:
+        found: dict[str, Any] = orjson.loads(proof_in(desk.config.store, id))
+    except LedgerError as error:
+        raise Conflict(error.what, error.why, error.mend) from error
+    return found
 
 
 def set_state(kind: Kind, state: State) -> Callable[[Desk, str, Any, Act], Any]:
@@ -345,6 +383,23 @@ OPERATIONS: tuple[Operation, ...] = (
         accept_terms,
         Account,
         orders.Acceptance,
+    ),
+    Operation(
+        "erase_texts",
+        "POST",
+        f"{_API}/accounts/{{id}}/texts/erase",
+        "Erase its kept prompts and answers.",
+        erase_texts,
+        ErasedTexts,
+        orders.Because,
+    ),
+    Operation(
+        "prove_event",
+        "GET",
+        f"{_API}/events/{{id}}/proof",
+        "What shows that an event was recorded.",
+        prove_event,
+        dict[str, Any],
     ),
     Operation(
         "add_key",

@@ -65,7 +65,7 @@ async def rebuild(counts: LocalCounts | RedisCounts, store: Store, clock: Callab
         logs.say("counts lost", note="nothing is granted until they are entered anew", seconds=wait)
         await asyncio.sleep(wait)
         usage, _ = await asyncio.to_thread(_recorded, store, clock())
-    if await counts.rebuild(spent(usage.items(), clock())):
+    if await counts.rebuild(spent(usage.items(), clock())) and usage:
         logs.say("counts entered anew", parts=len(usage))
 
 

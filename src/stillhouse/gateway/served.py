@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from stillhouse.errors import LedgerError
 from stillhouse.gateway.store.events import Events, Group
+from stillhouse.guard.config import Store
 from stillhouse.guard.events import label
 from stillhouse.guard.proof import write_proof
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.leaves import utc_stamp
 from stillhouse.ledger.proof import write_proof as write_leaf_proof
+from stillhouse.workspace import init_workspace
 
 
 def body_of(group: Group, root: bytes) -> dict[str, Any]:
@@ -25,6 +29,12 @@ def body_of(group: Group, root: bytes) -> dict[str, Any]:
         "replica": group.replica,
         "root": root.hex(),
     }
+
+
+def proof_in(store: Store, id: str) -> bytes:
+    """`proof_of` for whoever has neither open, also while the gateway runs. Raises StorageError as well."""
+    with closing(Events(store)) as events, Ledger.open(init_workspace(Path(store.folder))) as ledger:
+        return proof_of(events, ledger, id)
 
 
 def proof_of(events: Events, ledger: Ledger, id: str) -> bytes:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from typing import NamedTuple
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -43,6 +44,13 @@ class Erased(NamedTuple):
 
     texts: int
     complete: bool
+
+
+def erase_in(store: config.Store, account: str) -> Erased:
+    """As `Texts.erase`, for whoever is not the gateway: what one has not written yet is not reached. Raises
+    StorageError."""
+    with closing(TextStore(store)) as texts:
+        return Erased(*texts.erase(account))
 
 
 class Texts:

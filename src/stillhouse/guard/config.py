@@ -28,7 +28,11 @@ class Server(Table):
     body_bytes: int = Field(default=4 << 20, ge=1 << 10, description="Longest request body.")
     head_seconds: Seconds = Field(default=10.0, description="Time that a client has to send its request.")
     keep_alive_seconds: Seconds = Field(default=75.0, description="How long an idle connection is kept.")
-    connections: Positive = Field(default=20_000, description="Open connections at once; more are refused.")
+    connections: Positive = Field(
+        default=20_000,
+        description="Open connections at once, and no more than three quarters of the files that the system "
+        "lets the process open; more are refused.",
+    )
     drain_seconds: Seconds = Field(
         default=30.0, description="On SIGTERM: time for open answers to end before they are cut."
     )

@@ -153,11 +153,13 @@ async def _done(
     visit: Visit, kind: Kind, name: str, verb: Verb, holder: Holder | None, order: Any, reason: str
 ) -> Response:
     act = Act(visit.session.operator, visit.at, reason)
-    config, pepper = visit.gateway.config, visit.gateway.pepper
+    gateway = visit.gateway
     id = "" if holder is None else holder.id
     run = BY_NAME[verb.operation].run
-    made = await visit.gateway.accounts.order(
-        lambda register: run(Desk(register, config, pepper), id, order, act)
+    made = await gateway.accounts.order(
+        lambda register: run(
+            Desk(register, gateway.config, gateway.pepper, gateway.record.texts.erase), id, order, act
+        )
     )
     visit.console.log("console: act", operator=act.who, act=verb.operation, subject=f"{kind}:{id or made.id}")
     if isinstance(made, NewSecret):

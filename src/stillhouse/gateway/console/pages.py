@@ -210,7 +210,8 @@ async def _desk(visit: Visit, id: str) -> dict[str, Any]:
     """All that the register knows of an account."""
 
     def look(register: Register) -> dict[str, Any]:
-        desk = Desk(register, visit.gateway.config, visit.gateway.pepper)
+        gateway = visit.gateway
+        desk = Desk(register, gateway.config, gateway.pepper, gateway.record.texts.erase)
         act = Act(visit.session.operator, visit.at)
 
         def run(operation: str) -> Any:

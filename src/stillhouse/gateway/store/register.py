@@ -341,6 +341,12 @@ class Register:
             self._change(db, act, "accept terms", before, {"accepted": version})
             return one_account(db, account)
 
+    def note(self, act: Act, what: str, account: str, told: Mapping[str, Any]) -> None:
+        """Log what was done about an account outside of these tables."""
+        with self._writing("write to") as db:
+            one_account(db, account)
+            _log(db, act, what, f"account:{account}", {}, told)
+
     # How
 
     def _change(
