@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stillhouse.errors import StillhouseError, StorageError, storage
+from stillhouse.gateway.store.place import CACHE_KB
 from stillhouse.guard.config import Store
 from stillhouse.ledger.database import Connection, Database, SQLite
 
 T = TypeVar("T")
 
 SCHEMA = "stillhouse_guard"
-CACHE_KB = 4000
 
 _REPEATED = ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY", "23505")
 
