@@ -47,8 +47,8 @@ def begin_of_month(number: int) -> int:
 
 
 class Layout(dict[Code, int]):
-    """Where each counter begins: with the number of its newest slot, and then come the slots. `limited` are
-    the beginnings and windows of those that a limit may be on, and `nth` tells which of these begins there."""
+    """Where each counter begins: with the number of its newest slot, and then come the slots. `limited` has
+    the beginnings and windows of those that a limit may be on, and `nth` tells which of them begins there."""
 
     __slots__ = ("length", "limited", "nth")
 

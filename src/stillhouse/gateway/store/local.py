@@ -398,9 +398,7 @@ def _locked(folder: Path) -> int:
 
 
 def _connected(folder: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(
-        folder / "counts.sqlite", isolation_level=None, check_same_thread=False
-    )
+    db = sqlite3.connect(folder / "counts.sqlite", isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     db.execute(f"PRAGMA cache_size = -{CACHE_KB}")
