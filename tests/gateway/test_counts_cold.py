@@ -19,7 +19,11 @@ MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # where a commit tak
 BEGIN = 1_790_000_000 * SECOND
 LARGE = 2**32  # more than 4 bytes hold
 LIMITS = {
-    "a": (Limit("requests", "minute", 4), Limit("money", "month", 90 * LARGE), Limit("concurrent", "ever", 3)),
+    "a": (
+        Limit("requests", "minute", 4),
+        Limit("money", "month", 90 * LARGE),
+        Limit("concurrent", "ever", 3),
+    ),
     "b": (Limit("output_tokens", "day", 5 * LARGE), Limit("money", "ever", 60 * LARGE)),
     "c": (Limit("requests", "day", 6), Limit("input_tokens", "minute", 120)),
     "d": (),

@@ -193,9 +193,9 @@ def test_after_a_burst_the_bound_comes_down_to_a_block(tmp_path):
         await counts.close()
 
     def money_ahead(counts):
-        counters, edges = counts._book.states["account:a"], counts._warm["account:a"].edges
-        begin = counters.layout["money", "month"]
-        slot, bound, _ = edges[3 * counters.layout.nth[begin] :][:3]
-        return bound - counters.numbers[begin + 1 + slot % 2]
+        lent = counts._warm["account:a"]
+        begin = lent.layout["money", "month"]
+        slot, bound, _ = lent.edges[3 * lent.layout.nth[begin] :][:3]
+        return bound - lent.numbers[begin + 1 + slot % 2]
 
     asyncio.run(run())

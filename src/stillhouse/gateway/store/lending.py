@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 
-from stillhouse.guard.windows import KEPT, MOST, WIDTH, Counters, packed
+from stillhouse.guard.windows import KEPT, MOST, WIDTH, Code, Counters, packed
 
 REQUESTS = 16  # of the size of the one that found the bound too near
 UNLIMITED = 256  # where there is no limit that what is lent could be lost of
@@ -18,15 +18,17 @@ LASTING = 100  # and that it is at most, where the window does not pass soon
 EMPTY = packed([])
 
 
-class Lent:
-    """Of one subject, by the numbers of its counters (`Layout.nth`). `edges` holds three numbers of each:
-    the newest slot on disk, the bound of what is used in it, and beyond how much more is to be lent; while
-    others are being written, or when it is unknown whether they were, the lower of both. `blocks` holds two:
-    how much to lend beyond what is used, and the limit. `as_used`: nothing is lent, nor granted since."""
+class Lent(Counters):
+    """What is counted for a subject, and what of it is on disk. In the order of `Layout.nth`, `edges` holds
+    three numbers of each counter: the newest slot on disk, the bound of what is used in it, and beyond how
+    much more is to be lent; while others are being written, or when it is unknown whether they were, the
+    lower of both. `blocks` holds two: how much to lend beyond what is used, and the limit. `as_used` says
+    that nothing is lent, nor was granted since."""
 
     __slots__ = ("as_used", "asked", "blocks", "edges")
 
-    def __init__(self, asked: int) -> None:
+    def __init__(self, asked: int, codes: tuple[Code, ...] = (), numbers: bytes = b"") -> None:
+        super().__init__(codes, numbers)
         self.asked = asked  # when, the last time
         self.as_used = True
         self.edges = EMPTY
@@ -40,24 +42,24 @@ class Lent:
             changed[at : at + 2] = block, most
             self.blocks = packed(changed)
 
-    def covers(self, counters: Counters, begin: int, where: int) -> bool:
+    def covers(self, begin: int, where: int) -> bool:
         """Whether what is used in a cell is on disk. It is where the disk knows of a newer slot: with a bound
         all that is older is written as it was used."""
-        numbers, edges, nth = counters.numbers, self.edges, counters.layout.nth[begin]
+        numbers, edges, nth = self.numbers, self.edges, self.layout.nth[begin]
         if 3 * nth >= len(edges) or (slot := edges[3 * nth]) != numbers[begin]:
             return False
-        newest = begin + 1 + slot % KEPT[counters.layout.limited[nth][1]]
+        newest = begin + 1 + slot % KEPT[self.layout.limited[nth][1]]
         return where != newest or numbers[where] <= edges[3 * nth + 1]
 
-    def ahead(self, counters: Counters, at: Mapping[str, int]) -> tuple[array[int], array[int], bool]:
+    def ahead(self, at: Mapping[str, int]) -> tuple[array[int], array[int], bool]:
         """Numbers to write, with bounds a block beyond what is used; their edges, of which the half of the
         block is enough, or all of it if that reaches the limit; and whether the bounds are as near as that.
         What lay farther beyond, since more was in flight a moment ago, is halved from write to write: as much
         may come again."""
-        numbers, old, blocks = counters.numbers, self.edges, self.blocks
+        numbers, old, blocks = self.numbers, self.edges, self.blocks
         bounds, edges, near = array("q", numbers), list[int](), True
         self.as_used = True
-        for nth, (begin, window) in enumerate(counters.layout.limited):
+        for nth, (begin, window) in enumerate(self.layout.limited):
             slot, kept = numbers[begin], KEPT[window]
             where = begin + 1 + slot % kept
             bound = enough = numbers[where]

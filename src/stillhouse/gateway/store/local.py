@@ -31,6 +31,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from stillhouse.errors import StillhouseError, StorageError, storage
 from stillhouse.gateway.store.counts import StoreDown
@@ -63,8 +64,8 @@ class LocalCounts:
         self._most = most
         self._now = _clock_from(_time_of(db))
         self._loop = asyncio.get_running_loop()
-        self._book = Book()
         self._warm: OrderedDict[str, Lent] = OrderedDict()  # subjects in memory, those asked last at the end
+        self._book = Book(cast("dict[str, Counters]", self._warm))
         self._leaving: set[str] = set()  # subjects to be on disk as they are used, and then out of memory
         self._changed: dict[str, None] = {}  # subjects to write, in the order in which they changed
         self._waiting: list[Waiting] = []
@@ -132,9 +133,9 @@ class LocalCounts:
         await self._closed
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
-        states, unwritten = self._book.states, self._changed.keys() | (self._writing or {}).keys()
+        unwritten = self._changed.keys() | (self._writing or {}).keys()
         rows = [
-            _row(name, states[name], array("q", states[name].numbers))
+            _row(name, lent, array("q", lent.numbers))
             for name, lent in self._warm.items()
             if name in unwritten or not lent.as_used
         ]
@@ -158,13 +159,12 @@ class LocalCounts:
         """Whether all that was charged for a reservation is on disk. Where it is not, or soon would not be,
         more is lent with the next write, which is asked for."""
         reserved = self._book.reserved[id]
-        states, warm = self._book.states, self._warm
         within = True
         amount: dict[str, int] = {}
         for name, code, begin, where in reserved.charged:
-            counters, lent = states[name], warm[name]
+            lent = self._warm[name]
             lent.as_used = False
-            numbers, edges, nth = counters.numbers, lent.edges, counters.layout.nth[begin]
+            numbers, edges, nth = lent.numbers, lent.edges, lent.layout.nth[begin]
             at = 3 * nth
             if at < len(edges) and edges[at] == numbers[begin] and numbers[where] <= edges[at + 2]:
                 continue
@@ -173,7 +173,7 @@ class LocalCounts:
                 continue
             limit = _limit(reserved.wanted, name, code)
             lent.lend(nth, block(charge, limit, code[1]), limit)
-            covered = lent.covers(counters, begin, where)
+            covered = lent.covers(begin, where)
             within = within and covered
             if not covered or self._writing is None or name not in self._writing:
                 self._changed[name] = None
@@ -208,15 +208,15 @@ class LocalCounts:
         self._writing, rows, far = {}, [self._time()], list[str]()
         for name in self._first_of_changed():
             del self._changed[name]
-            counters, lent = self._book.states[name], self._warm[name]
+            lent = self._warm[name]
             if name in self._leaving:
                 lent.blocks = EMPTY
-            bounds, edges, near = lent.ahead(counters, at)
+            bounds, edges, near = lent.ahead(at)
             if not near:
                 far.append(name)
             lent.in_doubt(edges)
             self._writing[name] = edges
-            rows.append(_row(name, counters, bounds))
+            rows.append(_row(name, lent, bounds))
         self._asked = bool(self._changed)
         if far:
             self._changed.update(dict.fromkeys(far))
@@ -250,7 +250,8 @@ class LocalCounts:
                 self._warm[name].edges = edges
         for on_disk, id in self._written_for:
             if error:
-                counting.settle(self._book, id, Used(0, 0, sent=False), self._now())
+                with contextlib.suppress(StoreDown):  # whose subject left and cannot be read stays charged
+                    self._settle(id, Used(0, 0, sent=False))
             if not on_disk.done():
                 if error:
                     on_disk.set_exception(error)
@@ -272,11 +273,11 @@ class LocalCounts:
     def _warm_up(self, names: tuple[str, ...], now: int) -> None:
         """Have the subjects in memory, in place of those asked longest ago. Those leave when they are on
         disk as they were used."""
-        states, warm = self._book.states, self._warm
+        warm = self._warm
         for name in names:
             lent = warm.get(name)
             if lent is None:
-                states[name], warm[name] = self._read(name), Lent(now)
+                warm[name] = self._read(name, now)
             else:
                 lent.asked = now
                 warm.move_to_end(name)
@@ -287,7 +288,7 @@ class LocalCounts:
                 return
             writing = name in self._changed or (self._writing is not None and name in self._writing)
             if not writing and lent.as_used:
-                del warm[name], states[name]
+                del warm[name]
                 self._leaving.discard(name)
                 continue
             warm.move_to_end(name)
@@ -296,7 +297,7 @@ class LocalCounts:
                 self._changed[name] = None
                 self._linger()
 
-    def _read(self, name: str) -> Counters:
+    def _read(self, name: str, now: int) -> Lent:
         """A cold subject; the read is of one row, and takes less than handing it to a thread."""
         try:
             row = self._reading.execute(
@@ -304,7 +305,7 @@ class LocalCounts:
             ).fetchone()
         except sqlite3.Error as error:
             raise _down(self._folder, "read", error) from error
-        return Counters(_codes(row[0]), row[1]) if row else Counters()
+        return Lent(now, _codes(row[0]), row[1]) if row else Lent(now)
 
     def _serve(self) -> None:
         while (rows := self._jobs.get()) is not None:
