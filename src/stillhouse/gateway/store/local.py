@@ -5,7 +5,8 @@ is never less than what was granted, but may be more: `lending.py` raises it in 
 the bounds of all its subjects returns at once; one that passes a bound waits until a higher one is on disk.
 Bounds are raised when half of a block is used, so that steady traffic does not wait. What is given back
 changes memory at once and reaches the disk within 0.1 s. One thread writes, one commit at a time (WAL, full
-sync).
+sync). Subjects that nobody asked for in a quarter of an hour leave memory, and where there are many those
+asked longest ago: once they are on disk as they were used. They are read again when somebody asks.
 
 After a crash or a loss of power what is on disk counts as used: no window ever holds more than its limit.
 What that may cost a customer is, of each counter, what was reserved and not settled, what was settled in the
@@ -43,7 +44,7 @@ from stillhouse.guard.limits import Granted, Refused, Used, Wanted
 from stillhouse.guard.windows import SECOND, Code, Counters, slots
 
 WARM = 50_000  # subjects in memory
-IDLE = 900 * SECOND  # of one that was not asked for so long what counts is on disk alone
+IDLE = 900 * SECOND  # without a request after which a subject leaves
 AT_ONCE = 200  # subjects of a write that nobody waits for
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # rows of one statement
 LINGER = 0.1  # seconds until what is given back is written
@@ -344,8 +345,8 @@ def _limit(wanted: Wanted, name: str, code: Code) -> int | None:
 
 
 def _put(db: sqlite3.Connection, rows: list[Row]) -> None:
-    """One statement is a transaction of its own, and gives up the interpreter's lock only once. Rows stand in
-    it twice to make up its number to one of few: SQLite keeps each prepared, the long ones in 100 kB."""
+    """One statement is a transaction of its own, and gives up the interpreter's lock only once. A row is
+    repeated so that there are statements of few sizes: each is kept prepared, which takes 1.4 kB a row."""
     whole = len(rows) <= SIZES[-1]
     if not whole:
         db.execute("BEGIN IMMEDIATE")
