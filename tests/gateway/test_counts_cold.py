@@ -2,6 +2,7 @@
 
 import asyncio
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,60 @@ def test_ten_thousand_that_passed_by_leave_their_counts_on_disk_alone(tmp_path, 
         await counts.close()
 
     asyncio.run(run())
+
+
+EVERY = tuple(
+    Limit(measure, window, 10**9)
+    for measure in ("requests", "input_tokens", "output_tokens")
+    for window in ("minute", "day")
+)
+
+
+def test_an_account_in_memory_and_its_key_with_every_limit_take_two_kilobytes(tmp_path):
+    async def run():
+        counts = LocalCounts.open(tmp_path)
+
+        async def ask(name):
+            subjects = (Subject(f"account:{name}", EVERY), Subject(f"key:{name}", EVERY))
+            await counts.reserve(Wanted(name, subjects, 5, 5, 60.0, f"account:{name}", "s", STEPS))
+            await counts.settle(name, Used(3, 3))
+
+        async def traced(begin, count):
+            await asyncio.gather(*[ask(f"acct_{number:016x}") for number in range(begin, begin + count)])
+            await written(counts)
+            book = counts._book  # what is kept of requests for some seconds is no matter of how many ask
+            book.settled.clear(), book.settled_at.clear(), book.ends.clear(), book.late.clear()
+            return tracemalloc.get_traced_memory()[0]
+
+        tracemalloc.start()
+        try:
+            before = await traced(0, 600)
+            each = (await traced(600, 1000) - before) / 1000
+        finally:
+            tracemalloc.stop()
+        await counts.close()
+        assert each < 2_500
+
+    asyncio.run(run())
+
+
+def test_writes_of_any_size_need_few_statements_to_be_kept_prepared(tmp_path):
+    db, statements = local._database(tmp_path), set()
+
+    class Seen:
+        def execute(self, sql, *given):
+            statements.add(sql)
+            return db.execute(sql, *given)
+
+    for count in range(1, 600, 7):
+        db.execute("DELETE FROM subject")
+        rows = [(f"account:{number}", "", bytes([number % 256])) for number in range(count)]
+        local._put(Seen(), rows)
+        assert (
+            db.execute("SELECT * FROM subject ORDER BY CAST(substr(name, 9) AS INTEGER)").fetchall() == rows
+        )
+    assert sum("INSERT" in sql for sql in statements) <= 10
+    db.close()
 
 
 @settings(max_examples=100, deadline=None)
