@@ -87,7 +87,7 @@ def test_it_decides_as_the_algorithm_through_restarts_and_with_hardly_any_memory
                 counts = LocalCounts.open(tmp_path, warm=2)
             account = f"account:{choose.choice('abcde')}"
             assert await counts.standing(account) == counting.standing(book, account, clock.wall)
-            assert len(counts._seen) <= 6
+            assert len(counts._warm) <= 6
         await counts.close()
 
     asyncio.run(run())
@@ -283,7 +283,7 @@ def test_it_forgets_what_it_may(tmp_path, clock):
             await counts.settle(answer.id, Used(1, 1))
             clock.wait(SECOND)
         book = counts._book
-        assert max(map(len, (book.states, counts._seen))) <= 60
+        assert max(map(len, (book.states, counts._warm))) <= 60
         assert max(map(len, (book.reserved, book.settled, book.in_flight))) <= 20
         assert max(len(book.ends), len(book.late)) <= 1001
         clock.wait(DAY + 3 * 3600 * SECOND)

@@ -23,6 +23,7 @@ from stillhouse.guard.windows import (
     Counters,
     begin_of_month,
     gone_at,
+    is_limited,
     slots,
 )
 
@@ -131,7 +132,7 @@ def reserve(book: Book, wanted: Wanted, now: int) -> Granted | Refused:
     if not fits:
         return refuse(wanted, used, rows, cost, lambda i: _frees(book, wanted, i), now)
     for (_, code), (counters, where) in charged.items():
-        counters.numbers[where] = min(counters.numbers[where] + amount[code[0]], MOST)
+        counters.put(where, counters.numbers[where] + amount[code[0]])
     if wanted.steps:
         held = (wanted.input_tokens, wanted.output_tokens, cost)
         for code, more in zip(open_codes(wanted.schedule), held, strict=True):
@@ -234,7 +235,7 @@ def standing(book: Book, name: str, now: int) -> dict[tuple[str, str], int]:
     """What counts now of a subject, by measure and window."""
     reap(book, now)
     at, counters = slots(now), book.counters(name)
-    found = {code: counters.look(code, at[code[1]])[0] for code in counters.layout if " " not in code[0]}
+    found = {code: counters.look(code, at[code[1]])[0] for code in counters.layout if is_limited(code)}
     if name in book.in_flight:
         found["concurrent", "ever"] = len(book.in_flight[name])
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -18,9 +18,9 @@ DAY = 86_400 * SECOND
 WIDTH = {"minute": 5 * SECOND, "day": 7_200 * SECOND}
 KEPT = {"minute": 13, "day": 13, "month": 2, "ever": 1}  # slots; of months this one and the one before
 MOST = 2**53 - 1  # whole numbers are exact up to here in Lua
+SMALL = 2**32 - 1
 
 Code = tuple[str, str]  # what is counted, and in which window
-Layout = dict[Code, int]  # where the counter begins; it is the number of its newest slot and then the slots
 _LAYOUTS: dict[tuple[Code, ...], Layout] = {}
 
 
@@ -46,14 +46,42 @@ def begin_of_month(number: int) -> int:
     return int(datetime(number // 12, number % 12 + 1, 1, tzinfo=UTC).timestamp()) * SECOND
 
 
+class Layout(dict[Code, int]):
+    """Where each counter begins: with the number of its newest slot, and then come the slots. `limited` has
+    the beginnings and windows of those that a limit may be on, and `nth` tells which of them begins there."""
+
+    __slots__ = ("length", "limited", "nth")
+
+    def __init__(self, codes: tuple[Code, ...]) -> None:
+        super().__init__()
+        self.length = 0
+        limited = []
+        for code in codes:
+            self[code] = self.length
+            if is_limited(code):
+                limited.append((self.length, code[1]))
+            self.length += 1 + KEPT[code[1]]
+        self.limited = tuple(limited)
+        self.nth = {begin: nth for nth, (begin, _) in enumerate(limited)}
+
+
 class Counters:
-    """All that is counted for one subject, in one array."""
+    """All that is counted for one subject, in one array. Most numbers are small, so it is one of 4 bytes each
+    until one is not."""
 
     __slots__ = ("layout", "numbers")
 
     def __init__(self, codes: tuple[Code, ...] = (), numbers: bytes = b"") -> None:
         self.layout = _layout(codes)
-        self.numbers = array("q", numbers or bytes(8 * _length(codes)))
+        self.numbers = packed(array("q", numbers or bytes(8 * self.layout.length)))
+
+    def put(self, where: int, number: int) -> None:
+        """A number of at least 0; of a larger one than can be counted, as much as can be."""
+        if number > SMALL:
+            number = min(number, MOST)
+            if self.numbers.typecode == "I":
+                self.numbers = array("q", self.numbers)
+        self.numbers[where] = number
 
     def packed_apart(self) -> list[tuple[Code, array[int]]]:
         return [(code, self.numbers[at : at + 1 + KEPT[code[1]]]) for code, at in self.layout.items()]
@@ -64,7 +92,7 @@ class Counters:
         numbers = self.numbers
         if begin is None:
             begin = len(numbers)
-            numbers.extend([slot] + [0] * KEPT[code[1]])
+            self.numbers = numbers + array(numbers.typecode, [slot, *[0] * KEPT[code[1]]])  # no room to spare
             self.layout = _layout((*self.layout, code))
         elif (newest := numbers[begin]) < slot:
             kept = KEPT[code[1]]
@@ -76,9 +104,9 @@ class Counters:
     def look(self, code: Code, slot: int) -> tuple[int, int]:
         """What counts now, and where in `numbers` more of it is to be added."""
         begin = self.layout.get(code)
-        numbers = self.numbers
-        if begin is None or numbers[begin] < slot:
+        if begin is None or self.numbers[begin] < slot:
             begin = self.at(code, slot)
+        numbers = self.numbers
         if code[1] in WIDTH:
             return sum(numbers[begin + 1 : begin + 14]), begin + 1 + slot % 13
         where = begin + 1 + slot % KEPT[code[1]]
@@ -93,7 +121,7 @@ class Counters:
         kept = KEPT[code[1]]
         if slot > now - kept:
             where = begin + 1 + slot % kept
-            self.numbers[where] = max(0, min(self.numbers[where] + amount, MOST))
+            self.put(where, max(0, self.numbers[where] + amount))
 
     def of_month(self, code: Code, month: int) -> int:
         """Of this month or the one before."""
@@ -106,7 +134,7 @@ class Counters:
         kept = KEPT[code[1]]
         if since > now - kept:
             where = self.at(code, now) + 1 + since % kept
-            self.numbers[where] = min(self.numbers[where] + amount, MOST)
+            self.put(where, self.numbers[where] + amount)
 
     def newest(self, code: Code, slot: int) -> int | None:
         """The newest slot that counts with something in it."""
@@ -125,6 +153,19 @@ class Counters:
             yield old, self.numbers[begin + 1 + old % 13]
 
 
+def is_limited(code: Code) -> bool:
+    """Whether a limit may be on it; `counting.py` keeps account of more, whose names have a space."""
+    return " " not in code[0]
+
+
+def packed(numbers: Sequence[int]) -> array[int]:
+    """In 4 bytes each where that is enough."""
+    try:
+        return array("I", numbers)
+    except OverflowError:
+        return array("q", numbers)
+
+
 def gone_at(window: str, slot: int) -> float:
     """When the slot no longer counts, in microseconds."""
     if window in WIDTH:
@@ -135,13 +176,5 @@ def gone_at(window: str, slot: int) -> float:
 def _layout(codes: tuple[Code, ...]) -> Layout:
     """One for all subjects that count the same."""
     if codes not in _LAYOUTS:
-        begins, begin = {}, 0
-        for code in codes:
-            begins[code] = begin
-            begin += 1 + KEPT[code[1]]
-        _LAYOUTS[codes] = begins
+        _LAYOUTS[codes] = Layout(codes)
     return _LAYOUTS[codes]
-
-
-def _length(codes: tuple[Code, ...]) -> int:
-    return sum(1 + KEPT[code[1]] for code in codes)

@@ -9,58 +9,77 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 
-from stillhouse.guard.windows import KEPT, MOST, WIDTH, Code, Counters
+from stillhouse.guard.windows import KEPT, MOST, WIDTH, Code, Counters, packed
 
 REQUESTS = 16  # of the size of the one that found the bound too near
 UNLIMITED = 256  # where there is no limit that what is lent could be lost of
 PART = 64  # of the limit of a sliding window that a block is, where that is more
 LASTING = 100  # and that it is at most, where the window does not pass soon
+EMPTY = packed([])
 
-Block = tuple[int, int | None]  # how much to lend beyond what is used, and the limit if there is one
 
+class Lent(Counters):
+    """What is counted for a subject, and what of it is on disk. In the order of `Layout.nth`, `edges` holds
+    three numbers of each counter: the newest slot on disk, the bound of what is used in it, and beyond how
+    much more is to be lent; while others are being written, or when it is unknown whether they were, the
+    lower of both. `blocks` holds two: how much to lend beyond what is used, and the limit. `as_used` says
+    that nothing is lent, nor was granted since."""
 
-class Lent:
-    """Of one subject: `bounds` are the numbers on disk; while others are being written, or when it is unknown
-    whether they were, the lower of both. Beyond `enough` of a cell, more is to be lent."""
+    __slots__ = ("as_used", "asked", "blocks", "edges")
 
-    __slots__ = ("blocks", "bounds", "enough")
+    def __init__(self, asked: int, codes: tuple[Code, ...] = (), numbers: bytes = b"") -> None:
+        super().__init__(codes, numbers)
+        self.asked = asked  # when, the last time
+        self.as_used = True
+        self.edges = EMPTY
+        self.blocks = EMPTY
 
-    def __init__(self, bounds: array[int]) -> None:
-        self.bounds = self.enough = bounds
-        self.blocks: dict[Code, Block] = {}
+    def lend(self, nth: int, block: int, limit: int | None) -> None:
+        at, most = 2 * nth, MOST if limit is None else min(limit, MOST)
+        blocks = self.blocks
+        if at >= len(blocks) or blocks[at] != block or blocks[at + 1] != most:
+            changed = [*blocks, *[0] * (at + 2 - len(blocks))]
+            changed[at : at + 2] = block, most
+            self.blocks = packed(changed)
 
-    def covers(self, numbers: array[int], begin: int, where: int) -> bool:
-        bounds = self.bounds
-        return where < len(bounds) and bounds[begin] == numbers[begin] and numbers[where] <= bounds[where]
+    def covers(self, begin: int, where: int) -> bool:
+        """Whether what is used in a cell is on disk. It is where the disk knows of a newer slot: with a bound
+        all that is older is written as it was used."""
+        numbers, edges, nth = self.numbers, self.edges, self.layout.nth[begin]
+        if 3 * nth >= len(edges) or (slot := edges[3 * nth]) != numbers[begin]:
+            return False
+        newest = begin + 1 + slot % KEPT[self.layout.limited[nth][1]]
+        return where != newest or numbers[where] <= edges[3 * nth + 1]
 
-    def ahead(self, counters: Counters, at: Mapping[str, int]) -> tuple[array[int], array[int], bool]:
-        """Bounds a block beyond what is used; how far they are enough: to the half of the block, or to the
-        limit if they reach it; and whether they are as near as that. What lay farther beyond, since more was
-        in flight a moment ago, is halved from write to write: as much may come again."""
-        numbers, old = counters.numbers, self.bounds
-        bounds, enough, near = numbers[:], numbers[:], True
-        for code, (block, limit) in self.blocks.items():
-            begin, slot, kept = counters.layout[code], at[code[1]], KEPT[code[1]]
-            if numbers[begin] != slot:
-                continue
+    def ahead(self, at: Mapping[str, int]) -> tuple[array[int], array[int], bool]:
+        """Numbers to write, with bounds a block beyond what is used; their edges, of which the half of the
+        block is enough, or all of it if that reaches the limit; and whether the bounds are as near as that.
+        What lay farther beyond, since more was in flight a moment ago, is halved from write to write: as much
+        may come again."""
+        numbers, old, blocks = self.numbers, self.edges, self.blocks
+        bounds, edges, near = array("q", numbers), list[int](), True
+        self.as_used = True
+        for nth, (begin, window) in enumerate(self.layout.limited):
+            slot, kept = numbers[begin], KEPT[window]
             where = begin + 1 + slot % kept
-            used = sum(numbers[begin + 1 : begin + 1 + kept]) if code[1] in WIDTH else numbers[where]
-            left = max(0, (MOST if limit is None else min(limit, MOST)) - used)
-            more = block
-            if where < len(old) and old[begin] == slot and old[where] - numbers[where] >= 2 * block:
-                more += (old[where] - numbers[where] - block) // 2
-                near = False
-            bounds[where] += min(more, left)
-            enough[where] += left if left <= more else more - block // 2
-        return bounds, enough, near
+            bound = enough = numbers[where]
+            block = blocks[2 * nth] if 2 * nth < len(blocks) else 0
+            if block and slot == at[window]:
+                used = sum(numbers[begin + 1 : begin + 1 + kept]) if window in WIDTH else bound
+                left, more = max(0, blocks[2 * nth + 1] - used), block
+                if 3 * nth < len(old) and old[3 * nth] == slot and old[3 * nth + 1] - bound >= 2 * block:
+                    more += (old[3 * nth + 1] - bound - block) // 2
+                    near = False
+                enough += left if left <= more else more - block // 2
+                bound += min(more, left)
+                bounds[where] = bound
+                self.as_used = self.as_used and not left
+            edges += slot, bound, enough
+        return bounds, packed(edges), near
 
-    def written(self, bounds: array[int], enough: array[int]) -> None:
-        self.bounds, self.enough = bounds, enough
-
-    def in_doubt(self, bounds: array[int], enough: array[int]) -> None:
+    def in_doubt(self, edges: array[int]) -> None:
         """These are on disk, or what was there before."""
-        self.bounds = array("q", map(min, self.bounds, bounds))
-        self.enough = array("q", map(min, self.enough, enough))
+        self.edges = packed(list(map(min, self.edges, edges)))
 
 
 def block(charge: int, limit: int | None, window: str) -> int:

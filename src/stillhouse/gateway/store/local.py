@@ -5,7 +5,8 @@ is never less than what was granted, but may be more: `lending.py` raises it in 
 the bounds of all its subjects returns at once; one that passes a bound waits until a higher one is on disk.
 Bounds are raised when half of a block is used, so that steady traffic does not wait. What is given back
 changes memory at once and reaches the disk within 0.1 s. One thread writes, one commit at a time (WAL, full
-sync).
+sync). Subjects that nobody asked for in a quarter of an hour leave memory, and where there are many those
+asked longest ago: once they are on disk as they were used. They are read again when somebody asks.
 
 After a crash or a loss of power what is on disk counts as used: no window ever holds more than its limit.
 What that may cost a customer is, of each counter, what was reserved and not settled, what was settled in the
@@ -34,37 +35,39 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import cast
 
 from stillhouse.errors import StillhouseError, StorageError, storage
 from stillhouse.gateway.store.counts import StoreDown
-from stillhouse.gateway.store.lending import Lent, block
+from stillhouse.gateway.store.lending import EMPTY, Lent, block
+from stillhouse.gateway.store.place import CACHE_KB
 from stillhouse.guard import counting
 from stillhouse.guard.counting import Book, Spent
 from stillhouse.guard.limits import Granted, Refused, Used, Wanted
 from stillhouse.guard.windows import SECOND, Code, Counters, slots
 
 WARM = 50_000  # subjects in memory
-IDLE = 26 * 3600 * SECOND  # of one that was not asked for so long nothing counts in its day
-AT_ONCE = 200  # rows of one statement, and subjects of a write that nobody waits for
+IDLE = 900 * SECOND  # without a request after which a subject leaves
+AT_ONCE = 200  # subjects of a write that nobody waits for
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # rows of one statement
 LINGER = 0.1  # seconds until what is given back is written
 LOOK = 1.0  # seconds between looks whether the files are there
 FILES = ("counts.sqlite", "counts.sqlite-wal")
 CLOCK = ""  # the subject whose row holds the store's time
 
 Row = tuple[str, str, bytes]
-Image = tuple["array[int]", "array[int]"]  # bounds to be on disk, and how far they are enough
 Waiting = tuple[asyncio.Future[None], str]  # a reservation that passes a bound, and its id
 
 
 class LocalCounts:
     """Made by `LocalCounts.open` within the event loop that uses it."""
 
-    def __init__(self, folder: Path, db: sqlite3.Connection, lock: int, *, warm: int) -> None:
+    def __init__(self, folder: Path, db: sqlite3.Connection, lock: int, *, most: int) -> None:
         self._folder = folder
         self._db = db
         self._reading = _connected(folder)
         self._lock = lock
-        self._warm = warm
+        self._most = most
         last = _time_of(db)
         self.new = not last  # nothing was ever counted here, or the files were lost
         self._now = _clock_from(last)
@@ -72,13 +75,12 @@ class LocalCounts:
         self._there = True
         self._loop = asyncio.get_running_loop()
         self._watch = self._loop.call_later(LOOK, self._look)
-        self._book = Book()
-        self._seen: OrderedDict[str, int] = OrderedDict()  # warm subjects, those asked last at the end
-        self._lent: dict[str, Lent] = {}
+        self._warm: OrderedDict[str, Lent] = OrderedDict()  # subjects in memory, those asked last at the end
+        self._book = Book(cast("dict[str, Counters]", self._warm))
         self._leaving: set[str] = set()  # subjects to be on disk as they are used, and then out of memory
         self._changed: dict[str, None] = {}  # subjects to write, in the order in which they changed
         self._waiting: list[Waiting] = []
-        self._writing: dict[str, Image] | None = None  # what the thread is at
+        self._writing: dict[str, array[int]] | None = None  # what the thread is at: the edges of subjects
         self._written_for: list[Waiting] = []
         self._asked = False  # somebody wants a write at once
         self._lingering = False
@@ -93,7 +95,7 @@ class LocalCounts:
         folder, StorageError when it cannot be written."""
         lock = _locked(folder)
         try:
-            return cls(folder, _database(folder), lock, warm=warm)
+            return cls(folder, _database(folder), lock, most=warm)
         except BaseException:
             os.close(lock)
             raise
@@ -150,7 +152,7 @@ class LocalCounts:
             return False
         states: dict[str, Counters] = {}
         counting.enter(states, rows, self._now())
-        entered = [_row(name, counters, counters.numbers) for name, counters in states.items()]
+        entered = [_row(name, counters, array("q", counters.numbers)) for name, counters in states.items()]
         if error := await asyncio.to_thread(self._commit, [self._time(), *entered]):
             raise error
         self.new = False
@@ -165,11 +167,11 @@ class LocalCounts:
         await self._closed
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
-        states = self._book.states
+        unwritten = self._changed.keys() | (self._writing or {}).keys()
         rows = [
-            _row(name, states[name], states[name].numbers)
-            for name, lent in self._lent.items()
-            if states[name].numbers != lent.bounds or name in self._changed
+            _row(name, lent, array("q", lent.numbers))
+            for name, lent in self._warm.items()
+            if name in unwritten or not lent.as_used
         ]
         await asyncio.to_thread(self._commit, [self._time(), *rows])
         self._reading.close()
@@ -191,20 +193,21 @@ class LocalCounts:
         """Whether all that was charged for a reservation is on disk. Where it is not, or soon would not be,
         more is lent with the next write, which is asked for."""
         reserved = self._book.reserved[id]
-        states, lent_to = self._book.states, self._lent
         within = True
         amount: dict[str, int] = {}
         for name, code, begin, where in reserved.charged:
-            numbers, lent = states[name].numbers, lent_to[name]
-            enough = lent.enough
-            if where < len(enough) and enough[begin] == numbers[begin] and numbers[where] <= enough[where]:
+            lent = self._warm[name]
+            lent.as_used = False
+            numbers, edges, nth = lent.numbers, lent.edges, lent.layout.nth[begin]
+            at = 3 * nth
+            if at < len(edges) and edges[at] == numbers[begin] and numbers[where] <= edges[at + 2]:
                 continue
             amount = amount or counting.amounts(reserved.wanted, reserved.cost)
             if not (charge := amount[code[0]]):
                 continue
             limit = _limit(reserved.wanted, name, code)
-            lent.blocks[code] = block(charge, limit, code[1]), limit
-            covered = lent.covers(numbers, begin, where)
+            lent.lend(nth, block(charge, limit, code[1]), limit)
+            covered = lent.covers(begin, where)
             within = within and covered
             if not covered or self._writing is None or name not in self._writing:
                 self._changed[name] = None
@@ -239,16 +242,15 @@ class LocalCounts:
         self._writing, rows, far = {}, [self._time()], list[str]()
         for name in self._first_of_changed():
             del self._changed[name]
-            counters, lent = self._book.states[name], self._lent[name]
+            lent = self._warm[name]
             if name in self._leaving:
-                bounds = enough = counters.numbers[:]
-            else:
-                bounds, enough, near = lent.ahead(counters, at)
-                if not near:
-                    far.append(name)
-            lent.in_doubt(bounds, enough)
-            self._writing[name] = bounds, enough
-            rows.append(_row(name, counters, bounds))
+                lent.blocks = EMPTY
+            bounds, edges, near = lent.ahead(at)
+            if not near:
+                far.append(name)
+            lent.in_doubt(edges)
+            self._writing[name] = edges
+            rows.append(_row(name, lent, bounds))
         self._asked = bool(self._changed)
         if far:
             self._changed.update(dict.fromkeys(far))
@@ -278,11 +280,12 @@ class LocalCounts:
             self._changed = dict.fromkeys(images) | self._changed
             self._asked = bool(self._waiting)
         else:
-            for name, image in images.items():
-                self._lent[name].written(*image)
+            for name, edges in images.items():
+                self._warm[name].edges = edges
         for on_disk, id in self._written_for:
             if error:
-                counting.settle(self._book, id, Used(0, 0, sent=False), self._now())
+                with contextlib.suppress(StoreDown):  # whose subject left and cannot be read stays charged
+                    self._settle(id, Used(0, 0, sent=False))
             if not on_disk.done():
                 if error:
                     on_disk.set_exception(error)
@@ -304,30 +307,31 @@ class LocalCounts:
     def _warm_up(self, names: tuple[str, ...], now: int) -> None:
         """Have the subjects in memory, in place of those asked longest ago. Those leave when they are on
         disk as they were used."""
-        states, seen = self._book.states, self._seen
+        warm = self._warm
         for name in names:
-            if name not in states:
-                counters = self._read(name)
-                states[name], self._lent[name] = counters, Lent(counters.numbers[:])
-            seen[name] = now
-            seen.move_to_end(name)
+            lent = warm.get(name)
+            if lent is None:
+                warm[name] = self._read(name, now)
+            else:
+                lent.asked = now
+                warm.move_to_end(name)
             self._leaving.discard(name)
         for _ in range(2 * len(names)):
-            name, at = next(iter(seen.items()))
-            if (at >= now - IDLE and len(seen) <= self._warm) or name in names:
+            name, lent = next(iter(warm.items()))
+            if (lent.asked >= now - IDLE and len(warm) <= self._most) or name in names:
                 return
             writing = name in self._changed or (self._writing is not None and name in self._writing)
-            if not writing and states[name].numbers == self._lent[name].bounds:
-                del seen[name], states[name], self._lent[name]
+            if not writing and lent.as_used:
+                del warm[name]
                 self._leaving.discard(name)
                 continue
-            seen.move_to_end(name)
+            warm.move_to_end(name)
             self._leaving.add(name)
             if not writing:
                 self._changed[name] = None
                 self._linger()
 
-    def _read(self, name: str) -> Counters:
+    def _read(self, name: str, now: int) -> Lent:
         """A cold subject; the read is of one row, and takes less than handing it to a thread."""
         try:
             row = self._reading.execute(
@@ -335,7 +339,7 @@ class LocalCounts:
             ).fetchone()
         except sqlite3.Error as error:
             raise _down(self._folder, "read", error) from error
-        return Counters(_codes(row[0]), row[1]) if row else Counters()
+        return Lent(now, _codes(row[0]), row[1]) if row else Lent(now)
 
     def _serve(self) -> None:
         while (rows := self._jobs.get()) is not None:
@@ -384,12 +388,14 @@ def _limit(wanted: Wanted, name: str, code: Code) -> int | None:
 
 
 def _put(db: sqlite3.Connection, rows: list[Row]) -> None:
-    """One statement is a transaction of its own, and gives up the interpreter's lock only once."""
-    whole = len(rows) <= AT_ONCE
+    """One statement is a transaction of its own, and gives up the interpreter's lock only once. A row is
+    repeated so that there are statements of few sizes: each is kept prepared, which takes 1.4 kB a row."""
+    whole = len(rows) <= SIZES[-1]
     if not whole:
         db.execute("BEGIN IMMEDIATE")
-    for begin in range(0, len(rows), AT_ONCE):
-        some = rows[begin : begin + AT_ONCE]
+    for begin in range(0, len(rows), SIZES[-1]):
+        some = rows[begin : begin + SIZES[-1]]
+        some += some[:1] * (next(size for size in SIZES if size >= len(some)) - len(some))
         values = ",".join(["(?,?,?)"] * len(some))
         db.execute(
             f"INSERT OR REPLACE INTO subject VALUES {values}", [field for row in some for field in row]
@@ -437,11 +443,10 @@ def _locked(folder: Path) -> int:
 
 
 def _connected(folder: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(
-        folder / "counts.sqlite", isolation_level=None, check_same_thread=False, cached_statements=2 * AT_ONCE
-    )
+    db = sqlite3.connect(folder / "counts.sqlite", isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
+    db.execute(f"PRAGMA cache_size = -{CACHE_KB}")
     return db
 
 

@@ -14,6 +14,7 @@ from stillhouse.workspace import sync_folder
 
 SCHEMA = "stillhouse_guard"
 PEPPER_BYTES = 32
+CACHE_KB = 1000  # of a SQLite file in memory, for each connection
 
 
 def place_of(store: config.Store, file: str) -> Database:

@@ -18,7 +18,7 @@ from typing import Any
 
 from stillhouse.errors import StillhouseError, UsageError
 from stillhouse.gateway.store.counts import StoreDown
-from stillhouse.gateway.store.place import place_of
+from stillhouse.gateway.store.place import CACHE_KB, place_of
 from stillhouse.gateway.store.rows import (
     ONE,
     SOURCE,
@@ -48,7 +48,7 @@ from stillhouse.guard.orders import (
     OrganisationChange,
     Payment,
 )
-from stillhouse.ledger.database import Connection, Database
+from stillhouse.ledger.database import Connection, Database, SQLite
 
 FILE = "accounts.db"
 SCHEMA = "1"
@@ -87,6 +87,8 @@ class Register:
         self._lock = threading.Lock()
         with _told(self._database, "open"):
             self._db: Connection = self._database.connect()
+            if isinstance(self._database, SQLite):
+                self._db.execute(f"PRAGMA cache_size = -{CACHE_KB}")
         try:
             with self._writing("open") as db:
                 for statement in TABLES:

@@ -150,7 +150,7 @@ def account_of(row: Sequence[Any]) -> Account:
     id, organisation, name, tier, state, why, limits, budget, paid, accepted, consent, created = row
     return Account(
         id,
-        organisation,
+        organisation and intern(organisation),
         name,
         intern(tier),
         _STATES[state],

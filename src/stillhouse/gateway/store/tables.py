@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stillhouse.errors import StillhouseError, StorageError
-from stillhouse.gateway.store.place import place_of
+from stillhouse.gateway.store.place import CACHE_KB, place_of
 from stillhouse.guard.config import Store
 from stillhouse.ledger.database import Connection, SQLite
 
 T = TypeVar("T")
 
-CACHE_KB = 4000
 
 _REPEATED = ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY", "23505")
 
