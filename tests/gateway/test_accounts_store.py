@@ -166,7 +166,8 @@ def test_a_flood_of_wrong_keys_costs_few_queries_and_little_memory(store, regist
         assert sum(isinstance(one, StoreDown) for one in answers) >= 1000
         assert not accounts._waiting
 
-    asyncio.run(finding(store, body))
+    # On a busy machine what is held grows old between two of them, and the later ones wait for a second look
+    asyncio.run(finding(store, body, clock=lambda: 0.0))
 
 
 def test_what_is_held_is_bounded_and_the_longest_unused_goes_first(store, register):
