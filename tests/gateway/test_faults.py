@@ -13,6 +13,7 @@ from gate import gate, tree_of
 from stillhouse.errors import StorageError
 from stillhouse.gateway import rebuilding
 from stillhouse.gateway.exchange import Exchange
+from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Trail
 from stillhouse.gateway.store.counts import CountsLost
 from stillhouse.gateway.store.events import Events
@@ -208,7 +209,9 @@ def test_a_client_that_leaves_while_it_is_settled_is_settled_all_the_same():
     async def run() -> Trail:
         trail = Trail("chat/completions")
         asked = Asked(False, False, 100, 50, 1, None)
-        exchange = Exchange(SimpleNamespace(counts=Counts()), trail, SimpleNamespace(), asked, None, 0.0)
+        exchange = Exchange(
+            SimpleNamespace(counts=Counts()), trail, SimpleNamespace(), asked, None, 0.0, Patience()
+        )
         task = asyncio.create_task(exchange.settle())
         await asyncio.sleep(0)
         task.cancel()

@@ -6,7 +6,7 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.gateway.stream import LONGEST, Passing, usage_of
+from stillhouse.gateway.stream import LONGEST, Passing, usage_of, written
 from stillhouse.guard.answers import Cut, Filter
 
 
@@ -100,6 +100,57 @@ def test_reasoning_is_taken_out_of_events_however_they_are_cut(places):
     assert out.endswith(b"".join([*words(2), DONE]))
     assert passing.usage == (7, 5)
     assert cut_.changed
+
+
+def said(content, **more):
+    return {"choices": [{"index": 0, "delta": {"content": content}, **more}], "usage": None}
+
+
+EVENTS = st.sampled_from(
+    [
+        said("w "),
+        said('a "usage" and an "error"'),
+        said("data: [DONE]"),
+        said(""),
+        said("<thi"),
+        said("nk>h"),
+        said("</think>x"),
+        said("w", logprobs={"content": [{"token": "w", "logprob": -0.123, "top_logprobs": []}]}),
+        said("w", logprobs=None),
+        {"choices": [{"index": 0, "delta": {"content": "y", "reasoning": "h"}}]},
+        {"choices": [], "hidden_states": [1.5]},
+        USAGE,
+    ]
+)
+FILTERS = st.sampled_from(
+    [
+        Filter(reasoning=True, texts=1),
+        Filter("remove"),
+        Filter("remove", reasoning=True, texts=1),
+        Filter("remove", reasoning=True),
+        Filter("cap", 0, 1, 2, True, 1),
+    ]
+)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(EVENTS, st.sampled_from(["\n", "\n", "\r\n"])), max_size=12),
+    FILTERS,
+    st.lists(st.integers(0, 2000), max_size=4),
+)
+def test_however_many_events_come_at_once_each_loses_what_it_would_alone(events, filter, places):
+    alone, expected = Cut(filter), []
+    for told, end in events:
+        left = json.loads(json.dumps(told))
+        cuts = alone.apply(left)
+        expected.append(b"data: " + written(left) + b"\n\n" if cuts else event(told, end))
+    cut_ = Cut(filter)
+    passing = Passing(strip=False, cut=cut_)
+    out = passed(passing, cut(b"".join(event(*each) for each in events), places))
+    assert out == b"".join(expected)
+    assert cut_.changed == alone.changed
+    assert passing.usage == ((7, 5) if USAGE in [told for told, _ in events] else None)
 
 
 def test_an_event_beyond_all_bounds_passes_unread_and_is_not_held():

@@ -85,13 +85,40 @@ def test_clients_that_vanish_leave_nothing_open_and_are_charged_once(tmp_path, b
     assert len(kept) == len({event.id for event in kept})
     sent = [event for event in kept if event.output_tokens]
     assert seen["output_tokens", "day"] == sum(event.output_tokens for event in sent)
-    assert seen["requests", "day"] == len([event for event in kept if event.ended != "refused"])
+    assert seen["requests", "day"] == len(sent), "nothing counts of what was never sent"
     whole = [event for event in kept if event.ended == "whole"]
     left = [event for event in kept if event.ended == "client_left"]
     assert whole
     assert left
     assert {(event.input_tokens, event.output_tokens) for event in whole} == {(PROMPT, WORDS)}
     assert all(0 <= event.output_tokens <= 50 for event in left)
+
+
+def test_a_client_that_leaves_is_noticed_however_long_its_prompt_was(tmp_path, behind):
+    """A long body holds up the reading of its connection, on which the client's leaving is to be seen."""
+
+    async def leave(made, letters: int) -> None:
+        behind.seen.clear()
+        behind.left.clear()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(made))
+        said = [{"role": "user", "content": "a" * letters}]
+        body = orjson.dumps({"model": "hang", "messages": said, "max_tokens": 50})
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {made.key}\r\n"
+        async with asyncio.timeout(30):
+            writer.write(f"{head}content-length: {len(body)}\r\nexpect: 100-continue\r\n\r\n".encode())
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(body)
+            while not behind.seen["hang"]:  # noqa: ASYNC110 - counted in another thread
+                await asyncio.sleep(0.01)
+            writer.transport.abort()
+            while not behind.left["hang"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    with gate(tmp_path, tree_of(tmp_path, behind.url, "hang")) as made:
+        for letters in (70_000, 90_000, 500_000):
+            asyncio.run(leave(made, letters))
+        assert made.stop() == 0
+    assert [event.ended for event in events(made)] == ["client_left"] * 3
 
 
 def test_a_gateway_that_is_killed_has_charged_what_it_had_sent(tmp_path, behind):

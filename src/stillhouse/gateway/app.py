@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import orjson
@@ -13,6 +14,7 @@ from stillhouse.gateway import answers, logs, proxy
 from stillhouse.gateway.admin import accept_terms
 from stillhouse.gateway.answers import JSON, Receive, Scope, Send
 from stillhouse.gateway.metrics import CONTENT_TYPE
+from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Gateway
 from stillhouse.gateway.store.counts import StoreDown
 from stillhouse.guard import accounts as who
@@ -122,7 +124,8 @@ async def _models(gateway: Gateway, name: str, scope: Scope, send: Send) -> None
 async def _accept(gateway: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
     """The holder of a key accepts the terms in force, by naming their version."""
     caller = await proxy.authorised(gateway, scope["headers"], accepting=True)
-    raw = await proxy.body_of(receive, scope["headers"], gateway.config.server)
+    with closing(Patience()) as patience:
+        raw = await proxy.body_of(receive, scope["headers"], gateway.config.server, patience)
     terms = gateway.config.terms
     status, said = await accept_terms(gateway.accounts, caller, terms, raw, gateway.wall())
     await answers.respond(send, status, orjson.dumps(said), [JSON])

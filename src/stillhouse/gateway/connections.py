@@ -7,11 +7,27 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+CLIENT = "stillhouse.client"  # by which a request's scope holds its `Client`
 LONGEST_HEAD = 64 << 10  # bytes, of its fields and of those after a body
 FULL = (
     b'{"error":{"message":"too many connections are open; try again shortly","type":"server_error",'
     b'"param":null,"code":"too_many_connections"}}'
 )
+
+
+class Client:
+    """Who waits for an answer. `work`, where that is set, is cancelled when it leaves."""
+
+    __slots__ = ("left", "work")
+
+    def __init__(self) -> None:
+        self.left = False
+        self.work: asyncio.Task[Any] | None = None
+
+    def leave(self) -> None:
+        self.left = True
+        if self.work is not None:
+            self.work.cancel()
 
 
 class Connection(HttpToolsProtocol):
@@ -43,13 +59,15 @@ class Connection(HttpToolsProtocol):
         self._heard()
         self.resume_writing()
         cycle = self._answered
-        if cycle is not None and cycle is not self.cycle and not cycle.response_complete:
-            cycle.disconnected = True  # another request came behind it, and uvicorn tells only the last
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True  # uvicorn tells only the last, behind which another may have come
             cycle.message_event.set()
+            cycle.scope[CLIENT].leave()  # type: ignore[literal-required]
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope[CLIENT] = Client()  # type: ignore[literal-required]
         self._arrived, self._head = False, 0
         self._wait()
 
@@ -69,6 +87,8 @@ class Connection(HttpToolsProtocol):
         self._arrived = True
         self._heard()
         super().on_message_complete()
+        if self.cycle is self._answered:  # else it waits behind another, and so does what comes after it
+            self.flow.resume_reading()  # a long body held it up, and nobody would see the client leave
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -12,6 +12,7 @@ import orjson
 
 from stillhouse.gateway import answers, upstream
 from stillhouse.gateway.answers import Headers, Send
+from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Gateway, Served, Trail
 from stillhouse.gateway.store.counts import StoreDown
 from stillhouse.gateway.stream import Passing, Unwritable, usage_of, written
@@ -23,7 +24,7 @@ from stillhouse.guard.limits import Used
 LONGEST_ANSWER = 64 << 20
 ON_THE_WAY = 1.0  # seconds in which a server has noticed that nobody listens any more
 LONGEST_KEPT = 1 << 20  # bytes of an answer whose text is kept; more is not
-PASSED_ON = ("tracestate", "accept-language", "openai-beta")
+PASSED_ON = frozenset({b"tracestate", b"accept-language", b"openai-beta"})
 PASSED_BACK = ("content-type", "retry-after", "openai-processing-ms", "openai-version")
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")  # none of our headers may have one in it
 OURS = frozenset({401, 402, 403})  # statuses that speak of the gateway's own account at the upstream
@@ -40,8 +41,8 @@ class Exchange:
         asked: Asked,
         cut: Cut | None,
         began: float,
+        patience: Patience,
     ) -> None:
-        self.left = False
         self.headers: Headers = []
         self.parent: bytes | None = None  # of the trace
         self.kept: list[bytes] | None = None  # what left of the answer, where its text is to be kept
@@ -51,6 +52,7 @@ class Exchange:
         self._asked = asked
         self._cut = cut
         self._began = began
+        self._patience = patience
         self._sent = False
         self._events: int | None = None
         self._told: tuple[int, int] | None = None
@@ -59,7 +61,7 @@ class Exchange:
 
     async def run(self, body: Mapping[str, Any], headers: Sequence[tuple[bytes, bytes]], send: Send) -> None:
         gateway, trail = self._gateway, self._trail
-        passed = {name: value for name, value in _texts(headers) if name in PASSED_ON}
+        passed = {name.decode(): value.decode("latin-1") for name, value in headers if name in PASSED_ON}
         passed |= {"content-type": "application/json", "x-request-id": trail.id}
         if self.parent is not None:
             passed["traceparent"] = self.parent.decode()
@@ -73,6 +75,7 @@ class Exchange:
                 lambda behind: _body(body, self._asked, behind, trail.route),
                 passed,
                 gateway.clock,
+                self._patience,
             )
         except Denied:
             self._sent = False
@@ -127,8 +130,8 @@ class Exchange:
         trail = self._trail
         parts = []
         size = 0
-        async with asyncio.timeout(None) as deadline:
-            async for part in _heard(response, trail.behind, deadline):
+        with self._patience:
+            async for part in _heard(response, trail.behind, self._patience):
                 size += len(part)
                 if size > LONGEST_ANSWER:
                     raise aiohttp.ClientPayloadError("the answer is too long")
@@ -160,8 +163,8 @@ class Exchange:
         self.headers.append((b"cache-control", b"no-cache"))
         await send({"type": "http.response.start", "status": response.status, "headers": self.headers})
         trail.began = True
-        async with asyncio.timeout(None) as deadline:
-            async for chunk in _heard(response, trail.behind, deadline):
+        with self._patience:
+            async for chunk in _heard(response, trail.behind, self._patience):
                 if trail.first_byte is None:
                     trail.first_byte = gateway.clock() - self._began
                 out = passing.feed(chunk)
@@ -216,17 +219,17 @@ class Exchange:
 
 
 async def _heard(
-    response: aiohttp.ClientResponse, behind: Behind | None, deadline: asyncio.Timeout
+    response: aiohttp.ClientResponse, behind: Behind | None, patience: Patience
 ) -> AsyncIterator[bytes]:
-    """What arrives of an answer, as it arrives; `deadline` ends a silence or an answer that is too long."""
+    """What arrives of an answer, as it arrives; `patience` ends a silence or an answer that is too long."""
     assert behind is not None
     now = asyncio.get_running_loop().time
     silent, end = behind.config.silent_seconds, now() + behind.config.answer_seconds
-    deadline.reschedule(min(now() + silent, end))
-    async for part in response.content.iter_any():
-        deadline.reschedule(end)  # what the client takes for it is not the server's silence
+    patience.until(min(now() + silent, end))
+    while part := await response.content.readany():
+        patience.until(end)  # what the client takes for it is not the server's silence
         yield part
-        deadline.reschedule(min(now() + silent, end))
+        patience.until(min(now() + silent, end))
 
 
 def _bound(asked: Asked, behind: Behind | None, events: int | None, seconds: float) -> Used:
@@ -255,11 +258,6 @@ def _body(body: Mapping[str, Any], asked: Asked, behind: Behind, route: Route) -
         return orjson.dumps(sent)
     except orjson.JSONEncodeError as error:  # reads 1,024 levels and writes 253
         raise Denied(400, "invalid_json", "the request's body is nested too deeply") from error
-
-
-def _texts(headers: Sequence[tuple[bytes, bytes]]) -> Iterator[tuple[str, str]]:
-    for name, value in headers:
-        yield name.decode("latin-1"), value.decode("latin-1")
 
 
 def own_headers(trail: Trail) -> Headers:

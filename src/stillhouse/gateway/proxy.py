@@ -8,7 +8,9 @@ from typing import Any
 
 from stillhouse.gateway import answers, logs
 from stillhouse.gateway.answers import Receive, Scope, Send
+from stillhouse.gateway.connections import CLIENT, Client
 from stillhouse.gateway.exchange import Exchange, object_of, own_headers
+from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Gateway, Served, Trail
 from stillhouse.gateway.store.counts import StoreDown
 from stillhouse.guard import accounts as who
@@ -27,10 +29,10 @@ LEASE = 60.0  # seconds past the longest answer after which a reservation is tak
 async def answer(gateway: Gateway, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one request, count it and write it down, however it ends."""
     began, at = gateway.clock(), gateway.wall()
-    trail = Trail(route)
+    trail, patience = Trail(route), Patience()
     gateway.metrics.began()
     try:
-        await _answer(gateway, trail, scope, receive, send, began, at)
+        await _answer(gateway, trail, scope, receive, send, patience, began, at)
     except Denied as denied:
         if trail.ended != "upstream_cut":
             trail.ended = "refused"
@@ -48,6 +50,7 @@ async def answer(gateway: Gateway, route: Route, scope: Scope, receive: Receive,
         if not trail.began:
             await answers.deny(send, answers.INTERNAL, own_headers(trail))
     finally:
+        patience.close()
         event = event_of(trail, at, gateway.clock() - began)
         if trail.caller is not None:  # else whoever has no key could fill the disk; the figures tell of them
             gateway.record.put(event)
@@ -56,7 +59,14 @@ async def answer(gateway: Gateway, route: Route, scope: Scope, receive: Receive,
 
 
 async def _answer(
-    gateway: Gateway, trail: Trail, scope: Scope, receive: Receive, send: Send, began: float, at: float
+    gateway: Gateway,
+    trail: Trail,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    patience: Patience,
+    began: float,
+    at: float,
 ) -> None:
     headers = scope["headers"]
     caller = trail.caller = await authorised(gateway, headers)
@@ -65,7 +75,7 @@ async def _answer(
         raise Denied(403, "no_such_tier", "this account's tier is not served here", kind="permission_error")
     if _is_long(headers):
         await _refuse_full(gateway, trail, caller, tier)
-    raw = await body_of(receive, headers, gateway.config.server)
+    raw = await body_of(receive, headers, gateway.config.server, patience)
     body = parsed(raw)
     served = _served(gateway, caller, tier, body)
     trail.model = served.config.name
@@ -77,42 +87,36 @@ async def _answer(
     if not gateway.record.healthy():
         raise StoreDown("events cannot be written down", "their queue is full", "see the gateway's log")
     cut = Cut(decision.filter) if decision.filter is not None else None
-    exchange = Exchange(gateway, trail, served, asked, cut, began)
+    exchange = Exchange(gateway, trail, served, asked, cut, began, patience)
     if caller.account.consent and gateway.config.record.text == "with_consent":
         exchange.kept = []
     parent = next((value for name, value in headers if name == b"traceparent"), None)
     granted = await gateway.counts.reserve(_wanted(trail, caller, served, tier))
     if isinstance(granted, Refused):
         raise answers.over_limit(granted)
-    watch = asyncio.create_task(_leave(receive, exchange, asyncio.current_task()))
+    client: Client = scope[CLIENT]
+    client.work = task = asyncio.current_task()
     span = None
     try:
+        if client.left:
+            raise asyncio.CancelledError
         exchange.headers = [*own_headers(trail), *answers.room_headers(granted.room)]
         exchange.parent, span = gateway.traces.began(parent)
         await exchange.run(decision.body, headers, send)
     except asyncio.CancelledError:
-        if not exchange.left:
+        if not client.left:
             trail.reason = "shutdown"
             raise
         trail.ended = "client_left"
-        task = asyncio.current_task()
         if task is not None:
             task.uncancel()
     finally:
-        watch.cancel()
+        client.work = None
         await exchange.settle()
         if span is not None:
             gateway.traces.ended(span, event_of(trail, at, gateway.clock() - began))
         if exchange.kept is not None:
             gateway.record.put_text(trail.id, caller.account, raw, b"".join(exchange.kept))
-
-
-async def _leave(receive: Receive, exchange: Exchange, work: asyncio.Task[None] | None) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    exchange.left = True
-    if work is not None:
-        work.cancel()
 
 
 async def authorised(
@@ -146,7 +150,9 @@ async def authorised(
     return caller
 
 
-async def body_of(receive: Receive, headers: Sequence[tuple[bytes, bytes]], server: Server) -> bytes:
+async def body_of(
+    receive: Receive, headers: Sequence[tuple[bytes, bytes]], server: Server, patience: Patience
+) -> bytes:
     """The request's body. Raises Denied for one that is too long or takes too long."""
     most = server.body_bytes
     for name, value in headers:
@@ -155,7 +161,7 @@ async def body_of(receive: Receive, headers: Sequence[tuple[bytes, bytes]], serv
     parts: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(server.head_seconds):
+        with patience.within(server.head_seconds):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":

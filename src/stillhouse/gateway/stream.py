@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import orjson
@@ -12,6 +13,7 @@ from stillhouse.guard.answers import Cut
 
 MOST = 2**53 - 1  # tokens; beyond it numbers cannot be recorded
 LONGEST = 8 << 20  # bytes of one event; a longer one is passed on unread
+_DONE = b"[DONE]"
 _BOUNDARY = re.compile(rb"\r?\n\r?\n|\r\r")
 
 
@@ -38,7 +40,8 @@ class Passing:
 
     Bytes leave as they came. With `strip` the event that only tells usage, which the client did not ask for,
     is left out; `cut` takes out of each event what it must not tell. Both need whole events, so the beginning
-    of one waits for its end; without them nothing waits.
+    of one waits for its end; without them nothing waits. Most events tell nothing but text, and are known by
+    the names that they lack, without reading their JSON.
     """
 
     def __init__(self, strip: bool, cut: Cut | None = None) -> None:
@@ -48,17 +51,14 @@ class Passing:
         self.failed = False  # an error was told in the middle
         self._strip = strip
         self._cut = cut
+        self._told = _telling(cut.names if cut is not None else ())
         self._rest = b""
         self._blind = False  # in the middle of an event that was too long to be read
 
     def feed(self, chunk: bytes) -> bytes:
         """What to pass on now that `chunk` has arrived."""
-        if not self._rest and not self._blind and self._cut is None and _plain(chunk):
-            self.events += chunk.count(b"data:")
-            return chunk
-        waits = self._strip or self._cut is not None
         passed = self._read(chunk)
-        return passed if waits else chunk
+        return passed if self._strip or self._cut is not None else chunk
 
     def end(self) -> bytes:
         """What is still held when no more comes."""
@@ -69,16 +69,17 @@ class Passing:
 
     def _read(self, chunk: bytes) -> bytes:
         data = self._rest + chunk
-        passed = []
-        at = 0
-        for border in _BOUNDARY.finditer(data, max(0, len(self._rest) - 3)):
+        passed: list[bytes] = []
+        at = 0 if self._rest or self._blind else self._pass_plain(data, 0, passed)
+        seen = max(at, len(self._rest) - 3)
+        while (border := _BOUNDARY.search(data, seen)) is not None:
             event = data[at : border.end()]
+            passed.append(event if self._blind else self._event(event))
+            self._blind = False
             at = border.end()
-            if self._blind:
-                passed.append(event)
-                self._blind = False
-            else:
-                passed.append(self._event(event))
+            if border[0] == b"\n\n":
+                at = self._pass_plain(data, at, passed)
+            seen = at
         rest = data[at:]
         if self._blind or len(rest) > LONGEST:
             passed.append(rest)
@@ -86,16 +87,31 @@ class Passing:
         self._rest = rest
         return b"".join(passed)
 
+    def _pass_plain(self, data: bytes, at: int, passed: list[bytes]) -> int:
+        """Pass on the events from `at` on that tell nothing but text, up to the first that does or that has
+        not ended; where it begins."""
+        if self._cut is not None and not self._cut.begun:
+            return at
+        told = self._told.search(data, at)
+        end = len(data) if told is None else told.start()
+        done = data.find(_DONE, at, end)
+        last = data.rfind(b"\n\n", at, end if done < 0 else done)
+        if last < 0:
+            return at
+        passed.append(data[at : last + 2])
+        self.events += data.count(b"data:", at, last)
+        return last + 2
+
     def _event(self, event: bytes) -> bytes:
         data = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
         if not data:
             return event
-        if data == b"[DONE]":
+        if data == _DONE:
             self.whole = True
             return event
         self.events += 1
-        cut = self._cut if self._cut is not None and self._cut.concerns(data) else None
-        if cut is None and not _telling(data):
+        cut = self._cut
+        if (cut is None or cut.begun) and self._told.search(data) is None:
             return event
         try:
             told = orjson.loads(data)
@@ -125,10 +141,9 @@ def written(told: object) -> bytes:
         raise Unwritable(str(error)) from error
 
 
-def _plain(chunk: bytes) -> bool:
-    """Whole events that tell nothing but text."""
-    return chunk.endswith(b"\n\n") and b"[DONE]" not in chunk and not _telling(chunk)
-
-
-def _telling(data: bytes) -> bool:
-    return b'"usage"' in data or b'"error"' in data or b'"response.' in data
+@cache
+def _telling(names: tuple[str, ...]) -> re.Pattern[bytes]:
+    """What an event has in it that tells more than text, or that has one of these names in it; some servers
+    tell in each event that it tells no usage."""
+    more = "".join(f'|{name}"' for name in names)
+    return re.compile(rf'"(?:usage"(?!\s*:\s*null)|error"|response\.{more})'.encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp.abc import ResolveResult
 
+from stillhouse.gateway.patience import Patience
 from stillhouse.guard.config import Upstream
 from stillhouse.guard.reading import forbidden_address
 
@@ -35,9 +35,11 @@ class Behind:
     most_input: float = 0.0  # the largest share of a prompt's bound that was used
     most_output: float = 0.0  # the most tokens in an event
     url: str = field(init=False)
+    timeout: aiohttp.ClientTimeout = field(init=False)
 
     def __post_init__(self) -> None:
         self.url = self.config.url.rstrip("/")
+        self.timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.config.connect_seconds)
 
     def well(self) -> None:
         self.failures, self.rests_until = 0, 0.0
@@ -81,6 +83,7 @@ async def send(
     body_for: Callable[[Behind], bytes],
     headers: dict[str, str],
     clock: Clock,
+    patience: Patience,
 ) -> tuple[Behind, aiohttp.ClientResponse]:
     """The answer's beginning from the first upstream that has one. The next is tried where one cannot be
     reached, breaks off before its first byte or says that it cannot serve now (502, 503, 504); the last such
@@ -90,14 +93,13 @@ async def send(
     why = ""
     order = in_order(upstreams, clock())
     for behind in order:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=behind.config.connect_seconds)
         try:
-            async with asyncio.timeout(behind.config.first_byte_seconds):
+            with patience.within(behind.config.first_byte_seconds):
                 response = await session.post(
                     f"{behind.url}/{route}",
                     data=body_for(behind),
                     headers={**headers, **behind.headers},
-                    timeout=timeout,
+                    timeout=behind.timeout,
                     allow_redirects=False,
                 )
         except (aiohttp.ClientError, OSError) as error:

@@ -56,27 +56,32 @@ class Filter:
 
 
 @cache
-def _pattern(logprobs: bool, reasoning: bool) -> re.Pattern[bytes]:
-    names = [*(_OF_LOGPROBS if logprobs else ()), *((*FIELDS, *_PARTS) if reasoning else ())]
+def _names(logprobs: bool, reasoning: bool) -> tuple[str, ...]:
+    return *(_OF_LOGPROBS if logprobs else ()), *((*FIELDS, *_PARTS) if reasoning else ())
+
+
+@cache
+def _pattern(names: tuple[str, ...]) -> re.Pattern[bytes]:
     return re.compile(f'"(?:{"|".join(names)})"'.encode())
 
 
 class Cut:
-    """A filter at work on one answer. `changed` has a code for each kind of thing that it did."""
+    """A filter at work on one answer. `changed` has a code for each kind of thing that it did. Once all texts
+    have `begun`, only what has one of `names` in it can have something to lose."""
 
-    __slots__ = ("_begun", "_filter", "_heads", "_names", "changed")
+    __slots__ = ("_filter", "_heads", "begun", "changed", "names")
 
     def __init__(self, filter: Filter) -> None:
         self._filter = filter
-        self._begun = not filter.reasoning  # whether no text will begin with reasoning any more
+        self.begun = not filter.reasoning  # whether no text will begin with reasoning any more
         self._heads: dict[str, _Head] = {}
-        self._names = _pattern(filter.logprobs != "allow", filter.reasoning)
+        self.names = _names(filter.logprobs != "allow", filter.reasoning)
         self.changed: set[str] = set()
 
     def concerns(self, raw: bytes) -> bool:
         """Whether `apply` might change the answer, or the event of a stream, whose JSON this is; if not, it
         may be passed on unread. Every event does until it is known how each text begins."""
-        return not self._begun or self._names.search(raw) is not None
+        return not self.begun or _pattern(self.names).search(raw) is not None
 
     def apply(self, answer: Object) -> bool:
         """Take out of a whole answer, or of one event of a stream, what has to go, in place; whether anything
@@ -149,7 +154,7 @@ class Cut:
         text = holder.get(name) or ""
         shown, hid = head.feed(text, ends)
         heads = self._heads.values()
-        self._begun = len(heads) == self._filter.texts and all(each.state == "through" for each in heads)
+        self.begun = len(heads) == self._filter.texts and all(each.state == "through" for each in heads)
         if hid:
             self.changed.add("reasoning:stripped")
         if shown == text:
