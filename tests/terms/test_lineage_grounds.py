@@ -1,4 +1,4 @@
-"""A teaching that this workspace allowed before holds as far as what that rested on covers today's question."""
+"""A teaching that this workspace allowed holds as far as what that rested on covers today's question."""
 
 from datetime import timedelta
 

@@ -31,6 +31,7 @@ TEACHERS = f"{PROOFS}/teachers.json"
 KEY = f"{PROOFS}/public-key.pem"
 LARGEST = 16 << 20  # bytes of a file of the record
 LONGEST = 16 << 10  # bytes of what a decision's leaf (under 64 KiB) tells of it
+STEPS = 32  # the most generations that are looked at
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -217,13 +218,18 @@ def _digest_at(path: Path, device: int, inode: int, size: int, changed_ns: int, 
 
 
 def _past(
-    entry: Mapping[str, Any], before: tuple[int, ...] | None, workspace: Workspace | None = None
+    entry: Mapping[str, Any],
+    before: tuple[int, ...] | None,
+    workspace: Workspace | None = None,
+    steps: int = 1,
 ) -> Iterator[Past]:
     """One of `teachers.json`, or of those whom it names in turn, and those who taught it.
 
     `before` are the decisions about those between, None where nobody is; `workspace` is whose key signed what
     names it, where that is this one.
     """
+    if steps > STEPS:
+        raise LedgerError(f"more than {STEPS} released students, each taught by the next")
     leaves = _decided(entry)
     if before is None:
         decided = leaves or ()
@@ -242,7 +248,7 @@ def _past(
     signer = _text(further, "signedBy")
     same = workspace is not None and bool(signer) and was_ours(bytes.fromhex(signer), workspace)
     for each in _list(further, "teachers", dict):
-        yield from _past(each, decided, workspace if same else None)
+        yield from _past(each, decided, workspace if same else None, steps + 1)
 
 
 def _decided(entry: Mapping[str, Any]) -> tuple[int, ...] | None:
