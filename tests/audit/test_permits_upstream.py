@@ -1,4 +1,4 @@
-"""A release that rests on a permission for one who taught its teacher: it covers that one, and nobody else."""
+"""A release that rests on a permission for one who taught its teacher: it covers that one alone."""
 
 import copy
 from dataclasses import replace

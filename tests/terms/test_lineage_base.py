@@ -91,6 +91,15 @@ def test_who_taught_a_base_may_be_unknown_and_that_is_said(ledger, tmp_path):
     assert "is unknown: model.safetensors was changed" in body["reason"]
 
 
+@pytest.mark.parametrize("count", [90, 900])
+def test_a_record_that_is_too_long_hides_nobody(ledger, tmp_path, count):
+    several = [entry(f"gpt-4o-{number}", host="api.openai.com", decisions=[]) for number in range(count)]
+    released(tmp_path / "small", ledger.workspace, *several)
+    with pytest.raises(GateRefused, match="may not begin with") as caught:
+        admit_base(begun_from(tmp_path / "small"), ledger, NOW)
+    assert 'about = ["lineage"]' in caught.value.mend
+
+
 @pytest.mark.parametrize("init", ["embedded:base", "config", "from_teacher"])
 def test_a_base_that_is_no_release_is_no_decision(ledger, tmp_path, init):
     what = begun_from(tmp_path / "x", student={"init": init})

@@ -167,7 +167,7 @@ def _consider(
     found = _weighed(asked, teacher, declarations, ledger, now, lineage, is_base)
     if lineage is None or len(canonical(found.body)) <= ROOM:
         return found
-    short = lineage.without("it names too many teachers for one decision")
+    short = lineage.shortened("it names too many teachers for one decision")
     return _weighed(asked, teacher, declarations, ledger, now, short, is_base)
 
 
@@ -203,16 +203,19 @@ def _weighed(
     offer = heard(ledger, asked)
     rows += [offer.row] if offer is not None and offer.row is not None else []
     permissions = recorded(ledger)
+    heard_of = lineage
     if is_base and lineage is not None:
+        # Where the record is lost nobody can know; one that is only long is for a person to look at.
+        heard_of = lineage if lineage.too_long else replace(lineage, unknown="")
         unknown = lineage.unknown and f"who taught {lineage.release} is unknown: {lineage.unknown}"
         rows, decision = [], Decision("allow", unknown or "its own licence is looked up apart")
     else:
         decision = decide(asked, rows, permissions, tuple(texts), today, further=0)
     beside: dict[str, Any] = {}
-    if lineage is not None:
+    if lineage is not None and heard_of is not None:
         beside = {"upstream": lineage.record(), "teacher_permissions": list(decision.permissions)}
-        before, known = bygone(lineage, ledger), replace(lineage, unknown="") if is_base else lineage
-        found = weigh(decision, asked, known, table, permissions, tuple(texts), today, before)
+        before = bygone(lineage, ledger)
+        found = weigh(decision, asked, heard_of, table, permissions, tuple(texts), today, before)
         decision, beside["weighed"] = found.decision, [dict(each) for each in found.record]
         rows = list({row.key: row for row in (*rows, *found.rows)}.values())
     body: dict[str, Any] = {

@@ -75,7 +75,8 @@ class Past:
 @dataclass(frozen=True, slots=True)
 class Lineage:
     """`ours` says whether this workspace's key signed the record; `unknown` why nothing, or nothing of some,
-    is known. `said` are the teachers as a release of their student passes them on."""
+    is known. `said` are the teachers as a release of their student passes them on; `too_long` is one of
+    which there is more than a leaf can hold."""
 
     release: str
     manifest_sha256: str
@@ -84,6 +85,7 @@ class Lineage:
     unknown: str = ""
     teachers: tuple[Past, ...] = ()
     said: tuple[Mapping[str, Any], ...] = ()
+    too_long: bool = False
 
     def record(self) -> dict[str, Any]:
         """As decisions and `teachers.json` have it."""
@@ -95,9 +97,9 @@ class Lineage:
             "teachers": [dict(each) for each in self.said],
         }
 
-    def without(self, why: str) -> Lineage:
-        """The same of which nothing is known."""
-        return Lineage(self.release, self.manifest_sha256, "", False, why)
+    def shortened(self, why: str) -> Lineage:
+        """Of a record that holds, and is too long to be told again: nothing is known of it."""
+        return Lineage(self.release, self.manifest_sha256, "", False, why, too_long=True)
 
 
 def read_lineage(folder: Path, workspace: Workspace) -> Lineage | None:
@@ -162,7 +164,9 @@ def _read(folder: Path, workspace: Workspace) -> Lineage:
     )
     length = len(canonical(found.record()))
     if length > LONGEST:
-        return found.without(f"its record is too long to be weighed: {length:,} bytes of at most {LONGEST:,}")
+        return found.shortened(
+            f"its record is too long to be weighed: {length:,} bytes of at most {LONGEST:,}"
+        )
     return found
 
 
