@@ -19,6 +19,7 @@ from stillhouse.release.facts import (
 )
 from stillhouse.release.rows import Rows
 from stillhouse.terms.facts import Obligation, Publisher
+from stillhouse.terms.ruling import Owed
 
 ROWS = Rows(count=90, size=4321, sha256="ab" * 32)
 
@@ -34,8 +35,8 @@ DECISION = Decision(
     registry_sha256="ef" * 32,
     authorisation=None,
     obligations=(
-        Obligation("credit", ("Built with Llama",), where="where users see it"),
-        Obligation("name_prefix", ("Llama",)),
+        Owed("llama3.1", Obligation("credit", ("Built with Llama",), where="where users see it")),
+        Owed("llama3.1", Obligation("name_prefix", ("Llama",))),
     ),
 )
 

@@ -43,7 +43,14 @@ def test_both_teachers_stand_in_the_release_of_a_students_student(tmp_path, work
     (taught,) = json.loads((second / "provenance" / "teachers.json").read_bytes())
     assert taught["model"] == "release"
     assert (taught["upstream"]["release"], taught["upstream"]["unknown"]) == ("first", "")
-    assert [each["model"] for each in taught["upstream"]["teachers"]] == ["m"]
+    (of_first,) = taught["upstream"]["teachers"]
+    assert (of_first["model"], of_first["known"]["model"]) == ("m", "m")
+    own = json.loads((first / "provenance" / "teachers.json").read_bytes())
+    assert of_first["decisions"] == [
+        {"leaf": each["leaf"], "verdict": each["verdict"]} for each in own[0]["decisions"]
+    ]
+    assert taught["known"]["model"] == "release"
+    assert taught["known"]["architectures"]
     with Ledger.open(workspace) as ledger:
         for decision in taught["decisions"]:
             body = ledger.leaf(decision["leaf"]).body
@@ -56,6 +63,8 @@ def test_both_teachers_stand_in_the_release_of_a_students_student(tmp_path, work
 
     third = json.loads((second / "provenance" / "teachers.json").read_bytes())
     third[0]["upstream"]["teachers"] = []
+    third[0]["known"]["architectures"] = ["another"]
     (second / "provenance" / "teachers.json").write_text(json.dumps(third))
     said = {check.name: check.detail for check in verify(second).checks if not check.ok}
     assert "names other teachers of it than the decisions" in said["teachers"]
+    assert "knows it by other facts than the decisions" in said["teachers"]

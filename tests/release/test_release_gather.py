@@ -30,6 +30,7 @@ from stillhouse.release.facts import compute, missing
 from stillhouse.release.gather import gather, read_decision, result_of, shown
 from stillhouse.release.rows import write_rows
 from stillhouse.terms.facts import Obligation, Publisher
+from stillhouse.terms.ruling import Owed
 from stillhouse.workspace import Workspace
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -169,5 +170,7 @@ def test_decisions_by_the_registry_tell_their_reasons_texts_and_obligations(work
     said = "Llama 3.1 Community License, not read by anybody known: a; b (lifted by authorisation)"
     assert decision.reasons == (said,)
     assert decision.terms_sha256 == ("newer",)
-    assert decision.obligations == (Obligation("credit", ("Built with Llama",), ("weights",)),)
+    assert decision.obligations == (
+        Owed("llama3.1", Obligation("credit", ("Built with Llama",), ("weights",))),
+    )
     assert decision.authorisation == 7

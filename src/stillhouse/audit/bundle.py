@@ -25,6 +25,7 @@ from stillhouse.ledger.keys import public_of_pem
 from stillhouse.ledger.manifest import NAME, Manifest, brought, names, read_manifest, sha256_of
 from stillhouse.ledger.verify import Outside
 from stillhouse.models import weights_digest
+from stillhouse.terms.lineage import known_of
 from stillhouse.terms.obligations import due, file_name, of_decisions, of_seeds, settle
 from stillhouse.terms.ruling import TRAINS
 
@@ -289,6 +290,9 @@ def _teachers(bundle: _Bundle) -> str:
         known = [trail.decisions[leaf].body.get("upstream") for leaf in sorted(verdicts)]
         if stated[name].get("upstream") not in known:
             faults.append(f"{name[0]}: teachers.json names other teachers of it than the decisions")
+        asked = [known_of(trail.decisions[leaf].body.get("asked")) for leaf in sorted(verdicts)]
+        if stated[name].get("known") not in (None, *asked):
+            faults.append(f"{name[0]}: teachers.json knows it by other facts than the decisions")
     _none(faults)
     shares = (f"{name[0]} {one.rows / max(1, len(trail.rows)):.1%}" for name, one in trail.given.items())
     return ", ".join(shares) + " of the rows"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path, PurePath
@@ -59,7 +60,9 @@ class Trail:
     `exchanges` are (teacher, decision) by leaf, `rows` the exchanges that a row names by its leaf and
     `curated` the transform that made it, `given` is what each teacher gave; `rotations` are changes of the
     signing key that the old key signed, `lost` keys that were replaced without. Permissions whose leaf is not
-    shown are `undisclosed`; `graced` exchanges say only when they were answered, and so had a day of grace.
+    shown are `undisclosed`; `used` are the exchanges that rest on each, `counted` those of them that are in
+    its volume, as it is for the teacher that was asked. `graced` exchanges say only when they were answered,
+    and so had a day of grace.
     """
 
     seen: set[int] = field(default_factory=set)
@@ -73,6 +76,7 @@ class Trail:
     curated: dict[int, int] = field(default_factory=dict)
     given: dict[Teacher, Given] = field(default_factory=dict)
     used: Counter[int] = field(default_factory=Counter)
+    counted: Counter[int] = field(default_factory=Counter)
     undisclosed: set[int] = field(default_factory=set)
     graced: int = 0
     rotations: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -192,6 +196,8 @@ def _not_allowed(trail: Trail, exchange: Leaf, decision: Leaf | None) -> str:
     if decision is None:
         return f"names the decision {exchange.body['decision']}, which is not shown before it"
     body = decision.body
+    if body.get("use") == "base":
+        return f"rests on leaf {decision.index}, which is about the model that the student begins with"
     if body["verdict"] not in ALLOWS:
         return f"was made although leaf {decision.index} says {body['verdict']}"
     if name_of(body["teacher"]["model"]) != name_of(exchange.body["teacher"]["model"]):
@@ -200,6 +206,7 @@ def _not_allowed(trail: Trail, exchange: Leaf, decision: Leaf | None) -> str:
     for index in permissions_of(body):
         permission = trail.permissions.get(index)
         trail.used[index] += 1
+        trail.counted[index] += index in body.get("teacher_permissions", permissions_of(body))
         if permission is None and (index in trail.seen or index >= decision.index):
             return f"rests on leaf {index}, which is no permission from before it"
         if permission is None:
@@ -227,7 +234,7 @@ def name_of(model: str) -> str:
     return path.name if path.is_absolute() else model
 
 
-def permissions_of(decision: dict[str, Any]) -> list[int]:
+def permissions_of(decision: Mapping[str, Any]) -> list[int]:
     """The leaves of the written permissions that a decision rests on."""
     return list(decision.get("permissions") or ())
 
@@ -286,7 +293,7 @@ def _check_uses(trail: Trail) -> None:
     }
     for model in sorted({model for model, _ in trail.given} - allowed):
         trail.wrongs.append(f"no decision that is shown allows training on answers of {model}")
-    for index, used in trail.used.items():
+    for index, used in trail.counted.items():
         permission = trail.permissions.get(index)
         most = permission.body["permission"]["scope"].get("volume") if permission else None
         if most is not None and used > most:

@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from stillhouse.terms import Decision
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Many = list[str] | None
 
@@ -49,13 +51,19 @@ def check(
 
     from stillhouse.cli import runs, show
     from stillhouse.ledger import Ledger
-    from stillhouse.terms import consider, uses_of
+    from stillhouse.terms import consider, consider_base, uses_of
 
     loaded, workspace = runs.load(recipe)
     found, lines, allowed = [], [], True
     with Ledger.open(workspace) as ledger:
-        for teacher, use in uses_of(loaded):
-            decision = consider(loaded, teacher, use, ledger, datetime.now(UTC))
+        now = datetime.now(UTC)
+        decided: list[tuple[str, str, Decision]] = [
+            (teacher.model, use, consider(loaded, teacher, use, ledger, now))
+            for teacher, use in uses_of(loaded)
+        ]
+        if (of_base := consider_base(loaded, ledger, now)) is not None:
+            decided.append((loaded.student.init, "base", of_base))
+        for model, use, decision in decided:
             allowed &= decision.allowed
             owed = [
                 {"row": row, "kind": each.kind, "texts": list(each.texts)}
@@ -63,7 +71,7 @@ def check(
             ]
             found.append(
                 {
-                    "teacher": teacher.model,
+                    "teacher": model,
                     "use": use,
                     "verdict": decision.verdict,
                     "basis": decision.basis,
@@ -86,7 +94,7 @@ def check(
                     "lifts": list(decision.lifts),
                 }
             )
-            lines.append(f"{decision.verdict.replace('_', ' '):<10} {teacher.model} as {use}")
+            lines.append(f"{decision.verdict.replace('_', ' '):<10} {model} as {use}")
             lines += [f"           {reason.cited()}" for reason in decision.reasons] or [
                 f"           {decision.reason}"
             ]

@@ -284,7 +284,19 @@ def m0004_permissions(db: Connection) -> None:
         db.execute(statement)
 
 
-MIGRATIONS: list[Callable[[Connection], None]] = [m0001_log, m0002_money, m0003_batches, m0004_permissions]
+def m0005_upstream(db: Connection) -> None:
+    """Whether the exchanges of a decision count for its permission (1), or it is only to be in force (0): one
+    that is for who taught the teacher has no answers of the teacher in its volume."""
+    db.execute("ALTER TABLE decided ADD COLUMN counts INTEGER NOT NULL DEFAULT 1")
+
+
+MIGRATIONS: list[Callable[[Connection], None]] = [
+    m0001_log,
+    m0002_money,
+    m0003_batches,
+    m0004_permissions,
+    m0005_upstream,
+]
 
 
 def explain(error: Exception, path: Path, doing: str) -> StillhouseError:

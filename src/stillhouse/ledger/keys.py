@@ -106,7 +106,8 @@ def read_public_pem(path: Path) -> bytes:
 
 def was_ours(public: bytes, workspace: Workspace) -> bool:
     """Whether a public key (32 bytes) is the workspace's, or was before it was changed."""
-    return public == read_public_key(workspace) or workspace.earlier_verifying_key(public).is_file()
+    earlier = workspace.earlier_verifying_key(public)  # named by four bytes of it, which others can have too
+    return public == read_public_key(workspace) or (earlier.is_file() and read_public_pem(earlier) == public)
 
 
 def public_of_pem(pem: bytes) -> bytes:

@@ -54,14 +54,21 @@ def grant(
     return ledger.write(insert).result()
 
 
-def decide_by(ledger: Ledger, body: Mapping[str, Any], permissions: Iterable[int]) -> int:
-    """Record a decision that rests on permissions; from then on, attempts under it count for each of them."""
+def decide_by(
+    ledger: Ledger,
+    body: Mapping[str, Any],
+    permissions: Iterable[int],
+    counted: Iterable[int] | None = None,
+) -> int:
+    """Record a decision that rests on permissions; from then on, each of them must be in force for attempts
+    under it, and these count for those in `counted`, or for all."""
     leaf = ledger.prepare("decision", body, {})
+    counting = set(permissions if counted is None else counted)
 
     def insert(db: Connection) -> int:
         index = insert_leaves(db, [leaf])[0]
-        rows = [(index, permission) for permission in sorted(set(permissions))]
-        db.executemany("INSERT INTO decided (decision, permission) VALUES (?, ?)", rows)
+        rows = [(index, each, int(each in counting)) for each in sorted(set(permissions))]
+        db.executemany("INSERT INTO decided (decision, permission, counts) VALUES (?, ?, ?)", rows)
         return index
 
     return ledger.write(insert).result()
@@ -113,7 +120,7 @@ def miscounted(ledger: Ledger) -> list[str]:
     query = (
         "SELECT p.leaf, p.used, coalesce(h.had, 0), (SELECT coalesce(max(idx) + 1, 0) FROM leaf)"
         " FROM permission p LEFT JOIN (SELECT d.permission, count(*) AS had FROM attempt a"
-        " JOIN decided d ON d.decision = a.decision"
+        " JOIN decided d ON d.decision = a.decision AND d.counts = 1"
         " WHERE a.state <> 'failed' OR a.cost IS NULL OR a.cost <> 0 GROUP BY d.permission) h"
         " ON h.permission = p.leaf ORDER BY p.leaf"
     )
@@ -121,7 +128,7 @@ def miscounted(ledger: Ledger) -> list[str]:
     if not counted:
         return []
     size, resting = counted[0][3], defaultdict[int, list[int]](list)
-    for permission, decision in ledger.read("SELECT permission, decision FROM decided"):
+    for permission, decision in ledger.read("SELECT permission, decision FROM decided WHERE counts = 1"):
         resting[permission].append(decision)
     imports = Counter(
         leaf.body.get("decision")

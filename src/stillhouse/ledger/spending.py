@@ -19,11 +19,11 @@ def spend(db: Connection, wanted: Iterable[tuple[int | None, str]]) -> None:
         times.setdefault(decision, []).append(began)
     for decision, began_at in times.items():
         permissions = db.execute(
-            "SELECT p.leaf, p.volume, p.used, p.begins, p.ends, p.revoked"
+            "SELECT p.leaf, p.volume, p.used, p.begins, p.ends, p.revoked, d.counts"
             " FROM decided d JOIN permission p ON p.leaf = d.permission WHERE d.decision = ?",
             (decision,),
         ).fetchall()
-        for leaf, volume, used, begins, ends, revoked in permissions:
+        for leaf, volume, used, begins, ends, revoked, counts in permissions:
             why, count = None, len(began_at)
             if revoked is not None:
                 why = f"it was revoked or recalled (leaf {revoked})"
@@ -31,7 +31,7 @@ def spend(db: Connection, wanted: Iterable[tuple[int | None, str]]) -> None:
                 why = f"it is not valid before {begins[:10]}"
             elif ends is not None and max(began_at) >= ends:
                 why = f"it ended before {ends[:10]} (UTC)"
-            elif volume is not None and used + count > volume:
+            elif counts and volume is not None and used + count > volume:
                 why = (
                     f"it is used up: {used:,} of {volume:,} exchanges were had, and {count:,} more are wanted"
                 )
@@ -41,7 +41,8 @@ def spend(db: Connection, wanted: Iterable[tuple[int | None, str]]) -> None:
                     why,
                     "all answers so far are kept; record a new permission with `stillhouse terms authorise`",
                 )
-            db.execute("UPDATE permission SET used = used + ? WHERE leaf = ?", (count, leaf))
+            if counts:
+                db.execute("UPDATE permission SET used = used + ? WHERE leaf = ?", (count, leaf))
 
 
 def give_back(db: Connection, attempts: Sequence[int]) -> None:
@@ -49,6 +50,6 @@ def give_back(db: Connection, attempts: Sequence[int]) -> None:
     for attempt in attempts:
         db.execute(
             "UPDATE permission SET used = used - 1 WHERE leaf IN (SELECT d.permission FROM decided d"
-            " JOIN attempt a ON a.decision = d.decision WHERE a.id = ?)",
+            " JOIN attempt a ON a.decision = d.decision WHERE a.id = ? AND d.counts = 1)",
             (attempt,),
         )

@@ -161,7 +161,8 @@ def _decided(ledger: Ledger, leaf: int) -> dict[str, Any]:
     """A decision's body; where it rests on permissions of so many, with `exchanges_left` by the one of which
     least is left, which is `left_by`."""
     body, known = ledger.leaf(leaf).body, standings(ledger)
-    rests_on = (known[leaf] for leaf in body.get("permissions", ()) if leaf in known)
+    counted = body.get("teacher_permissions", body.get("permissions", ()))
+    rests_on = (known[leaf] for leaf in counted if leaf in known)
     left = [(each.volume - each.used, each.leaf) for each in rests_on if each.volume is not None]
     return body | dict(zip(("exchanges_left", "left_by"), min(left), strict=True)) if left else body
 

@@ -55,14 +55,15 @@ def admit_all(recipe: Recipe, ledger: Ledger) -> Admitted:
     hear_terms(recipe, ledger)
     leaves = [(use, gate.admit(recipe, teacher, use, ledger, now)) for teacher, use in gate.uses_of(recipe)]
     learned = [leaf for use, leaf in leaves if use == "train_target"]
-    base = of_base(recipe, ledger.workspace, now.date())
-    bodies = [ledger.leaf(leaf).body for leaf in learned]
+    base, taught = of_base(recipe, ledger.workspace, now.date()), gate.admit_base(recipe, ledger, now)
+    of_the_base = [] if taught is None else [taught]
+    bodies = [ledger.leaf(leaf).body for leaf in (*learned, *of_the_base)]
     owed = settled(recipe, bodies, licence_texts(recipe, ledger.workspace), base)
     must_be_possible(owed)
     return Admitted(
         learned,
         next((leaf for use, leaf in leaves if use == "prompt_seed"), None),
-        [leaf for _, leaf in leaves],
+        [*(leaf for _, leaf in leaves), *of_the_base],
         owed,
     )
 
@@ -75,11 +76,13 @@ def hear_terms(recipe: Recipe, ledger: Ledger) -> None:
 
 
 def admit_learning(recipe: Recipe, ledger: Ledger) -> None:
-    """Raises GateRefused where one of the recipe's teachers may not be learned from today."""
+    """Raises GateRefused where one of the recipe's teachers, or who taught its base, may not be learned from
+    today."""
     now = datetime.now(UTC)
     for teacher, use in gate.uses_of(recipe):
         if use == "train_target":
             gate.admit(recipe, teacher, use, ledger, now)
+    gate.admit_base(recipe, ledger, now)
 
 
 @contextmanager

@@ -145,6 +145,7 @@ def _teacher(facts: Facts, teacher: Teacher) -> dict[str, Any]:
         "answeredBy": list(teacher.answered_by),
         "lineage": teacher.lineage,
         "upstream": None if teacher.upstream is None else dict(teacher.upstream),
+        "known": None if teacher.known is None else dict(teacher.known),
         "rows": teacher.rows,
         "shareOfRows": str(round(teacher.rows / facts.samples.kept, 4)) if facts.samples.kept else None,
         "answers": teacher.exchanges,
@@ -169,7 +170,14 @@ def _teacher(facts: Facts, teacher: Teacher) -> dict[str, Any]:
             for decision in teacher.decisions
         ],
         "obligations": [
-            {"kind": owed.kind, "texts": list(owed.texts), "modes": list(owed.modes), "where": owed.where}
-            for owed in teacher.obligations
+            {
+                "row": row,
+                "kind": owed.kind,
+                "texts": list(owed.texts),
+                "modes": list(owed.modes),
+                "redistributes": owed.redistributes,
+                "where": owed.where,
+            }
+            for row, owed in teacher.obligations
         ],
     }

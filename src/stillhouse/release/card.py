@@ -145,6 +145,8 @@ def _taught_by(teacher: Teacher) -> str:
     said = teacher.upstream or {}
     who = " and ".join(code(each["model"]) for each in said["teachers"])
     known = f"by {who}, as its signed record says" if who else f"by nobody known: {text(said['unknown'])}"
+    if who and said["unknown"]:
+        known += f"; not all is known: {text(said['unknown'])}"
     return f"{code(teacher.model)} is the release {code(said['release'])}, and was itself taught {known}."
 
 

@@ -364,7 +364,7 @@ def _teacher(facts: Facts, teacher: Teacher) -> dict[str, Any]:
 
 
 def _relief(facts: Facts) -> dict[str, dict[str, str]]:
-    limits = sorted({o.kind for t in facts.teachers for o in t.obligations} & _LIMITS)
+    limits = sorted({o.obligation.kind for t in facts.teachers for o in t.obligations} & _LIMITS)
     licence, why = "unknown", "no licence is recorded"
     if limits:
         licence, why = "no", f"a teacher's terms put limits on the student: {', '.join(limits)}"

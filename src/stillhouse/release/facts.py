@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
-from stillhouse.terms.facts import Obligation, Publisher
+from stillhouse.terms import ruling
+from stillhouse.terms.facts import Publisher
 from stillhouse.terms.obligations import Owed
 
 # SPDX ids of licences that leave use, change and redistribution free, and ask at most for attribution or
@@ -38,7 +39,7 @@ class Decision:
     policy: str | None
     registry_sha256: str | None
     authorisation: int | None
-    obligations: tuple[Obligation, ...]
+    obligations: tuple[ruling.Owed, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,10 @@ class Teacher:
     parameters: int | None
     lineage: str | None
     upstream: Mapping[str, Any] | None = None  # who taught it, as the gate found it; see `terms.lineage`
+    known: Mapping[str, Any] | None = None  # by what the gate knew it when it decided last; see there
 
     @property
-    def obligations(self) -> tuple[Obligation, ...]:
+    def obligations(self) -> tuple[ruling.Owed, ...]:
         """Of all its decisions, each once, in their order."""
         return tuple(dict.fromkeys(owed for decision in self.decisions for owed in decision.obligations))
 

@@ -30,7 +30,9 @@ from stillhouse.release.facts import (
     Training,
     Use,
 )
+from stillhouse.terms import ruling
 from stillhouse.terms.facts import Obligation, Publisher
+from stillhouse.terms.lineage import known_of
 from stillhouse.terms.obligations import Owed, due, of_decisions, of_seeds, redistributes, seeds, settle
 from stillhouse.workspace import RunFolder, read_marker
 
@@ -191,6 +193,7 @@ def _teachers(
             parameters=(evaluation.get("parameters") or {}).get("teacher") if number == 0 else None,
             lineage=bodies[-1].get("lineage"),
             upstream=bodies[-1].get("upstream"),
+            known=known_of(bodies[-1].get("asked")),
         )
     if counts:
         raise LedgerError(
@@ -247,7 +250,7 @@ def read_decision(leaf: int, body: Mapping[str, Any], ledger: Ledger) -> Decisio
         policy=body.get("policy"),
         registry_sha256=body.get("registry_sha256"),
         authorisation=body.get("authorisation"),
-        obligations=tuple(map(_obligation, body.get("obligations") or ())),
+        obligations=tuple(map(_owed, body.get("obligations") or ())),
     )
 
 
@@ -277,10 +280,11 @@ def _texts(decision: int, body: Mapping[str, Any], ledger: Ledger) -> tuple[str,
     return tuple(sorted(set(found.values())))
 
 
-def _obligation(record: Mapping[str, Any]) -> Obligation:
+def _owed(record: Mapping[str, Any]) -> ruling.Owed:
     owed = Obligation(record["kind"], tuple(record.get("texts") or ()), where=record.get("where") or "")
     modes = tuple(record.get("modes") or owed.modes)
-    return replace(owed, modes=modes, redistributes=bool(record.get("redistributes")))
+    whole = replace(owed, modes=modes, redistributes=bool(record.get("redistributes")))
+    return ruling.Owed(record.get("row") or "", whole)
 
 
 def _student(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +13,8 @@ from stillhouse.errors import UsageError
 from stillhouse.recipe import Recipe, Teacher
 from stillhouse.terms import licences, registry
 from stillhouse.terms.facts import Access, Asked, Feature, Row, Student, Use
+from stillhouse.terms.lineage import TEACHERS, folder_of
+from stillhouse.terms.obligations import the_base
 from stillhouse.terms.operator import read_operator
 from stillhouse.workspace import Workspace
 
@@ -166,25 +168,28 @@ def _licence(teacher: Teacher) -> tuple[str, str]:
 
 
 def base_named(recipe: Recipe) -> str:
-    """How the model that the student begins with is called among those that bring obligations."""
-    return f"the base {_base(recipe)}"
+    return the_base(_base(recipe))
 
 
 def licence_texts(recipe: Recipe, workspace: Workspace) -> dict[tuple[str, str], bytes]:
     """Texts at hand of the licences that a copy may be owed of, by the key of the row and the teacher.
 
     The file that the recipe names or a folder's own, if it is not known to be another licence than the row's;
-    a declared document only where it is known to be the row's.
+    a declared document only where it is known to be the row's. A release passes on the copies in it; its own
+    LICENSE names a licence and is the text of none.
     """
     rows = registry.load(workspace.terms).rows()
-    sources: list[tuple[str, bytes, list[bytes]]] = [(base_named(recipe), _own(recipe.student.init), [])]
+    base = base_named(recipe)
+    sources: list[tuple[str, bytes, list[bytes]]] = [(base, _own(recipe.student.init), [])]
+    found = {(row, base): text for row, text in _passed_on(recipe.student.init, rows)}
     for teacher in (recipe.teacher, *recipe.teachers):
         own = b"" if teacher.licence is None else read_bounded(Path(teacher.licence), "the licence")
         if not own.strip() and access_of(teacher) == "weights" and not (teacher.endpoint or teacher.imported):
             own = _own(teacher.model)
+        if not (teacher.endpoint or teacher.imported):
+            found |= {(row, name_of(teacher)): text for row, text in _passed_on(teacher.model, rows)}
         declared = [read_bounded(Path(each.document), "the terms") for each in teacher.terms]
-        sources.append((teacher.model, own, declared))
-    found = {}
+        sources.append((name_of(teacher), own, declared))
     for name, own, declared in sources:
         theirs, known = _is_of(own, rows)
         read = {key: text for text in declared for key in _is_of(text, rows)[0]}
@@ -197,10 +202,18 @@ def licence_texts(recipe: Recipe, workspace: Workspace) -> dict[tuple[str, str],
 
 
 def _own(model: str) -> bytes:
-    """The licence in a model's folder; empty where it is no folder or has none."""
-    folder = Path(model).expanduser()
-    own = licences.read_licence(folder)
+    """The licence in a model's folder; empty where it is no folder, a release, or has none."""
+    folder = folder_of(model)
+    own = None if (folder / TEACHERS).is_file() else licences.read_licence(folder)
     return b"" if own is None else read_bounded(folder / own[2], "the licence")
+
+
+def _passed_on(model: str, rows: Sequence[Row]) -> Iterator[tuple[str, bytes]]:
+    """The copies of licences in a release, each with the key of the row that its name begins with."""
+    for path in sorted((folder_of(model) / "LICENSES").glob("*.txt")):
+        keys = [row.key for row in rows if path.name.startswith(f"{row.key}-")]
+        if keys and path.is_file():
+            yield max(keys, key=len), read_bounded(path, "the licence")
 
 
 def _is_of(data: bytes, rows: Sequence[Row]) -> tuple[set[str], bool]:

@@ -16,19 +16,23 @@ from typing import Any, NamedTuple
 
 from stillhouse.errors import GateRefused
 from stillhouse.ledger import LeafKind, Ledger
+from stillhouse.ledger.leaves import canonical
 from stillhouse.ledger.permissions import decide_by
 from stillhouse.ledger.quarantine import quarantined, reading_of, recalled_readings
-from stillhouse.recipe import Declaration, Recipe, Teacher
+from stillhouse.recipe import WORDS, Declaration, Recipe, Teacher
 from stillhouse.terms import registry
 from stillhouse.terms.asking import asked_of, name_of, read_bounded
 from stillhouse.terms.authorising import recorded
 from stillhouse.terms.deciding import Decision, DeclaredTerms, decide
 from stillhouse.terms.facts import STRICTEST, Asked, Row, Student, Use, Verdict
-from stillhouse.terms.lineage import Lineage, read_lineage, weigh
+from stillhouse.terms.lineage import Lineage, folder_of, read_lineage
+from stillhouse.terms.obligations import BASE
 from stillhouse.terms.offered import heard
 from stillhouse.terms.operator import read_operator
 from stillhouse.terms.ruling import ALLOWED, TRAINS
+from stillhouse.terms.weighing import bygone, weigh
 
+ROOM = 48 << 10  # bytes of a decision's leaf that leave room for what is added to it; it has under 64 KiB
 POLICY = "rows-4"  # changes with every change of what `deciding` makes of the same input
 
 
@@ -70,7 +74,7 @@ def admit_import(model: str, declaration: Declaration | None, ledger: Ledger, no
 
 
 def admit_release(recipe: Recipe, collected: Iterable[int], ledger: Ledger, now: datetime) -> list[int]:
-    """Decide again about all that a release was made of; returns the new decisions' leaves.
+    """Decide again about all that a release was made of; returns the new decisions' leaves, of the base last.
 
     `collected` are the decisions under which the answers were had; what was owed then is owed still. Raises
     GateRefused where a teacher may not be learned from today, and where the terms became stricter and nobody
@@ -102,7 +106,34 @@ def admit_release(recipe: Recipe, collected: Iterable[int], ledger: Ledger, now:
                 "; ".join(stricter),
                 'see to that, then answer for it: [release] signed_off_by = "NAME, ROLE"',
             )
-    return leaves
+    base = admit_base(recipe, ledger, now, at="release")
+    return leaves if base is None else [*leaves, base]
+
+
+def admit_base(recipe: Recipe, ledger: Ledger, now: datetime, **more: Any) -> int | None:
+    """Decide about those who taught the model that the student begins with, where that is a release of
+    stillhouse, and record it, with `more`; returns the decision's leaf, None where it is no release.
+
+    What the licence of its own weights asks is for `base` to say. Who taught it may be unknown, as of any
+    base: that is said, and stops nothing. Raises GateRefused where one is known who may not be learned from.
+    """
+    found = _base(recipe, ledger, now)
+    if found is None:
+        return None
+    found.body.update(more)
+    leaf = _record(found, ledger)
+    if not found.decision.allowed:
+        why, mend = _barred(found.decision, _recipe_lines(found.decision, now))
+        raise GateRefused(
+            f"the student may not begin with {recipe.student.init}, by who taught it", why, mend
+        )
+    return leaf
+
+
+def consider_base(recipe: Recipe, ledger: Ledger, now: datetime) -> Decision | None:
+    """What `admit_base` would decide; records nothing."""
+    found = _base(recipe, ledger, now)
+    return None if found is None else found.decision
 
 
 def consider(recipe: Recipe, teacher: Teacher, use: Use, ledger: Ledger, now: datetime) -> Decision:
@@ -125,21 +156,68 @@ def uses_of(recipe: Recipe) -> list[tuple[Teacher, Use]]:
 
 
 def _consider(
-    asked: Asked, teacher: Teacher, declarations: Sequence[Declaration], ledger: Ledger, now: datetime
+    asked: Asked,
+    teacher: Teacher,
+    declarations: Sequence[Declaration],
+    ledger: Ledger,
+    now: datetime,
+    is_base: bool = False,
+) -> _Considered:
+    lineage = _lineage(teacher, ledger)
+    found = _weighed(asked, teacher, declarations, ledger, now, lineage, is_base)
+    if lineage is None or len(canonical(found.body)) <= ROOM:
+        return found
+    short = lineage.shortened("it names too many teachers for one decision")
+    return _weighed(asked, teacher, declarations, ledger, now, short, is_base)
+
+
+def _base(recipe: Recipe, ledger: Ledger, now: datetime) -> _Considered | None:
+    """What is decided about the teachers of the model that the student begins with. Declarations about them
+    stand among those of the recipe's teachers."""
+    init = recipe.student.init
+    if init in WORDS:
+        return None
+    base = Teacher(model=init)
+    if _lineage(base, ledger) is None:
+        return None
+    asked = asked_of(recipe, base, "train_target", ledger.workspace)
+    declared = [
+        each for teacher in (recipe.teacher, *recipe.teachers) for each in teacher.terms if each.about
+    ]
+    return _consider(asked, base, declared, ledger, now, is_base=True)
+
+
+def _weighed(
+    asked: Asked,
+    teacher: Teacher,
+    declarations: Sequence[Declaration],
+    ledger: Ledger,
+    now: datetime,
+    lineage: Lineage | None,
+    is_base: bool,
 ) -> _Considered:
     today = now.astimezone(UTC).date()
-    named = _named(asked, name_of(teacher))
+    named = _named(asked, asked.student.base if is_base else name_of(teacher))
     texts = dict(_read(declaration, named, ledger) for declaration in declarations)
     rows, table = _rows(asked, teacher, ledger)
     offers = heard(ledger, asked, tuple(texts), today)
     rows += [each.row for each in offers if each.row is not None]
-    permissions, lineage = recorded(ledger), _lineage(teacher, ledger)
-    decision = decide(asked, rows, permissions, tuple(texts), today, further=0)
-    if lineage is not None:
-        decision, theirs = weigh(
-            decision, asked, lineage, table, permissions, tuple(texts), today, quarantined(ledger)
-        )
-        rows = list({row.key: row for row in (*rows, *theirs)}.values())
+    permissions = recorded(ledger)
+    heard_of = lineage
+    if is_base and lineage is not None:
+        # Where the record is lost nobody can know; one that is only long is for a person to look at.
+        heard_of = lineage if lineage.too_long else replace(lineage, unknown="")
+        unknown = lineage.unknown and f"who taught {lineage.release} is unknown: {lineage.unknown}"
+        rows, decision = [], Decision("allow", unknown or "its own licence is looked up apart")
+    else:
+        decision = decide(asked, rows, permissions, tuple(texts), today, further=0)
+    beside: dict[str, Any] = {}
+    if lineage is not None and heard_of is not None:
+        beside = {"upstream": lineage.record(), "teacher_permissions": list(decision.permissions)}
+        before = bygone(lineage, ledger)
+        found = weigh(decision, asked, heard_of, table, permissions, tuple(texts), today, before)
+        decision, beside["weighed"] = found.decision, [dict(each) for each in found.record]
+        rows = list({row.key: row for row in (*rows, *found.rows)}.values())
     if not decision.allowed:
         lifts = dict.fromkeys((*decision.lifts, *(lift for each in offers for lift in each.lifts)))
         topics = dict.fromkeys((*decision.to_declare, *(one for each in offers for one in each.to_declare)))
@@ -147,7 +225,7 @@ def _consider(
     body: dict[str, Any] = {
         "on": today.isoformat(),
         "teacher": named,
-        "use": asked.use,
+        "use": BASE if is_base else asked.use,
         "verdict": decision.verdict,
         "reason": decision.reason,
         "reasons": [_plain(asdict(reason)) for reason in decision.reasons],
@@ -160,19 +238,18 @@ def _consider(
         "basis": decision.basis,
         "policy": POLICY,
         "registry_sha256": table.digest,
+        **beside,
     }
-    if lineage is not None:
-        body["upstream"] = lineage.record()
     if offers:
         body["offered"] = [leaf for each in offers for leaf in each.leaves]
     return _Considered(decision, body, texts)
 
 
 def _lineage(teacher: Teacher, ledger: Ledger) -> Lineage | None:
-    """Who taught a teacher that lies in a folder, by what the folder says."""
+    """Who taught a teacher that lies here, by what its folder says."""
     if teacher.endpoint or teacher.imported or teacher.model.startswith("embedded:"):
         return None
-    return read_lineage(Path(teacher.model).expanduser(), ledger.workspace)
+    return read_lineage(folder_of(teacher.model), ledger.workspace)
 
 
 def _record(found: _Considered, ledger: Ledger) -> int:
@@ -186,19 +263,25 @@ def _record(found: _Considered, ledger: Ledger) -> int:
         return _once(ledger, "decision", found.body)
     found.body.update(authorisation=decision.permissions[0], permissions=list(decision.permissions))
     there = _recorded(ledger, "decision", found.body)
-    return decide_by(ledger, found.body, decision.permissions) if there is None else there
+    counted = found.body.get("teacher_permissions", decision.permissions)
+    return decide_by(ledger, found.body, decision.permissions, counted) if there is None else there
 
 
 def _must_be_allowed(asked: Asked, model: str, decision: Decision, lines: str) -> None:
     if decision.allowed:
         return
     where = f" at {asked.endpoint}" if asked.endpoint else ""
+    why, mend = _barred(decision, lines)
+    verb = "may not be" if decision.verdict == "refuse" else "is not yet known to be allowed and may not be"
+    raise GateRefused(f"the teacher {model}{where} {verb} used as {asked.use}", why, mend)
+
+
+def _barred(decision: Decision, lines: str) -> tuple[str, str]:
+    """Why a use is not allowed, and what would change that."""
     barred = [reason for reason in decision.reasons if reason.verdict not in ALLOWED]
     why = "\n".join(reason.cited() for reason in barred) or decision.reason
     declares = any("declare so" in lift for lift in decision.lifts)
-    mend = "\n".join([*decision.lifts, *([lines] if declares else [])])
-    verb = "may not be" if decision.verdict == "refuse" else "is not yet known to be allowed and may not be"
-    raise GateRefused(f"the teacher {model}{where} {verb} used as {asked.use}", why, mend)
+    return why, "\n".join([*decision.lifts, *([lines] if declares else [])])
 
 
 def _rows(asked: Asked, teacher: Teacher, ledger: Ledger) -> tuple[list[Row], registry.Registry]:

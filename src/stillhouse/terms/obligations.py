@@ -18,6 +18,8 @@ from stillhouse.errors import GateRefused
 from stillhouse.recipe import Recipe, Teacher
 from stillhouse.terms.facts import Mode, Obligation, ObligationKind
 
+BASE = "base"  # the use of a decision about those who taught the model that the student begins with
+
 # What no file can show: somebody must say that it was done.
 PROMISES = ("notify", "check_output", "keep_signals")
 
@@ -86,13 +88,19 @@ def settled(
 
     `copied` are those of which the licence's text is at hand, as (row, teacher).
     """
-    owed = [*base.owed, *of_decisions(decisions), *of_seeds(seeds(recipe), recipe.prompts.licence or "")]
+    decided = list(decisions)
+    owed = [*base.owed, *of_decisions(decided), *of_seeds(seeds(recipe), recipe.prompts.licence or "")]
     owed = list(dict.fromkeys(owed))
     now = due(owed, recipe.release.mode, redistributes(recipe))
     name, wanted = recipe.release.name or recipe.run.name, recipe.release
     found = settle(now, name, wanted.licence, wanted.confirmed, copied)
-    unknown = f"the terms of the base {base.unknown} are not known: read them before the student is released"
-    return replace(found, unknown=(unknown,) if base.unknown else ())
+    unread = f"the terms of the base {base.unknown} are not known: read them before the student is released"
+    untold = (
+        f"who taught {_brought_by(body)} is not known, nor what they ask: {body['upstream']['unknown']}"
+        for body in decided
+        if body.get("use") == BASE and body["upstream"]["unknown"]
+    )
+    return replace(found, unknown=(*([unread] if base.unknown else []), *untold))
 
 
 def seeds(recipe: Recipe) -> str:
@@ -140,13 +148,24 @@ def must_be_met(settlement: Settlement) -> None:
 
 
 def of_decisions(decisions: Iterable[Mapping[str, Any]]) -> list[Owed]:
-    """What decisions (leaf bodies) say is owed, each thing once."""
+    """What decisions (leaf bodies) say is owed, each thing once. What is owed to those who taught the model
+    that the student begins with is owed for weights that are in it."""
     owed = [
-        Owed(each["row"], body["teacher"]["model"], _obligation(each))
+        Owed(each["row"], _brought_by(body), _obligation(each), in_student=body.get("use") == BASE)
         for body in decisions
         for each in body.get("obligations") or ()
     ]
     return list(dict.fromkeys(owed))
+
+
+def _brought_by(body: Mapping[str, Any]) -> str:
+    model: str = body["teacher"]["model"]
+    return the_base(model) if body.get("use") == BASE else model
+
+
+def the_base(model: str) -> str:
+    """How the model that the student begins with is called among those that bring obligations."""
+    return f"the base {model}"
 
 
 def due(owed: Iterable[Owed], mode: Mode, redistributes: bool) -> tuple[Owed, ...]:

@@ -1,0 +1,132 @@
+"""A student that begins as a release: who taught that is weighed, and what they ask goes with the student."""
+
+from datetime import UTC, datetime
+
+import pytest
+from taught import NOW, declared, entry, released
+
+from stillhouse.errors import GateRefused
+from stillhouse.ledger import Ledger
+from stillhouse.pipeline.setup import admit_all, admit_learning
+from stillhouse.recipe import parse_recipe
+from stillhouse.terms import admit_base, admit_release, consider_base
+from stillhouse.terms.asking import licence_texts
+from stillhouse.terms.obligations import file_name
+from stillhouse.workspace import init_workspace
+
+LLAMA = {"model": "meta-llama/Llama-3.1-8B", "also": ["t"]}
+ABOUT = ("llama3.1", "llama3.1/licence_text")
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with Ledger.open(init_workspace(tmp_path / "ours"), clock=lambda: datetime.now(UTC)) as ledger:
+        ledger.workspace.operator.write_text("monthly_users = 5\n")
+        yield ledger
+
+
+def begun_from(folder, *about, teacher="embedded:desk", **tables):
+    terms = declared(folder, *about)[1:]
+    tree = {
+        "run": {"name": "smaller"},
+        "teacher": {"model": teacher, **({"terms": terms} if terms else {})},
+        "prompts": {"source": "embedded:desk", "count": 8},
+        "student": {"init": str(folder)},
+        **tables,
+    }
+    return parse_recipe(tree)
+
+
+def test_who_may_not_be_learned_from_may_not_have_taught_the_base_either(ledger, tmp_path):
+    folder = tmp_path / "small"
+    released(folder, ledger.workspace, entry("gpt-4o", host="api.openai.com"))
+    what = begun_from(folder)
+    for admits in (admit_all, admit_learning):
+        with pytest.raises(GateRefused, match="may not begin with") as caught:
+            admits(what, ledger)
+        assert "OpenAI Services Agreement (gpt-4o, which taught small" in caught.value.why
+        assert "a written permission of OpenAI" in caught.value.mend
+    with pytest.raises(GateRefused, match="may not begin with"):
+        admit_release(what, [], ledger, NOW)
+    refused = [leaf.body for leaf in ledger.leaves("decision") if leaf.body["use"] == "base"]
+    assert {body["verdict"] for body in refused} == {"refuse"}
+    assert {body["teacher"]["model"] for body in refused} == {"small"}
+    assert consider_base(what, ledger, NOW).verdict == "refuse"
+
+
+def test_what_the_teachers_of_the_base_ask_goes_with_the_student(ledger, tmp_path):
+    folder = tmp_path / "small"
+    released(folder, ledger.workspace, entry("t", "weights", None, known=LLAMA))
+    with pytest.raises(GateRefused, match="may not begin with") as caught:
+        admit_all(begun_from(folder), ledger)
+    assert "about = [" in caught.value.mend
+    admitted = admit_all(begun_from(folder, *ABOUT), ledger)
+    assert admitted.owed.prefix == "Llama"
+    assert ("llama3.1", "the base small") in admitted.owed.copies
+    leaf = ledger.leaf(admitted.every[-1])
+    assert leaf.body["use"] == "base"
+    assert leaf.index not in admitted.learned
+    (again,) = set(admit_release(begun_from(folder, *ABOUT), [], ledger, NOW)) & {
+        each.index for each in ledger.leaves("decision") if each.body["use"] == "base"
+    }
+    assert ledger.leaf(again).body["at"] == "release"
+
+
+def test_what_was_owed_for_passing_on_weights_is_owed_as_they_are_in_the_student(ledger, tmp_path):
+    owed = {"row": "gone", "kind": "notice", "texts": ["N"], "modes": ["weights"], "redistributes": True}
+    folder = tmp_path / "small"
+    released(folder, ledger.workspace, entry("embedded:desk", "shipped", None, obligations=[owed]))
+    assert admit_all(begun_from(folder), ledger).owed.notices == ("N",)
+
+
+def test_who_taught_a_base_may_be_unknown_and_that_is_said(ledger, tmp_path):
+    folder = tmp_path / "small"
+    released(folder, ledger.workspace, entry("gpt-4o", host="api.openai.com"))
+    (folder / "model.safetensors").write_bytes(b"others")
+    admitted = admit_all(begun_from(folder), ledger)
+    (line,) = [each for each in admitted.owed.unknown if each.startswith("who taught the base small")]
+    assert "model.safetensors was changed" in line
+    body = ledger.leaf(admitted.every[-1]).body
+    assert (body["verdict"], body["upstream"]["teachers"]) == ("allow", [])
+    assert "is unknown: model.safetensors was changed" in body["reason"]
+
+
+@pytest.mark.parametrize("count", [90, 900])
+def test_a_record_that_is_too_long_hides_nobody(ledger, tmp_path, count):
+    several = [entry(f"gpt-4o-{number}", host="api.openai.com", decisions=[]) for number in range(count)]
+    released(tmp_path / "small", ledger.workspace, *several)
+    with pytest.raises(GateRefused, match="may not begin with") as caught:
+        admit_base(begun_from(tmp_path / "small"), ledger, NOW)
+    assert 'about = ["lineage"]' in caught.value.mend
+
+
+@pytest.mark.parametrize("init", ["embedded:base", "config", "from_teacher"])
+def test_a_base_that_is_no_release_is_no_decision(ledger, tmp_path, init):
+    what = begun_from(tmp_path / "x", student={"init": init})
+    assert admit_base(what, ledger, NOW) is None
+    assert not list(ledger.leaves("decision"))
+
+
+def test_the_licences_that_a_release_passes_on_are_at_hand_and_its_own_is_none(ledger, tmp_path):
+    folder = tmp_path / "small"
+    (folder / "LICENSES").mkdir(parents=True)
+    (folder / "LICENSES" / f"{file_name(('llama3.1', 't'))}.txt").write_text("Llama, as it came")
+    (folder / "LICENSE").write_text("The weights in this folder are under MIT.\n")
+    released(folder, ledger.workspace, entry("t", "weights", None, known=LLAMA))
+    texts = licence_texts(begun_from(folder, *ABOUT), ledger.workspace)
+    assert {whose: texts[whose] for whose in texts if whose[1] == "the base small"} == {
+        ("llama3.1", "the base small"): b"Llama, as it came"
+    }
+    owed = admit_all(begun_from(folder, *ABOUT, release={"name": "Llama-smaller"}), ledger).owed
+    assert owed.unmet == ()
+
+
+def test_a_local_teachers_own_licence_is_the_copy_that_is_owed(ledger, tmp_path):
+    """Owed by the name that the gate records: the folder's own, not where it lies."""
+    folder = tmp_path / "Llama-3.1-8B"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "LICENSE").write_text("Llama 3.1 Community License, as it came")
+    what = begun_from(tmp_path / "b", *ABOUT, teacher=str(folder), release={"name": "Llama-x"})
+    texts = licence_texts(what, ledger.workspace)
+    assert ("llama3.1", "Llama-3.1-8B") in texts

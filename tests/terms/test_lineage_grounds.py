@@ -1,0 +1,213 @@
+"""A teaching that this workspace allowed holds as far as what that rested on covers today's question."""
+
+from datetime import timedelta
+
+import pytest
+from maker import at_maker, row_toml
+from taught import NOW, decided, declared, entry, recipe, released, upstream
+
+from stillhouse.ledger import Ledger
+from stillhouse.ledger.permissions import revoke
+from stillhouse.ledger.quarantine import decisions_of, recall
+from stillhouse.recipe import parse_recipe
+from stillhouse.terms import admit, consider
+from stillhouse.terms.authorising import make_permission, record
+from stillhouse.workspace import init_workspace
+
+ENDPOINT = "https://api.example.com/v1"
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with Ledger.open(init_workspace(tmp_path / "ours"), clock=lambda: NOW) as ledger:
+        yield ledger
+
+
+def taught(model="big-1", terms=None, name="small"):
+    """A recipe for the first student, whose teacher no row knows."""
+    return parse_recipe(
+        {
+            "run": {"name": name},
+            "teacher": {"model": model, "endpoint": ENDPOINT, "terms": terms},
+            "prompts": {"source": "embedded:desk"},
+            "student": {"init": "embedded:base"},
+        }
+    )
+
+
+def let_teach(ledger, folder, terms=None, model="big-1", **record_):
+    """Its decision, and the folder of the student as it was released."""
+    what = taught(model, terms)
+    leaf = admit(what, what.teacher, "train_target", ledger, NOW)
+    verdict = ledger.leaf(leaf).body["verdict"]
+    released(
+        folder, ledger.workspace, entry(model, decisions=[{"leaf": leaf, "verdict": verdict}], **record_)
+    )
+    return leaf
+
+
+def permitted(ledger, scope=None, **more):
+    said = {"grantor": "Example", "grantee": "us", "signatory": "J. Doe", "approver": "R. Ames", **more}
+    scope = {
+        "models": ["big-1"],
+        "uses": ["train_target"],
+        "competing": True,
+        "servers": ["*"],
+        **(scope or {}),
+    }
+    said |= {"valid_from": "2026-01-01", "scope": scope}
+    return record(make_permission(said, "c.txt", b"a contract", "here"), b"a contract", ledger)
+
+
+def test_a_declaration_holds_for_the_uses_that_it_names_until_it_is_recalled(ledger, tmp_path):
+    folder = tmp_path / "small"
+    leaf = let_teach(ledger, folder, declared(folder)[0])
+    found = decided(ledger, folder)
+    assert found.verdict == "allow"
+    assert f"allowed by the decisions in leaves {leaf}" in found.reason
+    (declaration,) = ledger.leaf(leaf).body["declarations"]
+    recall(ledger, decisions_of(ledger, "authorisation", declaration), "a letter", authorisation=declaration)
+    found = decided(ledger, folder)
+    assert found.verdict == "refuse"
+    assert "recalled" in found.reason
+    assert 'about = ["big-1"]' in " ".join(found.lifts)
+
+
+def test_a_declaration_for_training_alone_does_not_hold_for_measuring(ledger, tmp_path):
+    folder = tmp_path / "small"
+    terms = declared(folder)[0] | {"scope": ["train_target"]}
+    let_teach(ledger, folder, terms)
+    both = declared(folder)[0] | {"scope": ["train_target", "evaluation"]}
+    assert decided(ledger, folder, use="train_target").verdict == "allow"
+    assert decided(ledger, folder, use="prompt_seed").verdict == "allow"
+    found = decided(ledger, folder, use="evaluation")
+    assert (found.verdict, "does not include evaluation" in found.reason) == ("refuse", True)
+    other = tmp_path / "more" / "small"
+    let_teach(ledger, other, both)
+    assert decided(ledger, other, use="evaluation").verdict == "allow"
+
+
+def test_a_decision_that_was_recalled_alone_no_longer_holds(ledger, tmp_path):
+    folder = tmp_path / "small"
+    leaf = let_teach(ledger, folder, declared(folder)[0])
+    recall(ledger, [leaf], "a letter came")
+    assert decided(ledger, folder).verdict == "refuse"
+    found = decided(ledger, folder, "big-1")
+    assert (found.verdict, found.basis) == ("allow", "declaration")
+
+
+def test_leaves_that_are_no_such_decision_allow_nothing(ledger, tmp_path):
+    other = ledger.append("decision", {"what": "a test"})
+    refused = ledger.append(
+        "decision", {"teacher": {"model": "big-1"}, "use": "train_target", "verdict": "refuse"}
+    )
+    bare = ledger.append(
+        "decision", {"teacher": {"model": "big-1"}, "use": "train_target", "verdict": "allow"}
+    )
+    for leaf, why in (
+        (9999, "no decision"),
+        (other, "no decision"),
+        (refused, "says refuse"),
+        (bare, "not known"),
+    ):
+        folder = tmp_path / str(leaf) / "small"
+        released(folder, ledger.workspace, entry("big-1", decisions=[{"leaf": leaf, "verdict": "allow"}]))
+        found = decided(ledger, folder)
+        assert (found.verdict, why in found.reason) == ("refuse", True)
+
+
+@pytest.mark.parametrize(
+    ("scope", "more", "ends", "tables", "why"),
+    [
+        ({}, {}, "revoke", {}, "revoked"),
+        ({}, {"valid_to": "2026-11-21"}, None, {"later": 5}, "it ended on 2026-11-21"),
+        ({"students": ["small"]}, {}, None, {}, "it is for a student called small, not smaller"),
+        ({"modes": ["weights"]}, {}, None, {"release": {"mode": "hosted"}}, "given out as weights"),
+    ],
+)
+def test_a_permission_allows_a_step_further_what_it_still_covers_and_no_more(
+    ledger, tmp_path, scope, more, ends, tables, why
+):
+    permission = permitted(ledger, scope, **more)
+    folder = tmp_path / "small"
+    let_teach(ledger, folder)
+    tables = dict(tables)
+    later = NOW + timedelta(days=tables.pop("later", 0))
+    what = recipe(folder, **tables)
+    if ends == "revoke":
+        assert decided(ledger, folder).permissions == (permission,)
+        revoke(ledger, permission, "a quarrel")
+    found = consider(what, what.teacher, "train_target", ledger, later)
+    assert found.verdict == "refuse"
+    assert f"rests on the permission in leaf {permission}, which does not cover this" in found.reason
+    assert why in " ".join(found.lifts)
+
+
+def test_a_permission_that_was_used_up_still_covers_what_was_had_under_it(ledger, tmp_path):
+    permission = permitted(ledger, {"volume": 1})
+    folder = tmp_path / "small"
+    let_teach(ledger, folder)
+    what = recipe(folder)
+    leaf = admit(what, what.teacher, "train_target", ledger, NOW)
+    body = ledger.leaf(leaf).body
+    assert (body["permissions"], body["teacher_permissions"]) == ([permission], [])
+    assert [(each["model"], each["permissions"]) for each in body["weighed"]] == [("big-1", [permission])]
+    for _ in range(3):  # answers of the student are none of the model that the permission is for
+        ledger.begin("ab" * 32, "r", "p", "small", 0, decision=leaf).result()
+
+
+def test_two_steps_on_each_decision_between_must_hold(ledger, tmp_path):
+    first, second = tmp_path / "small", tmp_path / "second" / "small"
+    leaf = let_teach(ledger, first, declared(first)[0])
+    what = recipe(first)
+    next_leaf = admit(what, what.teacher, "train_target", ledger, NOW)
+    body = ledger.leaf(next_leaf).body
+    assert [each["decisions"] for each in body["weighed"]] == [[leaf]]
+    by = [{"leaf": next_leaf, "verdict": body["verdict"]}]
+    released(
+        second, ledger.workspace, entry("small", "weights", None, decisions=by, upstream=body["upstream"])
+    )
+    assert decided(ledger, second).verdict == "allow"
+    recall(ledger, [leaf], "a letter came")
+    found = decided(ledger, second)
+    assert (found.verdict, f"leaf {leaf} was recalled" in found.reason) == ("refuse", True)
+
+
+def test_an_older_record_two_steps_on_does_not_tell_what_allowed_the_first(ledger, tmp_path):
+    first, second = tmp_path / "small", tmp_path / "second" / "small"
+    let_teach(ledger, first, declared(first)[0])
+    what = recipe(first)
+    leaf = admit(what, what.teacher, "train_target", ledger, NOW)
+    before = entry("big-1")
+    del before["decisions"]
+    signer = ledger.leaf(leaf).body["upstream"]["signedBy"]
+    further = upstream("small", before, signedBy=signer)
+    by = [{"leaf": leaf, "verdict": "allow"}]
+    released(second, ledger.workspace, entry("small", "weights", None, decisions=by, upstream=further))
+    found = decided(ledger, second)
+    assert (found.verdict, found.to_declare) == ("refuse", ("big-1",))
+    assert decided(ledger, second, "big-1").verdict == "allow"
+
+
+def test_leaves_of_somebody_elses_log_are_not_taken_for_ours(ledger, tmp_path):
+    """A release of ours, made from one of theirs that names leaves by the same numbers."""
+    folder = tmp_path / "small"
+    leaf = let_teach(ledger, tmp_path / "x" / "small", declared(folder)[0])
+    allowed = [{"leaf": leaf, "verdict": "allow"}]
+    further = upstream("theirs", entry("big-1", decisions=allowed))
+    shipped = entry("embedded:desk", "shipped", None, decisions=[], upstream=further)
+    released(folder, ledger.workspace, shipped)
+    assert decided(ledger, folder).verdict == "refuse"
+
+
+def test_what_was_allowed_by_a_row_is_asked_of_the_rows_of_today(ledger, tmp_path):
+    ledger.workspace.terms.mkdir()
+    row = ledger.workspace.terms / "maker.toml"
+    row.write_text(row_toml(hosts=["api.maker.example"]))
+    what = at_maker()
+    leaf = admit(what, what.teacher, "train_target", ledger, NOW)
+    folder, by = tmp_path / "small", [{"leaf": leaf, "verdict": "allow"}]
+    released(folder, ledger.workspace, entry("maker-2", host="api.maker.example", decisions=by))
+    assert decided(ledger, folder).verdict == "allow"
+    row.unlink()
+    assert decided(ledger, folder).verdict == "refuse"
