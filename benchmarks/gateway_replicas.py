@@ -294,10 +294,10 @@ def main() -> None:
     times = QUICK_TIMES if options.quick else TIMES
     troubles: dict[str, Trouble] = {
         "nothing fails": calm,
-        f"{times:,} kills of a replica": kill_replicas,
-        f"{times:,} kills of Redis": kill_redis,
         "clocks 5 s off": skew,
         "clients leave": vanish,
+        f"{times:,} kills of Redis": kill_redis,
+        f"{times:,} kills of a replica": kill_replicas,
     }
     head = header(SEED, ["stillhouse", "hiredis", "psycopg", "uvicorn", "aiohttp"])
     if shutil.which("redis-server") is None:
@@ -310,8 +310,9 @@ def main() -> None:
                 if trouble is skew and not FAKETIME.exists():
                     rows.append(Row(f"{title}: skipped, there is no libfaketime", None, ""))
                     continue
-                rows += rows_of(title, trouble, *pressed(found, key, trouble, times))
-                print(title, file=sys.stderr)
+                shown = rows_of(title, trouble, *pressed(found, key, trouble, times))
+                print(*(f"{row.what}: {row.value:,}" for row in shown), sep="\n", file=sys.stderr)
+                rows += shown
     except Unavailable as why:
         rows.append(Row(f"skipped: {why}", None, ""))
     show(head, rows, options.json)
