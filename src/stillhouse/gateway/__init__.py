@@ -216,7 +216,6 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
             ),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("User-Agent", "Accept-Encoding"),
             headers={"user-agent": "stillhouse", "accept-encoding": "identity"},
             read_bufsize=1 << 18,
         )

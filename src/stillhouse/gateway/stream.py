@@ -13,6 +13,7 @@ from stillhouse.guard.answers import Cut
 
 MOST = 2**53 - 1  # tokens; beyond it numbers cannot be recorded
 LONGEST = 8 << 20  # bytes of one event; a longer one is passed on unread
+AHEAD = 4096  # bytes in which text is looked for, so that each is looked at a few times at most
 _DONE = b"[DONE]"
 _BOUNDARY = re.compile(rb"\r?\n\r?\n|\r\r")
 
@@ -92,15 +93,18 @@ class Passing:
         not ended; where it begins."""
         if self._cut is not None and not self._cut.begun:
             return at
-        told = self._told.search(data, at)
-        end = len(data) if told is None else told.start()
-        done = data.find(_DONE, at, end)
-        last = data.rfind(b"\n\n", at, end if done < 0 else done)
-        if last < 0:
-            return at
-        passed.append(data[at : last + 2])
-        self.events += data.count(b"data:", at, last)
-        return last + 2
+        while at < len(data):
+            end = min(len(data), at + AHEAD)
+            done = data.find(_DONE, at, end)
+            end = end if done < 0 else done
+            told = self._told.search(data, at, end)
+            last = data.rfind(b"\n\n", at, end if told is None else told.start())
+            if last < 0:
+                break
+            passed.append(data[at : last + 2])
+            self.events += data.count(b"data:", at, last)
+            at = last + 2
+        return at
 
     def _event(self, event: bytes) -> bytes:
         data = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
