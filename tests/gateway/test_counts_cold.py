@@ -111,7 +111,7 @@ def test_with_one_subject_in_memory_it_decides_as_if_all_stayed(moves):
         assert evicted
 
 
-def test_ten_thousand_that_passed_by_leave_their_counts_on_disk_alone(tmp_path, monkeypatch):
+def test_two_thousand_that_passed_by_leave_their_counts_on_disk_alone(tmp_path, monkeypatch):
     now = [BEGIN]
     monkeypatch.setattr(local, "_steady", lambda: now[0])
     monkeypatch.setattr(local, "_wall", lambda: now[0])
