@@ -13,8 +13,6 @@ What a gateway adds is the difference of the medians (p50) or of the 99th percen
 round, to asking the upstream directly. Values are medians of the rounds, in brackets the least and the most
 of them. CPU is user and system of the gateway and its children. A gateway that cannot keep up with a schedule
 is slow without bound: there the share that was answered within ten seconds says more than its latency.
-
-Then the memory of the gateway, with one worker (gateway_memory.py).
 """
 
 from __future__ import annotations
@@ -211,7 +209,7 @@ def faults(table: Table) -> list[Row]:
 
 def compare(folder: Path, quick: bool) -> list[Row]:
     with arms(folder) as found:
-        table = rounds(found, 1 if quick else 5, 1.0 if quick else 10.0)
+        table = rounds(found, 1 if quick else 5, 1.0 if quick else 5.0)
         held = {arm.name: resident(arm.process.pid) / 1e6 for arm in found}
     rows = latency(table) + saturated(table) + faults(table)
     after = Row("memory after it", held["stillhouse"], "MB")
@@ -222,12 +220,9 @@ def compare(folder: Path, quick: bool) -> list[Row]:
 
 
 def main() -> None:
-    from gateway_memory import memory
-
     options = arguments(__doc__ or "")
     with tempfile.TemporaryDirectory() as name:
         rows = compare(Path(name), options.quick)
-    rows += memory(options.quick)
     packages = ["stillhouse", "uvicorn", "uvloop", "httptools", "aiohttp", "orjson"]
     show(header(SEED, packages), rows, options.json)
 

@@ -1,10 +1,12 @@
 """The memory of the gateway: at its start, for each live account, over many requests, with cold accounts.
 
-Part of benchmarks/gateway.py. An account is live when it has asked of late: its holder, its key and the
-counts of its limits are in memory, those of everyone who asked longest ago are in the store alone. Whether
-such an account still is what it was is seen by one that may ask four times a day: it asks three times, is
-then driven out by others, and asks three times more. The store lies in memory here, since its speed is not in
-question. `--quick` asks less, and nobody is driven out.
+    .venv/bin/python benchmarks/gateway_memory.py [--quick] [--json FILE]
+
+One worker, before the mock upstream of benchmarks/gateway.py. An account is live when it has asked of late:
+its holder, its key and the counts of its limits are in memory, those of everyone who asked longest ago are in
+the store alone. Whether such an account still is what it was is seen by one that may ask four times a day: it
+asks three times, is then driven out by others, and asks three times more. The store lies in memory here,
+since its speed is not in question. `--quick` asks less, and nobody is driven out.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from pathlib import Path
 from gateway_arms import Arm, resident, until_idle, upstream
 from gateway_load import Load, Told
 from gateway_stillhouse import customers, serving, settings, toml
-from rows import Row
+from rows import Row, arguments, header, show
 
 LOAD = Path(__file__).with_name("gateway_load.py")
+SEED = 7
 LIVE, REQUESTS, DRIVING = 10_000, 1_000_000, 60_000
 QUICK_LIVE, QUICK_REQUESTS = 500, 10_000
 TURNS = 10
@@ -93,3 +96,13 @@ def _memory(folder: Path, live: int, requests: int, driving: int) -> list[Row]:
 
 def _below(what: str, value: float, unit: str, most: float, target: str) -> Row:
     return Row(what, value, unit, target=target, holds=value <= most)
+
+
+def main() -> None:
+    options = arguments(__doc__ or "")
+    rows = memory(options.quick)
+    show(header(SEED, ["stillhouse", "uvicorn", "uvloop", "aiohttp", "orjson"]), rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
