@@ -1,6 +1,6 @@
 """Four replicas of the gateway over one Redis: does one limit hold for all of them, whatever fails?
 
-    .venv/bin/python benchmarks/gateway_replicas.py [--quick] [--json FILE]
+    .venv/bin/python benchmarks/gateway_replicas.py [--quick] [--folder FOLDER] [--json FILE]
 
 400 clients ask all four at once, all with the key of one account that may have so many output tokens a
 minute, and ask again when they are refused. The upstream writes exactly as many tokens as it may, ten at a
@@ -13,7 +13,8 @@ counts.
 Accounts lie in PostgreSQL, counts in Redis with an append-only file that is synced at every write. One
 account each is asked while nothing fails; while replicas are killed (SIGKILL) and started again; while Redis
 is; while the clock of a replica is five seconds ahead and that of another five behind; and while half of the
-clients leave in the middle of their streams. Each about a thousand times, and some times with `--quick`.
+clients leave in the middle of their streams. Each about a thousand times, and some times with `--quick`. The
+full run takes more than an hour: what is in --folder is not done again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -41,7 +43,7 @@ from gateway_load import Load, Told
 from gateway_stillhouse import ADMIN, customers, settings, toml
 from postgres_server import Unavailable
 from postgres_server import running as postgres
-from rows import Row, arguments, header, show
+from rows import Row, arguments, header, show, working_folder
 
 SEED = 7
 LOAD = Path(__file__).with_name("gateway_load.py")
@@ -49,7 +51,6 @@ FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 REPLICAS, CLIENTS = 4, 400
 RESERVED, LIMIT, MINUTE = 100, 60_000, 60.0  # tokens of a request, tokens a minute
 TIMES, QUICK_TIMES = 1_000, 3
-KINDS = 5  # of trouble
 PEPPER = "STILLHOUSE_BENCHMARK_PEPPER"
 
 
@@ -68,6 +69,17 @@ class Redis:
         words += ["--maxmemory-policy", "noeviction"]
         with (self._folder / "said.txt").open("ab") as said:
             self._process = subprocess.Popen(words, stdout=said, stderr=said)
+
+    def wait(self) -> None:
+        """Until it has read its file and answers."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5) as wire:
+                wire.sendall(b"PING\r\n")
+                if wire.recv(64).startswith(b"+PONG"):
+                    return
+            time.sleep(0.02)
+        raise RuntimeError(f"Redis does not start: {(self._folder / 'said.txt').read_text()[-3000:]}")
 
     def kill(self) -> None:
         self._process.kill()
@@ -116,13 +128,13 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """All that runs, and a key of an own account for each kind of trouble."""
+    """All that runs, made anew for each kind of trouble, and the key of an account."""
 
     redis: Redis
     replicas: list[Replica]
     environment: dict[str, str]
     journal: Path
-    keys: list[str]
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +164,13 @@ def scene(folder: Path) -> Iterator[Scene]:
                 told["models"].append({"name": "exact-20", "upstreams": told["models"][0]["upstreams"]})
                 replicas.append(Replica(folder / f"replica-{number}", told))
             with environ(environment):
-                first, *keys = customers(replicas[0].folder, 1 + KINDS, output_tokens_per_minute=LIMIT)
+                first, key = customers(replicas[0].folder, 2, output_tokens_per_minute=LIMIT)
             for replica in replicas:
                 replica.start(environment)
             for replica in replicas:
                 replica.wait()
                 until_answers(replica.arm(first), replica.folder)
-            yield Scene(redis, replicas, environment, journal, keys)
+            yield Scene(redis, replicas, environment, journal, key)
         finally:
             for replica in replicas:
                 replica.stop(signal.SIGTERM)
@@ -193,12 +205,14 @@ def kill_replicas(found: Scene, times: int) -> None:
 
 
 def kill_redis(found: Scene, times: int) -> None:
+    """Each time after it has answered for a second, so that something is granted between two kills."""
     for _ in range(times):
-        time.sleep(0.5)
+        found.redis.wait()
+        time.sleep(1)
         found.redis.kill()
         time.sleep(0.1)
         found.redis.start()
-    time.sleep(1)
+    found.redis.wait()
 
 
 def skew(found: Scene, times: int) -> None:
@@ -213,18 +227,18 @@ def skew(found: Scene, times: int) -> None:
 
 
 def vanish(found: Scene, times: int) -> None:
-    time.sleep(5 if times < TIMES else 240)
+    time.sleep(5 if times < TIMES else 300)
 
 
 Trouble = Callable[[Scene, int], None]
 
 
-def pressed(found: Scene, key: str, trouble: Trouble, times: int) -> tuple[Told, list[Sent]]:
+def pressed(found: Scene, trouble: Trouble, times: int) -> tuple[Told, list[Sent]]:
     """Let the clients ask for as long as the trouble lasts; what they were told, and what was served."""
     before = found.journal.stat().st_size if found.journal.exists() else 0
     load = Load(
         ports=[replica.port for replica in found.replicas],
-        keys=[key],
+        keys=[found.key],
         seconds=86_400,
         in_flight=CLIENTS,
         stream=True,
@@ -289,8 +303,12 @@ def _within(what: str, value: int, target: str) -> Row:
     return Row(what, value, "tokens", target=target, holds=value <= LIMIT + RESERVED)
 
 
+def done_before(file: Path) -> list[Row]:
+    return [Row(**row) for row in json.loads(file.read_text())] if file.exists() else []
+
+
 def main() -> None:
-    options = arguments(__doc__ or "")
+    options = arguments(__doc__ or "", resumable=True)
     times = QUICK_TIMES if options.quick else TIMES
     troubles: dict[str, Trouble] = {
         "nothing fails": calm,
@@ -305,13 +323,17 @@ def main() -> None:
         return
     rows = []
     try:
-        with tempfile.TemporaryDirectory() as name, scene(Path(name)) as found:
-            for key, (title, trouble) in zip(found.keys, troubles.items(), strict=True):
+        with working_folder(options.folder) as folder:
+            for title, trouble in troubles.items():
+                file = folder / f"{trouble.__name__}-{times}.json"
+                shown = done_before(file)
                 if trouble is skew and not FAKETIME.exists():
-                    rows.append(Row(f"{title}: skipped, there is no libfaketime", None, ""))
-                    continue
-                shown = rows_of(title, trouble, *pressed(found, key, trouble, times))
-                print(*(f"{row.what}: {row.value:,}" for row in shown), sep="\n", file=sys.stderr)
+                    shown = [Row(f"{title}: skipped, there is no libfaketime", None, "")]
+                elif not shown:
+                    with tempfile.TemporaryDirectory() as name, scene(Path(name)) as found:
+                        shown = rows_of(title, trouble, *pressed(found, trouble, times))
+                    file.write_text(json.dumps([asdict(row) for row in shown]))
+                print(*(f"{row.what}: {row.value}" for row in shown), sep="\n", file=sys.stderr)
                 rows += shown
     except Unavailable as why:
         rows.append(Row(f"skipped: {why}", None, ""))
