@@ -148,13 +148,15 @@ def walk(draw: Random, texts: Sequence[Text], first: int = 0, every: int = 1) ->
         number += every
 
 
-def interest(draw: Random, pools: Sequence[Pool], words: int) -> list[Text]:
-    """The prompts that hold one of a few words: what one customer asks about."""
+def interest(draw: Random, pools: Sequence[Pool], least: int) -> list[Text]:
+    """What one customer asks about: prompts that hold one of some words, `least` where there are as many."""
     pool = draw.choice([pool for pool in pools if pool.prompts])
-    if not pool.topics:
-        return list(pool.prompts)
-    chosen = {n for topic in draw.sample(pool.topics, min(words, len(pool.topics))) for n in topic}
-    return [pool.prompts[number] for number in sorted(chosen)]
+    chosen: set[int] = set()
+    for topic in draw.sample(pool.topics, len(pool.topics)):
+        chosen.update(topic)
+        if len(chosen) >= least:
+            return [pool.prompts[number] for number in sorted(chosen)]
+    return list(pool.prompts)
 
 
 def prompts(pools: Sequence[Pool]) -> list[Text]:
@@ -183,22 +185,42 @@ def tokens(draw: Random, median: float, spread: float = 0.6) -> float:
 
 
 Opener = Callable[[], Text]
+Follow = Callable[[tuple[str, ...]], str]
+
+
+def following(draw: Random, lines: Sequence[str], more: Opener) -> Follow:
+    """What is said after an answer: a line, a line about a piece of the answer, or something new of the kind
+    that conversations begin with."""
+    quoting, changing = draw.uniform(0.1, 0.5), draw.uniform(0.1, 0.4)
+
+    def follow(earlier: tuple[str, ...]) -> str:
+        chance = draw.random()
+        if chance < changing:
+            return more().prompt
+        line = one(draw, lines)
+        if chance < changing + quoting and earlier[-1]:
+            return f'{line} "{excerpt(draw, earlier[-1], 20, 160)}"'
+        return line
+
+    return follow
 
 
 def conversation(
-    draw: Random, style: Style, opener: Opener, follow_ups: Sequence[str], median: float, keeps: bool = True
+    draw: Random, style: Style, opener: Opener, follow: Follow, median: float, keeps: bool = True
 ) -> Ask:
-    """An ask whose first turn is an `opener` and whose others are follow-ups that carry what was said before.
-    Without `keeps` the assistant's turns are sent back empty."""
-    talks: dict[int, tuple[str, ...]] = {}
+    """An ask whose first turn is an `opener` and whose others carry what was said before. Answers that no
+    source has are pieces of the one before. Without `keeps` the assistant's turns are sent back empty."""
+    talks: dict[int, tuple[tuple[str, ...], str]] = {}  # what was said, the answer that a source has
 
     def ask(at: float, talk: int) -> Request:
-        earlier = talks.pop(talk, ())
+        earlier, known = talks.pop(talk, ((), ""))
         if earlier:
-            text, answer = one(draw, follow_ups), earlier[-1][: 40 + int(draw.random() * 600)]
+            text = follow((*earlier[:-1], known))
+            answer = excerpt(draw, known, 40, 600)
         else:
-            text, answer = opener()
-        talks[talk] = (*earlier, text, answer if keeps else "")[-20:]
+            text, known = opener()
+            answer = known
+        talks[talk] = ((*earlier, text, answer if keeps else "")[-20:], known)
         if len(talks) > 32:
             del talks[next(iter(talks))]
         return put(style, at, text, tokens(draw, median), earlier)
