@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import TypeVar
 
 from traffic import wording
 from traffic.account import NEVER, SMALL_MODEL, Ask, Request, Setting, Style, put
@@ -14,6 +14,7 @@ from traffic.arrivals import DAY
 from traffic.sources import Pool, Text
 from traffic.wording import Month, of_month
 
+T = TypeVar("T")
 PACKAGES = 8  # of each kind of application, on the market in a month
 TEMPERATURES = (None, None, 0.0, 0.2, 0.3, 0.7, 0.7, 1.0)
 LONGEST = (None, None, 256, 512, 800, 1_024, 2_048)
@@ -71,9 +72,10 @@ def application(
     draw: Random, setting: Setting, tasks: str, pool: Pool | None = None, roles: str = wording.ROLES
 ) -> Application:
     """The account's own application, or the packaged one that it has bought: then made from that one's name,
-    so that it is the same everywhere. With a `pool`, a third hold a long extract of it that never changes."""
+    so that it is the same everywhere. With a `pool`, a third of the own ones hold a long extract of it that
+    never changes."""
     if setting.person.application:
-        draw = Random(f"{setting.month}/{setting.person.application}")
+        draw, pool = Random(f"{setting.month}/{setting.person.application}"), None
     month = setting.month
     preamble = _preamble(draw, month, pool, roles)
     task = draw.choice(of_month(tasks, month))
@@ -115,7 +117,7 @@ def _own_rules(draw: Random, month: Month) -> list[str]:
     ]
 
 
-def one(draw: Random, texts: Sequence[Any]) -> Any:
+def one(draw: Random, texts: Sequence[T]) -> T:
     """`draw.choice`, at a third of its cost."""
     return texts[int(draw.random() * len(texts))]
 
