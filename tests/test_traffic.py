@@ -21,9 +21,10 @@ pytestmark = pytest.mark.skipif(not (DATA / "traffic").exists(), reason="real tr
 if (DATA / "traffic").exists():
     from traffic import wording, wording_bulk
     from traffic.account import DAYS, START, Request
+    from traffic.applications import walk
     from traffic.arrivals import DAY, WINDOW, arrivals, read_trace, trace_names
     from traffic.people import KINDS, MIX, people, person, requests
-    from traffic.sources import RUN, SOURCES, shelf
+    from traffic.sources import RUN, SOURCES, Text, shelf
     from traffic.wording import MONTHS, of_month
 
 ROOT = Path(__file__).parents[1]
@@ -320,6 +321,17 @@ def test_operators_have_50_to_500_accounts_that_share_source_and_schedule():
     whole = [list(requests(one, "test", 0)) for one in teams[0]]
     assert statistics.median(map(len, whole)) == pytest.approx(60, rel=0.3)
     assert len({tuple(r.output_tokens for r in one) for one in whole}) == len(whole)
+
+
+def test_accounts_that_share_out_the_work_ask_each_question_once():
+    texts = [Text(str(number), "") for number in range(1_000)]
+    parts = [
+        [text.prompt for text in islice(walk(Random("order"), texts, number, 7), 142)] for number in range(7)
+    ]
+    asked_once = [prompt for part in parts for prompt in part]
+    assert len(set(asked_once)) == len(asked_once) == 994
+    more = [text.prompt for text in islice(walk(Random("order"), texts), 1_500)]
+    assert len(set(more)) > 1_450  # in the second round something is added
 
 
 def test_after_the_release_the_pivots_are_on_the_new_model():

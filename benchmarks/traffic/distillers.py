@@ -148,18 +148,23 @@ def pivot(draw: Random, setting: Setting) -> Requests:
 
 def operated(draw: Random, setting: Setting) -> Requests:
     """One of 50 to 500 accounts of an operator, who shares out the work: one pool of prompts, one wording,
-    one schedule. Half of the operators give each prompt to one account alone, half draw for each account; two
-    in five put ordinary traffic around it, other traffic in each account."""
+    one schedule. Two of five operators give each prompt to one account alone, three of ten to 2 to 4 accounts
+    for as many answers, the others draw for each account. Two of five put ordinary traffic around it, other
+    traffic in each account."""
     shared = Random(f"{setting.month}/{setting.seed}/{setting.person.operator}/work")
-    apart, around = shared.random() < 0.5, shared.random() < 0.4
+    way, around = shared.random(), shared.random() < 0.4
+    answers = 1 if way < 0.4 else shared.randint(2, 4)
     from_texts = shared.choice((0.0, 0.3))
     texts = documents(setting.shelf.of(setting.person.source))
     tasks = of_month(wording_bulk.DRAWN_FROM_TEXT, setting.month)
     task = shared.choice(tasks)
     style = expert(shared, setting)
-    order = Random(shared.getrandbits(64)) if apart else draw
-    first, every = setting.place if apart else (0, 1)
-    mine = walk(order, wanted(setting), first, every)
+    number, accounts = setting.place
+    if way < 0.7:
+        order = Random(shared.getrandbits(64))
+        mine = walk(order, wanted(setting), number // answers, -(-accounts // answers))
+    else:
+        mine = walk(draw, wanted(setting))
     harvest = harvesting(draw, mine, style, wrapping(shared, setting))
 
     def ask(at: float, talk: int) -> Request:
