@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TypeVar
 
@@ -51,21 +51,9 @@ def habits(
         logprobs=draw.choice((1, 3, 5)) if draw.random() < logprobs else 0,
         reasoning=draw.random() < reasoning,
     )
-    return _small(style) if draw.random() < 0.3 else style
-
-
-def _small(style: Style) -> Style:
-    return Style(
-        style.system,
-        SMALL_MODEL,
-        SMALL_MODEL,
-        NEVER,
-        style.max_tokens,
-        style.temperature,
-        style.n,
-        style.logprobs,
-        style.reasoning,
-    )
+    if draw.random() < 0.3:
+        return replace(style, model=SMALL_MODEL, next_model=SMALL_MODEL)
+    return style
 
 
 def application(

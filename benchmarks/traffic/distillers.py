@@ -209,9 +209,9 @@ def _kind(
 
 KINDS = {
     "distiller:pure": _kind(150, 900, pure),
-    "distiller:mix5": _kind(100, 1_200, mixed(0.05), MIXED, 0.5, 0.0, (DAYS, DAYS), COVERS),
-    "distiller:mix10": _kind(100, 1_200, mixed(0.10), MIXED, 0.5, 0.0, (DAYS, DAYS), COVERS),
-    "distiller:mix25": _kind(100, 1_200, mixed(0.25), MIXED, 0.5, 0.0, (DAYS, DAYS), COVERS),
+    "distiller:mix5": _kind(100, 1_100, mixed(0.05), MIXED, 0.5, 0.0, (DAYS, DAYS), COVERS),
+    "distiller:mix10": _kind(100, 1_100, mixed(0.10), MIXED, 0.5, 0.0, (DAYS, DAYS), COVERS),
+    "distiller:mix25": _kind(100, 1_100, mixed(0.25), MIXED, 0.5, 0.0, (DAYS, DAYS), COVERS),
     "distiller:slow": _kind(100, 400, pure, steady=0.5, days=(25, DAYS)),
     "distiller:reasoning": _kind(100, 800, reasoning, covers=COVERS),
     "distiller:rubric": _kind(50, 500, rubric, JUDGED, 0.7, days=(3, DAYS)),

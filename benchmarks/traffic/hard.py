@@ -244,7 +244,7 @@ KINDS = {
     "judging": _kind(100, 500, JUDGED, judging, "evaluation"),
     "labelling": _kind(200, 500, LABELLED, labelling, "labelling"),
     "backtranslation": _kind(100, 500, DOCUMENTS, backwards, "back-translation"),
-    "synthetic": _kind(100, 600, MIXED, synthetic, "synthetic data"),
+    "synthetic": _kind(100, 500, MIXED, synthetic, "synthetic data"),
     "loadtest": _kind(100, 400, ASKED, load_test, "load test", (0.02, 1), 0.8),
     "nat": _kind(200, 400, OF_ALL, shared_key, "shared key", (DAYS, DAYS), 0.0),
 }
