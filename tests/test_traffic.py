@@ -21,9 +21,10 @@ pytestmark = pytest.mark.skipif(not (DATA / "traffic").exists(), reason="real tr
 if (DATA / "traffic").exists():
     from traffic import wording, wording_bulk
     from traffic.account import DAYS, START, Request
+    from traffic.applications import walk
     from traffic.arrivals import DAY, WINDOW, arrivals, read_trace, trace_names
     from traffic.people import KINDS, MIX, people, person, requests
-    from traffic.sources import RUN, SOURCES, shelf
+    from traffic.sources import RUN, SOURCES, Text, shelf
     from traffic.wording import MONTHS, of_month
 
 ROOT = Path(__file__).parents[1]
@@ -212,14 +213,15 @@ def test_volumes_are_met_however_bursty_the_client():
 
 @pytest.mark.parametrize("month", ["calibrate", "test"])
 def test_requests_come_in_order_within_the_month(month):
-    for one in every_kind(month):
+    for one in [*every_kind(month), *(person(month, 0, "chat", number) for number in range(30))]:
         times = [request.at for request in requests(one, month, 0)]
         assert times == sorted(times), one
+        assert times, one
         assert all(START[month] <= at < START[month] + DAYS * DAY for at in times)
 
 
 def test_the_rate_can_be_ten_times_higher_or_lower():
-    for kind in ("chat", "labelling"):
+    for kind in ("judging", "labelling"):
         plain, more, less = (
             sum(len(asked("calibrate", kind, number, rate=rate)) for number in range(12))
             for rate in (1, 10, 0.1)
@@ -321,6 +323,17 @@ def test_operators_have_50_to_500_accounts_that_share_source_and_schedule():
     assert len({tuple(r.output_tokens for r in one) for one in whole}) == len(whole)
 
 
+def test_accounts_that_share_out_the_work_ask_each_question_once():
+    texts = [Text(str(number), "") for number in range(1_000)]
+    parts = [
+        [text.prompt for text in islice(walk(Random("order"), texts, number, 7), 142)] for number in range(7)
+    ]
+    asked_once = [prompt for part in parts for prompt in part]
+    assert len(set(asked_once)) == len(asked_once) == 994
+    more = [text.prompt for text in islice(walk(Random("order"), texts), 1_500)]
+    assert len(set(more)) > 1_450  # in the second round something is added
+
+
 def test_after_the_release_the_pivots_are_on_the_new_model():
     late = START["test"] + 19 * DAY
     models = Counter(
@@ -351,21 +364,19 @@ def test_what_cannot_be_told_apart_is_drawn_alike():
     question = next(r.text for r in asked("calibrate", "judging", 1))
     assert "Question:\n" in question
     assert "Question:\n" in next(r.text for r in asked("calibrate", "distiller:rubric", 1))
-    assert hard.KINDS["judging"].sources == KINDS["distiller:rubric"].sources
+    honest, distiller = hard.KINDS["judging"], KINDS["distiller:rubric"]
+    for what in ("sources", "median", "spread", "days", "steady"):
+        assert getattr(honest, what) == getattr(distiller, what)
 
 
 def test_customers_of_one_application_share_its_preamble_and_others_share_none():
     bots = [person("test", 0, "app:support", number) for number in range(60)]
-    preambles = {one.id: preamble(next(requests(one, "test", 0))) for one in bots if _asks(one)}
-    same = [one for one in bots if one.application == "app:support#0" and one.id in preambles]
+    preambles = {one.id: preamble(next(requests(one, "test", 0))) for one in bots}
+    same = [one for one in bots if one.application == "app:support#0"]
     assert len(same) >= 3
     assert len({preambles[one.id] for one in same}) == 1
-    own = [preambles[one.id] for one in bots if not one.application and one.id in preambles]
+    own = [preambles[one.id] for one in bots if not one.application]
     assert len(set(own)) == len(own)
-
-
-def _asks(one):
-    return next(requests(one, "test", 0), None) is not None
 
 
 def preamble(request):

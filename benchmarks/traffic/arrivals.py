@@ -44,6 +44,7 @@ class Trace:
         return runs + low + (rest - place) * (self.until[place] - low)
 
 
+@cache
 def trace_names(month: Month) -> tuple[str, ...]:
     """The clients of a month: every other one, so that both months have heavy and light ones."""
     found = sorted(int(path.stem.removeprefix("client-")) for path in (DATA / "traffic").glob("client-*.csv"))
@@ -88,8 +89,9 @@ def arrivals(
     """
     first, last = span
     if trace is None:  # an own schedule
-        step = (last - first) / max(volume, 1.0)
-        for number in range(round(volume)):
+        slots = max(1, round(volume))
+        step = (last - first) / slots
+        for number in range(slots):
             yield start + first + (number + draw.random()) * step
         return
     begin = trace.before(first / WINDOW + phase)

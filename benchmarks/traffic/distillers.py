@@ -42,7 +42,7 @@ def pure(draw: Random, setting: Setting) -> Requests:
     if draw.random() < 0.16:
         more = of_month(wording_bulk.TURNS_OF_TASKS, setting.month)
         turns = draw.uniform(1.5, 3.0)
-        ask = conversation(draw, expert(draw, setting), lambda: next(mine), more, 240)
+        ask = conversation(draw, expert(draw, setting), lambda: next(mine), lambda _: one(draw, more), 240)
         return stream(draw, setting.starts(draw, 1.0 / turns), ask, turns)
     ask = harvesting(draw, mine, expert(draw, setting), wrapping(draw, setting))
     return stream(draw, setting.starts(draw), ask)
@@ -148,18 +148,23 @@ def pivot(draw: Random, setting: Setting) -> Requests:
 
 def operated(draw: Random, setting: Setting) -> Requests:
     """One of 50 to 500 accounts of an operator, who shares out the work: one pool of prompts, one wording,
-    one schedule. Half of the operators give each prompt to one account alone, half draw for each account; two
-    in five put ordinary traffic around it, other traffic in each account."""
+    one schedule. Two of five operators give each prompt to one account alone, three of ten to 2 to 4 accounts
+    for as many answers, the others draw for each account. Two of five put ordinary traffic around it, other
+    traffic in each account."""
     shared = Random(f"{setting.month}/{setting.seed}/{setting.person.operator}/work")
-    apart, around = shared.random() < 0.5, shared.random() < 0.4
+    way, around = shared.random(), shared.random() < 0.4
+    answers = 1 if way < 0.4 else shared.randint(2, 4)
     from_texts = shared.choice((0.0, 0.3))
     texts = documents(setting.shelf.of(setting.person.source))
     tasks = of_month(wording_bulk.DRAWN_FROM_TEXT, setting.month)
     task = shared.choice(tasks)
     style = expert(shared, setting)
-    order = Random(shared.getrandbits(64)) if apart else draw
-    first, every = setting.place if apart else (0, 1)
-    mine = walk(order, wanted(setting), first, every)
+    number, accounts = setting.place
+    if way < 0.7:
+        order = Random(shared.getrandbits(64))
+        mine = walk(order, wanted(setting), number // answers, -(-accounts // answers))
+    else:
+        mine = walk(draw, wanted(setting))
     harvest = harvesting(draw, mine, style, wrapping(shared, setting))
 
     def ask(at: float, talk: int) -> Request:
@@ -204,12 +209,12 @@ def _kind(
 
 KINDS = {
     "distiller:pure": _kind(150, 900, pure),
-    "distiller:mix5": _kind(100, 1_200, mixed(0.05), MIXED, 0.5, 0.0, (DAYS, DAYS), COVERS),
-    "distiller:mix10": _kind(100, 1_200, mixed(0.10), MIXED, 0.5, 0.0, (DAYS, DAYS), COVERS),
-    "distiller:mix25": _kind(100, 1_200, mixed(0.25), MIXED, 0.5, 0.0, (DAYS, DAYS), COVERS),
+    "distiller:mix5": _kind(100, 1_100, mixed(0.05), MIXED, 0.5, 0.0, (DAYS, DAYS), COVERS),
+    "distiller:mix10": _kind(100, 1_100, mixed(0.10), MIXED, 0.5, 0.0, (DAYS, DAYS), COVERS),
+    "distiller:mix25": _kind(100, 1_100, mixed(0.25), MIXED, 0.5, 0.0, (DAYS, DAYS), COVERS),
     "distiller:slow": _kind(100, 400, pure, steady=0.5, days=(25, DAYS)),
     "distiller:reasoning": _kind(100, 800, reasoning, covers=COVERS),
-    "distiller:rubric": _kind(50, 700, rubric, JUDGED),
+    "distiller:rubric": _kind(50, 500, rubric, JUDGED, 0.7, days=(3, DAYS)),
     "distiller:pivot": _kind(50, 900, pivot, days=(DAYS, DAYS), covers=COVERS),
     "distiller:operator": _kind(250, 60, operated, SHARED_OUT, 0.4, covers=COVERS),
 }
