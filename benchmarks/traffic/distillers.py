@@ -48,29 +48,33 @@ def pure(draw: Random, setting: Setting) -> Requests:
     return stream(draw, setting.starts(draw), ask)
 
 
-def cover(draw: Random, setting: Setting, share: float) -> Requests:
-    """The ordinary traffic in which a distiller hides, `share` of the account's requests."""
+def covering(draw: Random, setting: Setting) -> tuple[Ask, float]:
+    """The ordinary traffic in which a distiller hides, and how many turns a conversation of it has."""
     person = replace(setting.person, source=setting.person.cover_source)
-    ask, turns = MAKERS[setting.person.cover](draw, replace(setting, person=person))
-    return stream(draw, setting.starts(draw, share / turns), ask, turns)
+    return MAKERS[setting.person.cover](draw, replace(setting, person=person))
 
 
 def hidden(draw: Random, setting: Setting, ask: Ask, share: float) -> Requests:
-    """A `share` of an account's requests, in expectation, goes to `ask`, the others to its cover traffic.
+    """A `share` of an account's requests goes to `ask`, each by chance, the others are its cover traffic.
     Half of the accounts give them the system message and the settings of the cover."""
+    cover, turns = covering(draw, setting)
     alike = draw.random() < 0.5
     last: list[Request] = []
 
-    def seen(request: Request) -> Request:
-        last[:] = [request]
-        return request
+    def seen(at: float, talk: int) -> Request:
+        last[:] = [cover(at, talk)]
+        return last[0]
 
     def dressed(at: float, talk: int) -> Request:
         request = ask(at, talk)
         return as_if(request, last[0]) if alike and last else request
 
-    ordinary = map(seen, cover(draw, setting, 1.0 - share))
-    return merged([ordinary, stream(draw, setting.starts(draw, share), dressed)])
+    begun = share + (1.0 - share) / turns  # conversations a request
+    kept: list[float] = []
+    copying: list[float] = []
+    for start in setting.starts(draw, begun):
+        (copying if draw.random() < share / begun else kept).append(start)
+    return merged([stream(draw, iter(kept), seen, turns), stream(draw, iter(copying), dressed)])
 
 
 def as_if(request: Request, other: Request) -> Request:
@@ -136,8 +140,10 @@ def pivot(draw: Random, setting: Setting) -> Requests:
             return (after if draw.random() < moved else before)(at, talk)
 
         return stream(draw, setting.starts(draw), ask)
+    cover, turns = covering(draw, setting)
+    early = stream(draw, setting.starts(draw, 0.3 / turns), cover, turns)
     late = setting.starts(draw, 0.7, (float(RELEASE), float(DAYS * DAY)))
-    return merged([cover(draw, setting, 0.3), stream(draw, late, after)])
+    return merged([early, stream(draw, late, after)])
 
 
 def operated(draw: Random, setting: Setting) -> Requests:
