@@ -1,4 +1,4 @@
-"""How often an ordinary account is alarmed: what is promised, what is held in simulation, and where it ends."""
+"""How often an ordinary account is alarmed: what is promised, what holds in simulation, and where it ends."""
 
 import math
 import random
@@ -16,7 +16,7 @@ chances = st.floats(0.001, 0.5)
 
 
 def highest(draw: random.Random, level: float = 0.0, requests: int = 30) -> float:
-    """What one account's score reaches in a month: a walk whose steps depend on each other and on the account."""
+    """What one account's score reaches in a month: a walk of steps that hang together, with a drift."""
     drift, step, at, most = draw.gauss(level, 0.1), 0.0, 0.0, 0.0
     for _ in range(requests):
         step = 0.7 * step + draw.gauss(0.0, 0.2)
@@ -116,8 +116,8 @@ def test_the_promise_ends_where_the_accounts_to_come_are_others():
 
 
 def test_the_promise_ends_where_accounts_of_one_source_move_together():
-    """Ten sources, each with a level of its own: a month on new sources breaks the promise far more often than
-    its probability says, so it is sources that must be many, not accounts."""
+    """Ten sources, each with a level of its own: a month on new sources breaks the promise far more often
+    than its confidence says. It is sources that must be many, not accounts."""
     draw = random.Random(10)
 
     def month() -> list[float]:

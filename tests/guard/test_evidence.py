@@ -190,7 +190,7 @@ def test_a_live_account_takes_less_than_four_kilobytes():
 
 
 def test_what_a_program_sends_each_time_is_told_from_what_is_asked():
-    preamble = "You are a careful assistant of the Example Bank. Answer briefly, in the language of the customer.\n\n"
+    preamble = "You are a careful assistant of the Example Bank. Answer in the language of the customer.\n\n"
     found = means(account(chat(preamble + text) for text in sentences(6, 200)))
     bare = means(account(map(chat, sentences(6, 200))))
     assert found["templated"] > 0.35
@@ -276,7 +276,9 @@ def test_two_programs_of_one_account_have_means_of_their_own():
     support_uses, other_uses = (
         set(uses[name][len(uses[name]) // 2 :]) - {0} for name in ("support", "other")
     )
-    assert support_uses and other_uses and not support_uses & other_uses
+    assert support_uses
+    assert other_uses
+    assert not support_uses & other_uses
     sums, weight, _, _ = means_of(evidence, other_uses.pop())
     assert sums[FEATURES.index("asks")] / weight > 0.9
     assert means(evidence)["asks"] < 0.4

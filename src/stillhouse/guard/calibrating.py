@@ -4,8 +4,8 @@ The unit is an account over a whole horizon, such as a month, and what is ranked
 reached there: requests of one account depend on each other, so no bound holds request by request. Where the
 accounts to come are exchangeable with those calibrated on (drawn alike: the same customers' mix, the same
 models, the same horizon), one more account passes the threshold with at most the stated probability, whatever
-the scores mean (split conformal prediction: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World,
-2005). Where they are not, nothing is promised.
+the scores mean (split conformal prediction: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random
+World, 2005). Where they are not, nothing is promised.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def threshold(maxima: Sequence[float], alarm: float, confidence: float | None = 
     """The lowest score that keeps the promise of `alarm`, given what each account reached at most.
 
     Without `confidence`: the score of rank ceil((n + 1) (1 - alarm)) of n. With it: the share of all accounts
-    above the score of rank n - m has a Beta(m + 1, n - m) distribution at worst (Wilks 1941), which lies below
-    `alarm` with the confidence when m or fewer of n tries, each a hit with `alarm`, are as rare as the rest.
+    above the score of rank n - m has a Beta(m + 1, n - m) distribution at worst (Wilks 1941), and exceeds
+    `alarm` as rarely as m or fewer of n tries are hits, each with probability `alarm`.
     Raises ValueError for a NaN, or for an `alarm` or `confidence` that is no probability between 0 and 1.
     """
     if not 0.0 < alarm < 1.0 or not (confidence is None or 0.0 < confidence < 1.0):
@@ -64,8 +64,8 @@ def accounts_needed(alarm: float, confidence: float | None = None) -> int:
 
 
 def upper_bound(alarms: int, accounts: int, confidence: float = 0.95) -> float:
-    """The highest probability of an alarm that `alarms` among independent `accounts` leave possible: one-sided,
-    exact (Clopper and Pearson 1934). 1 where there are no accounts."""
+    """The highest probability that `alarms` among independent `accounts` leave possible: one-sided and exact
+    (Clopper and Pearson 1934). 1 where there are no accounts."""
     if alarms >= accounts:
         return 1.0
     low, high = alarms / accounts, 1.0

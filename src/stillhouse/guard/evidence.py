@@ -405,7 +405,7 @@ def _chunks(start: blake2b, read: str) -> tuple[tuple[Chunk, ...], int]:
 
 
 def _hash(start: blake2b, text: str) -> int:
-    """32 bits. `start` has taken in the key alone: copying it takes two thirds of the time of beginning anew."""
+    """32 bits. `start` has taken in the key alone: to copy it takes two thirds of the time of a new one."""
     hashed = start.copy()
     hashed.update(text.encode(errors="surrogatepass"))
     return int.from_bytes(hashed.digest())
