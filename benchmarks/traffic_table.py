@@ -12,14 +12,16 @@ import time
 from rows import DATA, need
 from traffic.people import KINDS, people, requests
 from traffic.sources import SOURCES
+from traffic.wording import Month
 
 
-def kinds(month: str, seed: int, count: int) -> list[str]:
+def kinds(month: Month, seed: int, count: int) -> list[str]:
     """A row a kind: accounts, requests an account, follow-ups, lengths in the median over requests."""
     lines = ["| kind | accounts | requests: median | mean | follow-ups | characters | tokens out |"]
     lines.append("|---|--:|--:|--:|--:|--:|--:|")
     everyone = people(month, seed, count)
-    total, spent = 0, time.process_time()
+    volumes: dict[str, list[int]] = {"ordinary": [], "hard": [], "distiller": []}
+    spent = time.process_time()
     for kind in KINDS:
         asked, later, texts, answers = [], 0, [], []
         for one in (person for person in everyone if person.kind == kind):
@@ -32,17 +34,24 @@ def kinds(month: str, seed: int, count: int) -> list[str]:
             asked.append(number)
         if not texts:
             continue
-        total += sum(asked)
+        volumes[KINDS[kind].side] += asked
         lines.append(
             f"| {kind} | {len(asked):,} | {statistics.median(asked):,.0f} | {statistics.fmean(asked):,.0f} | "
             f"{later / len(texts):.0%} | {statistics.median(texts):,.0f} | "
             f"{statistics.median(answers):,.0f} |"
         )
     spent = time.process_time() - spent
-    lines.append(
-        f"\n{len(everyone):,} accounts, {total:,} requests, {1e6 * spent / total:.1f} us of CPU each"
-    )
-    return lines
+    total = sum(map(sum, volumes.values()))
+    ordinary = sorted(volumes["ordinary"], reverse=True)
+    share = sum(ordinary[: len(ordinary) // 10]) / sum(ordinary)
+    many = sum(number > 667 for number in ordinary) / len(ordinary)
+    none = sum(number == 0 for number in ordinary) / len(ordinary)
+    return [
+        *lines,
+        f"\n{len(everyone):,} accounts, {total:,} requests, {1e6 * spent / total:.1f} us of CPU each",
+        f"ordinary accounts with more than 667 requests {many:.1%}, with none {none:.1%}, "
+        f"share of the tenth that asks most {share:.0%}",
+    ]
 
 
 def sources() -> list[str]:

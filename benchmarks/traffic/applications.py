@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import TypeVar
 
 from traffic import wording
 from traffic.account import NEVER, SMALL_MODEL, Ask, Request, Setting, Style, put
@@ -14,6 +14,7 @@ from traffic.arrivals import DAY
 from traffic.sources import Pool, Text
 from traffic.wording import Month, of_month
 
+T = TypeVar("T")
 PACKAGES = 8  # of each kind of application, on the market in a month
 TEMPERATURES = (None, None, 0.0, 0.2, 0.3, 0.7, 0.7, 1.0)
 LONGEST = (None, None, 256, 512, 800, 1_024, 2_048)
@@ -71,9 +72,10 @@ def application(
     draw: Random, setting: Setting, tasks: str, pool: Pool | None = None, roles: str = wording.ROLES
 ) -> Application:
     """The account's own application, or the packaged one that it has bought: then made from that one's name,
-    so that it is the same everywhere. With a `pool`, a third hold a long extract of it that never changes."""
+    so that it is the same everywhere. With a `pool`, a third of the own ones hold a long extract of it that
+    never changes."""
     if setting.person.application:
-        draw = Random(f"{setting.month}/{setting.person.application}")
+        draw, pool = Random(f"{setting.month}/{setting.person.application}"), None
     month = setting.month
     preamble = _preamble(draw, month, pool, roles)
     task = draw.choice(of_month(tasks, month))
@@ -115,7 +117,7 @@ def _own_rules(draw: Random, month: Month) -> list[str]:
     ]
 
 
-def one(draw: Random, texts: Sequence[Any]) -> Any:
+def one(draw: Random, texts: Sequence[T]) -> T:
     """`draw.choice`, at a third of its cost."""
     return texts[int(draw.random() * len(texts))]
 
@@ -148,13 +150,15 @@ def walk(draw: Random, texts: Sequence[Text], first: int = 0, every: int = 1) ->
         number += every
 
 
-def interest(draw: Random, pools: Sequence[Pool], words: int) -> list[Text]:
-    """The prompts that hold one of a few words: what one customer asks about."""
+def interest(draw: Random, pools: Sequence[Pool], least: int) -> list[Text]:
+    """What one customer asks about: prompts that hold one of some words, `least` where there are as many."""
     pool = draw.choice([pool for pool in pools if pool.prompts])
-    if not pool.topics:
-        return list(pool.prompts)
-    chosen = {n for topic in draw.sample(pool.topics, min(words, len(pool.topics))) for n in topic}
-    return [pool.prompts[number] for number in sorted(chosen)]
+    chosen: set[int] = set()
+    for topic in draw.sample(pool.topics, len(pool.topics)):
+        chosen.update(topic)
+        if len(chosen) >= least:
+            return [pool.prompts[number] for number in sorted(chosen)]
+    return list(pool.prompts)
 
 
 def prompts(pools: Sequence[Pool]) -> list[Text]:
@@ -183,22 +187,42 @@ def tokens(draw: Random, median: float, spread: float = 0.6) -> float:
 
 
 Opener = Callable[[], Text]
+Follow = Callable[[tuple[str, ...]], str]
+
+
+def following(draw: Random, lines: Sequence[str], more: Opener) -> Follow:
+    """What is said after an answer: a line, a line about a piece of the answer, or something new of the kind
+    that conversations begin with."""
+    quoting, changing = draw.uniform(0.1, 0.5), draw.uniform(0.1, 0.4)
+
+    def follow(earlier: tuple[str, ...]) -> str:
+        chance = draw.random()
+        if chance < changing:
+            return more().prompt
+        line = one(draw, lines)
+        if chance < changing + quoting and earlier[-1]:
+            return f'{line} "{excerpt(draw, earlier[-1], 20, 160)}"'
+        return line
+
+    return follow
 
 
 def conversation(
-    draw: Random, style: Style, opener: Opener, follow_ups: Sequence[str], median: float, keeps: bool = True
+    draw: Random, style: Style, opener: Opener, follow: Follow, median: float, keeps: bool = True
 ) -> Ask:
-    """An ask whose first turn is an `opener` and whose others are follow-ups that carry what was said before.
-    Without `keeps` the assistant's turns are sent back empty."""
-    talks: dict[int, tuple[str, ...]] = {}
+    """An ask whose first turn is an `opener` and whose others carry what was said before. Answers that no
+    source has are pieces of the one before. Without `keeps` the assistant's turns are sent back empty."""
+    talks: dict[int, tuple[tuple[str, ...], str]] = {}  # what was said, the answer that a source has
 
     def ask(at: float, talk: int) -> Request:
-        earlier = talks.pop(talk, ())
+        earlier, known = talks.pop(talk, ((), ""))
         if earlier:
-            text, answer = one(draw, follow_ups), earlier[-1][: 40 + int(draw.random() * 600)]
+            text = follow((*earlier[:-1], known))
+            answer = excerpt(draw, known, 40, 600)
         else:
-            text, answer = opener()
-        talks[talk] = (*earlier, text, answer if keeps else "")[-20:]
+            text, known = opener()
+            answer = known
+        talks[talk] = ((*earlier, text, answer if keeps else "")[-20:], known)
         if len(talks) > 32:
             del talks[next(iter(talks))]
         return put(style, at, text, tokens(draw, median), earlier)

@@ -44,6 +44,7 @@ class Trace:
         return runs + low + (rest - place) * (self.until[place] - low)
 
 
+@cache
 def trace_names(month: Month) -> tuple[str, ...]:
     """The clients of a month: every other one, so that both months have heavy and light ones."""
     found = sorted(int(path.stem.removeprefix("client-")) for path in (DATA / "traffic").glob("client-*.csv"))

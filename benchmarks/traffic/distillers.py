@@ -42,7 +42,7 @@ def pure(draw: Random, setting: Setting) -> Requests:
     if draw.random() < 0.16:
         more = of_month(wording_bulk.TURNS_OF_TASKS, setting.month)
         turns = draw.uniform(1.5, 3.0)
-        ask = conversation(draw, expert(draw, setting), lambda: next(mine), more, 240)
+        ask = conversation(draw, expert(draw, setting), lambda: next(mine), lambda _: one(draw, more), 240)
         return stream(draw, setting.starts(draw, 1.0 / turns), ask, turns)
     ask = harvesting(draw, mine, expert(draw, setting), wrapping(draw, setting))
     return stream(draw, setting.starts(draw), ask)

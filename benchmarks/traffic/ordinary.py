@@ -13,6 +13,7 @@ from traffic.applications import (
     conversation,
     documents,
     excerpt,
+    following,
     habits,
     interest,
     one,
@@ -30,7 +31,7 @@ Made = tuple[Ask, float]  # what is asked, and how many turns a conversation has
 def chat(draw: Random, setting: Setting) -> Made:
     """One person, or a few, with few interests: conversations, some about a text that is pasted in."""
     pools = setting.shelf.of(setting.person.source)
-    mine = walk(draw, interest(draw, pools, draw.randint(2, 6)))
+    mine = walk(draw, interest(draw, pools, draw.randint(60, 400)))
     pasted = _pasting(draw, setting)
     share = draw.uniform(0.0, 0.3)
 
@@ -41,8 +42,8 @@ def chat(draw: Random, setting: Setting) -> Made:
 
     system = draw.choice(("", "", "You are a helpful assistant."))
     style = habits(draw, setting, system, reasoning=0.15)
-    follow_ups = of_month(wording.FOLLOW_UPS, setting.month)
-    return conversation(draw, style, opener, follow_ups, 180), draw.uniform(1.2, 5.0)
+    follow = following(draw, of_month(wording.FOLLOW_UPS, setting.month), first)
+    return conversation(draw, style, opener, follow, 180), draw.uniform(1.2, 5.0)
 
 
 def chat_of_many(draw: Random, setting: Setting) -> Made:
@@ -65,9 +66,9 @@ def chat_of_many(draw: Random, setting: Setting) -> Made:
     opener = as_people_do(draw, setting, first)
     named = application(draw, setting, wording_bulk.EXPERTS)
     system = named.system if draw.random() < 0.6 else ""
-    follow_ups = of_month(wording.FOLLOW_UPS, setting.month)
     style = habits(draw, setting, system, reasoning=0.15)
-    return conversation(draw, style, opener, follow_ups, 180, draw.random() < 0.9), draw.uniform(1.2, 3.5)
+    follow = following(draw, of_month(wording.FOLLOW_UPS, setting.month), first)
+    return conversation(draw, style, opener, follow, 180, draw.random() < 0.9), draw.uniform(1.2, 3.5)
 
 
 def as_people_do(draw: Random, setting: Setting, first: Opener) -> Opener:
@@ -150,9 +151,10 @@ def support(draw: Random, setting: Setting) -> Made:
         return Text(made.around(typed(draw, text)), "")
 
     style = habits(draw, setting, made.system, logprobs=0.08)
-    follow_ups = [text for intent in intents for text in intent]
+    said = [text for intent in intents for text in intent]
     turns = draw.choice((1.0, 1.0, draw.uniform(1.5, 4.0)))
-    return conversation(draw, style, opener, follow_ups, draw.choice((25.0, 70.0, 120.0))), turns
+    median = draw.choice((25.0, 70.0, 120.0))
+    return conversation(draw, style, opener, following(draw, said, opener), median), turns
 
 
 def on_texts(tasks: str, low: int, high: int, median: float) -> Callable[[Random, Setting], Made]:
@@ -185,7 +187,7 @@ def search(draw: Random, setting: Setting) -> Made:
     """Questions with passages that were found for them; that these passages were found is made up."""
     pools = setting.shelf.of(setting.person.source)
     broad = draw.random() < 0.3
-    mine = walk(draw, prompts(pools) if broad else interest(draw, pools, draw.randint(4, 12)))
+    mine = walk(draw, prompts(pools) if broad else interest(draw, pools, draw.randint(100, 1_500)))
     passages = documents(pools)
     count = draw.randint(1, 4)
     made = application(draw, setting, wording.SEARCHES)
@@ -222,16 +224,16 @@ def writing(draw: Random, setting: Setting) -> Made:
 def tutor(draw: Random, setting: Setting) -> Made:
     """Pupils' exercises, explained step by step."""
     pools = setting.shelf.of(setting.person.source)
-    mine = walk(draw, interest(draw, pools, draw.randint(3, 25)))
+    mine = walk(draw, interest(draw, pools, draw.randint(100, 1_500)))
     made = application(draw, setting, wording.TUTORING)
     style = habits(draw, setting, made.system, reasoning=0.25)
-    follow_ups = of_month(wording.FOLLOW_UPS, setting.month)
 
     def opener() -> Text:
         text = next(mine)
         return Text(made.around(text.prompt), text.answer)
 
-    return conversation(draw, style, opener, follow_ups, 260), draw.uniform(1.0, 3.0)
+    follow = following(draw, of_month(wording.FOLLOW_UPS, setting.month), opener)
+    return conversation(draw, style, opener, follow, 260), draw.uniform(1.0, 3.0)
 
 
 def alone(make: Callable[[Random, Setting], Made]) -> Callable[[Random, Setting], Requests]:
