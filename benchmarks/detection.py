@@ -18,15 +18,18 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from detection_rules import PUBLISHED, RULES, Trail, first_above
+from detection_rules import PUBLISHED, RULES, first_above, highest
 from detection_watch import SEED, Watched, watched
-from rows import DATA, Row, arguments, header, need, show
+from rows import DATA, Row, arguments, header, need, show, working_folder
+from traffic.people import KINDS
 
 from stillhouse.guard.calibrating import Threshold, accounts_needed, threshold, upper_bound
 from stillhouse.guard.evidence import SIZE
 from stillhouse.stats import clustered_share, group_codes, wilson
 
-COUNT, QUICK, OTHER_RATES = 12_500, 500, 1_250  # accounts; four fifths are ordinary
+ORDINARY, HARD, DISTILLERS = 10_000, 500, 500  # accounts of a month
+QUICK, OTHER_RATE = 0.03, 0.04  # of these
+RATES = (0.1, 10.0)
 FLAG, KILL, DECLARED = 0.01, 1e-4, 0.005  # alarms to an account-month, on average over calibrations
 MOST_FALSE_KILLS, MOST_DECLARED_KILLS = 1e-3, 0.01
 SOON = {"distiller:pure": 200, "distiller:mix25": 300, "distiller:mix10": 500}
@@ -37,31 +40,39 @@ DONE = {"flag": "flagged", "kill": "killed"}
 def main() -> None:
     options = arguments((__doc__ or "").split("\n", 1)[0], resumable=True)
     need(DATA)
-    count = QUICK if options.quick else COUNT
-    if options.folder is not None:
-        options.folder.mkdir(parents=True, exist_ok=True)
-    first = watched("calibrate", count, 1.0, True, options.folder)
+    part = QUICK if options.quick else 1.0
+    with working_folder(options.folder) as folder:
+        first = watched("calibrate", numbers(part, distillers=False), 1.0, folder)
+        second = watched("test", numbers(part), 1.0, folder)
+        others = {rate: watched("test", numbers(min(part, OTHER_RATE)), rate, folder) for rate in RATES}
     flag, kill, declared = lines(first)
     rows = [
-        Row("flag: threshold", flag.score, "score"),
+        Row("flag: threshold", finite(flag.score), "score"),
         Row("kill: threshold", finite(kill.score), "score"),
         Row("kill, declared use: threshold", finite(declared.score), "score"),
         Row("calibration accounts, ordinary", flag.accounts, ""),
         Row("calibration accounts that a kill's threshold needs", accounts_needed(KILL), ""),
-    ]
-    rows += left_out(first)
-    second = watched("test", count, 1.0, True, options.folder)
-    rows += [
+        *left_out(first),
         *ordinary(second, flag, kill),
         *hard(second, flag, kill, declared),
         *distillers(second, flag, kill),
+        *beside(first, second, flag),
+        *cost([*first, *second]),
     ]
-    rows += beside(first, second)
-    rows += cost([*first, *second])
-    for rate in (0.1, 10.0):
-        some = watched("test", count if options.quick else OTHER_RATES, rate, False, options.folder)
+    for rate, some in others.items():
         rows += survives(some, rate, flag, kill)
     show(header(SEED, ["stillhouse", "numpy", "scipy"]), rows, options.json)
+
+
+def numbers(part: float, distillers: bool = True) -> dict[str, float]:
+    """How many accounts of each kind, in the proportions of the simulation within a side."""
+    sizes = {"ordinary": ORDINARY, "hard": HARD, "distiller": DISTILLERS if distillers else 0}
+    whole = {side: sum(kind.share for kind in KINDS.values() if kind.side == side) for side in sizes}
+    return {
+        name: max(1, round(part * sizes[kind.side] * kind.share / whole[kind.side]))
+        for name, kind in KINDS.items()
+        if sizes[kind.side]
+    }
 
 
 def lines(accounts: Sequence[Watched]) -> tuple[Threshold, Threshold, Threshold]:
@@ -185,22 +196,22 @@ def distillers(accounts: Sequence[Watched], flag: Threshold, kill: Threshold) ->
     return rows
 
 
-def beside(first: Sequence[Watched], second: Sequence[Watched]) -> list[Row]:
+def beside(first: Sequence[Watched], second: Sequence[Watched], flag: Threshold) -> list[Row]:
     """The rules, at the rate of alarms that a flag has and by their own thresholds."""
-    flag = lines(first)[0].score
+    some = [each for each in first if each.side == "ordinary" and each.rules]
     rows = []
     for rule in RULES:
-        line = threshold([highest(each.rules[rule]) for each in first if each.side == "ordinary"], FLAG).score
-        rows += compared(f"{rule}, as many flags", second, flag, rule, line)
+        line = threshold([highest(each.rules[rule]) for each in some], FLAG).score
+        rows += compared(f"{rule}, as many flags", second, flag.score, rule, line)
         if rule in PUBLISHED:
-            rows += compared(f"{rule}, as published", second, flag, rule, PUBLISHED[rule])
+            rows += compared(f"{rule}, as published", second, flag.score, rule, PUBLISHED[rule])
     return rows
 
 
 def compared(name: str, accounts: Sequence[Watched], flag: float, rule: str, line: float) -> list[Row]:
     """The detector's figure, and beside it the rule's."""
     rows = []
-    some = [each for each in accounts if each.side == "ordinary"]
+    some = [each for each in accounts if each.side == "ordinary" and each.rules]
     theirs = sum(highest(each.rules[rule]) > line for each in some) / len(some)
     rows.append(against("false flags", sum(each.highest > flag for each in some) / len(some), name, theirs))
     for kind, most in SOON.items():
@@ -264,10 +275,6 @@ def found(when: Iterable[int | None]) -> int:
 
 def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def highest(trail: Trail) -> float:
-    return trail[-1][1] if trail else 0.0
 
 
 def kinds(accounts: Sequence[Watched], side: str) -> list[tuple[str, list[Watched]]]:

@@ -92,6 +92,14 @@ def rising(scores: Iterable[tuple[int, float]]) -> Trail:
     return kept
 
 
+def first_above(trail: Trail, line: float) -> int | None:
+    return next((n for n, reached in trail if reached > line), None)
+
+
+def highest(trail: Trail) -> float:
+    return trail[-1][1] if trail else 0.0
+
+
 def _looks(count: int) -> range:
     return range(STEP, count + 1, STEP)
 

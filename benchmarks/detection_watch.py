@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import cache, partial
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
-from detection_rules import Reference, Trail, rising, trails
+from detection_rules import Reference, Trail, first_above, highest, rising, trails
 from traffic.people import Person, people, requests
 from traffic.wording import Month
 
@@ -21,8 +21,10 @@ from stillhouse.guard.scoring import score, shipped
 
 KEY = b"the benchmark's key, of 32 bytes"
 SEED = 8
-PORTION = 50  # accounts a process takes at once
+PORTIONS = 40  # of a month, each with its share of every kind
 REFERENCE = 2_000  # ordinary requests to which MMD compares
+FIRST = 1_500  # requests of a distiller that are looked at; of others all
+EVERY = 4  # the rules look at every fourth ordinary account, and at all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,38 +50,37 @@ class Watched:
 
     @property
     def highest(self) -> float:
-        return self.trail[-1][1] if self.trail else 0.0
+        return highest(self.trail)
 
 
-def first_above(trail: Trail, line: float) -> int | None:
-    return next((n for n, reached in trail if reached > line), None)
-
-
-def watched(month: Month, count: int, rate: float, rules: bool, folder: Path | None) -> list[Watched]:
-    """`count` accounts of the month; those that `folder` holds are read from there."""
-    kept = folder / f"{month}-{count}-{rate:g}-{rules:d}.jsonl" if folder else None
-    if kept is not None and kept.exists():
-        return [Watched(**json.loads(line)) for line in kept.read_text().splitlines()]
-    everyone = people(month, SEED, count)
-    portions = [everyone[at :: len(everyone) // PORTION + 1] for at in range(len(everyone) // PORTION + 1)]
+def watched(month: Month, numbers: Mapping[str, float], rate: float, folder: Path) -> list[Watched]:
+    """So many accounts of each kind. What `folder` holds already is read from there, portion by portion."""
+    everyone = people(month, SEED, round(sum(numbers.values())), numbers)
+    name = f"{month}-{len(everyone)}-{rate:g}"
+    files = [folder / f"{name}-{portion}.jsonl" for portion in range(PORTIONS)]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        work = partial(_watch, month=month, rate=rate, rules=rules)
-        found = [each for portion in pool.map(work, portions) for each in portion]
-    if kept is not None:
-        kept.write_text("".join(json.dumps(asdict(each)) + "\n" for each in found))
-    return found
+        for portion, file in enumerate(files):
+            if not file.exists():
+                pool.submit(_write, everyone[portion::PORTIONS], month, rate, file)
+    return [Watched(**json.loads(line)) for file in files for line in file.read_text().splitlines()]
 
 
-def _watch(portion: Sequence[Person], month: Month, rate: float, rules: bool) -> list[Watched]:
-    return [_account(person, month, rate, rules) for person in portion]
+def _write(portion: Sequence[Person], month: Month, rate: float, file: Path) -> None:
+    found = [_account(person, month, rate) for person in portion]
+    unfinished = file.with_suffix(".part")
+    unfinished.write_text("".join(json.dumps(asdict(each)) + "\n" for each in found))
+    unfinished.rename(file)
 
 
-def _account(person: Person, month: Month, rate: float, rules: bool) -> Watched:
+def _account(person: Person, month: Month, rate: float) -> Watched:
+    number = int(person.id.rpartition("/")[2])
+    rules = rate == 1.0 and (person.side != "ordinary" or number % EVERY == 0)
+    most = FIRST if person.side == "distiller" else None
     evidence, weights, texts, seconds = Evidence(), shipped(), [], 0.0
 
     def scores() -> Iterator[tuple[int, float]]:
         nonlocal seconds
-        for n, request in enumerate(requests(person, month, SEED, rate), 1):
+        for n, request in enumerate(islice(requests(person, month, SEED, rate), most), 1):
             body = request.body()
             before = time.process_time()
             seen = seen_of(KEY, body, "chat/completions", request.output_tokens, request.at)

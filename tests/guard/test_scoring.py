@@ -127,5 +127,7 @@ def test_a_stream_of_new_instructions_outranks_an_application():
         "Summarise this story for parents, in one sentence.\n\n" + story[n * 900 : n * 900 + 800]
         for n in range(300)
     )
-    assert harvest > highest(texts, tokens=40, max_tokens=100) + 1.0
-    assert harvest > highest([draw.choice(tasks[:20]) for _ in range(300)], max_tokens=2048) + 1.0
+    # 1 is what one in a hundred ordinary accounts reaches
+    assert harvest > 1.5
+    assert highest(texts, tokens=40, max_tokens=100) < 1.0
+    assert highest([draw.choice(tasks[:20]) for _ in range(300)], max_tokens=2048) < 1.0
