@@ -152,13 +152,14 @@ def walk(draw: Random, texts: Sequence[Text], first: int = 0, every: int = 1) ->
 
 def interest(draw: Random, pools: Sequence[Pool], least: int) -> list[Text]:
     """What one customer asks about: prompts that hold one of some words, `least` where there are as many."""
-    pool = draw.choice([pool for pool in pools if pool.prompts])
-    chosen: set[int] = set()
-    for topic in draw.sample(pool.topics, len(pool.topics)):
-        chosen.update(topic)
+    topics = [(pool, topic) for pool in pools for topic in pool.topics]
+    draw.shuffle(topics)
+    chosen: dict[Text, None] = {}
+    for pool, topic in topics:
+        chosen.update((pool.prompts[number], None) for number in topic)
         if len(chosen) >= least:
-            return [pool.prompts[number] for number in sorted(chosen)]
-    return list(pool.prompts)
+            return list(chosen)
+    return prompts(pools)
 
 
 def prompts(pools: Sequence[Pool]) -> list[Text]:

@@ -89,8 +89,9 @@ def arrivals(
     """
     first, last = span
     if trace is None:  # an own schedule
-        step = (last - first) / max(volume, 1.0)
-        for number in range(round(volume)):
+        slots = max(1, round(volume))
+        step = (last - first) / slots
+        for number in range(slots):
             yield start + first + (number + draw.random()) * step
         return
     begin = trace.before(first / WINDOW + phase)

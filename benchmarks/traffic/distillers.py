@@ -209,7 +209,7 @@ KINDS = {
     "distiller:mix25": _kind(100, 1_200, mixed(0.25), MIXED, 0.5, 0.0, (DAYS, DAYS), COVERS),
     "distiller:slow": _kind(100, 400, pure, steady=0.5, days=(25, DAYS)),
     "distiller:reasoning": _kind(100, 800, reasoning, covers=COVERS),
-    "distiller:rubric": _kind(50, 700, rubric, JUDGED),
+    "distiller:rubric": _kind(50, 500, rubric, JUDGED, 0.7, days=(3, DAYS)),
     "distiller:pivot": _kind(50, 900, pivot, days=(DAYS, DAYS), covers=COVERS),
     "distiller:operator": _kind(250, 60, operated, SHARED_OUT, 0.4, covers=COVERS),
 }

@@ -194,7 +194,8 @@ def shared_key(draw: Random, setting: Setting) -> Requests:
     for weight in weights:
         own = Random(draw.getrandbits(64))
         name = own.choice(("chat", "chat", "chat", "coding", "app:support", "app:documents", "app:tutor"))
-        source = own.choice([one for one in sources if one in ORDINARY[name].sources[setting.month]])
+        known = {one for names in ORDINARY[name].sources[setting.month] for one in names.split("+")}
+        source = own.choice([one for one in sources if one in known])
         person = replace(setting.person, source=source)
         theirs = replace(setting, person=person, phase=setting.phase + own.randrange(-6, 7))
         ask, turns = MAKERS[name](own, theirs)
@@ -240,7 +241,7 @@ def _kind(
 
 KINDS = {
     "benchmark": _kind(200, 500, TESTED, benchmark, "evaluation", (0.1, 10)),
-    "judging": _kind(100, 400, JUDGED, judging, "evaluation", (0.1, 10)),
+    "judging": _kind(100, 500, JUDGED, judging, "evaluation"),
     "labelling": _kind(200, 500, LABELLED, labelling, "labelling"),
     "backtranslation": _kind(100, 500, DOCUMENTS, backwards, "back-translation"),
     "synthetic": _kind(100, 600, MIXED, synthetic, "synthetic data"),

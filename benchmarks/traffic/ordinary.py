@@ -251,21 +251,21 @@ DOCUMENTS: dict[Month, tuple[str, ...]] = {
     "test": ("shakespeare", "ultrafeedback", "alpacaeval"),
 }
 ASKED: dict[Month, tuple[str, ...]] = {
-    "calibrate": ("instructionwild", "alpaca", "self-instruct"),
-    "test": ("alpacaeval", "ultrafeedback", "wizardlm"),
+    "calibrate": ("alpaca", "alpaca+instructionwild", "instructionwild+self-instruct"),
+    "test": ("ultrafeedback", "ultrafeedback+alpacaeval", "alpacaeval+wizardlm"),
 }
 MIXED: dict[Month, tuple[str, ...]] = {
     "calibrate": ("alpaca", "alpaca+instructionwild", "alpaca+self-instruct+instructionwild"),
     "test": ("ultrafeedback", "ultrafeedback+alpacaeval", "ultrafeedback+wizardlm+alpacaeval"),
 }
 SEARCHED: dict[Month, tuple[str, ...]] = {
-    "calibrate": ("alpaca", "self-instruct", "instructionwild+tinystories"),
-    "test": ("ultrafeedback", "alpacaeval", "wizardlm+shakespeare"),
+    "calibrate": ("alpaca", "alpaca+self-instruct", "instructionwild+self-instruct+tinystories"),
+    "test": ("ultrafeedback", "ultrafeedback+alpacaeval", "alpacaeval+wizardlm+shakespeare"),
 }
 CODE: dict[Month, tuple[str, ...]] = {"calibrate": ("aiohttp", "rich"), "test": ("pydantic", "numpy")}
 EXERCISES: dict[Month, tuple[str, ...]] = {
-    "calibrate": ("alpaca", "self-instruct", "instructionwild"),
-    "test": ("gsm8k", "gsm8k", "wizardlm"),
+    "calibrate": ("alpaca", "alpaca+self-instruct", "instructionwild+self-instruct"),
+    "test": ("gsm8k", "gsm8k+wizardlm", "alpacaeval+wizardlm"),
 }
 INTENTS: dict[Month, tuple[str, ...]] = {
     "calibrate": tuple(

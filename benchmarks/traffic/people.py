@@ -9,14 +9,14 @@ the same in a month of ten accounts and in one of ten thousand.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from itertools import islice
 from random import Random
 
 from traffic import distillers, hard, ordinary
-from traffic.account import CAP, DAYS, FEWEST, Kind, Person, Request, Setting
+from traffic.account import CAP, DAYS, FEWEST, START, Kind, Person, Request, Setting
 from traffic.applications import PACKAGES
 from traffic.arrivals import DAY, Span, phase_of, read_trace, trace_names
 from traffic.sources import shelf
@@ -71,31 +71,35 @@ def person(month: Month, seed: int, kind: str, number: int) -> Person:
 
 
 def requests(person: Person, month: Month, seed: int, rate: float = 1.0) -> Iterator[Request]:
-    """What the account asks in the month, in order of time; `rate` multiplies how much. At most `CAP * rate`
-    requests. Raises FileNotFoundError where the data are absent."""
+    """What the account asks in the month, in order of time: at least one request, at most `CAP * rate`;
+    `rate` multiplies how much. Raises FileNotFoundError where the data are absent."""
     kind = KINDS[person.kind]
-    draw = Random(f"{month}/{seed}/{person.id}/requests")
-    together = Random(f"{month}/{seed}/{person.operator}/when") if person.operator else draw
+    draw = Random(f"{month}/{seed}/{person.id}/volume")
     volume = kind.median * math.exp(kind.spread * draw.gauss(0.0, 1.0))
     volume = min(CAP, max(FEWEST, volume)) * rate
+    end, most = START[month] + DAYS * DAY, math.ceil(CAP * rate)
+    number = 0
+    for again in itertools.count():
+        for request in itertools.islice(_drawn(person, month, seed, volume, again), most):
+            if request.at >= end:
+                break
+            yield request
+            number += 1
+        if number:
+            return
+
+
+def _drawn(person: Person, month: Month, seed: int, volume: float, again: int) -> Iterator[Request]:
+    """An account's requests, for the `again`-th time: a client may pause for as long as an account is there,
+    and an account that asks nothing is none."""
+    draw = Random(f"{month}/{seed}/{person.id}/requests/{again}")
+    together = Random(f"{month}/{seed}/{person.operator}/when") if person.operator else draw
+    kind = KINDS[person.kind]
     span = _span(together, kind)
     trace = read_trace(person.trace) if person.trace else None
-    setting = Setting(
-        person,
-        month,
-        seed,
-        shelf(month),
-        trace,
-        phase_of(together, trace, span[0]) if trace else 0,
-        span,
-        volume,
-        _place(month, seed, person),
-    )
-    end = setting.start + DAYS * DAY
-    for request in islice(kind.make(draw, setting), math.ceil(CAP * rate)):
-        if request.at >= end:
-            return
-        yield request
+    phase = phase_of(together, trace, span[0]) if trace else 0
+    place = _place(month, seed, person)
+    return kind.make(draw, Setting(person, month, seed, shelf(month), trace, phase, span, volume, place))
 
 
 def _span(draw: Random, kind: Kind) -> Span:
