@@ -5,7 +5,7 @@ import random
 from bisect import bisect_right
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -37,6 +37,7 @@ def test_the_upper_bound_where_every_account_or_none_is_there():
     assert upper_bound(0, 0) == 1.0
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(1, 50), st.floats(0, 1))
 def test_hits_are_counted_as_scipy_counts_them(hits, tries, chance):
     assert at_most(hits, tries, chance) == pytest.approx(stats.binom.cdf(hits, tries, chance), abs=1e-9)
@@ -59,6 +60,7 @@ def test_ten_thousand_accounts_at_one_in_a_thousand():
     assert (sure.above, sure.score) == (4, 9_995)
 
 
+@settings(deadline=None)
 @given(scores, chances, st.sampled_from([None, 0.95]), st.randoms())
 def test_the_rank_is_kept_whatever_the_scores_are(maxima, alarm, confidence, draw):
     found = threshold(maxima, alarm, confidence)

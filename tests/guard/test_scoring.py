@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.guard.evidence import FEATURES, USES, Evidence, observe, seen_of
@@ -83,6 +83,7 @@ def test_an_account_like_the_ordinary_ones_scores_nothing():
     assert score(evidence_of(3, 200.0, means, means), 3, weights) == pytest.approx(0.0, abs=1e-4)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(0, 1, width=32), min_size=2 * K, max_size=2 * K),
     st.floats(0, 256),
@@ -107,27 +108,25 @@ def test_a_weight_for_what_is_no_feature_is_refused():
         read_weights(PLAIN.replace("single = 4.0", "sinlge = 4.0"))
 
 
-def highest(texts, tokens: int = 150, **settings: object) -> float:
-    evidence, weights, most = Evidence(), shipped(), 0.0
+def scores(texts, tokens: int = 150, **settings: object) -> list[float]:
+    evidence, weights, found = Evidence(), shipped(), []
     for number, text in enumerate(texts):
         body = {"model": "m", "messages": [{"role": "user", "content": text}], **settings}
         seen = seen_of(KEY, body, "chat/completions", tokens, 1.8e9 + 97 * number)
-        most = max(most, score(evidence, observe(evidence, seen), weights))
-    return most
+        found.append(score(evidence, observe(evidence, seen), weights))
+    return found
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no shared data")
-def test_a_stream_of_new_instructions_outranks_an_application():
+def test_a_stream_of_new_instructions_outranks_an_application_and_a_test_that_is_repeated():
+    """On a scale on which one ordinary account in a hundred reaches 1."""
     rows = json.loads((DATA / "prompts" / "alpaca_5000.json").read_text())
     draw = random.Random(1)
-    tasks = [f"{row['instruction']}\n{row['input']}".strip() for row in draw.sample(rows, 300)]
-    harvest = highest(tasks, max_tokens=2048)
+    tasks = [f"{row['instruction']}\n{row['input']}".strip() for row in draw.sample(rows, 200)]
     story = (DATA / "text" / "tinystories_sample_2MB.txt").read_text()
-    texts = (
-        "Summarise this story for parents, in one sentence.\n\n" + story[n * 900 : n * 900 + 800]
-        for n in range(300)
-    )
-    # 1 is what one in a hundred ordinary accounts reaches
-    assert harvest > 1.5
-    assert highest(texts, tokens=40, max_tokens=100) < 1.0
-    assert highest([draw.choice(tasks[:20]) for _ in range(300)], max_tokens=2048) < 1.0
+    ask = "Summarise this story for parents, in one sentence.\n\n"
+    summaries = [ask + story[n * 900 : n * 900 + 800] for n in range(200)]
+    harvest, repeated = scores(tasks, max_tokens=2048), scores(tasks[:20] * 10, max_tokens=2048)
+    assert max(harvest) > 1.5
+    assert max(scores(summaries, tokens=40, max_tokens=100)) < 1.0
+    assert repeated[-1] < harvest[-1]
