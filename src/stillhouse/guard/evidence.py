@@ -165,9 +165,7 @@ class Evidence:
         self.weight = 0.0  # requests, fading
         self.own_words = 0  # content words of own text, counted up to SETTLED
         self.turn = 0  # which generation of `words` is being written
-        self.hours = (
-            0  # day since 1970, then a bit for each of its hours, then one for each of the day before
-        )
+        self.hours = 0  # day since 1970, a bit for each of its hours, one for each of the day before
         self.chunks = bytearray(2 * CELLS)
         self.words = bytearray(2 * WORD_BYTES)
         self.recent = bytearray(2 * RECENT_BYTES)
@@ -296,15 +294,15 @@ def _count(cells: bytearray, mark: int) -> int:
     """How often the table has lately met `mark`, and counts it once more. A cell is its mark's until others
     have come there as often: the majority rule of Boyer and Moore, in each cell."""
     at = 2 * (mark % CELLS)
-    print_, held = mark >> 24, cells[at + 1]
-    if held and cells[at] == print_:
+    trace, held = mark >> 24, cells[at + 1]
+    if held and cells[at] == trace:
         if held < COUNTED:
             cells[at + 1] = held + 1
         return held
     if held > 1:
         cells[at + 1] = held - 1
     else:
-        cells[at], cells[at + 1] = print_, 1
+        cells[at], cells[at + 1] = trace, 1
     return 0
 
 
