@@ -7,7 +7,7 @@ fitted on the first month under another seed (`detection_fit.py`); on it the thr
 the highest score that each ordinary account reached; the second month is looked at with these. A flag is a
 notice and may meet one account in a hundred a month; a kill stops the account and may meet one in ten
 thousand. The rules beside it get the same treatment, thresholds from the same accounts at the same rate, and
-where one was published with a threshold of its own, that as well. All accounts are simulated: see
+some a threshold set by hand as well. All accounts are simulated: see
 docs/simulation.md.
 """
 
@@ -18,7 +18,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from detection_rules import PUBLISHED, RULES, first_above, highest
+from detection_rules import BY_HAND, RULES, first_above, highest
 from detection_watch import SEED, Watched, best_time, watched
 from rows import DATA, Row, arguments, header, need, show, working_folder
 from traffic.people import KINDS
@@ -203,8 +203,8 @@ def beside(first: Sequence[Watched], second: Sequence[Watched], flag: Threshold)
     for rule in RULES:
         line = threshold([highest(each.rules[rule]) for each in some], FLAG).score
         rows += compared(f"{rule}, as many flags", second, flag.score, rule, line)
-        if rule in PUBLISHED:
-            rows += compared(f"{rule}, as published", second, flag.score, rule, PUBLISHED[rule])
+        if rule in BY_HAND:
+            rows += compared(f"{rule}, by hand", second, flag.score, rule, BY_HAND[rule])
     return rows
 
 
