@@ -102,7 +102,7 @@ def left_out(accounts: Sequence[Watched]) -> list[Row]:
 
 
 def ordinary(accounts: Sequence[Watched], flag: Threshold, kill: Threshold) -> list[Row]:
-    """The upper bounds over all accounts are one-sided and exact; the intervals by cluster and group are not."""
+    """Upper bounds over all accounts are one-sided and exact; intervals by cluster and group are not."""
     some = [each for each in accounts if each.side == "ordinary"]
     rows = [Row("ordinary accounts of the test month", len(some), "")]
     for name, line in (("flag", flag.score), ("kill", kill.score)):

@@ -31,7 +31,7 @@ STEP = 50  # requests between two looks
 MOST = 1_000  # requests of an account that are looked at
 NEAR = 0.9  # cosine of near copies
 RULES = ("MMD", "PRADA", "SEAT", "volume", "template")
-# Scores at which each would alarm without being calibrated: for PRADA W < 0.95, within the range of its paper;
+# Scores at which each would alarm uncalibrated: for PRADA W < 0.95, within the range of its paper;
 # the mean number of requests of accounts in the campaigns reported in February 2026; SEAT's and the template
 # rule's are our own.
 BY_HAND = {"PRADA": 0.05, "SEAT": 50.0, "volume": 667.0, "template": 90.0}
