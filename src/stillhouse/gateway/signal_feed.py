@@ -84,6 +84,7 @@ def app(workspace: Workspace, clock: Clock = lambda: datetime.now(UTC)) -> Starl
     feed = Starlette(routes=made)
     feed.state.workspace, feed.state.clock = workspace, clock
     feed.state.asked = {}  # blinded elements by recipient and day, of this process
+    feed.state.filter = None  # made again when signals changed, and every hour for those that expire
     return feed
 
 
@@ -173,8 +174,11 @@ async def _objects(request: Request, recipient: str) -> Response:
 
 
 async def _filter(request: Request, recipient: str) -> Response:
-    state = request.app.state
-    made = await run_in_threadpool(shelf.private_filter, state.workspace, state.clock())
+    state, now = request.app.state, request.app.state.clock()
+    holds_for = await run_in_threadpool(shelf.changed, state.workspace), f"{now:%Y-%m-%d %H}"
+    if state.filter is None or state.filter[0] != holds_for:
+        state.filter = holds_for, await run_in_threadpool(shelf.private_filter, state.workspace, now)
+    made = state.filter[1]
     return _answer({"bits": base64.b64encode(made.bits).decode(), "hashes": made.hashes})
 
 

@@ -16,9 +16,9 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 from hmac import digest as hmac_digest
@@ -231,7 +231,9 @@ def take(workspace: Workspace, ledger: Ledger, peer: Peer, objects: Sequence[Any
             return Taken(0, 0, len(read), None)
         body = {"what": "imported", "sender": peer.sender, "revoked": revoked, **_listed(changed)}
         leaf = ledger.append("signal", body)
-        _write(_received(workspace, peer.sender), [dict(signal.object) for signal in held.values()])
+        # What has expired would be refused if it came again, so that it need not be kept to be known
+        kept = [dict(signal.object) for signal in held.values() if signal.valid_until > now]
+        _write(_received(workspace, peer.sender), kept)
     return Taken(new, revoked, len(read) - len(changed), leaf)
 
 
@@ -286,6 +288,12 @@ def private_filter(workspace: Workspace, now: datetime) -> Filter:
     key = _private_key(workspace)
     outputs = {private.output_of(key, band) for each in sketches for band in private.bands(each)}
     return private.filter_of(outputs)
+
+
+def changed(workspace: Workspace) -> int:
+    """Another number once own signals were added or revoked."""
+    path = _own(workspace)
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def private_answers(workspace: Workspace, asked: Sequence[bytes]) -> list[bytes]:
@@ -372,7 +380,7 @@ def _plain(signal: Signal) -> dict[str, Any]:
 
 def _signal(said: Mapping[str, Any]) -> Signal:
     template, source = (said[name] and tuple(said[name]) for name in ("template", "prompt_source"))
-    made = Signal(
+    return Signal(
         said["id"],
         form.moment(said["created"]),
         form.moment(said["valid_until"]),
@@ -382,26 +390,31 @@ def _signal(said: Mapping[str, Any]) -> Signal:
         source,
         said["behaviour"],
         tuple(said["marks"]),
+        said["kind"],
     )
-    return replace(made, kind=said["kind"])
 
 
 def _secret(workspace: Workspace) -> bytes:
     path = workspace.signals / "secret.key"
-    if not path.exists():
-        _write_private(path, secrets.token_hex(32).encode() + b"\n")
-    with storage("read", path):
-        return bytes.fromhex(path.read_text().strip())
+    return _made_once(path, lambda: secrets.token_bytes(32))
 
 
 def _private_key(workspace: Workspace) -> bytes:
     from stillhouse.guard.signals import private
 
-    path = workspace.signals / "private.key"
-    with _alone(workspace):
-        if not path.exists():
-            _write_private(path, private.new_key().hex().encode() + b"\n")
-    return bytes.fromhex(path.read_text().strip())
+    return _made_once(workspace.signals / "private.key", private.new_key)
+
+
+def _made_once(path: Path, make: Callable[[], bytes]) -> bytes:
+    """A key that is there, or made now: of two processes that make it at once, both get the same."""
+    if not path.exists():
+        fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+        _write_private(fresh, make().hex().encode() + b"\n")
+        with storage("write", path), suppress(FileExistsError):
+            os.link(fresh, path)
+        fresh.unlink()
+    with storage("read", path):
+        return bytes.fromhex(path.read_text().strip())
 
 
 def _since(workspace: Workspace) -> Path:
