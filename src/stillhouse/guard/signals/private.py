@@ -14,10 +14,15 @@ from dataclasses import dataclass
 from hashlib import sha512
 from math import ceil, log
 
-import rbcl
-
 from stillhouse.errors import UsageError
 from stillhouse.guard.signals.sketch import EMPTY, SLOTS
+
+try:
+    import rbcl
+except ModuleNotFoundError as missing:
+    raise UsageError(
+        "rbcl is not installed", "feeds of signals need it", "pip install 'stillhouse[signals]'"
+    ) from missing
 
 MOST_ASKED = 1024  # blinded elements in a question: 16 sketches
 _CONTEXT = b"OPRFV1-\x00-ristretto255-SHA512"
