@@ -94,6 +94,11 @@ class Workspace:
         return self.root / "operator.toml"
 
     @property
+    def signals(self) -> Path:
+        """Signals of distillation: the house's own, what it sent to whom, and what others sent."""
+        return self.root / "signals"
+
+    @property
     def runs(self) -> Path:
         return self.root / "runs"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stillhouse.cli import guard_proof, guard_usage
+from stillhouse.cli import guard_proof, guard_signals, guard_usage
 from stillhouse.cli.options import Json
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ keys_app = typer.Typer(rich_markup_mode=None, help="The keys of accounts.")
 guard_app.add_typer(organisations_app, name="organisations")
 guard_app.add_typer(accounts_app, name="accounts")
 guard_app.add_typer(keys_app, name="keys")
+guard_app.add_typer(guard_signals.signals_app, name="signals")
 guard_usage.register(guard_app)
 guard_proof.register(guard_app)
 

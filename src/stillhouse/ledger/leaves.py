@@ -36,6 +36,7 @@ LeafKind = Literal[
     "tombstone",
     "correction",
     "served",
+    "signal",
 ]
 KINDS: frozenset[str] = frozenset(get_args(LeafKind))
 KEYED = frozenset({"exchange", "import"})
