@@ -166,8 +166,8 @@ def test_a_bill_is_what_the_gateway_charges_for_an_even_mix():
 
 def test_the_trade_off_of_a_heavy_tail():
     months = [Month(str(at), int(1000 * 1.08**at), int(300 * 1.08**at)) for at in range(100)]
-    found = price_copies(CURVE, months, TODAY, Month("", 500, 500), 0.9, Bounds())
-    assert found.copy.tokens == pytest.approx(1000 * found.exchanges, rel=1e-6)
+    found = price_copies(CURVE, months, TODAY, Month("", 1000, 1000), 0.9, Bounds())
+    assert found.copy.tokens == pytest.approx(2000 * found.exchanges, rel=1e-6)
     assert not found.held
     factors = [done.copy for _, done in found.tradeoff]
     assert factors == sorted(factors)  # the more may pay more, the dearer the copy
