@@ -136,6 +136,8 @@ def main() -> None:
     for share in (0.5, 0.9, 0.99, 1.0):
         at = math.ceil(share * len(volumes)) - 1
         rows.append(Row(f"ordinary account-months: {share:.0%} use at most", volumes[at], "tokens"))
+    steps = by_hand(ordinary)
+    rows += felt("by hand", effect(steps, TODAY, checked, like(exchange, SIZES[-1]), BOUNDS.more), checked)
     for tokens in SIZES:
         rows += compared(f"copy of {tokens:,} tokens", like(exchange, tokens), ordinary, checked)
     for kept in (*(point.kept for point in EXAMPLE[1:]), WANTED):

@@ -37,8 +37,8 @@ def run(tmp_path, monkeypatch):
     )
     rows = [
         {"date": f"2026-11-{day:02}", "organisation": "", "account": f"acc_{at}", "key": "k", "model": model,
-         "requests": 1, "refused": 0, "bound": 0, "input_tokens": int(900 * 1.05**at),
-         "output_tokens": int(300 * 1.05**at), "cost": "0.01"}
+         "requests": 1, "refused": 0, "bound": 0, "input_tokens": int(900 * 1.04**at),
+         "output_tokens": int(300 * 1.04**at), "cost": "0.01"}
         for at in range(150) for day in (1, 2) for model in ("m", "other")
     ]  # fmt: skip
     (tmp_path / "usage.csv").write_text(as_csv(rows), newline="")

@@ -175,10 +175,10 @@ def _lines(
     head = f"may pay {bounds.more:.0%} more"
     lines += [
         "",
-        f"{head:>16}  copy costs  do pay so  pay more at all  most  all together",
+        f"{head:>16}  copy costs  do pay so  pay more at all   most  all together",
         *(
             f"{share:>16.1%}  {effect.copy:>9.2f}x  {effect.over:>9.2%}  {effect.dearer:>15.2%}  "
-            f"{effect.most:>3.1f}x  {effect.together - 1:>+12.2%}"
+            f"{effect.most:>4.2f}x  {round(effect.together - 1, 4) + 0.0:>+12.2%}"
             for share, effect in found.tradeoff
         ),
         "",
