@@ -102,7 +102,7 @@ def _of_evaluation(found: Mapping[str, Any]) -> list[tuple[str, Learned]]:
     teacher, rows = found.get("teacher"), found["further"].get("curve")
     score = teacher.get("score") if isinstance(teacher, Mapping) else None
     if not isinstance(score, float | int) or not score:
-        raise UsageError("the evaluation has no teacher's score", "shares are of it", "evaluate the run again")
+        raise UsageError("the evaluation has no teacher's score", "shares are of it", "evaluate it again")
     rows = rows if isinstance(rows, list) else []
     scored = [row for row in rows if isinstance(row, Mapping) and isinstance(row.get("score"), float | int)]
     return [_point(at, "", row.get("samples"), row["score"] / score) for at, row in enumerate(scored, 1)]
