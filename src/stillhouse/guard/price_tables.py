@@ -99,17 +99,13 @@ def _points(found: Any) -> list[tuple[str, Learned]]:
 
 def _of_evaluation(found: Mapping[str, Any]) -> list[tuple[str, Learned]]:
     """A sample takes one exchange, or more where some were thrown away: then it costs more than this."""
-    teacher = (found.get("teacher") or {}).get("score")
-    rows = found["further"].get("curve") or []
-    if not teacher:
-        raise UsageError(
-            "the evaluation has no teacher's score", "shares are of it", "evaluate the run again"
-        )
-    return [
-        _point(at, "", row.get("samples"), row["score"] / teacher)
-        for at, row in enumerate(rows, 1)
-        if row.get("score") is not None
-    ]
+    teacher, rows = found.get("teacher"), found["further"].get("curve")
+    score = teacher.get("score") if isinstance(teacher, Mapping) else None
+    if not isinstance(score, float | int) or not score:
+        raise UsageError("the evaluation has no teacher's score", "shares are of it", "evaluate it again")
+    rows = rows if isinstance(rows, list) else []
+    scored = [row for row in rows if isinstance(row, Mapping) and isinstance(row.get("score"), float | int)]
+    return [_point(at, "", row.get("samples"), row["score"] / score) for at, row in enumerate(scored, 1)]
 
 
 def _point(at: int, method: str, exchanges: Any, kept: Any) -> tuple[str, Learned]:
