@@ -91,13 +91,19 @@ def test_who_taught_a_base_may_be_unknown_and_that_is_said(ledger, tmp_path):
     assert "is unknown: model.safetensors was changed" in body["reason"]
 
 
-@pytest.mark.parametrize("count", [90, 900])
-def test_a_record_that_is_too_long_hides_nobody(ledger, tmp_path, count):
+@pytest.mark.parametrize(("count", "lift"), [(90, "permission of OpenAI"), (900, 'about = ["lineage"]')])
+def test_a_record_that_is_too_long_hides_nobody(ledger, tmp_path, count, lift):
     several = [entry(f"gpt-4o-{number}", host="api.openai.com", decisions=[]) for number in range(count)]
     released(tmp_path / "small", ledger.workspace, *several)
     with pytest.raises(GateRefused, match="may not begin with") as caught:
         admit_base(begun_from(tmp_path / "small"), ledger, NOW)
-    assert 'about = ["lineage"]' in caught.value.mend
+    assert lift in caught.value.mend
+
+
+def test_how_many_taught_the_base_lifts_no_refusal(ledger, tmp_path):
+    several = [entry(f"gpt-4o-{number}", host="api.openai.com", decisions=[]) for number in range(90)]
+    released(tmp_path / "small", ledger.workspace, *several)
+    assert consider_base(begun_from(tmp_path / "small", "lineage"), ledger, NOW).verdict == "refuse"
 
 
 @pytest.mark.parametrize("init", ["embedded:base", "config", "from_teacher"])

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from stillhouse.terms.ruling import ALLOWED, TRAINS
 from stillhouse.terms.weighing import bygone, weigh
 
 ROOM = 48 << 10  # bytes of a decision's leaf that leave room for what is added to it; it has under 64 KiB
+LINE = 2 << 10  # characters of its reason where it has no room for all of them
 POLICY = "rows-4"  # changes with every change of what `deciding` makes of the same input
 
 
@@ -167,8 +169,27 @@ def _consider(
     found = _weighed(asked, teacher, declarations, ledger, now, lineage, is_base)
     if lineage is None or len(canonical(found.body)) <= ROOM:
         return found
-    short = lineage.shortened("it names too many teachers for one decision")
-    return _weighed(asked, teacher, declarations, ledger, now, short, is_base)
+    told = _shortly(found.body)
+    if len(canonical(told)) <= ROOM:
+        return found._replace(body=told)
+    why = f"what {lineage.release} owes to those who taught it is too long for one decision"
+    short = _weighed(asked, teacher, declarations, ledger, now, lineage.shortened(why), is_base)
+    decision = replace(short.decision, verdict="refuse", reason=why, reasons=(), lifts=(), to_declare=())
+    body = short.body | {"verdict": "refuse", "reason": why, "reasons": [], "lifts": []}
+    return short._replace(decision=decision, body=body)
+
+
+def _shortly(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The same decision with no more of its reasons, strictest first, and of what would lift it than a leaf
+    has room for, and how many reasons it leaves out; what it says and what is owed stay whole."""
+    reason = body["reason"] if len(body["reason"]) <= LINE else f"{body['reason'][:LINE]}..."
+    told = {**body, "reason": reason, "reasons": [], "lifts": [], "reasons_left_out": len(body["reasons"])}
+    strictest_first = sorted(body["reasons"], key=lambda each: -STRICTEST.index(each["verdict"]))
+    for name, items in (("lifts", body["lifts"]), ("reasons", strictest_first)):
+        left = ROOM - len(canonical(told))
+        lengths = accumulate(len(canonical({"": each})) for each in items)
+        told[name] = [each for each, length in zip(items, lengths, strict=True) if length <= left]
+    return {**told, "reasons_left_out": len(body["reasons"]) - len(told["reasons"])}
 
 
 def _base(recipe: Recipe, ledger: Ledger, now: datetime) -> _Considered | None:
