@@ -9,7 +9,7 @@ from taught import NOW, decided, declared, entry, recipe, released, upstream
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.permissions import revoke
 from stillhouse.ledger.quarantine import decisions_of, recall
-from stillhouse.recipe import parse_recipe
+from stillhouse.recipe import Declaration, parse_recipe
 from stillhouse.terms import admit, consider
 from stillhouse.terms.authorising import make_permission, record
 from stillhouse.workspace import init_workspace
@@ -211,3 +211,33 @@ def test_what_was_allowed_by_a_row_is_asked_of_the_rows_of_today(ledger, tmp_pat
     assert decided(ledger, folder).verdict == "allow"
     row.unlink()
     assert decided(ledger, folder).verdict == "refuse"
+
+
+def test_a_declaration_about_a_rows_text_does_not_outlast_the_row(ledger, tmp_path):
+    """Who read that text said nothing of a maker of whom no text is known."""
+    ledger.workspace.terms.mkdir()
+    row = ledger.workspace.terms / "maker.toml"
+    row.write_text(row_toml(hosts=["api.maker.example"], confidence="medium"))
+    folder = tmp_path / "small"
+    terms = declared(folder, "maker-api")[1]
+    what = at_maker(Declaration(**terms))
+    leaf = admit(what, what.teacher, "train_target", ledger, NOW)
+    by = [{"leaf": leaf, "verdict": ledger.leaf(leaf).body["verdict"]}]
+    released(folder, ledger.workspace, entry("maker-2", host="api.maker.example", decisions=by))
+    assert decided(ledger, folder, "maker-api").verdict == "allow"
+    row.unlink()
+    assert consider(what, what.teacher, "train_target", ledger, NOW).verdict == "refuse"
+    for about in ((), ("maker-api",)):
+        found = decided(ledger, folder, *about)
+        assert (found.verdict, "is not known today" in found.reason) == ("refuse", True)
+    assert decided(ledger, folder, "maker-2").verdict == "allow"
+
+
+@pytest.mark.parametrize("about", ["big-1", "api.example.com"])
+def test_a_declaration_about_the_model_or_its_server_holds_a_step_further(ledger, tmp_path, about):
+    folder = tmp_path / "small"
+    let_teach(ledger, folder, declared(folder, about)[1])
+    assert decided(ledger, folder).verdict == "allow"
+    ledger.workspace.terms.mkdir()
+    (ledger.workspace.terms / "maker.toml").write_text(row_toml())
+    assert decided(ledger, folder).verdict == "allow"
