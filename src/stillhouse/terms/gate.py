@@ -39,11 +39,13 @@ POLICY = "rows-4"  # changes with every change of what `deciding` makes of the s
 
 
 class _Considered(NamedTuple):
-    """A decision, what is to be recorded of it, and the declared documents that it may rest on."""
+    """A decision, what is to be recorded of it, and the declared documents that it may rest on; `declared_of`
+    is whom these are about, in the same words whether it teaches or is what the student begins with."""
 
     decision: Decision
     body: dict[str, Any]
     texts: dict[DeclaredTerms, bytes]
+    declared_of: dict[str, str]
 
 
 def admit(recipe: Recipe, teacher: Teacher, use: Use, ledger: Ledger, now: datetime) -> int:
@@ -219,7 +221,8 @@ def _weighed(
 ) -> _Considered:
     today = now.astimezone(UTC).date()
     named = _named(asked, asked.student.base if is_base else name_of(teacher))
-    texts = dict(_read(declaration, named, ledger) for declaration in declarations)
+    declared_of = _named(asked, name_of(teacher))
+    texts = dict(_read(declaration, declared_of, ledger) for declaration in declarations)
     rows, table = _rows(asked, teacher, ledger)
     offers = heard(ledger, asked, tuple(texts), today)
     rows += [each.row for each in offers if each.row is not None]
@@ -263,7 +266,7 @@ def _weighed(
     }
     if offers:
         body["offered"] = [leaf for each in offers for leaf in each.leaves]
-    return _Considered(decision, body, texts)
+    return _Considered(decision, body, texts, declared_of)
 
 
 def _lineage(teacher: Teacher, ledger: Ledger) -> Lineage | None:
@@ -275,9 +278,9 @@ def _lineage(teacher: Teacher, ledger: Ledger) -> Lineage | None:
 
 def _record(found: _Considered, ledger: Ledger) -> int:
     """Write the decision down, and the declarations that it rests on; returns its leaf."""
-    decision, teacher = found.decision, found.body["teacher"]
+    decision, of = found.decision, found.declared_of
     if decision.declared:
-        pairs = [_record_declaration(teacher, each, found.texts[each], ledger) for each in decision.declared]
+        pairs = [_record_declaration(of, each, found.texts[each], ledger) for each in decision.declared]
         snapshots, declarations = ([*leaves] for leaves in zip(*pairs, strict=True))
         found.body.update(authorisation=declarations[0], declarations=declarations, terms_snapshots=snapshots)
     if not decision.permissions:
