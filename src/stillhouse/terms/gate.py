@@ -25,13 +25,13 @@ from stillhouse.terms import registry
 from stillhouse.terms.asking import asked_of, name_of, read_bounded
 from stillhouse.terms.authorising import recorded
 from stillhouse.terms.deciding import Decision, DeclaredTerms, decide
-from stillhouse.terms.facts import STRICTEST, Asked, Row, Student, Use, Verdict
-from stillhouse.terms.lineage import Lineage, folder_of, read_lineage
+from stillhouse.terms.facts import OPEN, STRICTEST, Asked, Row, Student, Use, Verdict
+from stillhouse.terms.lineage import Lineage, Past, folder_of, read_lineage
 from stillhouse.terms.obligations import BASE
-from stillhouse.terms.offered import heard
+from stillhouse.terms.offered import Heard, heard, heard_since
 from stillhouse.terms.operator import read_operator
 from stillhouse.terms.ruling import ALLOWED, TRAINS
-from stillhouse.terms.weighing import bygone, weigh
+from stillhouse.terms.weighing import asked_of_past, bygone, weigh
 
 ROOM = 48 << 10  # bytes of a decision's leaf that leave room for what is added to it; it has under 64 KiB
 LINE = 2 << 10  # characters of its reason where it has no room for all of them
@@ -239,7 +239,10 @@ def _weighed(
     if lineage is not None and heard_of is not None:
         beside = {"upstream": lineage.record(), "teacher_permissions": list(decision.permissions)}
         before = bygone(lineage, ledger)
-        found = weigh(decision, asked, heard_of, table, permissions, tuple(texts), today, before)
+        since = _since(heard_of, asked, tuple(texts), ledger, today)
+        banned = {past: [one.row for one in said if one.row is not None] for past, said in since.items()}
+        found = weigh(decision, asked, heard_of, table, permissions, tuple(texts), today, before, banned)
+        offers = list(dict.fromkeys([*offers, *(one for said in since.values() for one in said)]))
         decision, beside["weighed"] = found.decision, [dict(each) for each in found.record]
         rows = list({row.key: row for row in (*rows, *found.rows)}.values())
     if not decision.allowed:
@@ -265,8 +268,23 @@ def _weighed(
         **beside,
     }
     if offers:
-        body["offered"] = [leaf for each in offers for leaf in each.leaves]
+        body["offered"] = list(dict.fromkeys(leaf for each in offers for leaf in each.leaves))
     return _Considered(decision, body, texts, declared_of)
+
+
+def _since(
+    lineage: Lineage, asked: Asked, declarations: Sequence[DeclaredTerms], ledger: Ledger, today: date
+) -> dict[Past, list[Heard]]:
+    """What the servers forbid at which a teacher's own teachers were asked; each is looked up once."""
+    about = [each for each in declarations if each.about]
+    found: dict[tuple[str, bool], list[Heard]] = {}
+    said = {}
+    for past in lineage.teachers:
+        server = (past.host, past.access in OPEN)
+        if server not in found:
+            found[server] = heard_since(ledger, asked_of_past(asked, past), about, today)
+        said[past] = found[server]
+    return said
 
 
 def _lineage(teacher: Teacher, ledger: Ledger) -> Lineage | None:

@@ -57,10 +57,12 @@ def weigh(
     declarations: Sequence[DeclaredTerms],
     today: date,
     before: Mapping[int, Bygone],
+    banned: Mapping[Past, Sequence[Row]],
 ) -> Weighed:
     """The decision about a teacher together with those about its own teachers.
 
-    `before` are decisions of this log that the record names. What the record says was owed for a teacher is
+    `before` are decisions of this log that the record names, `banned` what the servers forbid at which they
+    were asked. What the record says was owed for a teacher is
     owed still, beside what the rows of today ask: who learns from a student owes no less than its maker did.
     Of somebody else's record only what forbids is taken: that a LICENSE was read, or access paid for, is for
     a person to look at.
@@ -74,7 +76,7 @@ def weigh(
         made.append(_of_unknown(asked, lineage, named, today))
     for past in dict.fromkeys(lineage.teachers):
         theirs = asked_of_past(asked, past)
-        found = table.matching(theirs)
+        found = (*table.matching(theirs), *banned.get(past, ()))
         heard = theirs if past.ours else _unvouched(theirs)
         one = decide(heard, found, permissions, named, today, further=0)
         leaves: tuple[int, ...] = ()
