@@ -6,7 +6,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from taught import NOW, entry, recipe, released, upstream
+from taught import NOW, decided, entry, recipe, released, upstream
 
 from stillhouse.errors import GateRefused
 from stillhouse.ledger import Ledger
@@ -107,16 +107,42 @@ def test_a_file_that_is_too_long_a_pipe_or_not_to_be_read_is_unknown(ledger, tmp
 
 
 def test_a_record_of_as_many_teachers_as_fit_comes_to_a_leaf(ledger, tmp_path):
-    """Each of them brings reasons, so the leaf is much longer than the record."""
+    """Each of them brings reasons, and the leaf has no room for all of these; all else it tells."""
     folder = tmp_path / "small"
     several = [entry(f"gpt-4o-{number}", host="api.openai.com", decisions=[]) for number in range(90)]
     released(folder, ledger.workspace, *several)
     assert LONGEST / 2 < len(canonical(read_lineage(folder, ledger.workspace).record())) < LONGEST
     what = recipe(folder)
-    with pytest.raises(GateRefused, match="not yet known"):
+    with pytest.raises(GateRefused, match="may not be used"):
         admit(what, what.teacher, "train_target", ledger, NOW)
     (leaf,) = ledger.leaves("decision")
-    assert "too many teachers" in leaf.body["upstream"]["unknown"]
+    body = leaf.body
+    assert (body["verdict"], body["upstream"]["unknown"], len(body["weighed"])) == ("refuse", "", 90)
+    assert {each["verdict"] for each in body["reasons"]} == {"refuse"}
+    assert len(body["reasons"]) + body["reasons_left_out"] == 91
+
+
+@pytest.mark.parametrize("count", [24, 30, 60, 90])
+def test_nobody_lifts_a_refusal_by_how_many_taught(ledger, tmp_path, count):
+    folder = tmp_path / "small"
+    several = [entry(f"gpt-4o-{number}", host="api.openai.com", decisions=[]) for number in range(count)]
+    released(folder, ledger.workspace, *several)
+    assert decided(ledger, folder, "lineage").verdict == "refuse"
+
+
+def test_what_is_owed_to_those_who_taught_fits_into_the_decision_or_it_refuses(ledger, tmp_path):
+    few, many = ([{"kind": "notice", "texts": [f"{n}"], "modes": []} for n in range(m)] for m in (250, 340))
+    for name, owed in (("few", few), ("many", many)):
+        released(
+            tmp_path / name / "small", ledger.workspace, entry("embedded:desk", "shipped", obligations=owed)
+        )
+    found = decided(ledger, tmp_path / "few" / "small")
+    assert (found.verdict, len(found.obligations)) == ("allow_with_obligations", 250)
+    what = recipe(tmp_path / "many" / "small", "lineage")
+    with pytest.raises(GateRefused, match="may not be used") as caught:
+        admit(what, what.teacher, "train_target", ledger, NOW)
+    assert "too long for one decision" in caught.value.why
+    assert [leaf.body["verdict"] for leaf in ledger.leaves("decision")] == ["refuse"]
 
 
 JSON = st.recursive(

@@ -1,17 +1,20 @@
 """A teaching that this workspace allowed holds as far as what that rested on covers today's question."""
 
-from datetime import timedelta
+import json
+from datetime import date, timedelta
 
 import pytest
 from maker import at_maker, row_toml
 from taught import NOW, decided, declared, entry, recipe, released, upstream
 
+from stillhouse.errors import GateRefused
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.permissions import revoke
 from stillhouse.ledger.quarantine import decisions_of, recall
-from stillhouse.recipe import parse_recipe
-from stillhouse.terms import admit, consider
+from stillhouse.recipe import Declaration, parse_recipe
+from stillhouse.terms import admit, consider, consider_base
 from stillhouse.terms.authorising import make_permission, record
+from stillhouse.terms.offered import keep
 from stillhouse.workspace import init_workspace
 
 ENDPOINT = "https://api.example.com/v1"
@@ -211,3 +214,88 @@ def test_what_was_allowed_by_a_row_is_asked_of_the_rows_of_today(ledger, tmp_pat
     assert decided(ledger, folder).verdict == "allow"
     row.unlink()
     assert decided(ledger, folder).verdict == "refuse"
+
+
+def test_a_declaration_about_a_rows_text_does_not_outlast_the_row(ledger, tmp_path):
+    """Who read that text said nothing of a maker of whom no text is known."""
+    ledger.workspace.terms.mkdir()
+    row = ledger.workspace.terms / "maker.toml"
+    row.write_text(row_toml(hosts=["api.maker.example"], confidence="medium"))
+    folder = tmp_path / "small"
+    terms = declared(folder, "maker-api")[1]
+    what = at_maker(Declaration(**terms))
+    leaf = admit(what, what.teacher, "train_target", ledger, NOW)
+    by = [{"leaf": leaf, "verdict": ledger.leaf(leaf).body["verdict"]}]
+    released(folder, ledger.workspace, entry("maker-2", host="api.maker.example", decisions=by))
+    assert decided(ledger, folder, "maker-api").verdict == "allow"
+    row.unlink()
+    assert consider(what, what.teacher, "train_target", ledger, NOW).verdict == "refuse"
+    for about in ((), ("maker-api",)):
+        found = decided(ledger, folder, *about)
+        assert (found.verdict, "is not known today" in found.reason) == ("refuse", True)
+    assert decided(ledger, folder, "maker-2").verdict == "allow"
+
+
+@pytest.mark.parametrize("about", ["big-1", "api.example.com"])
+def test_a_declaration_about_the_model_or_its_server_holds_a_step_further(ledger, tmp_path, about):
+    folder = tmp_path / "small"
+    let_teach(ledger, folder, declared(folder, about)[1])
+    assert decided(ledger, folder).verdict == "allow"
+    ledger.workspace.terms.mkdir()
+    (ledger.workspace.terms / "maker.toml").write_text(row_toml())
+    assert decided(ledger, folder).verdict == "allow"
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://api.example.com", "http://api.example.com", "https://api.example.com:8443"]
+)
+@pytest.mark.parametrize("ours", [True, False])
+def test_what_its_server_has_forbidden_since_holds_a_step_further(ledger, tmp_path, origin, ours):
+    folder = tmp_path / "small"
+    let_teach(ledger, folder, declared(folder)[0])
+    if not ours:
+        folder = tmp_path / "theirs" / "small"
+        released(folder, init_workspace(tmp_path / "others"), entry("big-1"))
+    keep(ledger, "https://other.example.com", offer("forbidden"), NOW.date())
+    keep(ledger, origin, offer("allowed"), NOW.date())
+    assert decided(ledger, folder).verdict == ("allow" if ours else "review")
+    said = keep(ledger, origin, offer("forbidden"), NOW.date())
+    what = recipe(folder, "big-1")
+    with pytest.raises(GateRefused, match="may not be used"):
+        admit(what, what.teacher, "train_target", ledger, NOW)
+    (*_, leaf) = ledger.leaves("decision")
+    assert leaf.body["offered"] == [said]
+    assert f"offered:{origin}" in {layer["row"] for layer in leaf.body["layers"]}
+    assert consider_base(begins(folder), ledger, NOW).verdict == "refuse"
+    keep(ledger, origin, None, date(2026, 11, 20))
+    found = decided(ledger, folder, "big-1")
+    assert (found.verdict, "api.example.com" in found.to_declare) == ("refuse", True)
+    assert 'about = ["api.example.com"]' in " ".join(found.lifts)
+    assert decided(ledger, folder, "big-1", "api.example.com").verdict == "allow"
+
+
+def test_a_permission_that_names_the_server_lifts_what_it_asks_one_for(ledger, tmp_path):
+    folder = tmp_path / "small"
+    let_teach(ledger, folder, declared(folder)[0])
+    keep(ledger, "https://api.example.com", offer("with_permission"), NOW.date())
+    assert decided(ledger, folder, "big-1").verdict == "refuse"
+    permitted(ledger, {"servers": ["api.example.com"]})
+    assert decided(ledger, folder, "big-1").verdict == "allow"
+
+
+def begins(folder):
+    return parse_recipe(
+        {
+            "run": {"name": "smaller"},
+            "teacher": {"model": "embedded:desk"},
+            "prompts": {"source": "embedded:desk"},
+            "student": {"init": str(folder)},
+        }
+    )
+
+
+def offer(word):
+    answers = {"train_other_models": word, "train_competing_models": word}
+    terms = {"version": "1", "url": "https://example.com/terms", "sha256": "0" * 64}
+    said = {"schema": "ai-terms/1", "contact": "x@example.com", "terms": terms, "answers": answers}
+    return json.dumps(said).encode()

@@ -69,7 +69,9 @@ def reading_of(body: Mapping[str, Any]) -> Reading | None:
         return None
     model, endpoint = teacher["model"], teacher["endpoint"] or ""
     host = host_name(urlsplit(endpoint).hostname or "")
-    name = PurePath(model).name if PurePath(model).is_absolute() else model  # as earlier leaves had a folder
+    here = teacher.get("access") == "weights" and not endpoint
+    # As earlier leaves had a folder, and a hub id that a student begins with.
+    name = PurePath(model).name if here or PurePath(model).is_absolute() else model
     return Reading(" ".join(by.split()).casefold(), digest, name, host)
 
 

@@ -264,7 +264,7 @@ def _unknown(
         says = f"the permission {grant.id} of {grant.grantor} allows {asked.use}"
         terms = f"{grant.document} (SHA-256 {grant.document_sha256[:12]}...)"
         return Decision("allow", says, basis="authorisation", permissions=(grant.leaf,), terms=terms)
-    gaps = [(each, gap_in(each, asked.use, today) or _elsewhere(each, asked)) for each in declarations]
+    gaps = [(each, gap_in(each, asked.use, today) or elsewhere(each, asked)) for each in declarations]
     for each, gap in gaps:
         if not gap:
             return Decision(
@@ -281,7 +281,7 @@ def _unknown(
     return Decision("refuse", reason, lifts=(_READ_AND_DECLARE, *about))
 
 
-def _elsewhere(declaration: DeclaredTerms, asked: Asked) -> str:
+def elsewhere(declaration: DeclaredTerms, asked: Asked) -> str:
     """What a declaration is about where that is not the teacher asked for; empty where it is."""
     here = (asked.model,) if asked.access in OPEN else (asked.model, asked.server)
     if not declaration.about or {*declaration.about} & {*here}:

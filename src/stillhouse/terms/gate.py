@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,24 +25,27 @@ from stillhouse.terms import registry
 from stillhouse.terms.asking import asked_of, name_of, read_bounded
 from stillhouse.terms.authorising import recorded
 from stillhouse.terms.deciding import Decision, DeclaredTerms, decide
-from stillhouse.terms.facts import STRICTEST, Asked, Row, Student, Use, Verdict
-from stillhouse.terms.lineage import Lineage, folder_of, read_lineage
+from stillhouse.terms.facts import OPEN, STRICTEST, Asked, Row, Student, Use, Verdict
+from stillhouse.terms.lineage import Lineage, Past, folder_of, read_lineage
 from stillhouse.terms.obligations import BASE
-from stillhouse.terms.offered import heard
+from stillhouse.terms.offered import Heard, heard, heard_since
 from stillhouse.terms.operator import read_operator
 from stillhouse.terms.ruling import ALLOWED, TRAINS
-from stillhouse.terms.weighing import bygone, weigh
+from stillhouse.terms.weighing import asked_of_past, bygone, weigh
 
 ROOM = 48 << 10  # bytes of a decision's leaf that leave room for what is added to it; it has under 64 KiB
+LINE = 2 << 10  # characters of its reason where it has no room for all of them
 POLICY = "rows-4"  # changes with every change of what `deciding` makes of the same input
 
 
 class _Considered(NamedTuple):
-    """A decision, what is to be recorded of it, and the declared documents that it may rest on."""
+    """A decision, what is to be recorded of it, and the declared documents that it may rest on; `declared_of`
+    is whom these are about, in the same words whether it teaches or is what the student begins with."""
 
     decision: Decision
     body: dict[str, Any]
     texts: dict[DeclaredTerms, bytes]
+    declared_of: dict[str, str]
 
 
 def admit(recipe: Recipe, teacher: Teacher, use: Use, ledger: Ledger, now: datetime) -> int:
@@ -167,8 +171,27 @@ def _consider(
     found = _weighed(asked, teacher, declarations, ledger, now, lineage, is_base)
     if lineage is None or len(canonical(found.body)) <= ROOM:
         return found
-    short = lineage.shortened("it names too many teachers for one decision")
-    return _weighed(asked, teacher, declarations, ledger, now, short, is_base)
+    told = _shortly(found.body)
+    if len(canonical(told)) <= ROOM:
+        return found._replace(body=told)
+    why = f"what {lineage.release} owes to those who taught it is too long for one decision"
+    short = _weighed(asked, teacher, declarations, ledger, now, lineage.shortened(why), is_base)
+    decision = replace(short.decision, verdict="refuse", reason=why, reasons=(), lifts=(), to_declare=())
+    body = short.body | {"verdict": "refuse", "reason": why, "reasons": [], "lifts": []}
+    return short._replace(decision=decision, body=body)
+
+
+def _shortly(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The same decision with no more of its reasons, strictest first, and of what would lift it than a leaf
+    has room for, and how many reasons it leaves out; what it says and what is owed stay whole."""
+    reason = body["reason"] if len(body["reason"]) <= LINE else f"{body['reason'][:LINE]}..."
+    told = {**body, "reason": reason, "reasons": [], "lifts": [], "reasons_left_out": len(body["reasons"])}
+    strictest_first = sorted(body["reasons"], key=lambda each: -STRICTEST.index(each["verdict"]))
+    for name, items in (("lifts", body["lifts"]), ("reasons", strictest_first)):
+        left = ROOM - len(canonical(told))
+        lengths = accumulate(len(canonical({"": each})) for each in items)
+        told[name] = [each for each, length in zip(items, lengths, strict=True) if length <= left]
+    return {**told, "reasons_left_out": len(body["reasons"]) - len(told["reasons"])}
 
 
 def _base(recipe: Recipe, ledger: Ledger, now: datetime) -> _Considered | None:
@@ -198,7 +221,8 @@ def _weighed(
 ) -> _Considered:
     today = now.astimezone(UTC).date()
     named = _named(asked, asked.student.base if is_base else name_of(teacher))
-    texts = dict(_read(declaration, named, ledger) for declaration in declarations)
+    declared_of = _named(asked, name_of(teacher))
+    texts = dict(_read(declaration, declared_of, ledger) for declaration in declarations)
     rows, table = _rows(asked, teacher, ledger)
     offers = heard(ledger, asked, tuple(texts), today)
     rows += [each.row for each in offers if each.row is not None]
@@ -215,7 +239,10 @@ def _weighed(
     if lineage is not None and heard_of is not None:
         beside = {"upstream": lineage.record(), "teacher_permissions": list(decision.permissions)}
         before = bygone(lineage, ledger)
-        found = weigh(decision, asked, heard_of, table, permissions, tuple(texts), today, before)
+        since = _since(heard_of, asked, tuple(texts), ledger, today)
+        banned = {past: [one.row for one in said if one.row is not None] for past, said in since.items()}
+        found = weigh(decision, asked, heard_of, table, permissions, tuple(texts), today, before, banned)
+        offers = list(dict.fromkeys([*offers, *(one for said in since.values() for one in said)]))
         decision, beside["weighed"] = found.decision, [dict(each) for each in found.record]
         rows = list({row.key: row for row in (*rows, *found.rows)}.values())
     if not decision.allowed:
@@ -241,8 +268,23 @@ def _weighed(
         **beside,
     }
     if offers:
-        body["offered"] = [leaf for each in offers for leaf in each.leaves]
-    return _Considered(decision, body, texts)
+        body["offered"] = list(dict.fromkeys(leaf for each in offers for leaf in each.leaves))
+    return _Considered(decision, body, texts, declared_of)
+
+
+def _since(
+    lineage: Lineage, asked: Asked, declarations: Sequence[DeclaredTerms], ledger: Ledger, today: date
+) -> dict[Past, list[Heard]]:
+    """What the servers forbid at which a teacher's own teachers were asked; each is looked up once."""
+    about = [each for each in declarations if each.about]
+    found: dict[tuple[str, bool], list[Heard]] = {}
+    said = {}
+    for past in lineage.teachers:
+        server = (past.host, past.access in OPEN)
+        if server not in found:
+            found[server] = heard_since(ledger, asked_of_past(asked, past), about, today)
+        said[past] = found[server]
+    return said
 
 
 def _lineage(teacher: Teacher, ledger: Ledger) -> Lineage | None:
@@ -254,9 +296,9 @@ def _lineage(teacher: Teacher, ledger: Ledger) -> Lineage | None:
 
 def _record(found: _Considered, ledger: Ledger) -> int:
     """Write the decision down, and the declarations that it rests on; returns its leaf."""
-    decision, teacher = found.decision, found.body["teacher"]
+    decision, of = found.decision, found.declared_of
     if decision.declared:
-        pairs = [_record_declaration(teacher, each, found.texts[each], ledger) for each in decision.declared]
+        pairs = [_record_declaration(of, each, found.texts[each], ledger) for each in decision.declared]
         snapshots, declarations = ([*leaves] for leaves in zip(*pairs, strict=True))
         found.body.update(authorisation=declarations[0], declarations=declarations, terms_snapshots=snapshots)
     if not decision.permissions:

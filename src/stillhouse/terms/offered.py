@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from stillhouse.ledger import Leaf, Ledger
 from stillhouse.terms.deciding import DeclaredTerms, gap_in
-from stillhouse.terms.facts import OPEN, Asked, Licence, Need, Row
+from stillhouse.terms.facts import OPEN, Asked, Licence, Need, Row, host_of
 from stillhouse.terms.permissions import OFFERED
 from stillhouse.terms.snapshots import clauses_digest
 from stillhouse.text import host_name
@@ -130,14 +130,33 @@ def heard(ledger: Ledger, asked: Asked, declarations: Sequence[DeclaredTerms], t
     origin = origin_of(asked.endpoint)
     if not origin or asked.access in OPEN:
         return []
-    found = [_heard(ledger, each, asked, declarations, today) for each in (origin, *_twin(origin))]
+    found = [
+        _heard(ledger, each, asked, declarations, today, own=each == origin)
+        for each in (origin, *_twin(origin))
+    ]
+    return [each for each in found if each is not None]
+
+
+def heard_since(
+    ledger: Ledger, asked: Asked, declarations: Sequence[DeclaredTerms], today: date
+) -> list[Heard]:
+    """What stands of what a host forbade, of whom a record tells the host alone: under any of its origins."""
+    host = host_of(asked.endpoint)
+    if not host or asked.access in OPEN:
+        return []
+    origins = dict.fromkeys(_origin(leaf) for leaf in ledger.leaves("terms_snapshot"))
+    found = [
+        _heard(ledger, each, asked, declarations, today, own=False)
+        for each in origins
+        if each and host_of(each) == host
+    ]
     return [each for each in found if each is not None]
 
 
 def _heard(
-    ledger: Ledger, origin: str, asked: Asked, declarations: Sequence[DeclaredTerms], today: date
+    ledger: Ledger, origin: str, asked: Asked, declarations: Sequence[DeclaredTerms], today: date, own: bool
 ) -> Heard | None:
-    words, own = _words(ledger, origin), origin == origin_of(asked.endpoint)
+    words = _words(ledger, origin)
     said = next((leaf for leaf in reversed(words) if leaf.body["state"] == "read"), None)
     since = next((leaf for leaf in words if said is None or leaf.index > said.index), None)
     faults: tuple[str, ...] = ()

@@ -6,17 +6,17 @@ for `bygone`, which reads what this workspace decided before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.quarantine import quarantined, reading_of, recalled_readings
-from stillhouse.terms.deciding import Decision, DeclaredTerms, Lifter, Reason, decide, gap_in
+from stillhouse.terms.deciding import Decision, DeclaredTerms, Lifter, Reason, decide, elsewhere, gap_in
 from stillhouse.terms.facts import Asked, Row, Verdict
 from stillhouse.terms.lineage import Lineage, Past
-from stillhouse.terms.permissions import Permission
+from stillhouse.terms.permissions import OFFERED, Permission
 from stillhouse.terms.registry import Registry
 from stillhouse.terms.ruling import ALLOWED, TRAINS, Owed, strictest
 
@@ -27,7 +27,7 @@ TOPIC = "lineage"  # what a declaration is about that speaks for teachers of who
 class Bygone:
     """A decision of this workspace's log that its record names, as it stands today. `every` are the leaves of
     the permissions that it rests on, `permissions` the same by the model that each is for, None where its
-    leaf does not tell; `declared` are its declarations."""
+    leaf does not tell; `declared` are its declarations, `layers` the keys of the table's rows that spoke."""
 
     model: str
     verdict: Verdict
@@ -35,6 +35,7 @@ class Bygone:
     permissions: Mapping[str, tuple[int, ...]] | None
     every: tuple[int, ...]
     declared: tuple[DeclaredTerms, ...]
+    layers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +57,18 @@ def weigh(
     declarations: Sequence[DeclaredTerms],
     today: date,
     before: Mapping[int, Bygone],
+    banned: Mapping[Past, Sequence[Row]],
 ) -> Weighed:
     """The decision about a teacher together with those about its own teachers.
 
-    `before` are decisions of this log that the record names. What the record says was owed for a teacher is
+    `before` are decisions of this log that the record names, `banned` what the servers forbid at which they
+    were asked. What the record says was owed for a teacher is
     owed still, beside what the rows of today ask: who learns from a student owes no less than its maker did.
     Of somebody else's record only what forbids is taken: that a LICENSE was read, or access paid for, is for
     a person to look at.
     """
     named = [each for each in declarations if each.about]  # one about the teacher is not about its teachers
+    keys = {row.key for row in table.rows()}
     made: list[Decision] = []
     rows: dict[str, Row] = {}
     record: list[Mapping[str, Any]] = []
@@ -72,12 +76,12 @@ def weigh(
         made.append(_of_unknown(asked, lineage, named, today))
     for past in dict.fromkeys(lineage.teachers):
         theirs = asked_of_past(asked, past)
-        found = table.matching(theirs)
+        found = (*table.matching(theirs), *banned.get(past, ()))
         heard = theirs if past.ours else _unvouched(theirs)
         one = decide(heard, found, permissions, named, today, further=0)
         leaves: tuple[int, ...] = ()
         if not found and not one.allowed:
-            one = _by_record(one, theirs, lineage, past, before, today)
+            one = _by_record(one, theirs, lineage, past, before, keys, today)
             leaves = past.decided if one.allowed else ()
         if asked.use in TRAINS:
             one = _still_owed(one, past, lineage)
@@ -138,6 +142,7 @@ def bygone(lineage: Lineage, ledger: Ledger) -> dict[int, Bygone]:
             _for_whom(body, lent),
             lent,
             tuple(read),
+            tuple(key for each in body.get("layers", ()) if not (key := each["row"]).startswith(OFFERED)),
         )
     return found
 
@@ -184,16 +189,18 @@ def _by_record(
     lineage: Lineage,
     past: Past,
     before: Mapping[int, Bygone],
+    keys: Set[str],
     today: date,
 ) -> Decision:
     """For one of whom no row speaks. That this workspace decided to let it teach holds as far as what that
     rests on still covers the question of today; what others say they decided is for a person to look at.
 
     A permission that covers it allows it without its record: so one that does not, and was needed then, is
-    ended, revoked, or for something else. A declaration must hold the use, and must not be recalled.
+    ended, revoked, or for something else. A declaration must hold the use, must not be recalled, and must
+    have been about the model or its server, not about a row's text; `keys` are of the rows that there are.
     """
     if lineage.ours and past.decided:
-        gaps = list(_gaps(asked, past, before, today))
+        gaps = list(_gaps(asked, past, before, keys, today))
         leaves = ", ".join(map(str, past.decided))
         if not gaps:
             return Decision("allow", f"its teaching was allowed by the decisions in leaves {leaves}")
@@ -213,7 +220,9 @@ def _by_record(
     )
 
 
-def _gaps(asked: Asked, past: Past, before: Mapping[int, Bygone], today: date) -> Iterator[str]:
+def _gaps(
+    asked: Asked, past: Past, before: Mapping[int, Bygone], keys: Set[str], today: date
+) -> Iterator[str]:
     """Why decisions of then do not cover the question of today; nothing where they do."""
     speaks = False
     for leaf in past.decided:
@@ -232,7 +241,8 @@ def _gaps(asked: Asked, past: Past, before: Mapping[int, Bygone], today: date) -
         for each in then.declared:
             if gap := gap_in(each, asked.use, today):
                 yield f"leaf {leaf} rests on a declaration, and {gap}"
-            speaks |= own or asked.model in each.about
+            about_it = (own or each.about) and not elsewhere(each, asked)
+            speaks |= bool(about_it) and keys >= {*then.layers}
     if not speaks:
         yield f"what was known of {asked.model} then is not known today"
 
