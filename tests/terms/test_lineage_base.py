@@ -1,5 +1,6 @@
 """A student that begins as a release: who taught that is weighed, and what they ask goes with the student."""
 
+import shutil
 from datetime import UTC, datetime
 
 import pytest
@@ -11,7 +12,8 @@ from stillhouse.pipeline.setup import admit_all, admit_learning
 from stillhouse.recipe import parse_recipe
 from stillhouse.terms import admit_base, admit_release, consider_base
 from stillhouse.terms.asking import licence_texts
-from stillhouse.terms.obligations import file_name
+from stillhouse.terms.base import of_base
+from stillhouse.terms.obligations import file_name, settled
 from stillhouse.workspace import init_workspace
 
 LLAMA = {"model": "meta-llama/Llama-3.1-8B", "also": ["t"]}
@@ -70,6 +72,37 @@ def test_what_the_teachers_of_the_base_ask_goes_with_the_student(ledger, tmp_pat
         each.index for each in ledger.leaves("decision") if each.body["use"] == "base"
     }
     assert ledger.leaf(again).body["at"] == "release"
+
+
+def _take_away(folder):
+    shutil.rmtree(folder / "provenance")
+    (folder / "MANIFEST").unlink()
+
+
+def _put_others_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"others")
+
+
+@pytest.mark.parametrize("loses", [_take_away, _put_others_weights])
+def test_a_base_whose_record_is_lost_before_the_release_owes_what_it_owed(ledger, tmp_path, loses):
+    folder = tmp_path / "small"
+    released(folder, ledger.workspace, entry("t", "weights", None, known=LLAMA))
+    admit_base(begun_from(folder, *ABOUT), ledger, NOW)
+    loses(folder)
+    admit_base(begun_from(folder, *ABOUT), ledger, NOW)  # as before training
+    with pytest.raises(GateRefused, match="was there when this run began, and is lost") as caught:
+        admit_release(begun_from(folder, *ABOUT), [], ledger, NOW)
+    assert "signed_off_by" in caught.value.mend
+    signed = begun_from(folder, *ABOUT, release={"signed_off_by": "R. Ames, counsel"})
+    bodies = [ledger.leaf(index).body for index in admit_release(signed, [], ledger, NOW)]
+    owed = settled(signed, bodies, {}, of_base(signed, ledger.workspace, NOW.date()))
+    assert owed.prefix == "Llama"
+    assert any("who taught the base small is not known" in line for line in owed.unknown)
+    assert bodies[-1]["stricter"]
+    another = begun_from(folder, *ABOUT, run={"name": "another"})
+    assert not any(
+        ledger.leaf(index).body["obligations"] for index in admit_release(another, [], ledger, NOW)[1:]
+    )
 
 
 def test_what_was_owed_for_passing_on_weights_is_owed_as_they_are_in_the_student(ledger, tmp_path):
