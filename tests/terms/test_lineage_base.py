@@ -4,7 +4,7 @@ import shutil
 from datetime import UTC, datetime
 
 import pytest
-from taught import NOW, declared, entry, released
+from taught import NOW, decided, declared, entry, released, upstream
 
 from stillhouse.errors import GateRefused
 from stillhouse.ledger import Ledger
@@ -103,6 +103,24 @@ def test_a_base_whose_record_is_lost_before_the_release_owes_what_it_owed(ledger
     assert not any(
         ledger.leaf(index).body["obligations"] for index in admit_release(another, [], ledger, NOW)[1:]
     )
+
+
+@pytest.mark.parametrize("signs", ["ours", "theirs"])
+@pytest.mark.parametrize("further", [False, True], ids=["its teacher's base", "one step more"])
+def test_who_taught_a_teachers_base_is_weighed(ledger, tmp_path, signs, further):
+    folder = tmp_path / "small"
+    of_base = upstream("first", entry("gpt-4o", host="api.openai.com"))
+    base = entry("first", "weights", None, use="base", upstream=of_base)
+    desk = entry("embedded:desk", "shipped", None)
+    with Ledger.open(init_workspace(tmp_path / "theirs")) as other:
+        maker = ledger.workspace if signs == "ours" else other.workspace
+        of_teacher = upstream("second", desk, base)
+        taught = [entry("second", "weights", None, upstream=of_teacher)] if further else [desk]
+        released(folder, maker, *taught, base=None if further else base)
+    found = decided(ledger, folder, "second")
+    assert found.verdict == "refuse"
+    assert "gpt-4o, which taught small" in found.reason
+    assert consider_base(begun_from(folder), ledger, NOW).verdict == "refuse"
 
 
 def test_what_was_owed_for_passing_on_weights_is_owed_as_they_are_in_the_student(ledger, tmp_path):
