@@ -4,7 +4,7 @@ import shutil
 from datetime import UTC, datetime
 
 import pytest
-from taught import NOW, decided, declared, entry, released, upstream
+from taught import NOW, decided, declared, entry, recipe, released, upstream
 
 from stillhouse.errors import GateRefused
 from stillhouse.ledger import Ledger
@@ -181,3 +181,20 @@ def test_a_local_teachers_own_licence_is_the_copy_that_is_owed(ledger, tmp_path)
     what = begun_from(tmp_path / "b", *ABOUT, teacher=str(folder), release={"name": "Llama-x"})
     texts = licence_texts(what, ledger.workspace)
     assert ("llama3.1", "Llama-3.1-8B") in texts
+
+
+@pytest.mark.parametrize("passed_on", [True, False])
+def test_a_copy_owed_under_a_row_that_this_table_lacks_can_be_given(ledger, tmp_path, passed_on):
+    folder = tmp_path / "small"
+    (folder / "LICENSES").mkdir(parents=True)
+    (tmp_path / "acme.txt").write_text("Acme, as it came")
+    if passed_on:
+        (tmp_path / "acme.txt").rename(folder / "LICENSES" / f"{file_name(('acme', 'embedded:desk'))}.txt")
+    owed = {"row": "acme", "kind": "licence_copy", "texts": ["Acme"], "modes": ["weights"]}
+    released(folder, ledger.workspace, entry("embedded:desk", "shipped", None, obligations=[owed]))
+    own = {} if passed_on else {"licence": str(tmp_path / "acme.txt")}
+    what = recipe(folder, teacher={"model": str(folder), "terms": declared(folder), **own})
+    assert licence_texts(what, ledger.workspace)["acme", "small"] == b"Acme, as it came"
+    assert admit_all(what, ledger).owed.unmet == ()
+    if passed_on:
+        assert admit_all(begun_from(folder), ledger).owed.unmet == ()
