@@ -36,13 +36,18 @@ def upstream(release: str, *teachers: dict[str, Any], **more: Any) -> dict[str, 
     return {**said, "teachers": list(teachers), **more}
 
 
-def released(folder: Path, workspace: Workspace, *entries: Any, text: str | None = None) -> Manifest:
-    """The folder as `workspace` would have released it; `text` stands for the entries' JSON."""
+def released(
+    folder: Path, workspace: Workspace, *entries: Any, text: str | None = None, base: Any = None
+) -> Manifest:
+    """The folder as `workspace` would have released it; `text` stands for the entries' JSON, `base` is what
+    it says of the release that it began as."""
     (folder / "provenance").mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"weights")
     written = json.dumps(entries) if text is None else text
     (folder / "provenance" / "teachers.json").write_text(written, errors="surrogatepass")
+    if base is not None:
+        (folder / "provenance" / "base.json").write_text(json.dumps(base))
     key = read_signing_key(workspace)
     (folder / "provenance" / "public-key.pem").write_bytes(public_pem(public_bytes(key)))
     return seal(folder, "stillhouse/0011223344556677", "small", key)

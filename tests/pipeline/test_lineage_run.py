@@ -4,27 +4,37 @@ import json
 
 import pytest
 from provider import answer
+from taught import decided, entry
+from taught import released as taught
 from tiny import tiny_model
 
 from stillhouse import pipeline
 from stillhouse.audit import verify
 from stillhouse.ledger import Ledger
+from stillhouse.ledger.keys import read_signing_key
+from stillhouse.ledger.manifest import seal
 from stillhouse.recipe import parse_recipe
+from stillhouse.terms.lineage import read_lineage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_both_teachers_stand_in_the_release_of_a_students_student(tmp_path, workspace, provider):
-    async def digit(body, number):
-        return answer(body["messages"][-1]["content"].split()[1])
+async def digit(body, number):
+    return answer(body["messages"][-1]["content"].split()[1])
 
+
+def prompts_and_terms(tmp_path):
     rows = [
         {"prompt": f"say {i % 7} {i}", "id": f"p{i}", "reference": str(i % 7), "scorer": "exact"}
         for i in range(20)
     ]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "terms.txt").write_text("you may train on the answers")
-    terms = {"document": str(tmp_path / "terms.txt"), "read_on": "2026-01-02", "declared_by": "a test"}
+    return {"document": str(tmp_path / "terms.txt"), "read_on": "2026-01-02", "declared_by": "a test"}
+
+
+def test_both_teachers_stand_in_the_release_of_a_students_student(tmp_path, workspace, provider):
+    terms = prompts_and_terms(tmp_path)
 
     def released(name, teacher):
         tree = {
@@ -68,3 +78,62 @@ def test_both_teachers_stand_in_the_release_of_a_students_student(tmp_path, work
     said = {check.name: check.detail for check in verify(second).checks if not check.ok}
     assert "names other teachers of it than the decisions" in said["teachers"]
     assert "knows it by other facts than the decisions" in said["teachers"]
+
+
+def test_who_taught_the_base_of_a_release_stands_in_it_and_is_weighed_of_the_next(
+    tmp_path, workspace, provider
+):
+    """P taught T1, T2 began as T1: what is taught by T2, or begins as it, learned from P."""
+    first = tmp_path / "first"
+    tiny = tiny_model(tmp_path / "tiny")
+    said = {"row": "gone", "kind": "notice", "texts": ["N"], "modes": ["weights"], "redistributes": False}
+    with Ledger.open(workspace) as ledger:
+        taught(first, ledger.workspace, entry("embedded:desk", "shipped", None, obligations=[said]))
+    for path in tiny.iterdir():
+        (first / path.name).write_bytes(path.read_bytes())
+    seal(first, "stillhouse/0011223344556677", "first", read_signing_key(workspace))
+    tree = {
+        "run": {"name": "second"},
+        "teacher": {
+            "model": "m",
+            "endpoint": provider(digit).url,
+            "provider": "somewhere",
+            "terms": prompts_and_terms(tmp_path),
+        },
+        "prompts": {"source": str(tmp_path / "prompts.jsonl")},
+        "collect": {"max_tokens": 4},
+        "student": {"init": str(first)},
+        "train": {"epochs": 1, "batch_tokens": 512, "dtype": "float32"},
+        "evaluate": {"held_out": 0.2, "resamples": 20},
+    }
+    second = pipeline.run(parse_recipe(tree), workspace).run.release
+    done = verify(second)
+    assert done.ok, [check for check in done.checks if not check.ok]
+    lineage = read_lineage(second, workspace)
+    assert lineage is not None
+    assert lineage.unknown == ""
+    owed = [
+        (past.model, past.is_base, [each.obligation.texts for each in past.owed]) for past in lineage.teachers
+    ]
+    assert owed == [
+        ("m", False, []),
+        ("first", True, [("N",)]),
+        ("embedded:desk", False, [("N",)]),
+    ]
+    with Ledger.open(workspace) as ledger:
+        decision = decided(ledger, second)
+        assert decision.verdict == "allow_with_obligations"
+        assert ("N",) in [each.obligation.texts for each in decision.obligations]
+
+    told = second / "provenance" / "base.json"
+    changed = json.loads(told.read_bytes())
+    changed["upstream"]["teachers"] = []
+    told.write_text(json.dumps(changed))
+    fails = {check.name: check.detail for check in verify(second).checks if not check.ok}
+    assert "base.json is not what the decision about the base says" in fails["teachers"]
+    told.unlink()
+    fails = {check.name: check.detail for check in verify(second).checks if not check.ok}
+    assert "base.json is missing" in fails["teachers"]
+    without = read_lineage(second, workspace)
+    assert without is not None
+    assert "base.json is missing" in without.unknown

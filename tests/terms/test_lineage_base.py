@@ -1,10 +1,11 @@
 """A student that begins as a release: who taught that is weighed, and what they ask goes with the student."""
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from taught import NOW, declared, entry, recipe, released
+from taught import NOW, decided, declared, entry, recipe, released, upstream
 
 from stillhouse.errors import GateRefused
 from stillhouse.ledger import Ledger
@@ -13,7 +14,8 @@ from stillhouse.pipeline.setup import admit_all, admit_learning
 from stillhouse.recipe import parse_recipe
 from stillhouse.terms import admit, admit_base, admit_release, consider, consider_base
 from stillhouse.terms.asking import licence_texts
-from stillhouse.terms.obligations import file_name
+from stillhouse.terms.base import of_base
+from stillhouse.terms.obligations import file_name, settled
 from stillhouse.workspace import init_workspace
 
 LLAMA = {"model": "meta-llama/Llama-3.1-8B", "also": ["t"]}
@@ -72,6 +74,55 @@ def test_what_the_teachers_of_the_base_ask_goes_with_the_student(ledger, tmp_pat
         each.index for each in ledger.leaves("decision") if each.body["use"] == "base"
     }
     assert ledger.leaf(again).body["at"] == "release"
+
+
+def _take_away(folder):
+    shutil.rmtree(folder / "provenance")
+    (folder / "MANIFEST").unlink()
+
+
+def _put_others_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"others")
+
+
+@pytest.mark.parametrize("loses", [_take_away, _put_others_weights])
+def test_a_base_whose_record_is_lost_before_the_release_owes_what_it_owed(ledger, tmp_path, loses):
+    folder = tmp_path / "small"
+    released(folder, ledger.workspace, entry("t", "weights", None, known=LLAMA))
+    admit_base(begun_from(folder, *ABOUT), ledger, NOW)
+    loses(folder)
+    admit_base(begun_from(folder, *ABOUT), ledger, NOW)  # as before training
+    with pytest.raises(GateRefused, match="was there when this run began, and is lost") as caught:
+        admit_release(begun_from(folder, *ABOUT), [], ledger, NOW)
+    assert "signed_off_by" in caught.value.mend
+    signed = begun_from(folder, *ABOUT, release={"signed_off_by": "R. Ames, counsel"})
+    bodies = [ledger.leaf(index).body for index in admit_release(signed, [], ledger, NOW)]
+    owed = settled(signed, bodies, {}, of_base(signed, ledger.workspace, NOW.date()))
+    assert owed.prefix == "Llama"
+    assert any("who taught the base small is not known" in line for line in owed.unknown)
+    assert bodies[-1]["stricter"]
+    another = begun_from(folder, *ABOUT, run={"name": "another"})
+    assert not any(
+        ledger.leaf(index).body["obligations"] for index in admit_release(another, [], ledger, NOW)[1:]
+    )
+
+
+@pytest.mark.parametrize("signs", ["ours", "theirs"])
+@pytest.mark.parametrize("further", [False, True], ids=["its teacher's base", "one step more"])
+def test_who_taught_a_teachers_base_is_weighed(ledger, tmp_path, signs, further):
+    folder = tmp_path / "small"
+    of_base = upstream("first", entry("gpt-4o", host="api.openai.com"))
+    base = entry("first", "weights", None, use="base", upstream=of_base)
+    desk = entry("embedded:desk", "shipped", None)
+    with Ledger.open(init_workspace(tmp_path / "theirs")) as other:
+        maker = ledger.workspace if signs == "ours" else other.workspace
+        of_teacher = upstream("second", desk, base)
+        taught = [entry("second", "weights", None, upstream=of_teacher)] if further else [desk]
+        released(folder, maker, *taught, base=None if further else base)
+    found = decided(ledger, folder, "second")
+    assert found.verdict == "refuse"
+    assert "gpt-4o, which taught small" in found.reason
+    assert consider_base(begun_from(folder), ledger, NOW).verdict == "refuse"
 
 
 def test_what_was_owed_for_passing_on_weights_is_owed_as_they_are_in_the_student(ledger, tmp_path):
@@ -170,3 +221,20 @@ def test_a_declaration_that_was_recalled_counts_neither_of_a_teacher_nor_of_a_ba
     assert consider(teaches, teaches.teacher, "train_target", ledger, NOW).verdict == "refuse"
     for where in (folder, folder.absolute()):
         assert consider_base(begun_from(where, "big-1"), ledger, NOW).verdict == "refuse"
+
+
+@pytest.mark.parametrize("passed_on", [True, False])
+def test_a_copy_owed_under_a_row_that_this_table_lacks_can_be_given(ledger, tmp_path, passed_on):
+    folder = tmp_path / "small"
+    (folder / "LICENSES").mkdir(parents=True)
+    (tmp_path / "acme.txt").write_text("Acme, as it came")
+    if passed_on:
+        (tmp_path / "acme.txt").rename(folder / "LICENSES" / f"{file_name(('acme', 'embedded:desk'))}.txt")
+    owed = {"row": "acme", "kind": "licence_copy", "texts": ["Acme"], "modes": ["weights"]}
+    released(folder, ledger.workspace, entry("embedded:desk", "shipped", None, obligations=[owed]))
+    own = {} if passed_on else {"licence": str(tmp_path / "acme.txt")}
+    what = recipe(folder, teacher={"model": str(folder), "terms": declared(folder), **own})
+    assert licence_texts(what, ledger.workspace)["acme", "small"] == b"Acme, as it came"
+    assert admit_all(what, ledger).owed.unmet == ()
+    if passed_on:
+        assert admit_all(begun_from(folder), ledger).owed.unmet == ()

@@ -25,8 +25,8 @@ from stillhouse.ledger.keys import public_of_pem
 from stillhouse.ledger.manifest import NAME, Manifest, brought, names, read_manifest, sha256_of
 from stillhouse.ledger.verify import Outside
 from stillhouse.models import weights_digest
-from stillhouse.terms.lineage import known_of
-from stillhouse.terms.obligations import due, file_name, of_decisions, of_seeds, settle
+from stillhouse.terms.lineage import BEGUN, as_base, known_of
+from stillhouse.terms.obligations import BASE, due, file_name, of_decisions, of_seeds, settle
 from stillhouse.terms.ruling import TRAINS
 
 PROOFS = "provenance"
@@ -293,9 +293,22 @@ def _teachers(bundle: _Bundle) -> str:
         asked = [known_of(trail.decisions[leaf].body.get("asked")) for leaf in sorted(verdicts)]
         if stated[name].get("known") not in (None, *asked):
             faults.append(f"{name[0]}: teachers.json knows it by other facts than the decisions")
+    faults += _of_base(bundle, trail, _need(trail.release, "the release's leaf").body["decisions"])
     _none(faults)
     shares = (f"{name[0]} {one.rows / max(1, len(trail.rows)):.1%}" for name, one in trail.given.items())
     return ", ".join(shares) + " of the rows"
+
+
+def _of_base(bundle: _Bundle, trail: Trail, decided: list[int]) -> Iterator[str]:
+    """What is wrong with `base.json`. Releases from before it was told have none; their decisions about a
+    base name no run."""
+    bodies = [(index, trail.decisions[index].body) for index in decided]
+    told = [as_base(index, body) for index, body in bodies if body["use"] == BASE]
+    if BEGUN in bundle.files:
+        if json.loads((bundle.folder / BEGUN).read_bytes()) not in told:
+            yield "base.json is not what the decision about the base says"
+    elif any("run" in body for _, body in bodies if body["use"] == BASE):
+        yield "base.json is missing, and there is a decision about the base"
 
 
 def _decisions(bundle: _Bundle) -> str:

@@ -13,8 +13,8 @@ from stillhouse.errors import UsageError
 from stillhouse.recipe import Recipe, Teacher
 from stillhouse.terms import licences, registry
 from stillhouse.terms.facts import Access, Asked, Feature, Row, Student, Use
-from stillhouse.terms.lineage import TEACHERS, folder_of
-from stillhouse.terms.obligations import the_base
+from stillhouse.terms.lineage import TEACHERS, folder_of, read_lineage
+from stillhouse.terms.obligations import file_name, the_base
 from stillhouse.terms.operator import read_operator
 from stillhouse.workspace import Workspace
 
@@ -182,12 +182,19 @@ def licence_texts(recipe: Recipe, workspace: Workspace) -> dict[tuple[str, str],
     base = base_named(recipe)
     sources: list[tuple[str, bytes, list[bytes]]] = [(base, _own(recipe.student.init), [])]
     found = {(row, base): text for row, text in _passed_on(recipe.student.init, rows)}
+    found |= {(row, base): text for row, text in _owed_then(recipe.student.init, workspace) if text}
     for teacher in (recipe.teacher, *recipe.teachers):
         own = b"" if teacher.licence is None else read_bounded(Path(teacher.licence), "the licence")
         if not own.strip() and access_of(teacher) == "weights" and not (teacher.endpoint or teacher.imported):
             own = _own(teacher.model)
         if not (teacher.endpoint or teacher.imported):
             found |= {(row, name_of(teacher)): text for row, text in _passed_on(teacher.model, rows)}
+            keys = {row.key for row in rows}
+            then = [
+                (row, text or (b"" if row in keys else own))
+                for row, text in _owed_then(teacher.model, workspace)
+            ]
+            found |= {(row, name_of(teacher)): text for row, text in then if text.strip()}
         declared = [read_bounded(Path(each.document), "the terms") for each in teacher.terms]
         sources.append((name_of(teacher), own, declared))
     for name, own, declared in sources:
@@ -214,6 +221,21 @@ def _passed_on(model: str, rows: Sequence[Row]) -> Iterator[tuple[str, bytes]]:
         keys = [row.key for row in rows if path.name.startswith(f"{row.key}-")]
         if keys and path.is_file():
             yield max(keys, key=len), read_bounded(path, "the licence")
+
+
+def _owed_then(model: str, workspace: Workspace) -> Iterator[tuple[str, bytes]]:
+    """The licences of which a release's record says that a copy is owed, by the row of then, which no table
+    here need have; each with its copy in the release, empty where that is not there."""
+    lineage = read_lineage(folder_of(model), workspace)
+    for past in () if lineage is None else lineage.teachers:
+        for owed in past.owed:
+            if owed.obligation.kind == "licence_copy" and owed.row:
+                names = (file_name((owed.row, name)) for name in (past.model, the_base(past.model)))
+                paths = (folder_of(model) / "LICENSES" / f"{name}.txt" for name in names)
+                yield (
+                    owed.row,
+                    next((read_bounded(path, "the licence") for path in paths if path.is_file()), b""),
+                )
 
 
 def _is_of(data: bytes, rows: Sequence[Row]) -> tuple[set[str], bool]:

@@ -22,12 +22,12 @@ from stillhouse.ledger.permissions import decide_by
 from stillhouse.ledger.quarantine import quarantined, reading_of, recalled_readings
 from stillhouse.recipe import WORDS, Declaration, Recipe, Teacher
 from stillhouse.terms import registry
-from stillhouse.terms.asking import asked_of, name_of, read_bounded
+from stillhouse.terms.asking import asked_of, base_named, name_of, read_bounded
 from stillhouse.terms.authorising import recorded
 from stillhouse.terms.deciding import Decision, DeclaredTerms, decide
 from stillhouse.terms.facts import OPEN, STRICTEST, Asked, Row, Student, Use, Verdict
 from stillhouse.terms.lineage import Lineage, Past, folder_of, read_lineage
-from stillhouse.terms.obligations import BASE
+from stillhouse.terms.obligations import BASE, the_base
 from stillhouse.terms.offered import Heard, heard, heard_since
 from stillhouse.terms.operator import read_operator
 from stillhouse.terms.ruling import ALLOWED, TRAINS
@@ -80,9 +80,10 @@ def admit_import(model: str, declaration: Declaration | None, ledger: Ledger, no
 def admit_release(recipe: Recipe, collected: Iterable[int], ledger: Ledger, now: datetime) -> list[int]:
     """Decide again about all that a release was made of; returns the new decisions' leaves, of the base last.
 
-    `collected` are the decisions under which the answers were had; what was owed then is owed still. Raises
-    GateRefused where a teacher may not be learned from today, and where the terms became stricter and nobody
-    signed that off.
+    `collected` are the decisions under which the answers were had; what was owed then is owed still, and so
+    is what was owed for the base when this run last knew who taught it. Raises GateRefused where a teacher
+    may not be learned from today, and where the terms became stricter, or the base's record was lost, and
+    nobody signed that off.
     """
     before = [ledger.leaf(index) for index in sorted(set(collected))]
     leaves = []
@@ -110,21 +111,58 @@ def admit_release(recipe: Recipe, collected: Iterable[int], ledger: Ledger, now:
                 "; ".join(stricter),
                 'see to that, then answer for it: [release] signed_off_by = "NAME, ROLE"',
             )
-    base = admit_base(recipe, ledger, now, at="release")
+    base = _base_again(recipe, ledger, now)
     return leaves if base is None else [*leaves, base]
 
 
-def admit_base(recipe: Recipe, ledger: Ledger, now: datetime, **more: Any) -> int | None:
+def admit_base(recipe: Recipe, ledger: Ledger, now: datetime) -> int | None:
     """Decide about those who taught the model that the student begins with, where that is a release of
-    stillhouse, and record it, with `more`; returns the decision's leaf, None where it is no release.
+    stillhouse, and record it; returns the decision's leaf, None where it is no release.
 
     What the licence of its own weights asks is for `base` to say. Who taught it may be unknown, as of any
     base: that is said, and stops nothing. Raises GateRefused where one is known who may not be learned from.
     """
     found = _base(recipe, ledger, now)
+    return None if found is None else _admit_base(found, recipe, ledger, now, {})
+
+
+def _base_again(recipe: Recipe, ledger: Ledger, now: datetime) -> int | None:
+    """The decision about the base at the release."""
+    before = [
+        leaf.body
+        for leaf in ledger.leaves("decision")
+        if leaf.body.get("use") == BASE
+        and leaf.body.get("run") == recipe.run.name
+        and the_base(leaf.body["teacher"]["model"]) == base_named(recipe)
+        and leaf.body["verdict"] in ALLOWED
+        and leaf.body["upstream"]["teachers"]
+    ]
+    then = before[-1:]
+    found = _base(recipe, ledger, now, then[0]["upstream"]["release"] if then else "")
     if found is None:
         return None
-    found.body.update(more)
+    lost = bool(then) and not found.body["upstream"]["teachers"]
+    why = f"who taught the base was known, and is not: {found.body['upstream']['unknown']}"
+    signed = recipe.release.signed_off_by
+    more = {
+        "at": "release",
+        "obligations": _all_owed(found.decision, then),
+        "stricter": [why] if lost else [],
+    }
+    leaf = _admit_base(found, recipe, ledger, now, {**more, "signed_off_by": signed})
+    if lost and not signed:
+        raise GateRefused(
+            f"the record of {recipe.student.init} was there when this run began, and is lost",
+            why,
+            'put it back; or answer for it: [release] signed_off_by = "NAME, ROLE"',
+        )
+    return leaf
+
+
+def _admit_base(
+    found: _Considered, recipe: Recipe, ledger: Ledger, now: datetime, more: Mapping[str, Any]
+) -> int:
+    found.body.update(run=recipe.run.name, **more)
     leaf = _record(found, ledger)
     if not found.decision.allowed:
         why, mend = _barred(found.decision, _recipe_lines(found.decision, now))
@@ -165,9 +203,10 @@ def _consider(
     declarations: Sequence[Declaration],
     ledger: Ledger,
     now: datetime,
-    is_base: bool = False,
+    base: Lineage | None = None,
 ) -> _Considered:
-    lineage = _lineage(teacher, ledger)
+    """`base` is who taught the model, where it is what the student begins with."""
+    lineage, is_base = base or _lineage(teacher, ledger), base is not None
     found = _weighed(asked, teacher, declarations, ledger, now, lineage, is_base)
     if lineage is None or len(canonical(found.body)) <= ROOM:
         return found
@@ -194,20 +233,23 @@ def _shortly(body: Mapping[str, Any]) -> dict[str, Any]:
     return {**told, "reasons_left_out": len(body["reasons"]) - len(told["reasons"])}
 
 
-def _base(recipe: Recipe, ledger: Ledger, now: datetime) -> _Considered | None:
+def _base(recipe: Recipe, ledger: Ledger, now: datetime, was: str = "") -> _Considered | None:
     """What is decided about the teachers of the model that the student begins with. Declarations about them
-    stand among those of the recipe's teachers."""
+    stand among those of the recipe's teachers. `was` is the release that the model was, if it was one."""
     init = recipe.student.init
     if init in WORDS:
         return None
     base = Teacher(model=init)
-    if _lineage(base, ledger) is None:
+    lineage = _lineage(base, ledger)
+    if lineage is None and was:
+        lineage = Lineage(was, "", "", False, "its record is there no more")
+    if lineage is None:
         return None
     asked = asked_of(recipe, base, "train_target", ledger.workspace)
     declared = [
         each for teacher in (recipe.teacher, *recipe.teachers) for each in teacher.terms if each.about
     ]
-    return _consider(asked, base, declared, ledger, now, is_base=True)
+    return _consider(asked, base, declared, ledger, now, lineage)
 
 
 def _weighed(

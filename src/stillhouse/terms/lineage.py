@@ -28,6 +28,7 @@ from stillhouse.workspace import Workspace
 
 PROOFS = "provenance"
 TEACHERS = f"{PROOFS}/teachers.json"
+BEGUN = f"{PROOFS}/base.json"  # of a release that began as one: the base, in the form of a teacher
 KEY = f"{PROOFS}/public-key.pem"
 LARGEST = 16 << 20  # bytes of a file of the record
 LONGEST = 16 << 10  # bytes of what a decision's leaf (under 64 KiB) tells of it
@@ -59,7 +60,8 @@ class Past:
     those about all that stand between; empty where one did not. `ours` says whether this workspace's key
     signed the record that names it. `known` are fields of `Asked` as the gate was asked about it then, none
     where the record is from before they were told. `owed` is what the record says was owed for it then; a row
-    that it does not tell is empty.
+    that it does not tell is empty. `is_base` is one that a student began with, whose weights are in it: it
+    answered nothing, and its own teachers count.
     """
 
     model: str
@@ -70,6 +72,7 @@ class Past:
     ours: bool
     known: tuple[tuple[str, Any], ...] = ()
     owed: tuple[Owed, ...] = ()
+    is_base: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,20 @@ def known_of(asked: Mapping[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
+def as_base(leaf: int, decision: Mapping[str, Any]) -> dict[str, Any]:
+    """`base.json`: a decision (leaf body) about who taught the base, in the form of a teacher's entry."""
+    return {
+        "use": "base",
+        "model": decision["teacher"]["model"],
+        "revision": None,
+        "access": "weights",
+        "host": None,
+        "upstream": decision["upstream"],
+        "obligations": decision["obligations"],
+        "decisions": [{"leaf": leaf, "verdict": decision["verdict"]}],
+    }
+
+
 def pasts_of(record: Mapping[str, Any]) -> list[Past]:
     """Those whom a record as `Lineage.record` has it names, without whose word it is. Raises ValueError,
     KeyError, TypeError or AttributeError for what is no such record."""
@@ -156,6 +173,8 @@ def _read(folder: Path, workspace: Workspace) -> Lineage:
     if fault := _fault(folder, manifest, public, data):
         return Lineage(release, digest, "", False, _line(fault))
     entries, ours = json.loads(data), was_ours(public, workspace)
+    if BEGUN in manifest.files:
+        entries = [*entries, json.loads(_bytes(folder / BEGUN))]
     of = workspace if ours else None
     teachers = tuple(past for each in entries for past in _past(each, None, of))
     unknown = _line(next(_gaps(entries), "") if teachers else "it names no teacher")
@@ -201,7 +220,7 @@ def _fault(folder: Path, manifest: Manifest, public: bytes, teachers: bytes) -> 
         path = folder / name
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             return f"{name} is no file of the release"
-        needed = name in (TEACHERS, KEY, "config.json") or path.suffix in _WEIGHTS
+        needed = name in (TEACHERS, BEGUN, KEY, "config.json") or path.suffix in _WEIGHTS
         if path.is_file() and _digest(path) != digest:
             return f"{name} was changed"
         if needed and not path.is_file():
@@ -247,7 +266,9 @@ def _past(
     owed = tuple(_owed(each) for each in _list(entry, "obligations", dict))
     known = tuple(_known(entry.get("known") or {}))
     model, revision, host = (_text(entry, name) for name in ("model", "revision", "host"))
-    yield Past(model, revision, access, host, decided, workspace is not None, known, owed)
+    yield Past(
+        model, revision, access, host, decided, workspace is not None, known, owed, entry.get("use") == "base"
+    )
     further = entry.get("upstream") or {}
     signer = _text(further, "signedBy")
     same = workspace is not None and bool(signer) and was_ours(bytes.fromhex(signer), workspace)
@@ -318,7 +339,7 @@ def _shortly(entry: Mapping[str, Any]) -> dict[str, Any]:
     """One of `teachers.json`, as a release of its student passes it on: all but what it gave, and the texts
     of the decisions."""
     same = {name: entry.get(name) for name in ("model", "revision", "access", "host", "upstream")}
-    told = {name: entry[name] for name in ("known", "obligations") if entry.get(name)}
+    told = {name: entry[name] for name in ("known", "obligations", "use") if entry.get(name)}
     short = [{name: each[name] for name in ("leaf", "verdict")} for each in entry.get("decisions") or ()]
     return {**same, **told, "decisions": short}
 
@@ -328,5 +349,6 @@ def _gaps(entries: list[Mapping[str, Any]]) -> Iterator[str]:
     for entry in entries:
         further = entry.get("upstream") or {}
         if further.get("unknown"):
-            yield f"who taught its teacher {entry['model']} is unknown: {further['unknown']}"
+            what = "base" if entry.get("use") == "base" else "teacher"
+            yield f"who taught its {what} {entry['model']} is unknown: {further['unknown']}"
         yield from _gaps(further.get("teachers") or [])

@@ -80,7 +80,9 @@ def weigh(
         heard = theirs if past.ours else _unvouched(theirs)
         one = decide(heard, found, permissions, named, today, further=0)
         leaves: tuple[int, ...] = ()
-        if not found and not one.allowed:
+        if not found and past.is_base:
+            one = Decision("allow", "its own licence is looked up apart")
+        elif not found and not one.allowed:
             one = _by_record(one, theirs, lineage, past, before, keys, today)
             leaves = past.decided if one.allowed else ()
         if asked.use in TRAINS:
