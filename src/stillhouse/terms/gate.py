@@ -27,7 +27,7 @@ from stillhouse.terms.deciding import Decision, DeclaredTerms, decide
 from stillhouse.terms.facts import STRICTEST, Asked, Row, Student, Use, Verdict
 from stillhouse.terms.lineage import Lineage, folder_of, read_lineage
 from stillhouse.terms.obligations import BASE
-from stillhouse.terms.offered import heard
+from stillhouse.terms.offered import heard, resting_on
 from stillhouse.terms.operator import read_operator
 from stillhouse.terms.ruling import ALLOWED, TRAINS
 from stillhouse.terms.weighing import bygone, weigh
@@ -211,6 +211,7 @@ def _weighed(
         rows, decision = [], Decision("allow", unknown or "its own licence is looked up apart")
     else:
         decision = decide(asked, rows, permissions, tuple(texts), today, further=0)
+        decision = resting_on(decision, offers)
     beside: dict[str, Any] = {}
     if lineage is not None and heard_of is not None:
         beside = {"upstream": lineage.record(), "teacher_permissions": list(decision.permissions)}

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from stillhouse.ledger import Leaf, Ledger
-from stillhouse.terms.deciding import DeclaredTerms, gap_in
+from stillhouse.terms.deciding import Decision, DeclaredTerms, Reason, gap_in
 from stillhouse.terms.facts import OPEN, Asked, Licence, Need, Row
 from stillhouse.terms.permissions import OFFERED
 from stillhouse.terms.snapshots import clauses_digest
@@ -110,12 +110,15 @@ def keep(ledger: Ledger, origin: str, data: bytes | None, today: date) -> int | 
 @dataclass(frozen=True, slots=True)
 class Heard:
     """`leaves` are the snapshots, `row` what the server said, None where nothing of it stands. `lifts` and
-    `to_declare` are, as those of a decision, what would change that."""
+    `to_declare` are, as those of a decision, what would change that. `reason` says what a declaration lifted,
+    which is `declared`."""
 
     leaves: tuple[int, ...]
     row: Row | None = None
     lifts: tuple[str, ...] = ()
     to_declare: tuple[str, ...] = ()
+    declared: DeclaredTerms | None = None
+    reason: Reason | None = None
 
 
 def heard(ledger: Ledger, asked: Asked, declarations: Sequence[DeclaredTerms], today: date) -> list[Heard]:
@@ -152,7 +155,7 @@ def _heard(
     leaves, day = (said.index, since.index), date.fromisoformat(since.body["read_on"])
     for each in declarations:
         if asked.server in each.about and each.read_on >= day and not gap_in(each, asked.use, today):
-            return Heard(leaves, lifts=faults)
+            return Heard(leaves, lifts=faults, declared=each, reason=_lifted(origin, day, each, asked))
     lift = (
         f"{origin} says nothing since {day}, and what it forbade before stands; if its terms, read on that "
         f'day or later, allow this use, declare so, with about = ["{asked.server}"]'
@@ -160,6 +163,38 @@ def _heard(
     row = _row(ledger, said, asked, False)
     row = replace(row, lifted_by=row.lifted_by or lift)
     return Heard(leaves, row, (lift, *faults), (asked.server,))
+
+
+def resting_on(decision: Decision, offers: Sequence[Heard]) -> Decision:
+    """The decision, with the declarations that lifted what a server forbade among those that it rests on."""
+    declared = [each.declared for each in offers if each.declared is not None]
+    reasons = [each.reason for each in offers if each.reason is not None]
+    if not declared:
+        return decision
+    said = [reason.words() for reason in reasons] if decision.allowed else []
+    return replace(
+        decision,
+        reason=" | ".join([decision.reason, *said]),
+        reasons=(*decision.reasons, *reasons),
+        declared=tuple(dict.fromkeys([*decision.declared, *declared])),
+        basis="declaration" if decision.basis == "registry" else decision.basis,
+    )
+
+
+def _lifted(origin: str, day: date, declared: DeclaredTerms, asked: Asked) -> Reason:
+    return Reason(
+        row=_key(origin),
+        verdict="allow",
+        text=f"the terms of {origin}",
+        version="",
+        read_on=declared.read_on,
+        read_by=declared.declared_by,
+        clause="",
+        clause_ref="",
+        source="",
+        why=(f"it forbade this until {day} and is silent since; {declared.says(asked.use, asked.server)}",),
+        lifted_by="declaration",
+    )
 
 
 def _wanted(leaf: Leaf, asked: Asked) -> set[Word]:
