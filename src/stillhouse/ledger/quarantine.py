@@ -116,7 +116,8 @@ def recalled_readings(ledger: Ledger) -> dict[Reading, int]:
 
 def decisions_of(ledger: Ledger, by: By, which: int | str) -> list[int]:
     """The decisions that a leaf is, that rest on an authorisation, or that are about a teacher. One may rest
-    on several permissions and declarations, and on a declaration in whatever form that same reading was said.
+    on several permissions and declarations, and on a declaration in whatever form that same reading was said;
+    and on earlier decisions, by the record of a teacher that was taught under them, however many steps back.
     Raises UsageError where there is none."""
     on = _alike(ledger, int(which)) if by == "authorisation" else {which}
 
@@ -129,14 +130,18 @@ def decisions_of(ledger: Ledger, by: By, which: int | str) -> list[int]:
         several = [leaf for name in ("permissions", "declarations") for leaf in said.get(name, ())]
         return [said.get("authorisation"), said.get("declaration"), *several]
 
-    found = [leaf.index for leaf in ledger.leaves("decision") if not on.isdisjoint(answers_to(leaf))]
+    found: dict[int, None] = {}
+    for leaf in ledger.leaves("decision"):  # one rests on earlier ones alone, so all are found in one go
+        earlier = {index for each in leaf.body.get("weighed", ()) for index in each.get("decisions", ())}
+        if not on.isdisjoint(answers_to(leaf)) or not earlier.isdisjoint(found):
+            found[leaf.index] = None
     if not found:
         raise UsageError(
             f"no decision to recall by the {by} {which}",
             "no decision in the ledger is it, rests on it, or is about it",
             "`stillhouse ledger show --kind decision` shows them",
         )
-    return found
+    return list(found)
 
 
 def recall(
