@@ -176,8 +176,19 @@ def recall(
 
     def insert(db: Connection) -> list[int]:
         indices = insert_leaves(db, [new_leaf("correction", body, {}, now) for body in bodies])
-        # In this transaction, so that no process asks under it from now on; one that was revoked stays so,
-        # were it a moment ago.
+        # In this transaction, so that no process asks under them from now on; a permission that was revoked
+        # stays so, were it a moment ago.
+        if lift:
+            db.executemany("DELETE FROM recalled WHERE decision = ?", [(each,) for each in wanted])
+        else:
+            db.executemany(
+                "INSERT INTO recalled (decision, leaf) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                [
+                    (each, index)
+                    for index, body in zip(indices, bodies, strict=True)
+                    for each in body["decisions"]
+                ],
+            )
         if lift and ended_by(db, authorisation) == SET_ASIDE:
             db.execute("UPDATE permission SET revoked = NULL WHERE leaf = ?", (authorisation,))
         elif not lift:
