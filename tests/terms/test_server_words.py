@@ -349,6 +349,7 @@ def test_a_ban_under_one_scheme_counts_under_the_other_and_leave_does_not(ledger
     forbids = says(ledger, "forbidden")
     decision = found(ledger, recipe(declared, **plain))
     assert decision.verdict == "refuse"
+    assert any("can let https://api.example.com/.well-known" in lift for lift in decision.lifts)
     leaf = says(ledger, "allowed", origin="http://api.example.com")
     assert found(ledger, recipe(declared, **plain)).verdict == "refuse"
     refused(recipe(declared, **plain), ledger)

@@ -85,6 +85,25 @@ def origin_of(endpoint: str) -> str:
     return f"{parts.scheme}://{where}{'' if own else f':{port}'}" if host else ""
 
 
+def banning_twins(ledger: Ledger, origin: str) -> list[str]:
+    """The other scheme of the same host, where what it said last forbids something: that counts here too
+    until it says otherwise, so it has to be asked as well."""
+    said = {each: _last_read(_words(ledger, each)) for each in _twin(origin)}
+    return [
+        each
+        for each, leaf in said.items()
+        if leaf is not None
+        and {leaf.body["offer"][name] for name in ("training", "competing")} != {"allowed"}
+    ]
+
+
+def leads_on(origin: str, address: str) -> bool:
+    """Whether a server that sends its reader there lets its own word stand there: within itself, or from
+    http to https of the same host, both at their usual ports."""
+    there = origin_of(address)
+    return there == origin or (origin.startswith("http:") and there in _twin(origin))
+
+
 def keep(ledger: Ledger, origin: str, data: bytes | None, today: date) -> int | None:
     """Record what a server said today, None for nothing at all; returns the leaf, or None where there is
     nothing to record. Silence is recorded only of a server that spoke before."""
@@ -141,7 +160,7 @@ def _heard(
     ledger: Ledger, origin: str, asked: Asked, declarations: Sequence[DeclaredTerms], today: date
 ) -> Heard | None:
     words, own = _words(ledger, origin), origin == origin_of(asked.endpoint)
-    said = next((leaf for leaf in reversed(words) if leaf.body["state"] == "read"), None)
+    said = _last_read(words)
     since = next((leaf for leaf in words if said is None or leaf.index > said.index), None)
     faults: tuple[str, ...] = ()
     if own and since is not None and words[-1].body["state"] == "malformed":
@@ -151,7 +170,10 @@ def _heard(
     if said is None or (since is not None and not forbids):
         return Heard((words[-1].index,), lifts=faults) if faults else None
     if since is None:
-        return Heard((said.index,), _row(ledger, said, asked, own)) if own or forbids else None
+        row = _row(ledger, said, asked, own)
+        if not own:
+            row = replace(row, lifted_by=row.lifted_by or _of_twin(origin))
+        return Heard((said.index,), row) if own or forbids else None
     leaves, day = (said.index, since.index), date.fromisoformat(since.body["read_on"])
     for each in declarations:
         if asked.server in each.about and each.read_on >= day and not gap_in(each, asked.use, today):
@@ -194,6 +216,15 @@ def _lifted(origin: str, day: date, declared: DeclaredTerms, asked: Asked) -> Re
         source="",
         why=(f"it forbade this until {day} and is silent since; {declared.says(asked.use, asked.server)}",),
         lifted_by="declaration",
+    )
+
+
+def _of_twin(origin: str) -> str:
+    """What frees of a ban that is only said under the other scheme."""
+    lead = " or lead to https" if origin.startswith("http:") else ""
+    return (
+        f"{origin} forbids it, and that counts for the other scheme too; it is asked again before each "
+        f"run, so whoever runs it can let {origin}{WELL_KNOWN} say what holds now{lead}"
     )
 
 
@@ -264,6 +295,10 @@ def _understood(data: bytes | None) -> dict[str, Any]:
 def _words(ledger: Ledger, origin: str) -> list[Leaf]:
     """All that was heard of a server, in the order of the log."""
     return [leaf for leaf in ledger.leaves("terms_snapshot") if _origin(leaf) == origin]
+
+
+def _last_read(words: Sequence[Leaf]) -> Leaf | None:
+    return next((leaf for leaf in reversed(words) if leaf.body["state"] == "read"), None)
 
 
 def _origin(leaf: Leaf) -> str:
