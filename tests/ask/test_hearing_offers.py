@@ -156,3 +156,91 @@ def test_a_server_is_heard_once_however_it_is_typed(ledger):
         offers.hear([origin, f"{origin}/v1", origin.replace("http", "HTTP")], ledger, TODAY)
     assert asked == [WELL_KNOWN]
     assert states(ledger) == ["read"]
+
+
+PLAIN, SECURE = "http://api.example.com", "https://api.example.com"
+
+
+@pytest.fixture
+def web_of(monkeypatch):
+    """Servers at the usual ports, where no test can listen: status, Location and body by address."""
+    found, asked = {}, []
+
+    class Answer:
+        def __init__(self, status, headers=None, body=b""):
+            self.status, self.headers = status, headers or {}
+            self.content = asyncio.StreamReader()
+            self.content.feed_data(body)
+            self.content.feed_eof()
+
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *_):
+            pass
+
+    class Session(Answer):
+        def __init__(self, **_):
+            pass
+
+        def get(self, url, allow_redirects):
+            asked.append(str(url))
+            return Answer(*found.get(str(url), (503,)))
+
+    monkeypatch.setattr(offers.aiohttp, "ClientSession", Session)
+    monkeypatch.setattr(offers.aiohttp, "DummyCookieJar", lambda: None)
+    return found, asked
+
+
+def says(word):
+    answers = {"train_other_models": word, "train_competing_models": word}
+    return 200, None, json.dumps(FORBIDS | {"answers": answers}).encode()
+
+
+def last_word(ledger, origin):
+    of = [leaf.body for leaf in ledger.leaves("terms_snapshot") if leaf.body["row"] == f"offered:{origin}"]
+    return of[-1]["offer"]["training"] if of else None
+
+
+@pytest.mark.parametrize(("typed", "twin"), [(SECURE, PLAIN), (PLAIN, SECURE)])
+def test_the_other_scheme_is_asked_where_it_forbade_and_only_there(ledger, web_of, typed, twin):
+    found, asked = web_of
+    found |= {typed + WELL_KNOWN: says("allowed"), twin + WELL_KNOWN: says("forbidden")}
+    offers.hear([typed], ledger, TODAY)
+    assert asked == [typed + WELL_KNOWN]
+    offers.hear([twin], ledger, TODAY)
+    asked.clear()
+    found[twin + WELL_KNOWN] = says("allowed")
+    offers.hear([typed], ledger, TODAY)
+    assert asked == [typed + WELL_KNOWN, twin + WELL_KNOWN]
+    assert last_word(ledger, twin) == "allowed"
+    asked.clear()
+    offers.hear([typed], ledger, TODAY)
+    assert asked == [typed + WELL_KNOWN]
+
+
+def test_from_http_to_https_of_the_same_host_the_word_is_its_own(ledger, web_of):
+    found, _ = web_of
+    found[PLAIN + WELL_KNOWN] = says("forbidden")
+    offers.hear([PLAIN], ledger, TODAY)
+    found[PLAIN + WELL_KNOWN] = 301, {"Location": SECURE + WELL_KNOWN}
+    found[SECURE + WELL_KNOWN] = says("allowed")
+    offers.hear([SECURE], ledger, TODAY)
+    assert last_word(ledger, PLAIN) == last_word(ledger, SECURE) == "allowed"
+
+
+@pytest.mark.parametrize(
+    ("origin", "where"),
+    [
+        (SECURE, PLAIN),
+        (PLAIN, f"{SECURE}:8443"),
+        (PLAIN, "https://www.api.example.com"),
+        (f"{PLAIN}:8080", SECURE),
+    ],
+)
+def test_no_other_way_to_another_server_is_its_word(ledger, web_of, origin, where):
+    found, _ = web_of
+    found[origin + WELL_KNOWN] = 301, {"Location": where + WELL_KNOWN}
+    found[where + WELL_KNOWN] = says("allowed")
+    offers.hear([origin], ledger, TODAY)
+    assert states(ledger) == []

@@ -1,13 +1,16 @@
 """Ledgers that earlier versions wrote, one for each state of the schema, open and verify here and go on."""
 
+import contextlib
 import gzip
 import shutil
 from pathlib import Path
 
 import pytest
 
+from stillhouse.errors import GateRefused
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.database import MIGRATIONS
+from stillhouse.ledger.quarantine import quarantined
 from stillhouse.workspace import init_workspace
 
 EARLIER = Path(__file__).parent / "earlier"
@@ -50,6 +53,16 @@ def test_what_an_earlier_version_recorded_is_found_and_added_to(earlier):
         ledger.erase(exchanges[5].index, "a test")
     with Ledger.open(workspace) as ledger:
         assert ledger.verify().ok
+
+
+def test_what_an_earlier_version_recalled_is_asked_no_more(earlier):
+    workspace, _ = earlier
+    with Ledger.open(workspace) as ledger:
+        held = quarantined(ledger)
+        assert bool(held) is any(leaf.body.get("decisions") for leaf in ledger.leaves("correction"))
+        for decision in (leaf.index for leaf in ledger.leaves("decision")):
+            with pytest.raises(GateRefused) if decision in held else contextlib.nullcontext():
+                ledger.begin("cd" * 32, "r", "p", "m", 0, decision=decision).result()
 
 
 def test_every_state_of_the_schema_before_this_one_has_its_ledger():

@@ -4,9 +4,9 @@ from datetime import date
 
 import pytest
 
-from stillhouse.errors import LedgerError
+from stillhouse.errors import GateRefused, LedgerError
 from stillhouse.ledger import Ledger
-from stillhouse.ledger.permissions import decide_by, grant, revoke, standings
+from stillhouse.ledger.permissions import append_answers, decide_by, grant, revoke, standings
 from stillhouse.ledger.quarantine import recall, withdrawn
 from stillhouse.workspace import Workspace
 
@@ -70,3 +70,21 @@ def test_a_second_recall_and_its_lift_leave_no_trace(two, permitted):
         assert standings(one)[permission].revoked is not None
         recall(other, [decision], "it was answered", lift=True, authorisation=permission)
         assert standings(one)[permission].revoked is None
+
+
+def test_nothing_is_asked_or_imported_in_any_process_under_what_is_recalled(two):
+    one, other = two
+    decision, apart = (one.append("decision", {"what": "a test", "n": n}) for n in (1, 2))
+    begin = [lambda under: other.begin("ab" * 32, "r", "p", "m", 0, decision=under).result()]
+    begin.append(lambda under: append_answers(other, under, [({"decision": under}, {"response": b"x"})]))
+    for each in begin:
+        each(decision)
+    (leaf,) = recall(one, [decision], "a letter came").leaves
+    for each in begin:
+        with pytest.raises(GateRefused, match=f"leaf {decision} allows no further") as caught:
+            each(decision)
+        assert f"recalled (leaf {leaf})" in caught.value.why
+        each(apart)
+    recall(one, [decision], "it was answered", lift=True)
+    for each in begin:
+        each(decision)

@@ -90,6 +90,27 @@ def test_a_declaration_for_training_alone_does_not_hold_for_measuring(ledger, tm
     assert decided(ledger, other, use="evaluation").verdict == "allow"
 
 
+@pytest.mark.parametrize("by", ["decision", "authorisation", "teacher"])
+def test_what_recalls_a_decision_recalls_those_that_rest_on_it_by_a_record(ledger, tmp_path, by):
+    folder, other = tmp_path / "small", tmp_path / "other" / "small"
+    first = let_teach(ledger, folder, declared(folder)[0])
+    what = recipe(folder)
+    second = admit(what, what.teacher, "train_target", ledger, NOW)
+    body = ledger.leaf(second).body
+    named = [{"leaf": second, "verdict": "allow"}]
+    released(
+        other, ledger.workspace, entry("small", "weights", None, decisions=named, upstream=body["upstream"])
+    )
+    what = recipe(other)
+    third = admit(what, what.teacher, "train_target", ledger, NOW)
+    unrelated = let_teach(ledger, tmp_path / "third" / "small", declared(folder)[0], model="big-2")
+    (declaration,) = ledger.leaf(first).body["declarations"]
+    which = {"decision": first, "authorisation": declaration, "teacher": "big-1"}[by]
+    assert decisions_of(ledger, by, which) == [first, second, third]
+    assert decisions_of(ledger, "decision", unrelated) == [unrelated]
+    assert recall(ledger, decisions_of(ledger, by, which), "a letter").decisions == [first, second, third]
+
+
 def test_a_decision_that_was_recalled_alone_no_longer_holds(ledger, tmp_path):
     folder = tmp_path / "small"
     leaf = let_teach(ledger, folder, declared(folder)[0])

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maker import BANS_RIVALS, NOW, TEXT, TODAY, admitted, asked, permission, recipe, row
+from maker import BANS_RIVALS, NOW, TEXT, TODAY, admitted, asked, at_maker, permission, recipe, row
 
 from stillhouse.errors import GateRefused
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.permissions import standings
+from stillhouse.ledger.quarantine import decisions_of, recall
 from stillhouse.recipe import Declaration
 from stillhouse.terms import admit, authorising, consider
 from stillhouse.terms.deciding import decide
@@ -225,6 +226,32 @@ def test_a_decision_names_all_that_it_heard(ledger, terms):
     assert ledger.leaf(admitted(recipe(fresh), "train_target", ledger)).body["offered"] == [first, then]
 
 
+def test_a_declaration_that_lifted_a_ban_is_recorded_and_can_be_recalled(ledger, terms, maker):
+    says(ledger, "forbidden", origin="https://api.maker.example")
+    falls_silent(ledger, origin="https://api.maker.example")
+    refused(at_maker(), ledger)
+    declared = at_maker(about(terms, "api.maker.example", read_on=TODAY))
+    made = admitted(declared, "train_target", ledger)
+    body = ledger.leaf(made).body
+    assert (body["verdict"], body["basis"]) == ("allow", "declaration")
+    assert f"forbade this until {TODAY}" in body["reason"]
+    assert "R. Ames declares that terms.txt" in body["reason"]
+    assert [reason["lifted_by"] for reason in body["reasons"]] == ["", "declaration"]
+    (leaf,) = body["declarations"]
+    assert ledger.leaf(leaf).body["about"] == ["api.maker.example"]
+    assert decisions_of(ledger, "authorisation", leaf) == [made]
+    recall(ledger, [made], "a letter came", authorisation=leaf)
+    refused(declared, ledger)
+
+
+def test_a_ban_that_was_lifted_is_no_ground_of_a_refusal(ledger, terms, maker):
+    maker(verdict="refuse", trains_competing="no")
+    says(ledger, "forbidden", origin="https://api.maker.example")
+    falls_silent(ledger, origin="https://api.maker.example")
+    declared = at_maker(about(terms, "api.maker.example", read_on=TODAY))
+    assert "forbade this until" not in refused(declared, ledger).why
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(
@@ -322,6 +349,7 @@ def test_a_ban_under_one_scheme_counts_under_the_other_and_leave_does_not(ledger
     forbids = says(ledger, "forbidden")
     decision = found(ledger, recipe(declared, **plain))
     assert decision.verdict == "refuse"
+    assert any("can let https://api.example.com/.well-known" in lift for lift in decision.lifts)
     leaf = says(ledger, "allowed", origin="http://api.example.com")
     assert found(ledger, recipe(declared, **plain)).verdict == "refuse"
     refused(recipe(declared, **plain), ledger)

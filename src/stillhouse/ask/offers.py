@@ -11,10 +11,10 @@ from yarl import URL
 
 from stillhouse.ledger import Ledger
 from stillhouse.models.endpoint import identity
-from stillhouse.terms.offered import LARGEST, WELL_KNOWN, keep, origin_of
+from stillhouse.terms.offered import LARGEST, WELL_KNOWN, banning_twins, keep, leads_on, origin_of
 
 SECONDS = 5.0  # for all that one server is asked
-_MOVES = 3  # redirects that are followed, within the same server
+_MOVES = 3  # redirects that are followed, as `leads_on` allows
 _MOVED = (301, 302, 303, 307, 308)
 _NONE = (404, 410)
 
@@ -23,11 +23,12 @@ def hear(endpoints: Iterable[str], ledger: Ledger, today: date) -> None:
     """Ask each server for its terms and keep what it says as a terms snapshot, for the gate to decide by.
 
     A server that cannot be reached, fails, refuses or is busy leaves what is known of it as it is; no key is
-    shown to it.
+    shown to it. The other scheme of its host is asked too where it forbade something, for that counts here.
     """
     origins = [origin for endpoint in endpoints if (origin := origin_of(endpoint))]
     if not origins:
         return
+    origins += [twin for origin in origins for twin in banning_twins(ledger, origin)]
     loop = asyncio.new_event_loop()  # `asyncio.run` would leave the thread without one, which Ray asks for
     try:
         found = loop.run_until_complete(_fetch_all(dict.fromkeys(origins)))
@@ -64,7 +65,7 @@ async def _fetch(session: aiohttp.ClientSession, origin: str) -> tuple[bool, byt
                     if answer.status not in _MOVED:
                         return False, None
                     url = url.join(URL(answer.headers.get("Location", "")))
-                    if origin_of(str(url)) != origin:
+                    if not leads_on(origin, str(url)):
                         return False, None  # a document elsewhere is not this server's word
     except (aiohttp.ClientError, TimeoutError, ValueError, OSError):
         pass

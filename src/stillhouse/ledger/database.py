@@ -7,6 +7,7 @@ schema as ordered migrations, how the SQLite file is opened, and what its errors
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import sqlite3
@@ -290,12 +291,30 @@ def m0005_upstream(db: Connection) -> None:
     db.execute("ALTER TABLE decided ADD COLUMN counts INTEGER NOT NULL DEFAULT 1")
 
 
+def m0006_recalled(db: Connection) -> None:
+    """The decisions that are recalled now, under which nothing is asked, each with the leaf that says so."""
+    db.execute(
+        """CREATE TABLE recalled (
+             decision INTEGER PRIMARY KEY REFERENCES leaf, leaf INTEGER NOT NULL REFERENCES leaf) STRICT"""
+    )
+    held: dict[int, int] = {}
+    for index, data in db.execute("SELECT idx, data FROM leaf WHERE kind = 'correction' ORDER BY idx"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged leaf is for `verify` to name
+            body = json.loads(data)["body"]
+            if body["what"] == "quarantined":
+                held |= dict.fromkeys(body["decisions"], index)
+            elif body["what"] == "quarantine lifted":
+                held = {each: leaf for each, leaf in held.items() if each not in body["decisions"]}
+    db.executemany("INSERT INTO recalled (decision, leaf) VALUES (?, ?)", list(held.items()))
+
+
 MIGRATIONS: list[Callable[[Connection], None]] = [
     m0001_log,
     m0002_money,
     m0003_batches,
     m0004_permissions,
     m0005_upstream,
+    m0006_recalled,
 ]
 
 

@@ -118,7 +118,8 @@ def recalled_readings(ledger: Ledger) -> dict[Reading, int]:
 
 def decisions_of(ledger: Ledger, by: By, which: int | str) -> list[int]:
     """The decisions that a leaf is, that rest on an authorisation, or that are about a teacher. One may rest
-    on several permissions and declarations, and on a declaration in whatever form that same reading was said.
+    on several permissions and declarations, and on a declaration in whatever form that same reading was said;
+    and on earlier decisions, by the record of a teacher that was taught under them, however many steps back.
     Raises UsageError where there is none."""
     on = _alike(ledger, int(which)) if by == "authorisation" else {which}
 
@@ -131,14 +132,18 @@ def decisions_of(ledger: Ledger, by: By, which: int | str) -> list[int]:
         several = [leaf for name in ("permissions", "declarations") for leaf in said.get(name, ())]
         return [said.get("authorisation"), said.get("declaration"), *several]
 
-    found = [leaf.index for leaf in ledger.leaves("decision") if not on.isdisjoint(answers_to(leaf))]
+    found: dict[int, None] = {}
+    for leaf in ledger.leaves("decision"):  # one rests on earlier ones alone, so all are found in one go
+        earlier = {index for each in leaf.body.get("weighed", ()) for index in each.get("decisions", ())}
+        if not on.isdisjoint(answers_to(leaf)) or not earlier.isdisjoint(found):
+            found[leaf.index] = None
     if not found:
         raise UsageError(
             f"no decision to recall by the {by} {which}",
             "no decision in the ledger is it, rests on it, or is about it",
             "`stillhouse ledger show --kind decision` shows them",
         )
-    return found
+    return list(found)
 
 
 def recall(
@@ -173,8 +178,19 @@ def recall(
 
     def insert(db: Connection) -> list[int]:
         indices = insert_leaves(db, [new_leaf("correction", body, {}, now) for body in bodies])
-        # In this transaction, so that no process asks under it from now on; one that was revoked stays so,
-        # were it a moment ago.
+        # In this transaction, so that no process asks under them from now on; a permission that was revoked
+        # stays so, were it a moment ago.
+        if lift:
+            db.executemany("DELETE FROM recalled WHERE decision = ?", [(each,) for each in wanted])
+        else:
+            db.executemany(
+                "INSERT INTO recalled (decision, leaf) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                [
+                    (each, index)
+                    for index, body in zip(indices, bodies, strict=True)
+                    for each in body["decisions"]
+                ],
+            )
         if lift and ended_by(db, authorisation) == SET_ASIDE:
             db.execute("UPDATE permission SET revoked = NULL WHERE leaf = ?", (authorisation,))
         elif not lift:

@@ -1,5 +1,6 @@
-"""What is left of written permissions: counted in the transaction that writes an attempt or imports an
-answer, and so exact, however many processes ask and whenever one of them dies."""
+"""What may still be asked: nothing under what is recalled, and what is left of written permissions. That is
+counted in the transaction that writes an attempt or imports an answer, and so exact, however many processes
+ask and whenever one of them dies."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from stillhouse.ledger.database import Connection
 def spend(db: Connection, wanted: Iterable[tuple[int | None, str]]) -> None:
     """Count exchanges that are about to be had: for each the decision that allows it, and when it begins.
 
-    Raises GateRefused where a decision rests on a permission that does not cover all of them now.
+    Raises GateRefused where a decision is recalled, or rests on a permission that does not cover all of them
+    now.
     """
     times: dict[int | None, list[str]] = {}
     for decision, began in wanted:
@@ -43,6 +45,14 @@ def spend(db: Connection, wanted: Iterable[tuple[int | None, str]]) -> None:
                 )
             if counts:
                 db.execute("UPDATE permission SET used = used + ? WHERE leaf = ?", (count, leaf))
+        recalled = db.execute("SELECT leaf FROM recalled WHERE decision = ?", (decision,)).fetchone()
+        if recalled is not None:
+            raise GateRefused(
+                f"the decision in leaf {decision} allows no further exchange",
+                f"it was recalled (leaf {recalled[0]})",
+                "all answers so far are kept; run again, and it is decided anew, or take it back with"
+                " `stillhouse ledger recall --lift`",
+            )
 
 
 def give_back(db: Connection, attempts: Sequence[int]) -> None:

@@ -28,7 +28,7 @@ from stillhouse.terms.deciding import Decision, DeclaredTerms, decide
 from stillhouse.terms.facts import OPEN, STRICTEST, Asked, Row, Student, Use, Verdict
 from stillhouse.terms.lineage import Lineage, Past, folder_of, read_lineage
 from stillhouse.terms.obligations import BASE, the_base
-from stillhouse.terms.offered import Heard, heard, heard_since
+from stillhouse.terms.offered import Heard, heard, heard_since, resting_on
 from stillhouse.terms.operator import read_operator
 from stillhouse.terms.ruling import ALLOWED, TRAINS
 from stillhouse.terms.weighing import asked_of_past, bygone, weigh
@@ -277,6 +277,7 @@ def _weighed(
         rows, decision = [], Decision("allow", unknown or "its own licence is looked up apart")
     else:
         decision = decide(asked, rows, permissions, tuple(texts), today, further=0)
+        decision = resting_on(decision, offers)
     beside: dict[str, Any] = {}
     if lineage is not None and heard_of is not None:
         beside = {"upstream": lineage.record(), "teacher_permissions": list(decision.permissions)}
@@ -284,8 +285,10 @@ def _weighed(
         since = _since(heard_of, asked, tuple(texts), ledger, today)
         banned = {past: [one.row for one in said if one.row is not None] for past, said in since.items()}
         found = weigh(decision, asked, heard_of, table, permissions, tuple(texts), today, before, banned)
-        offers = list(dict.fromkeys([*offers, *(one for said in since.values() for one in said)]))
-        decision, beside["weighed"] = found.decision, [dict(each) for each in found.record]
+        further = [each for each in dict.fromkeys(one for said in since.values() for one in said)]
+        decision = resting_on(found.decision, [each for each in further if each not in offers])
+        offers = list(dict.fromkeys([*offers, *further]))
+        beside["weighed"] = [dict(each) for each in found.record]
         rows = list({row.key: row for row in (*rows, *found.rows)}.values())
     if not decision.allowed:
         lifts = dict.fromkeys((*decision.lifts, *(lift for each in offers for lift in each.lifts)))

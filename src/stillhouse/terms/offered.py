@@ -20,7 +20,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from stillhouse.ledger import Leaf, Ledger
-from stillhouse.terms.deciding import DeclaredTerms, gap_in
+from stillhouse.terms.deciding import Decision, DeclaredTerms, Reason, gap_in
 from stillhouse.terms.facts import OPEN, Asked, Licence, Need, Row, host_of
 from stillhouse.terms.permissions import OFFERED
 from stillhouse.terms.snapshots import clauses_digest
@@ -85,6 +85,25 @@ def origin_of(endpoint: str) -> str:
     return f"{parts.scheme}://{where}{'' if own else f':{port}'}" if host else ""
 
 
+def banning_twins(ledger: Ledger, origin: str) -> list[str]:
+    """The other scheme of the same host, where what it said last forbids something: that counts here too
+    until it says otherwise, so it has to be asked as well."""
+    said = {each: _last_read(_words(ledger, each)) for each in _twin(origin)}
+    return [
+        each
+        for each, leaf in said.items()
+        if leaf is not None
+        and {leaf.body["offer"][name] for name in ("training", "competing")} != {"allowed"}
+    ]
+
+
+def leads_on(origin: str, address: str) -> bool:
+    """Whether a server that sends its reader there lets its own word stand there: within itself, or from
+    http to https of the same host, both at their usual ports."""
+    there = origin_of(address)
+    return there == origin or (origin.startswith("http:") and there in _twin(origin))
+
+
 def keep(ledger: Ledger, origin: str, data: bytes | None, today: date) -> int | None:
     """Record what a server said today, None for nothing at all; returns the leaf, or None where there is
     nothing to record. Silence is recorded only of a server that spoke before."""
@@ -110,12 +129,15 @@ def keep(ledger: Ledger, origin: str, data: bytes | None, today: date) -> int | 
 @dataclass(frozen=True, slots=True)
 class Heard:
     """`leaves` are the snapshots, `row` what the server said, None where nothing of it stands. `lifts` and
-    `to_declare` are, as those of a decision, what would change that."""
+    `to_declare` are, as those of a decision, what would change that. `reason` says what a declaration lifted,
+    which is `declared`."""
 
     leaves: tuple[int, ...]
     row: Row | None = None
     lifts: tuple[str, ...] = ()
     to_declare: tuple[str, ...] = ()
+    declared: DeclaredTerms | None = None
+    reason: Reason | None = None
 
 
 def heard(ledger: Ledger, asked: Asked, declarations: Sequence[DeclaredTerms], today: date) -> list[Heard]:
@@ -157,7 +179,7 @@ def _heard(
     ledger: Ledger, origin: str, asked: Asked, declarations: Sequence[DeclaredTerms], today: date, own: bool
 ) -> Heard | None:
     words = _words(ledger, origin)
-    said = next((leaf for leaf in reversed(words) if leaf.body["state"] == "read"), None)
+    said = _last_read(words)
     since = next((leaf for leaf in words if said is None or leaf.index > said.index), None)
     faults: tuple[str, ...] = ()
     if own and since is not None and words[-1].body["state"] == "malformed":
@@ -167,11 +189,14 @@ def _heard(
     if said is None or (since is not None and not forbids):
         return Heard((words[-1].index,), lifts=faults) if faults else None
     if since is None:
-        return Heard((said.index,), _row(ledger, said, asked, own)) if own or forbids else None
+        row = _row(ledger, said, asked, own)
+        if not own:
+            row = replace(row, lifted_by=row.lifted_by or _of_twin(origin))
+        return Heard((said.index,), row) if own or forbids else None
     leaves, day = (said.index, since.index), date.fromisoformat(since.body["read_on"])
     for each in declarations:
         if asked.server in each.about and each.read_on >= day and not gap_in(each, asked.use, today):
-            return Heard(leaves, lifts=faults)
+            return Heard(leaves, lifts=faults, declared=each, reason=_lifted(origin, day, each, asked))
     lift = (
         f"{origin} says nothing since {day}, and what it forbade before stands; if its terms, read on that "
         f'day or later, allow this use, declare so, with about = ["{asked.server}"]'
@@ -179,6 +204,47 @@ def _heard(
     row = _row(ledger, said, asked, False)
     row = replace(row, lifted_by=row.lifted_by or lift)
     return Heard(leaves, row, (lift, *faults), (asked.server,))
+
+
+def resting_on(decision: Decision, offers: Sequence[Heard]) -> Decision:
+    """The decision, with the declarations that lifted what a server forbade among those that it rests on."""
+    declared = [each.declared for each in offers if each.declared is not None]
+    reasons = [each.reason for each in offers if each.reason is not None]
+    if not declared:
+        return decision
+    said = [reason.words() for reason in reasons] if decision.allowed else []
+    return replace(
+        decision,
+        reason=" | ".join([decision.reason, *said]),
+        reasons=(*decision.reasons, *reasons),
+        declared=tuple(dict.fromkeys([*decision.declared, *declared])),
+        basis="declaration" if decision.basis == "registry" else decision.basis,
+    )
+
+
+def _lifted(origin: str, day: date, declared: DeclaredTerms, asked: Asked) -> Reason:
+    return Reason(
+        row=_key(origin),
+        verdict="allow",
+        text=f"the terms of {origin}",
+        version="",
+        read_on=declared.read_on,
+        read_by=declared.declared_by,
+        clause="",
+        clause_ref="",
+        source="",
+        why=(f"it forbade this until {day} and is silent since; {declared.says(asked.use, asked.server)}",),
+        lifted_by="declaration",
+    )
+
+
+def _of_twin(origin: str) -> str:
+    """What frees of a ban that is only said under the other scheme."""
+    lead = " or lead to https" if origin.startswith("http:") else ""
+    return (
+        f"{origin} forbids it, and that counts for the other scheme too; it is asked again before each "
+        f"run, so whoever runs it can let {origin}{WELL_KNOWN} say what holds now{lead}"
+    )
 
 
 def _wanted(leaf: Leaf, asked: Asked) -> set[Word]:
@@ -248,6 +314,10 @@ def _understood(data: bytes | None) -> dict[str, Any]:
 def _words(ledger: Ledger, origin: str) -> list[Leaf]:
     """All that was heard of a server, in the order of the log."""
     return [leaf for leaf in ledger.leaves("terms_snapshot") if _origin(leaf) == origin]
+
+
+def _last_read(words: Sequence[Leaf]) -> Leaf | None:
+    return next((leaf for leaf in reversed(words) if leaf.body["state"] == "read"), None)
 
 
 def _origin(leaf: Leaf) -> str:
