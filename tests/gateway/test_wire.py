@@ -90,6 +90,14 @@ def test_what_was_checked_is_what_is_sent(served, behind):
     assert behind.bodies[-1]["max_tokens"] == 5
 
 
+@pytest.mark.parametrize("route", ["/chat/completions", "/completions"])
+def test_a_stream_is_asked_to_tell_its_usage_at_its_end_and_nothing_else(served, behind, route):
+    for options in ({}, {"include_usage": True}):
+        options |= {"continuous_usage_stats": True}
+        assert ask(served, "whole", route, prompt="a", stream=True, stream_options=options).status_code == 200
+        assert behind.bodies[-1]["stream_options"] == {"include_usage": True}
+
+
 def test_no_key_and_no_header_of_a_client_reaches_the_server(served, behind):
     with served.client() as client:
         client.post(
