@@ -172,11 +172,13 @@ def test_a_stream_that_breaks_off_says_so(served, model):
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "upstream_cut"
 
 
-def test_long_lines_and_broken_text_pass_as_they_are(served):
+def test_long_lines_pass_as_they_are_and_broken_text_does_not_pass_unread(served):
     said = ask(served, "long-lines", stream=True)
     assert said.content.count(b"y" * (1 << 20)) == WORDS
     assert said.content.endswith(b"data: [DONE]\n\n")
-    assert b"\xff\xfe" in ask(served, "bad-utf8", stream=True).content
+    broken = ask(served, "bad-utf8", stream=True).content
+    assert b"\xff\xfe" not in broken
+    assert b"upstream_cut" in broken
 
 
 @pytest.mark.parametrize(
