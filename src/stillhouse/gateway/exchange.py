@@ -10,16 +10,17 @@ from typing import Any
 import aiohttp
 import orjson
 
-from stillhouse.gateway import answers, upstream
+from stillhouse.gateway import answers, logs, upstream
 from stillhouse.gateway.answers import Headers, Send
 from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Gateway, Served, Trail
 from stillhouse.gateway.store.counts import StoreDown
-from stillhouse.gateway.stream import Passing, Unwritable, usage_of, written
+from stillhouse.gateway.stream import MOST, Passing, Unwritable, usage_of, written
 from stillhouse.gateway.upstream import Behind, NoneAnswers
 from stillhouse.guard.answers import Cut
 from stillhouse.guard.asked import LENGTHS, Asked, Denied, Route
 from stillhouse.guard.limits import Used
+from stillhouse.guard.prices import worst
 
 LONGEST_ANSWER = 64 << 20
 ON_THE_WAY = 1.0  # seconds in which a server has noticed that nobody listens any more
@@ -201,7 +202,8 @@ class Exchange:
         await send({"type": "http.response.body", "body": told})
 
     async def settle(self) -> None:
-        """Count what was used, once: as told, else what it can have been at most by what is known."""
+        """Count what was used, once: as told, else what it can have been at most by what is known. While the
+        store is down it is recorded at the dearest step's prices."""
         if self._settled:
             return
         trail, asked, behind = self._trail, self._asked, self._trail.behind
@@ -222,6 +224,11 @@ class Exchange:
             trail.cost = await self._gateway.counts.settle(trail.id, used)
         except StoreDown:
             self._gateway.settle_later(trail.id, used)
+            if used.sent:
+                # The event is written before the store can tell at which step this lay
+                trail.cost = worst(self._served.steps, 0, MOST, *trail.used)
+                trail.counted = "bound"
+            logs.say("settled later", request=trail.id, cost=trail.cost)
         self._settled = True  # only now: what is cancelled before is settled again, which changes nothing
 
 
