@@ -15,10 +15,10 @@ from stillhouse.gateway import rebuilding
 from stillhouse.gateway.exchange import Exchange
 from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Trail
-from stillhouse.gateway.store.counts import CountsLost
+from stillhouse.gateway.store.counts import CountsLost, StoreDown
 from stillhouse.gateway.store.events import Events
 from stillhouse.guard.asked import Asked
-from stillhouse.guard.limits import Used
+from stillhouse.guard.limits import Step, Used
 
 FEW = {"requests_per_minute": 500}
 HELLO = [{"role": "user", "content": "hello"}]
@@ -223,6 +223,31 @@ def test_a_client_that_leaves_while_it_is_settled_is_settled_all_the_same():
     trail = asyncio.run(run())
     assert trail.cost == 12
     assert settled == [None, (trail.id, Used(0, 0, sent=False))]
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_what_ends_while_the_store_is_down_is_recorded_at_the_dearest_price_and_settled_later(sent):
+    """Else the invoice, which is made of the events, would have it for nothing."""
+    later = []
+
+    class Counts:
+        async def settle(self, id, used):
+            raise StoreDown("no answer", "away", "wait")
+
+    async def run() -> Trail:
+        trail = Trail("chat/completions")
+        gateway = SimpleNamespace(counts=Counts(), settle_later=lambda *what: later.append(what))
+        served = SimpleNamespace(steps=(Step(0, 3, 7), Step(10**9, 2, 9)))
+        asked = Asked(False, False, 100, 50, 1, None)
+        exchange = Exchange(gateway, trail, served, asked, None, 0.0, Patience())
+        exchange._sent, exchange._told = sent, (10, 20) if sent else None
+        await exchange.settle()
+        await exchange.settle()
+        return trail
+
+    trail = asyncio.run(run())
+    assert (trail.cost, trail.counted) == ((10 * 3 + 20 * 9, "bound") if sent else (0, "told"))
+    assert later == [(trail.id, Used(10, 20) if sent else Used(0, 0, sent=False))]
 
 
 def test_a_system_that_allows_few_open_files_is_asked_for_more(tmp_path, behind):

@@ -153,6 +153,27 @@ def test_a_stream_whose_last_line_lacks_its_end_is_whole(served, raw):
     assert (event.ended, event.input_tokens, event.output_tokens) == ("whole", 7, 3)
 
 
+def test_what_is_told_in_the_middle_of_a_stream_is_the_least_that_is_charged_to_who_leaves(served, raw):
+    """vLLM can be asked to tell in each event what its choice took so far, of four choices a fourth."""
+    usages = [{"prompt_tokens": 7, "completion_tokens": number // 4 + 1} for number in range(40)]
+    told = [{"choices": [{"index": 0, "delta": {"content": "w "}}], "usage": usage} for usage in usages]
+    events = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in told)
+    raw.answer = b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\n\r\n" + events
+    raw.wait = True
+    body = {"model": "m", "messages": HELLO, "max_tokens": 10, "n": 4, "stream": True}
+    try:
+        with served.client() as client, client.stream("POST", "/chat/completions", json=body) as said:
+            seen = 0
+            for part in said.iter_bytes():
+                seen += part.count(b"data:")
+                if seen == 40:
+                    break
+    finally:
+        raw.wait = False
+    event = newest(served)
+    assert (event.ended, event.counted, event.output_tokens) == ("client_left", "bound", 40)
+
+
 @pytest.mark.parametrize("tokens", [-1, 2**53, 2**63, 1.5, True, "3", None, []])
 def test_numbers_that_are_no_counts_are_not_taken_for_usage(tokens):
     assert usage_of({"usage": {"prompt_tokens": 7, "completion_tokens": tokens}}) is None

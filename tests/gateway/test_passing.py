@@ -3,10 +3,11 @@
 import itertools
 import json
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.gateway.stream import LONGEST, Passing, usage_of, written
+from stillhouse.gateway.stream import LONGEST, Passing, Unwritable, usage_of, written
 from stillhouse.guard.answers import Cut, Filter
 
 
@@ -153,7 +154,7 @@ def test_however_many_events_come_at_once_each_loses_what_it_would_alone(events,
     assert passing.usage == ((7, 5) if USAGE in [told for told, _ in events] else None)
 
 
-def test_an_event_beyond_all_bounds_passes_unread_and_is_not_held():
+def test_an_event_beyond_all_bounds_passes_unread_and_is_not_held_where_nothing_is_taken_out():
     passing = Passing(strip=True)
     piece = b"x" * (1 << 20)
     out = passing.feed(b"data: ")
@@ -162,6 +163,51 @@ def test_an_event_beyond_all_bounds_passes_unread_and_is_not_held():
     assert len(out) >= LONGEST
     rest = passing.feed(b"\n\n" + event(USAGE) + DONE)
     assert rest == b"\n\n" + DONE
+    assert passing.usage == (7, 5)
+
+
+SECRET = b'data: {"choices":[{"index":0,"delta":{"reasoning_content":"secret","content":"a"}'
+
+
+@pytest.mark.parametrize(
+    "unread",
+    [
+        SECRET + b',"logprobs":{"content":[{"token":"a","logprob":-Infinity}]}}]}\n\n',
+        SECRET + b',"x":NaN}]}\n\n',
+        SECRET + b',"x":"\xff"}]}\n\n',
+        SECRET + b"\n\n",
+        SECRET,
+        b"data: [" + SECRET[6:] + b"}]}]\n\n",
+        SECRET + b',"x":"' + b"x" * LONGEST,
+    ],
+)
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_cannot_be_read_is_not_passed_where_something_may_have_to_be_taken_out(unread, begun):
+    passing = Passing(strip=False, cut=Cut(Filter(reasoning=True, texts=1)))
+    out = [passing.feed(word) for word in words(2)] if begun else []
+
+    def rest():
+        for piece in cut(unread, range(0, len(unread), 1 << 20)):
+            out.append(passing.feed(piece))
+        out.append(passing.end())
+
+    with pytest.raises(Unwritable):
+        rest()
+    assert b"secret" not in b"".join(out)
+    assert passed(Passing(strip=False), [unread]) == unread
+
+
+@given(st.lists(st.integers(0, 200), max_size=6))
+def test_a_mark_of_the_byte_order_hides_nothing(places):
+    mark = b"\xef\xbb\xbf"
+    thought = event({"choices": [{"index": 0, "delta": {"content": "", "reasoning_content": "secret"}}]})
+    out = passed(
+        Passing(strip=True, cut=Cut(Filter(reasoning=True, texts=1))), cut(mark + thought + DONE, places)
+    )
+    assert b"secret" not in out
+    assert out.endswith(DONE)
+    passing = Passing(strip=True)
+    assert passed(passing, cut(mark + event(USAGE) + DONE, places)) == DONE
     assert passing.usage == (7, 5)
 
 

@@ -90,6 +90,14 @@ def test_what_was_checked_is_what_is_sent(served, behind):
     assert behind.bodies[-1]["max_tokens"] == 5
 
 
+@pytest.mark.parametrize("route", ["/chat/completions", "/completions"])
+def test_a_stream_is_asked_to_tell_its_usage_at_its_end_and_nothing_else(served, behind, route):
+    for options in ({}, {"include_usage": True}):
+        options |= {"continuous_usage_stats": True}
+        assert ask(served, "whole", route, prompt="a", stream=True, stream_options=options).status_code == 200
+        assert behind.bodies[-1]["stream_options"] == {"include_usage": True}
+
+
 def test_no_key_and_no_header_of_a_client_reaches_the_server(served, behind):
     with served.client() as client:
         client.post(
@@ -164,11 +172,13 @@ def test_a_stream_that_breaks_off_says_so(served, model):
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "upstream_cut"
 
 
-def test_long_lines_and_broken_text_pass_as_they_are(served):
+def test_long_lines_pass_as_they_are_and_broken_text_does_not_pass_unread(served):
     said = ask(served, "long-lines", stream=True)
     assert said.content.count(b"y" * (1 << 20)) == WORDS
     assert said.content.endswith(b"data: [DONE]\n\n")
-    assert b"\xff\xfe" in ask(served, "bad-utf8", stream=True).content
+    broken = ask(served, "bad-utf8", stream=True).content
+    assert b"\xff\xfe" not in broken
+    assert b"upstream_cut" in broken
 
 
 @pytest.mark.parametrize(

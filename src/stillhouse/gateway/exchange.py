@@ -10,16 +10,17 @@ from typing import Any
 import aiohttp
 import orjson
 
-from stillhouse.gateway import answers, upstream
+from stillhouse.gateway import answers, logs, upstream
 from stillhouse.gateway.answers import Headers, Send
 from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Gateway, Served, Trail
 from stillhouse.gateway.store.counts import StoreDown
-from stillhouse.gateway.stream import Passing, Unwritable, usage_of, written
+from stillhouse.gateway.stream import MOST, Passing, Unwritable, usage_of, written
 from stillhouse.gateway.upstream import Behind, NoneAnswers
 from stillhouse.guard.answers import Cut
 from stillhouse.guard.asked import LENGTHS, Asked, Denied, Route
 from stillhouse.guard.limits import Used
+from stillhouse.guard.prices import worst
 
 LONGEST_ANSWER = 64 << 20
 ON_THE_WAY = 1.0  # seconds in which a server has noticed that nobody listens any more
@@ -56,6 +57,7 @@ class Exchange:
         self._sent = False
         self._events: int | None = None
         self._told: tuple[int, int] | None = None
+        self._partly = False  # what was told is of the part of a stream that had come by then
         self._settled = False
         self._kept_bytes = 0
 
@@ -168,7 +170,7 @@ class Exchange:
                 if trail.first_byte is None:
                     trail.first_byte = gateway.clock() - self._began
                 out = passing.feed(chunk)
-                self._events, self._told = passing.events, passing.usage
+                self._hear(passing)
                 if passing.whole and not self._settled:
                     trail.ended = "whole"
                     await self.settle()
@@ -176,13 +178,17 @@ class Exchange:
                     self._keep(out)
                     await send({"type": "http.response.body", "body": out, "more_body": True})
             last = passing.end()
-        self._events, self._told = passing.events, passing.usage
+        self._hear(passing)
         if self._cut is not None:
             trail.changed += tuple(sorted(self._cut.changed))
         if not passing.whole or passing.failed:
             raise aiohttp.ClientPayloadError("the stream ended early")
         trail.ended = "whole"
         await send({"type": "http.response.body", "body": last})
+
+    def _hear(self, passing: Passing) -> None:
+        self._events, self._told = passing.events, passing.usage
+        self._partly = passing.partly and not passing.whole
 
     def _keep(self, data: bytes) -> None:
         if self.kept is not None and self._kept_bytes + len(data) <= LONGEST_KEPT:
@@ -196,13 +202,14 @@ class Exchange:
         await send({"type": "http.response.body", "body": told})
 
     async def settle(self) -> None:
-        """Count what was used, once: as told, else what it can have been at most by what is known."""
+        """Count what was used, once: as told, else what it can have been at most by what is known. While the
+        store is down it is recorded at the dearest step's prices."""
         if self._settled:
             return
         trail, asked, behind = self._trail, self._asked, self._trail.behind
         used = Used(0, 0, sent=False)
         if self._sent:
-            if self._told is not None:
+            if self._told is not None and not self._partly:
                 if behind is not None and self._events is not None:
                     behind.learn(asked.input_tokens, self._told, self._events)
                 used = Used(*self._told)
@@ -210,11 +217,18 @@ class Exchange:
                 trail.counted = "bound"
                 seconds = self._gateway.clock() - self._began - (trail.first_byte or 0.0)
                 used = _bound(asked, behind, self._events, seconds)
+                if self._told is not None:
+                    used = Used(max(used.input_tokens, self._told[0]), max(used.output_tokens, self._told[1]))
         trail.used = used.input_tokens, used.output_tokens
         try:
             trail.cost = await self._gateway.counts.settle(trail.id, used)
         except StoreDown:
             self._gateway.settle_later(trail.id, used)
+            if used.sent:
+                # The event is written before the store can tell at which step this lay
+                trail.cost = worst(self._served.steps, 0, MOST, *trail.used)
+                trail.counted = "bound"
+            logs.say("settled later", request=trail.id, cost=trail.cost)
         self._settled = True  # only now: what is cancelled before is settled again, which changes nothing
 
 
@@ -252,8 +266,9 @@ def _body(body: Mapping[str, Any], asked: Asked, behind: Behind, route: Route) -
         sent["model"] = behind.config.model
     if asked.set_length is not None:
         sent[LENGTHS[route][0]] = asked.set_length
-    if asked.stream and not asked.usage_wanted and route in ("chat/completions", "completions"):
-        sent["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    if asked.stream and route in ("chat/completions", "completions"):
+        # Of the client's own none: vLLM's `continuous_usage_stats` tells in each event of one choice alone
+        sent["stream_options"] = {"include_usage": True}
     try:
         return orjson.dumps(sent)
     except orjson.JSONEncodeError as error:  # reads 1,024 levels and writes 253

@@ -12,9 +12,10 @@ import orjson
 from stillhouse.guard.answers import Cut
 
 MOST = 2**53 - 1  # tokens; beyond it numbers cannot be recorded
-LONGEST = 8 << 20  # bytes of one event; a longer one is passed on unread
+LONGEST = 8 << 20  # bytes of one event; a longer one is not read
 AHEAD = 4096  # bytes in which text is looked for, so that each is looked at a few times at most
 _DONE = b"[DONE]"
+_BOM = b"\xef\xbb\xbf"  # a stream may begin with it
 _BOUNDARY = re.compile(rb"\r?\n\r?\n|\r\r")
 
 
@@ -33,7 +34,7 @@ def usage_of(answer: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 class Unwritable(Exception):
-    """An answer of a server that cannot be written again without what it must not tell."""
+    """An answer of a server that cannot be read, or not be written again, without what it must not tell."""
 
 
 class Passing:
@@ -43,10 +44,13 @@ class Passing:
     is left out; `cut` takes out of each event what it must not tell. Both need whole events, so the beginning
     of one waits for its end; without them nothing waits. Most events tell nothing but text, and are known by
     the names that they lack, without reading their JSON.
+
+    With `cut`, `feed` and `end` raise Unwritable for an event that cannot be read; without it that passes.
     """
 
     def __init__(self, strip: bool, cut: Cut | None = None) -> None:
         self.usage: tuple[int, int] | None = None
+        self.partly = False  # it came along with a piece of text: of so far, and perhaps of one choice alone
         self.events = 0
         self.whole = False
         self.failed = False  # an error was told in the middle
@@ -83,6 +87,8 @@ class Passing:
             seen = at
         rest = data[at:]
         if self._blind or len(rest) > LONGEST:
+            if self._cut is not None:
+                raise Unwritable("an event is too long to be read")
             passed.append(rest)
             self._blind, rest = True, b""
         self._rest = rest
@@ -107,7 +113,8 @@ class Passing:
         return at
 
     def _event(self, event: bytes) -> bytes:
-        data = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
+        lines = event.removeprefix(_BOM).splitlines()
+        data = b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
         if not data:
             return event
         if data == _DONE:
@@ -120,19 +127,21 @@ class Passing:
         try:
             told = orjson.loads(data)
         except orjson.JSONDecodeError:
-            return event
+            told = None
         if not isinstance(told, dict):
+            if cut is not None:
+                raise Unwritable("an event is no JSON object")
             return event
         usage = usage_of(told)
         if usage is not None:
-            self.usage = usage
+            self.usage, self.partly = usage, bool(told.get("choices"))
         kind = told.get("type")
         self.whole = self.whole or kind in ("response.completed", "response.incomplete")
         self.failed = self.failed or told.get("error") is not None or kind in ("error", "response.failed")
         if self._strip and usage is not None and told.get("choices") == []:
             return b""
         if cut is not None and cut.apply(told):
-            named = [line for line in event.splitlines() if not line.startswith(b"data:") and line]
+            named = [line for line in lines if not line.startswith(b"data:") and line]
             return b"\n".join([*named, b"data: " + written(told)]) + b"\n\n"
         return event
 
