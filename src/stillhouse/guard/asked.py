@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,11 @@ OTHER_LENGTHS = ("n_predict", "num_predict", "n_cmpl", "max_new_tokens")
 # Text that a request only refers to, so that its length is not the request's
 ELSEWHERE = ("previous_response_id", "conversation", "prompt")
 TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "summary_text"})
+# Whatever else stands in a part, a server may take for a picture though its type says text
+_TEXT_KEYS = frozenset({"type", "text", "refusal", "annotations", "logprobs", "cache_control"})
+_CALLS = ("function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output")
+_TEXT_ITEMS = frozenset({None, "message", "reasoning", *_CALLS})
+_SCHEME = re.compile(r"\s*(?!data:)[A-Za-z][A-Za-z0-9+.-]*:")
 MOST = 1 << 31
 
 
@@ -149,24 +155,58 @@ def _choices(route: Route, body: Mapping[str, Any], prompts: int) -> int:
 
 
 def _refers_elsewhere(route: Route, body: Mapping[str, Any]) -> bool:
-    if route == "chat/completions":
-        return any(_has_media(message) for message in body["messages"])
-    if route != "responses":
-        return False
+    media = False
+    for field in ("messages", "input"):
+        for part in _media(body.get(field)):
+            media = True
+            _refuse_urls(field, part)
+    if media or route != "responses":
+        return media
     if any(body.get(name) for name in ELSEWHERE):
         return True
-    tools, items = body.get("tools"), body.get("input")
-    if isinstance(tools, list) and any(isinstance(t, dict) and t.get("type") != "function" for t in tools):
-        return True
-    return isinstance(items, list) and any(_has_media(item) for item in items)
+    tools = body.get("tools")
+    return isinstance(tools, list) and any(isinstance(t, dict) and t.get("type") != "function" for t in tools)
 
 
-def _has_media(message: Any) -> bool:
-    content = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(content, list):
-        return isinstance(message, dict) and message.get("type") == "item_reference"
-    kinds = (part.get("type", "text") for part in content if isinstance(part, dict))
-    return any(not isinstance(kind, str) or kind not in TEXT_PARTS for kind in kinds)
+def _media(messages: Any) -> Iterator[Any]:
+    """All of some messages, or items of an input, that is not plainly text."""
+    for message in messages if isinstance(messages, list) else ():
+        if not isinstance(message, dict):
+            continue
+        kind = message.get("type")
+        if not (kind is None or isinstance(kind, str)) or kind not in _TEXT_ITEMS:
+            yield message
+            continue
+        if message.get("audio"):
+            yield message["audio"]
+        for name in ("content", "output"):
+            held = message.get(name)
+            for part in held if isinstance(held, list) else (held,):
+                if isinstance(part, dict) and not _is_text(part):
+                    yield part
+
+
+def _is_text(part: Mapping[str, Any]) -> bool:
+    kind = part.get("type")
+    if kind is None:
+        return part.keys() == {"text"}
+    return isinstance(kind, str) and kind in TEXT_PARTS and part.keys() <= _TEXT_KEYS
+
+
+def _refuse_urls(field: str, media: Any) -> None:
+    """The server would fetch it, from inside the operator's network."""
+    left = [("", media)]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, dict):
+            left += value.items()
+        elif isinstance(value, list):
+            left += [(name, each) for each in value]
+        elif isinstance(value, str) and name not in ("text", "filename"):
+            is_url = name.endswith(("url", "uri")) and not value.startswith("data:")
+            if is_url or _SCHEME.match(value):
+                said = f"`{field}` refers to a URL, which is not fetched here; send a data: URL"
+                raise Denied(400, "url_refused", said, field)
 
 
 def _count(name: str, value: Any, least: int) -> int:
