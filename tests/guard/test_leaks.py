@@ -235,6 +235,8 @@ def test_ways_to_show_reasoning_are_refused_where_it_is_stripped() -> None:
         assert refused(CHAT, chat(**ways)).status == 403
         passed(CHAT, chat(**ways), Leaks(reasoning="allow"))
     assert refused("completions", {"prompt": ["a", "b <think>"]}).param == "prompt"
+    for name in ("enable_response_messages", "previous_input_messages"):
+        assert refused("responses", {"input": "a", name: True}).param == name
     passed("completions", {"prompt": "<think>a</think> b"})
     passed(CHAT, chat(separate_reasoning=True, reasoning_format="auto"))
 

@@ -37,7 +37,10 @@ _INSIDE = (
     "bootstrap_room lora_path extra_body"
 ).split()
 # Each shows hidden reasoning by a way around the fields that hold it.
-_BARES = "return_token_ids separate_reasoning reasoning_format chat_template_kwargs verbose".split()
+_BARES = (
+    "return_token_ids separate_reasoning reasoning_format chat_template_kwargs verbose "
+    "enable_response_messages previous_input_messages"
+).split()
 _ORDINARY = "logprobs top_logprobs logit_bias n best_of echo include response_format tool_choice".split()
 _WATCHED = frozenset([*_ORDINARY, *_OTHER_LOGPROBS, *_BANS, *_STEERS, *_INSIDE, *_BARES])
 # Names by which a request is bounded or read: to be known however they are spelt.
