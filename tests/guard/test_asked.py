@@ -116,13 +116,9 @@ def returned(*output):
         ("chat/completions", {"model": "m", "messages": user({"image_url": DATA})}),
         ("chat/completions", {"model": "m", "messages": user({"text": "a", "image_url": DATA})}),
         ("chat/completions", {"model": "m", "messages": user({"type": "text", "text": "a", "uuid": "u"})}),
-        ("chat/completions", {"model": "m", "messages": [{"role": "assistant", "audio": {"id": "a"}}]}),
+        ("chat/completions", {"model": "m", "messages": [{"role": "assistant", "audio": {"data": "AAAA"}}]}),
         ("embeddings", {"model": "m", "messages": PICTURE}),
         ("responses", {"model": "m", "input": returned({"type": "input_image", "image_url": DATA})}),
-        ("responses", {"model": "m", "input": "go on", "previous_response_id": "resp_1"}),
-        ("responses", {"model": "m", "input": "go on", "conversation": {"id": "c"}}),
-        ("responses", {"model": "m", "input": "find it", "tools": [{"type": "web_search"}]}),
-        ("responses", {"model": "m", "input": [{"type": "item_reference", "id": "x"}]}),
         ("responses", {"model": "m", "input": [{"role": "user", "content": [{"type": "input_image"}]}]}),
     ],
 )
@@ -152,6 +148,40 @@ def test_a_url_that_the_server_would_fetch_is_refused(url):
         with pytest.raises(Denied) as caught:
             asked(body, route, KNOWN)
         assert (caught.value.status, caught.value.code) == (400, "url_refused")
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "param"),
+    [
+        ("responses", {"input": "go on", "previous_response_id": "resp_1"}, "previous_response_id"),
+        ("responses", {"input": "go on", "conversation": {"id": "c"}}, "conversation"),
+        ("responses", {"input": "go on", "conversation": "c"}, "conversation"),
+        ("responses", {"input": "go on", "prompt": {"id": "p"}}, "prompt"),
+        ("responses", {"input": "go on", "background": True}, "background"),
+        ("responses", {"input": "go on", "service_tier": "priority"}, "service_tier"),
+        ("responses", {"input": [{"type": "item_reference", "id": "x"}]}, "input"),
+        ("responses", {"input": [{"id": "x"}]}, "input"),
+        ("responses", {"input": user({"type": "input_file", "file_id": "f"})}, "input"),
+        ("responses", {"input": returned({"type": "input_image", "file_id": "f"})}, "input"),
+        *(
+            ("responses", {"input": "find it", "tools": [{"type": "function"}, {"type": kind}]}, "tools")
+            for kind in ("mcp", "file_search", "web_search", "code_interpreter")
+        ),
+        ("chat/completions", chat(web_search_options={"user_location": None}), "web_search_options"),
+        ("chat/completions", chat(service_tier="flex"), "service_tier"),
+        ("chat/completions", chat(messages=user({"type": "file", "file": {"file_id": "f"}})), "messages"),
+        ("chat/completions", chat(messages=[{"role": "assistant", "audio": {"id": "a"}}]), "messages"),
+    ],
+)
+def test_what_is_of_the_account_that_all_share_is_refused(route, body, param):
+    with pytest.raises(Denied) as caught:
+        asked(body, route, KNOWN)
+    assert (caught.value.status, caught.value.code, caught.value.param) == (400, "not_offered", param)
+
+
+def test_what_is_of_the_request_alone_is_taken():
+    asked(chat(service_tier="auto", tools=[{"type": "function", "function": {"name": "f"}}]))
+    asked({"input": [{"role": "user", "content": "a"}], "background": False, "store": True}, "responses")
 
 
 def test_text_that_speaks_of_urls_is_text():
