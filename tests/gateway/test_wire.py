@@ -98,6 +98,14 @@ def test_a_stream_is_asked_to_tell_its_usage_at_its_end_and_nothing_else(served,
         assert behind.bodies[-1]["stream_options"] == {"include_usage": True}
 
 
+def test_the_server_is_told_to_keep_no_answer(served, behind):
+    with served.client() as client:
+        client.post("/responses", json={"model": "whole", "input": "a"})
+        client.post("/responses", json={"model": "whole", "input": "b", "store": True})
+        client.post("/chat/completions", json={"model": "whole", "messages": HELLO, "store": True})
+    assert [body["store"] for body in behind.bodies[-3:]] == [False, False, False]
+
+
 def test_no_key_and_no_header_of_a_client_reaches_the_server(served, behind):
     with served.client() as client:
         client.post(

@@ -97,17 +97,28 @@ def test_what_would_make_a_reservation_wrong_is_refused(more):
     assert caught.value.param in (*more, None)
 
 
-PICTURE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a/b.png"}}]}]
+DATA = "data:image/png;base64,AAAA"
+PICTURE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": DATA}}]}]
+
+
+def user(*content):
+    return [{"role": "user", "content": list(content)}]
+
+
+def returned(*output):
+    return [{"type": "function_call_output", "call_id": "c", "output": list(output)}]
 
 
 @pytest.mark.parametrize(
     ("route", "body"),
     [
         ("chat/completions", {"model": "m", "messages": PICTURE}),
-        ("responses", {"model": "m", "input": "go on", "previous_response_id": "resp_1"}),
-        ("responses", {"model": "m", "input": "go on", "conversation": {"id": "c"}}),
-        ("responses", {"model": "m", "input": "find it", "tools": [{"type": "web_search"}]}),
-        ("responses", {"model": "m", "input": [{"type": "item_reference", "id": "x"}]}),
+        ("chat/completions", {"model": "m", "messages": user({"image_url": DATA})}),
+        ("chat/completions", {"model": "m", "messages": user({"text": "a", "image_url": DATA})}),
+        ("chat/completions", {"model": "m", "messages": user({"type": "text", "text": "a", "uuid": "u"})}),
+        ("chat/completions", {"model": "m", "messages": [{"role": "assistant", "audio": {"data": "AAAA"}}]}),
+        ("embeddings", {"model": "m", "messages": PICTURE}),
+        ("responses", {"model": "m", "input": returned({"type": "input_image", "image_url": DATA})}),
         ("responses", {"model": "m", "input": [{"role": "user", "content": [{"type": "input_image"}]}]}),
     ],
 )
@@ -116,6 +127,70 @@ def test_what_lies_elsewhere_is_bounded_by_the_context_or_refused(route, body):
         asked(body, route)
     assert caught.value.code == "prompt_not_bounded"
     assert asked(body, route, KNOWN).input_tokens == 2048
+
+
+@pytest.mark.parametrize(
+    "url", ["http://169.254.169.254/", " HTTP://a", "file:///etc/passwd", "//a/b", "/etc/x"]
+)
+def test_a_url_that_the_server_would_fetch_is_refused(url):
+    for route, body in (
+        ("chat/completions", {"messages": user({"type": "image_url", "image_url": {"url": url}})}),
+        ("chat/completions", {"messages": user({"image_url": url})}),
+        (
+            "chat/completions",
+            {"messages": user({"type": "text", "text": "a", "uuid": "u", "audio_url": url})},
+        ),
+        ("embeddings", {"messages": user({"type": "video_url", "video_url": {"url": url}})}),
+        ("responses", {"input": user({"type": "input_file", "file_url": url})}),
+        ("responses", {"input": returned({"type": "input_image", "image_url": url})}),
+        ("responses", {"input": [{"type": "computer_call_output", "output": {"image_url": url}}]}),
+    ):
+        with pytest.raises(Denied) as caught:
+            asked(body, route, KNOWN)
+        assert (caught.value.status, caught.value.code) == (400, "url_refused")
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "param"),
+    [
+        ("responses", {"input": "go on", "previous_response_id": "resp_1"}, "previous_response_id"),
+        ("responses", {"input": "go on", "conversation": {"id": "c"}}, "conversation"),
+        ("responses", {"input": "go on", "conversation": "c"}, "conversation"),
+        ("responses", {"input": "go on", "prompt": {"id": "p"}}, "prompt"),
+        ("responses", {"input": "go on", "background": True}, "background"),
+        ("responses", {"input": "go on", "service_tier": "priority"}, "service_tier"),
+        ("responses", {"input": [{"type": "item_reference", "id": "x"}]}, "input"),
+        ("responses", {"input": [{"id": "x"}]}, "input"),
+        ("responses", {"input": user({"type": "input_file", "file_id": "f"})}, "input"),
+        ("responses", {"input": returned({"type": "input_image", "file_id": "f"})}, "input"),
+        *(
+            ("responses", {"input": "find it", "tools": [{"type": "function"}, {"type": kind}]}, "tools")
+            for kind in ("mcp", "file_search", "web_search", "code_interpreter")
+        ),
+        ("chat/completions", chat(web_search_options={"user_location": None}), "web_search_options"),
+        ("chat/completions", chat(service_tier="flex"), "service_tier"),
+        ("chat/completions", chat(messages=user({"type": "file", "file": {"file_id": "f"}})), "messages"),
+        ("chat/completions", chat(messages=[{"role": "assistant", "audio": {"id": "a"}}]), "messages"),
+    ],
+)
+def test_what_is_of_the_account_that_all_share_is_refused(route, body, param):
+    with pytest.raises(Denied) as caught:
+        asked(body, route, KNOWN)
+    assert (caught.value.status, caught.value.code, caught.value.param) == (400, "not_offered", param)
+
+
+def test_what_is_of_the_request_alone_is_taken():
+    asked(chat(service_tier="auto", tools=[{"type": "function", "function": {"name": "f"}}]))
+    asked({"input": [{"role": "user", "content": "a"}], "background": False, "store": True}, "responses")
+
+
+def test_text_that_speaks_of_urls_is_text():
+    said = {"type": "text", "text": "see http://a/b.png"}
+    cited = {**said, "type": "output_text", "annotations": [{"type": "url_citation", "url": "http://a"}]}
+    for content in (said, {"text": "http://a"}, {**said, "cache_control": {"type": "ephemeral"}}, cited):
+        assert asked(chat(messages=user(content))).input_tokens < 500
+    picture = {"type": "input_file", "filename": "a:b.pdf", "file_data": DATA}
+    assert asked({"input": user(picture, cited)}, "responses", KNOWN).input_tokens == 2048
 
 
 anything = st.recursive(

@@ -152,6 +152,33 @@ def test_events_of_reasoning_are_emptied() -> None:
     assert texts == ["", "", "", "4"]
 
 
+@pytest.mark.parametrize("kind", ["reasoning_text", "summary_text"])
+def test_parts_of_reasoning_are_emptied_wherever_they_stand(kind: str) -> None:
+    part = {"type": kind, "text": "hm"}
+    message = {"type": "message", "content": [part]}
+    for said in (
+        {"type": "response.content_part.added", "part": part},
+        {"type": "response.content_part.done", "part": part},
+        {"type": "response.output_item.done", "item": message},
+        {"type": "response.completed", "response": {"output": [message]}},
+        {"object": "response", "output": [message]},
+    ):
+        answer, cut = copy.deepcopy(said), Cut(Filter(reasoning=True))
+        assert cut.concerns(json.dumps(answer).encode())
+        assert cut.apply(answer)
+        assert json.dumps(answer) == json.dumps(said).replace("hm", "")
+        assert cut.changed == {"reasoning:stripped"}
+
+
+def test_what_model_and_server_said_to_each_other_is_taken_out() -> None:
+    said = {"output": [], "input_messages": [{"a": 1}], "output_messages": [{"channel": "analysis"}]}
+    for answer in (copy.deepcopy(said), {"type": "response.completed", "response": copy.deepcopy(said)}):
+        cut = Cut(Filter(reasoning=True))
+        assert cut.apply(answer)
+        assert "messages" not in json.dumps(answer)
+        assert cut.changed == {"reasoning:stripped"}
+
+
 def test_a_text_whose_tag_the_template_opened_is_cut_when_it_is_whole() -> None:
     answer = whole({"content": "two and two\n</think>\n\n4"}, finish_reason="stop")
     cut = Cut(STRIP)

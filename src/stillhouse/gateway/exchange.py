@@ -262,6 +262,8 @@ def _body(body: Mapping[str, Any], asked: Asked, behind: Behind, route: Route) -
     """What is sent on: written anew from what was read, so that nothing reaches the server unseen (a field
     that stood twice, say)."""
     sent = dict(body)
+    if route == "responses" or body.get("store"):
+        sent["store"] = False  # what the upstream keeps, whoever asks under the same account may read
     if behind.config.model is not None:
         sent["model"] = behind.config.model
     if asked.set_length is not None:

@@ -33,12 +33,21 @@ FIELDS = (
     "thinking",  # Ollama's own route
     "thinking_blocks",  # LiteLLM
 )
-_PARTS = ("thinking", "redacted_thinking", "reasoning")
+_PARTS = ("thinking", "redacted_thinking", "reasoning", "reasoning_text", "summary_text")
+# All that model and server said to each other, reasoning too: vLLM's /v1/responses
+_MESSAGES = ("input_messages", "output_messages")
 # Of these an answer is rid wherever log-probabilities are not simply allowed.
 _STATES = ("prompt_logprobs", "completion_probabilities", "hidden_states", "routed_experts", "meta_info")
 # Names without which an event has nothing to lose: to look for them costs less than to read JSON.
 _OF_LOGPROBS = ("logprob", "token_logprobs", *_STATES)
-_EMPTY: Object = {"delta": "", "text": "", "content": [], "summary": [], "encrypted_content": None}
+_EMPTY: Object = {
+    "delta": "",
+    "text": "",
+    "thinking": "",
+    "content": [],
+    "summary": [],
+    "encrypted_content": None,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +66,7 @@ class Filter:
 
 @cache
 def _names(logprobs: bool, reasoning: bool) -> tuple[str, ...]:
-    return *(_OF_LOGPROBS if logprobs else ()), *((*FIELDS, *_PARTS) if reasoning else ())
+    return *(_OF_LOGPROBS if logprobs else ()), *((*FIELDS, *_PARTS, *_MESSAGES) if reasoning else ())
 
 
 @cache
@@ -175,7 +184,10 @@ class Cut:
             changed = self._whole(answer) or changed
         items, parts = [answer.get("item")], [answer.get("part")]
         for holder in (answer, answer.get("response")):
-            if isinstance(holder, dict) and isinstance(output := holder.get("output"), list):
+            if not isinstance(holder, dict):
+                continue
+            changed = (strips and self._messages(holder)) or changed
+            if isinstance(output := holder.get("output"), list):
                 items += output
         for item in items:
             if not isinstance(item, dict):
@@ -188,7 +200,17 @@ class Cut:
             if isinstance(part, dict) and part.get("type") == "output_text":
                 changed = self._logprobs(part) or changed
                 changed = (strips and self._whole(part)) or changed
+            elif strips and isinstance(part, dict) and part.get("type") in _PARTS:
+                changed = self._blank(part) or changed
         return changed
+
+    def _messages(self, holder: Object) -> bool:
+        found = [name for name in _MESSAGES if holder.get(name)]
+        for name in found:
+            del holder[name]
+        if found:
+            self.changed.add("reasoning:stripped")
+        return bool(found)
 
     def _whole(self, part: Object) -> bool:
         """As `_inline`, of a text that is all there, and may have been there in pieces before."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,9 +20,23 @@ LENGTHS: Mapping[str, tuple[str, ...]] = {
 }
 # Lengths by the names of other servers, which overrule ours there: of llama.cpp, Ollama and TGI
 OTHER_LENGTHS = ("n_predict", "num_predict", "n_cmpl", "max_new_tokens")
-# Text that a request only refers to, so that its length is not the request's
-ELSEWHERE = ("previous_response_id", "conversation", "prompt")
+# What is of the account that all customers share at the upstream, by the field that leads to it
+_KEPT = "what the upstream keeps is not kept apart by customer; send the text itself"
+_PAID = "it costs what no price here knows; leave it out"
+_SHARED: Mapping[str, str] = {
+    "previous_response_id": _KEPT,
+    "conversation": _KEPT,
+    "background": "an answer that is fetched later is kept by the upstream for all customers; leave it out",
+    "web_search_options": _PAID,
+    "service_tier": _PAID,
+}
+_TOOLS = (None, "function", "custom")
 TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "summary_text"})
+# Whatever else stands in a part, a server may take for a picture though its type says text
+_TEXT_KEYS = frozenset({"type", "text", "refusal", "annotations", "logprobs", "cache_control"})
+_CALLS = ("function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output")
+_TEXT_ITEMS = frozenset({None, "message", "reasoning", *_CALLS})
+_SCHEME = re.compile(r"\s*(?!data:)[A-Za-z][A-Za-z0-9+.-]*:")
 MOST = 1 << 31
 
 
@@ -77,12 +92,13 @@ def read(route: Route, body: Mapping[str, Any], size: int, model: Model) -> Aske
         raise _wrong("stream_options", "must be an object")
     texts = _texts(route, body)
     bound = worst_prompt_tokens(size, texts)
-    if _refers_elsewhere(route, body):
+    _refuse_shared(route, body)
+    if _has_media(body):
         if model.context_tokens is None:
             raise Denied(
                 400,
                 "prompt_not_bounded",
-                f"this request refers to pictures, files or texts that are not in it, and {model.name} is "
+                f"this request has pictures or files in it, and {model.name} is "
                 "served without a bound on its prompts; send text alone, or ask who serves it",
             )
         bound = max(bound, model.context_tokens)
@@ -148,25 +164,85 @@ def _choices(route: Route, body: Mapping[str, Any], prompts: int) -> int:
     return choices
 
 
-def _refers_elsewhere(route: Route, body: Mapping[str, Any]) -> bool:
-    if route == "chat/completions":
-        return any(_has_media(message) for message in body["messages"])
-    if route != "responses":
-        return False
-    if any(body.get(name) for name in ELSEWHERE):
-        return True
-    tools, items = body.get("tools"), body.get("input")
-    if isinstance(tools, list) and any(isinstance(t, dict) and t.get("type") != "function" for t in tools):
-        return True
-    return isinstance(items, list) and any(_has_media(item) for item in items)
+def _refuse_shared(route: Route, body: Mapping[str, Any]) -> None:
+    """What one customer could read, or have the operator pay, of another's or of the operator's own."""
+    for name, why in _SHARED.items():
+        value = body.get(name)
+        if value and not (name == "service_tier" and value in ("auto", "default")):
+            raise _not_offered(name, f"`{name}`", why)
+    if route == "responses" and body.get("prompt"):
+        raise _not_offered("prompt", "`prompt`", _KEPT)
+    tools = body.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        if isinstance(tool, dict) and tool.get("type") not in _TOOLS:
+            raise _not_offered(
+                "tools", "a tool that the upstream runs", f"it acts as the operator, and {_PAID}"
+            )
+    items = body.get("input")
+    for item in items if route == "responses" and isinstance(items, list) else ():
+        if isinstance(item, dict) and (
+            item.get("type") == "item_reference" or not item.keys() & {"type", "role"}
+        ):
+            raise _not_offered("input", "an item that is only referred to", _KEPT)
 
 
-def _has_media(message: Any) -> bool:
-    content = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(content, list):
-        return isinstance(message, dict) and message.get("type") == "item_reference"
-    kinds = (part.get("type", "text") for part in content if isinstance(part, dict))
-    return any(not isinstance(kind, str) or kind not in TEXT_PARTS for kind in kinds)
+def _not_offered(name: str, what: str, why: str) -> Denied:
+    return Denied(400, "not_offered", f"{what} is not offered here: {why}", name)
+
+
+def _has_media(body: Mapping[str, Any]) -> bool:
+    found = False
+    for field in ("messages", "input"):
+        for part in _media(body.get(field)):
+            found = True
+            _refuse_references(field, part)
+    return found
+
+
+def _media(messages: Any) -> Iterator[Any]:
+    """All of some messages, or items of an input, that is not plainly text."""
+    for message in messages if isinstance(messages, list) else ():
+        if not isinstance(message, dict):
+            continue
+        kind = message.get("type")
+        if not (kind is None or isinstance(kind, str)) or kind not in _TEXT_ITEMS:
+            yield message
+            continue
+        if isinstance(audio := message.get("audio"), dict) and audio.get("id"):
+            raise _not_offered("messages", "an answer's `audio` by its `id`", _KEPT)
+        if audio:
+            yield audio
+        for name in ("content", "output"):
+            held = message.get(name)
+            for part in held if isinstance(held, list) else (held,):
+                if isinstance(part, dict) and not _is_text(part):
+                    yield part
+
+
+def _is_text(part: Mapping[str, Any]) -> bool:
+    kind = part.get("type")
+    if kind is None:
+        return part.keys() == {"text"}
+    return isinstance(kind, str) and kind in TEXT_PARTS and part.keys() <= _TEXT_KEYS
+
+
+def _refuse_references(field: str, media: Any) -> None:
+    """To files, which are of the account that all share, and to URLs, which the server would fetch from
+    inside the operator's network."""
+    left = [("", media)]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, dict):
+            if value.get("file_id"):
+                raise _not_offered(field, "`file_id`", _KEPT)
+            left += value.items()
+        elif isinstance(value, list):
+            left += [(name, each) for each in value]
+        elif isinstance(value, str) and name not in ("text", "filename"):
+            is_url = name.endswith(("url", "uri")) and not value.startswith("data:")
+            if is_url or _SCHEME.match(value):
+                said = f"`{field}` refers to a URL, which is not fetched here; send a data: URL"
+                raise Denied(400, "url_refused", said, field)
 
 
 def _count(name: str, value: Any, least: int) -> int:

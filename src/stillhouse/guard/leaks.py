@@ -37,13 +37,17 @@ _INSIDE = (
     "bootstrap_room lora_path extra_body"
 ).split()
 # Each shows hidden reasoning by a way around the fields that hold it.
-_BARES = "return_token_ids separate_reasoning reasoning_format chat_template_kwargs verbose".split()
+_BARES = (
+    "return_token_ids separate_reasoning reasoning_format chat_template_kwargs verbose "
+    "enable_response_messages previous_input_messages"
+).split()
 _ORDINARY = "logprobs top_logprobs logit_bias n best_of echo include response_format tool_choice".split()
 _WATCHED = frozenset([*_ORDINARY, *_OTHER_LOGPROBS, *_BANS, *_STEERS, *_INSIDE, *_BARES])
 # Names by which a request is bounded or read: to be known however they are spelt.
 _NAMES = _WATCHED.union(
     "model messages prompt input suffix text tools reasoning stream stream_options".split(),
     "max_tokens max_completion_tokens max_output_tokens min_tokens ignore_eos".split(),
+    "continue_final_message add_generation_prompt".split(),
 )
 _LOGPROBS_OF_TEXT = "message.output_text.logprobs"
 
@@ -301,17 +305,43 @@ def _bares(body: Mapping[str, Any]) -> Refusal | None:
 
 def _opens(route: Route, body: Mapping[str, Any]) -> Refusal | None:
     """A prompt that ends within a reasoning tag: the answer would go on in it, without the tag that tells."""
-    text, name = body.get("prompt"), "prompt"
-    if route == "chat/completions":
-        name, messages = "messages", body.get("messages")
-        last = messages[-1] if isinstance(messages, list | tuple) and messages else None
-        if not isinstance(last, Mapping) or last.get("role") != "assistant":
-            return None
-        text = last.get("content")
-    texts = text if isinstance(text, list | tuple) else (text,)
-    for part in texts:
-        said = part.get("text") if isinstance(part, Mapping) else part
-        if isinstance(said, str) and any(said.rfind(begin) > said.rfind(end) for begin, end in TAGS):
+    if route == "completions":
+        texts = _parts(body.get("prompt"))
+        if not all(isinstance(text, str) for text in texts):
+            why = "what token ids say is not known, and they may open a tag of hidden reasoning"
+            return Refusal(
+                400, "token_ids_refused", "prompt", f"`prompt` is not text: {why}; send it as text"
+            )
+        return _within("prompt", texts)
+    name = "messages" if route == "chat/completions" else "input"
+    messages = body.get(name)
+    last = messages[-1] if isinstance(messages, list | tuple) and messages else None
+    last = last if isinstance(last, Mapping) else {}
+    if last.get("type") == "reasoning":
+        return Refusal(403, "reasoning_refused", name, f"`{name}` ends with reasoning; add what follows it")
+    if last.get("role") == "assistant":
+        return _within(name, _parts(last.get("content")))
+    for field, plain in (("continue_final_message", False), ("add_generation_prompt", True)):
+        if body.get(field) not in (None, plain):
+            return _off(field, "only a message of the assistant can be gone on with", "reasoning")
+    if last.get("status") not in (None, "completed"):
+        why = "only one of the assistant can be gone on with"
+        return Refusal(
+            403, "reasoning_refused", name, f"the last of `{name}` is not complete: {why}; complete it"
+        )
+    return None
+
+
+def _parts(content: object) -> list[object]:
+    parts = content if isinstance(content, list | tuple) else [] if content is None else [content]
+    return [part["text"] if isinstance(part, Mapping) and "text" in part else part for part in parts]
+
+
+def _within(name: str, parts: list[object]) -> Refusal | None:
+    texts = [part for part in parts if isinstance(part, str)]
+    # Some servers put the parts together with nothing between them
+    for said in (*texts, "".join(texts)):
+        if any(said.rfind(begin) > said.rfind(end) for begin, end in TAGS):
             why = f"`{name}` ends within a tag of hidden reasoning, which is not shown here (leaks.reasoning)"
             return Refusal(403, "reasoning_refused", name, f"{why}; close the tag or leave it out")
     return None
