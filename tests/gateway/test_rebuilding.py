@@ -14,7 +14,10 @@ from stillhouse.gateway import rebuilding
 from stillhouse.gateway.store.counts import CountsLost
 from stillhouse.gateway.store.local import LocalCounts
 from stillhouse.gateway.store.redis import RedisCounts
-from stillhouse.guard.config import Store
+from stillhouse.guard.accounts import Account, Key
+from stillhouse.guard.config import Limits, Store, Tier
+from stillhouse.guard.limits import Granted, Step, Used, Wanted
+from stillhouse.guard.subjects import subjects_of
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +108,36 @@ def test_local_counts_that_were_deleted_are_made_again_of_the_events(tmp_path, m
     for path in tmp_path.glob("counts.sqlite*"):
         path.unlink()
     assert asyncio.run(standing()) == used
+
+
+def test_counts_made_again_bound_a_prepaid_account_as_those_that_were_lost(tmp_path, monkeypatch):
+    """It spent something in another tier before."""
+    monkeypatch.setattr(rebuilding, "MINUTE", 0.2)
+    monthly, prepaid = Tier(budget=1.0), Tier(prepaid=True)
+    account, key = Account("a3", None, "ann", "t", paid=60_000), Key("k3", "a3", b"", "sk")
+    store = Store(folder=str(tmp_path / "events"))
+
+    def wanted(id: str, tier: Tier) -> Wanted:
+        whose = subjects_of(None, account, key, tier, "m", Limits())
+        return Wanted(id, whose, 10, 5, 60.0, "account:a3", "list", (Step(0, 1000, 2000),))
+
+    async def run(folder: Path, spend: int) -> tuple[int, bool]:
+        counts = LocalCounts.open(folder)
+        try:
+            await rebuilding.rebuild(counts, store, time.time)
+            for n in range(spend):
+                assert isinstance(await counts.reserve(wanted(f"{n}", monthly)), Granted)
+                assert await counts.settle(f"{n}", Used(10, 5)) == 20_000
+            ever = (await counts.standing("account:a3"))["money", "ever"]
+            return ever, isinstance(await counts.reserve(wanted("last", prepaid)), Granted)
+        finally:
+            await counts.close()
+
+    for name in ("two", "live", "again"):
+        (tmp_path / name).mkdir()
+    assert asyncio.run(run(tmp_path / "two", 2)) == (40_000, True)
+    live = asyncio.run(run(tmp_path / "live", 3))
+    with contextlib.closing(record(store)) as kept:
+        for n in range(3):
+            kept.put(event(n, at=time.time(), account="a3", key="k3", organisation=""))
+    assert asyncio.run(run(tmp_path / "again", 0)) == live == (60_000, False)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
@@ -55,11 +57,27 @@ def application(standing: Standing, admin: App) -> App:
             else:
                 await answers.deny(send, _method(b"POST"))
         elif path == "/admin" or path.startswith("/admin/"):
-            await admin(scope, receive, send)
+            seconds = standing.gateway.config.server.head_seconds
+            await admin(scope, _in_time(receive, seconds), send)
         else:
             await _other(standing, path, scope, receive, send)
 
     return app
+
+
+def _in_time(receive: Receive, seconds: float) -> Receive:
+    """Anybody may begin to send a login: who has not sent all of it within `seconds` counts as gone, and its
+    connection is closed soon after the answer."""
+    due = asyncio.get_running_loop().time() + seconds
+
+    async def received() -> Any:
+        try:
+            async with asyncio.timeout_at(due):
+                return await receive()
+        except TimeoutError:
+            return {"type": "http.disconnect"}
+
+    return received
 
 
 async def _other(standing: Standing, path: str, scope: Scope, receive: Receive, send: Send) -> None:

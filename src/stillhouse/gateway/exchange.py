@@ -80,7 +80,7 @@ class Exchange:
                 self._patience,
             )
         except Denied:
-            self._sent = False
+            self._told = (0, 0)  # what was read and then refused counts as a request
             raise
         except NoneAnswers as error:
             self._sent = False

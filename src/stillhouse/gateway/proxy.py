@@ -14,13 +14,13 @@ from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Gateway, Served, Trail
 from stillhouse.gateway.store.counts import StoreDown
 from stillhouse.guard import accounts as who
-from stillhouse.guard import leaks, subjects
+from stillhouse.guard import breadth, leaks, subjects
 from stillhouse.guard.accounts import Caller
 from stillhouse.guard.answers import Cut
-from stillhouse.guard.asked import Denied, Route, read
+from stillhouse.guard.asked import Asked, Denied, Route, read
 from stillhouse.guard.config import Limits, Server, Tier
 from stillhouse.guard.events import Event
-from stillhouse.guard.limits import Refused, Step, Wanted
+from stillhouse.guard.limits import Refused, Step, Used, Wanted
 
 LONG = 64 << 10  # bytes of a body that is only read of whoever has something left
 LEASE = 60.0  # seconds past the longest answer after which a reservation is taken for orphaned
@@ -76,13 +76,11 @@ async def _answer(
     if _is_long(headers):
         await _refuse_full(gateway, trail, caller, tier)
     raw = await body_of(receive, headers, gateway.config.server, patience)
-    body = parsed(raw)
-    served = _served(gateway, caller, tier, body)
-    trail.model = served.config.name
-    asked = trail.asked = read(trail.route, body, len(raw), served.config)
-    decision = leaks.decide(trail.route, body, tier.leaks)
-    if isinstance(decision, leaks.Refusal):
-        raise Denied(decision.status, decision.code, decision.message, decision.param)
+    try:
+        served, asked, decision = _understood(gateway, trail, caller, tier, raw)
+    except Denied:
+        await _charge_refused(gateway, trail, caller, tier)
+        raise
     trail.changed = decision.changed
     if not gateway.record.healthy():
         raise StoreDown("events cannot be written down", "their queue is full", "see the gateway's log")
@@ -212,6 +210,31 @@ async def _refuse_full(gateway: Gateway, trail: Trail, caller: Caller, tier: Tie
     )
     if refused is not None:
         raise answers.over_limit(refused)
+
+
+async def _charge_refused(gateway: Gateway, trail: Trail, caller: Caller, tier: Tier) -> None:
+    """A request and no tokens, for what was read and then refused: else whoever has a key could have bodies
+    read and refusals written down without end. Raises Denied, StoreDown."""
+    limited = subjects.subjects_of(caller.organisation, caller.account, caller.key, tier, "", Limits())
+    granted = await gateway.counts.reserve(Wanted(trail.id, limited, 0, 0, LEASE))
+    if isinstance(granted, Refused):
+        raise answers.over_limit(granted)
+    await gateway.counts.settle(trail.id, Used(0, 0))
+
+
+def _understood(
+    gateway: Gateway, trail: Trail, caller: Caller, tier: Tier, raw: bytes
+) -> tuple[Served, Asked, leaks.Passed]:
+    """Which model is asked, for how much, and what of it may be sent on. Raises Denied."""
+    body = parsed(raw)
+    breadth.check(body)
+    served = _served(gateway, caller, tier, body)
+    trail.model = served.config.name
+    trail.asked = read(trail.route, body, len(raw), served.config)
+    decision = leaks.decide(trail.route, body, tier.leaks)
+    if isinstance(decision, leaks.Refusal):
+        raise Denied(decision.status, decision.code, decision.message, decision.param)
+    return served, trail.asked, decision
 
 
 def _served(gateway: Gateway, caller: Caller, tier: Tier, body: Mapping[str, Any]) -> Served:

@@ -1,7 +1,8 @@
 """Counts that were lost, made again of what was recorded: until then nothing is granted.
 
 Records know days, not minutes; so a minute must have passed since the last request before counts are entered,
-and of a day as much counts as if all of it had been used at its end.
+and of a day as much counts as if all of it had been used at its end. Refused requests are not
+entered, though those that had been read counted.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from functools import cache
 from stillhouse.guard.accounts import Account, Key, Organisation
 from stillhouse.guard.config import Limits, Tier
 from stillhouse.guard.limits import Limit, Measure, Subject, Window
+from stillhouse.guard.windows import MOST
 
 NANO = 1_000_000_000
 LIMITS: Mapping[str, tuple[Measure, Window]] = {
@@ -50,8 +51,13 @@ def account_limits(account: Account, tier: Tier) -> tuple[Limit, ...]:
 def subjects_of(
     organisation: Organisation | None, account: Account, key: Key, tier: Tier, model: str, of_model: Limits
 ) -> tuple[Subject, ...]:
-    """The key, its account and organisation, and the model over all who ask it; the payer is the account."""
-    subjects = [Subject(f"account:{account.id}", account_limits(account, tier))]
+    """The key, its account and organisation, and the model over all who ask it; the payer is the account.
+    What it ever spent is counted in every tier: records tell no tiers, and counts made again of them must be
+    those that were lost."""
+    of_account = account_limits(account, tier)
+    if not tier.prepaid:
+        of_account += (Limit("money", "ever", MOST),)
+    subjects = [Subject(f"account:{account.id}", of_account)]
     of_key = overridden(limits_of(tier.key_limits), key.limits)
     if of_key:
         subjects.append(Subject(f"key:{key.id}", of_key))

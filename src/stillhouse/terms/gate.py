@@ -285,7 +285,7 @@ def _weighed(
         since = _since(heard_of, asked, tuple(texts), ledger, today)
         banned = {past: [one.row for one in said if one.row is not None] for past, said in since.items()}
         found = weigh(decision, asked, heard_of, table, permissions, tuple(texts), today, before, banned)
-        further = [each for each in dict.fromkeys(one for said in since.values() for one in said)]
+        further = list(dict.fromkeys(one for said in since.values() for one in said))
         decision = resting_on(found.decision, [each for each in further if each not in offers])
         offers = list(dict.fromkeys([*offers, *further]))
         beside["weighed"] = [dict(each) for each in found.record]
