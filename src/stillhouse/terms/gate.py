@@ -10,21 +10,19 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
-from hashlib import sha256
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from stillhouse.errors import GateRefused
-from stillhouse.ledger import LeafKind, Ledger
+from stillhouse.ledger import Ledger
 from stillhouse.ledger.leaves import canonical
 from stillhouse.ledger.permissions import decide_by
-from stillhouse.ledger.quarantine import quarantined, reading_of, recalled_readings
 from stillhouse.recipe import WORDS, Declaration, Recipe, Teacher
 from stillhouse.terms import registry
-from stillhouse.terms.asking import asked_of, base_named, name_of, read_bounded
+from stillhouse.terms.asking import asked_of, base_named, name_of
 from stillhouse.terms.authorising import recorded
 from stillhouse.terms.deciding import Decision, DeclaredTerms, decide
+from stillhouse.terms.declaring import once, read_declaration, record_declaration, recorded_as
 from stillhouse.terms.facts import OPEN, STRICTEST, Asked, Row, Student, Use, Verdict
 from stillhouse.terms.lineage import Lineage, Past, folder_of, read_lineage
 from stillhouse.terms.obligations import BASE, the_base
@@ -264,7 +262,7 @@ def _weighed(
     today = now.astimezone(UTC).date()
     named = _named(asked, asked.student.base if is_base else name_of(teacher))
     declared_of = _named(asked, name_of(teacher))
-    texts = dict(_read(declaration, declared_of, ledger) for declaration in declarations)
+    texts = dict(read_declaration(declaration, declared_of, ledger) for declaration in declarations)
     rows, table = _rows(asked, teacher, ledger)
     offers = heard(ledger, asked, tuple(texts), today)
     rows += [each.row for each in offers if each.row is not None]
@@ -343,13 +341,13 @@ def _record(found: _Considered, ledger: Ledger) -> int:
     """Write the decision down, and the declarations that it rests on; returns its leaf."""
     decision, of = found.decision, found.declared_of
     if decision.declared:
-        pairs = [_record_declaration(of, each, found.texts[each], ledger) for each in decision.declared]
+        pairs = [record_declaration(of, each, found.texts[each], ledger) for each in decision.declared]
         snapshots, declarations = ([*leaves] for leaves in zip(*pairs, strict=True))
         found.body.update(authorisation=declarations[0], declarations=declarations, terms_snapshots=snapshots)
     if not decision.permissions:
-        return _once(ledger, "decision", found.body)
+        return once(ledger, "decision", found.body)
     found.body.update(authorisation=decision.permissions[0], permissions=list(decision.permissions))
-    there = _recorded(ledger, "decision", found.body)
+    there = recorded_as(ledger, "decision", found.body)
     counted = found.body.get("teacher_permissions", decision.permissions)
     return decide_by(ledger, found.body, decision.permissions, counted) if there is None else there
 
@@ -433,77 +431,6 @@ def _import_lines(decision: Decision, now: datetime) -> str:
         f' --read-on {now.astimezone(UTC).date()} --declared-by "NAME, ROLE"{about}\n'
         "where terms.txt holds the text that you read"
     )
-
-
-def _record_declaration(
-    teacher: Mapping[str, str], declared: DeclaredTerms, text: bytes, ledger: Ledger
-) -> tuple[int, int]:
-    """The leaves of the text and of the declaration."""
-    read_on = declared.read_on.isoformat()
-    snapshot = _once(
-        ledger,
-        "terms_snapshot",
-        {
-            "document": declared.document,
-            "sha256": declared.sha256,
-            "bytes": len(text),
-            "read_on": read_on,
-            "read_by": declared.declared_by,
-            "method": "file named by the operator",
-        },
-        {"document": text},
-    )
-    authorisation = _once(
-        ledger,
-        "authorisation",
-        {**_said_in_declaration(teacher, declared), "terms_snapshot": snapshot},
-    )
-    return snapshot, authorisation
-
-
-def _said_in_declaration(teacher: Mapping[str, str], declared: DeclaredTerms) -> dict[str, Any]:
-    return {
-        "teacher": dict(teacher),
-        "declared_by": declared.declared_by,
-        "scope": list(declared.scope),
-        "about": list(declared.about),
-        "read_on": declared.read_on.isoformat(),
-        "document_sha256": declared.sha256,
-    }
-
-
-def _once(
-    ledger: Ledger, kind: LeafKind, body: Mapping[str, Any], contents: Mapping[str, bytes] | None = None
-) -> int:
-    """The leaf of this kind and body, added unless the log has it; decisions bear their day, and so recur."""
-    there = _recorded(ledger, kind, body)
-    return ledger.append(kind, body, contents) if there is None else there
-
-
-def _recorded(ledger: Ledger, kind: LeafKind, body: Mapping[str, Any]) -> int | None:
-    found = [leaf.index for leaf in ledger.leaves(kind) if leaf.body == body]
-    recalled = quarantined(ledger) if found and kind == "decision" else ()
-    return next((index for index in found if index not in recalled), None)
-
-
-def _read(
-    declaration: Declaration, teacher: Mapping[str, str], ledger: Ledger
-) -> tuple[DeclaredTerms, bytes]:
-    """A declaration and its text; none when the file is missing, which the gate refuses. UsageError when it
-    is unreadable."""
-    text = read_bounded(Path(declaration.document), "the terms")
-    declared = DeclaredTerms(
-        document=Path(declaration.document).name,
-        sha256=sha256(text).hexdigest() if text.strip() else "",
-        read_on=declaration.read_on,
-        declared_by=declaration.declared_by,
-        scope=tuple(sorted(set(declaration.scope))),
-        about=tuple(sorted(set(declaration.about))),
-    )
-    reading = reading_of(_said_in_declaration(teacher, declared))
-    if reading is not None:
-        declared = replace(declared, recalled=recalled_readings(ledger).get(reading))
-    return declared, text
 
 
 def _plain(value: Any) -> Any:
