@@ -64,7 +64,7 @@ class Server:
     def ask(self, prompt: int, **fields: Any) -> list[dict[str, Any]]:
         """The choices of an answer of one token each; none where the guard refuses."""
         self.queries += 1
-        body = {"model": "m", "prompt": [prompt], "max_tokens": 1, **fields}
+        body = {"model": "m", "prompt": f"token {prompt}", "max_tokens": 1, **fields}
         decision = decide("completions", body, self.leaks)
         if isinstance(decision, Refusal):
             self.refused += 1

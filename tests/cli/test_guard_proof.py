@@ -50,7 +50,7 @@ def test_one_event_is_shown_to_whoever_has_the_key(guard, store, tmp_path):
     assert "a7" in guard("shown", "one.proof", "--key", told["key"])
     proof = Path("one.proof").read_text()
     assert "req_000008" not in proof
-    Path("forged.proof").write_text(proof.replace("a7", "a8"))
+    Path("forged.proof").write_text(proof.replace(r"\"a7\"", r"\"a8\""))
     assert "not shown to have been recorded" in guard("shown", "forged.proof", "--key", told["key"], code=1)
     other = config.Store(folder=str(tmp_path / "other"))
     record(other).close()
