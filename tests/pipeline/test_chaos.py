@@ -1,16 +1,20 @@
-"""Twenty kills before a provider that bills, limits, stalls, cuts and lies: benchmarks/chaos.py, small."""
+"""Eight kills (and twenty) before a provider that bills, limits, stalls, cuts and lies: benchmarks/chaos.py, small."""
 
 from collections import Counter
 
 import chaos
 import pytest
 
-KILLS = 20
+
+
+@pytest.fixture(scope="module", params=[8, pytest.param(20, marks=pytest.mark.slow)])
+def kills(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> chaos.Watched:
-    return chaos.chaos(tmp_path_factory.mktemp("chaos"), prompts=chaos.PROMPTS * KILLS, kills=KILLS)
+def watched(tmp_path_factory: pytest.TempPathFactory, kills: int) -> chaos.Watched:
+    return chaos.chaos(tmp_path_factory.mktemp("chaos"), prompts=chaos.PROMPTS * kills, kills=kills)
 
 
 @pytest.mark.parametrize("check", [name for name in chaos.CHECKS if name != "worst"])
@@ -24,14 +28,14 @@ def test_the_cap_holds_even_if_every_attempt_without_an_answer_was_billed(watche
     assert watched.wrong["worst"] == 0, watched.evidence
 
 
-def test_the_provider_did_its_worst(watched: chaos.Watched):
+def test_the_provider_did_its_worst(watched: chaos.Watched, kills: int):
     """Else the test above shows little."""
     states = Counter(attempt.state for attempt in watched.attempts)
     does = {entry.does for entry in watched.entries}
-    assert watched.kills == KILLS
-    assert states["answered"] == KILLS * chaos.PROMPTS * chaos.SAMPLES
-    assert states["failed"] > 20
-    assert chaos.resent(watched.attempts) == states["unknown"] == len(watched.open_at_kills) > 20
+    assert watched.kills == kills
+    assert states["answered"] == kills * chaos.PROMPTS * chaos.SAMPLES
+    assert states["failed"] > kills
+    assert chaos.resent(watched.attempts) == states["unknown"] == len(watched.open_at_kills) > kills
     assert does >= {  # a slow machine never comes to its limits
         "cut_work",
         "cut_body",
@@ -41,4 +45,4 @@ def test_the_provider_did_its_worst(watched: chaos.Watched):
         "claims_nothing",
         "claims_too_much",
     }
-    assert watched.ends["budget reached"] >= 3
+    assert watched.ends["budget reached"] >= kills // 7

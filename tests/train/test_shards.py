@@ -137,6 +137,7 @@ def test_what_two_processes_began_one_goes_on_with(shared, students):
     check_alike(alone(run, students, "patient"), RunFolder(shared / "patient"), APART["patient"])
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_other_with_a_word_and_both_go_on(students, shared, tmp_path):
     made(tmp_path, "killed")
     settings = {**CASES["sequence"], "checkpoint_seconds": 4}
