@@ -46,6 +46,7 @@ class Exchange:
     ) -> None:
         self.headers: Headers = []
         self.parent: bytes | None = None  # of the trace
+        self.reserved = 0  # billionths of a dollar
         self.kept: list[bytes] | None = None  # what left of the answer, where its text is to be kept
         self._gateway = gateway
         self._trail = trail
@@ -210,7 +211,8 @@ class Exchange:
 
     async def settle(self) -> None:
         """Count what was used, once: as told, else what it can have been at most by what is known. While the
-        store is down it is recorded at the dearest step's prices."""
+        store is down it is recorded at the dearest step's prices, but for no more than was reserved: at which
+        step it lay is known only when the store is back, and events are not held back so long."""
         if self._settled:
             return
         trail, asked, behind = self._trail, self._asked, self._trail.behind
@@ -234,8 +236,7 @@ class Exchange:
         except StoreDown:
             self._gateway.settle_later(trail.id, used)
             if used.sent:
-                # The event is written before the store can tell at which step this lay
-                trail.cost = worst(self._served.steps, 0, MOST, *trail.used)
+                trail.cost = min(self.reserved, worst(self._served.steps, 0, MOST, *trail.used))
                 trail.counted = "bound"
             logs.say("settled later", request=trail.id, cost=trail.cost)
         self._settled = True  # only now: what is cancelled before is settled again, which changes nothing

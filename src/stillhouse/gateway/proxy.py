@@ -98,6 +98,7 @@ async def _answer(
     try:
         if client.left:
             raise asyncio.CancelledError
+        exchange.reserved = granted.cost
         exchange.headers = [*own_headers(trail), *answers.room_headers(granted.room)]
         exchange.parent, span = gateway.traces.began(parent)
         await exchange.run(decision.body, headers, send)
