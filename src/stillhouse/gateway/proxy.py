@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from stillhouse.gateway import answers, logs
@@ -195,20 +196,10 @@ def _is_long(headers: Sequence[tuple[bytes, bytes]]) -> bool:
 async def _refuse_full(gateway: Gateway, trail: Trail, caller: Caller, tier: Tier) -> None:
     """Else whoever has nothing left could have long bodies read and parsed without end. Raises Denied,
     StoreDown."""
-    account = caller.account
-    costs = all(served.steps for served in gateway.models.values())
-    refused = await gateway.counts.full(
-        Wanted(
-            trail.id,
-            subjects.subjects_of(caller.organisation, account, caller.key, tier, "", Limits()),
-            1,
-            0,
-            0.0,
-            f"account:{account.id}",
-            "",
-            (Step(0, 1, 1),) if costs else (),
-        )
-    )
+    wanted = replace(_of_no_model(trail, caller, tier), input_tokens=1)
+    if all(served.steps for served in gateway.models.values()):
+        wanted = replace(wanted, payer=f"account:{caller.account.id}", steps=(Step(0, 1, 1),))
+    refused = await gateway.counts.full(wanted)
     if refused is not None:
         raise answers.over_limit(refused)
 
@@ -216,11 +207,16 @@ async def _refuse_full(gateway: Gateway, trail: Trail, caller: Caller, tier: Tie
 async def _charge_refused(gateway: Gateway, trail: Trail, caller: Caller, tier: Tier) -> None:
     """A request and no tokens, for what was read and then refused: else whoever has a key could have bodies
     read and refusals written down without end. Raises Denied, StoreDown."""
-    limited = subjects.subjects_of(caller.organisation, caller.account, caller.key, tier, "", Limits())
-    granted = await gateway.counts.reserve(Wanted(trail.id, limited, 0, 0, LEASE))
+    granted = await gateway.counts.reserve(_of_no_model(trail, caller, tier))
     if isinstance(granted, Refused):
         raise answers.over_limit(granted)
     await gateway.counts.settle(trail.id, Used(0, 0))
+
+
+def _of_no_model(trail: Trail, caller: Caller, tier: Tier) -> Wanted:
+    """A request of which nothing is known but whose it is."""
+    limited = subjects.subjects_of(caller.organisation, caller.account, caller.key, tier, "", Limits())
+    return Wanted(trail.id, limited, 0, 0, LEASE)
 
 
 def _understood(
