@@ -96,12 +96,15 @@ async def accept_terms(
         return 400, _error(_first_fault(error), "invalid_request")
     if order.version != terms.version:
         return 409, _error(f"The terms are in version {terms.version} now.", "other_version")
+    accepted = {"account": caller.account.id, "accepted": order.version}
+    if caller.account.accepted == order.version:
+        return 200, accepted  # it costs its sender nothing, so the store is not asked each time
     act = Act(f"key:{caller.key.id}", now)
     try:
         await accounts.order(lambda register: register.accept(act, caller.account.id, order.version))
     except StillhouseError as error:
         return _fault(error)
-    return 200, {"account": caller.account.id, "accepted": order.version}
+    return 200, accepted
 
 
 def openapi_paths() -> dict[str, Any]:

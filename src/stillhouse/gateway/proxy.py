@@ -19,7 +19,7 @@ from stillhouse.guard import breadth, leaks, subjects
 from stillhouse.guard.accounts import Caller
 from stillhouse.guard.answers import Cut
 from stillhouse.guard.asked import Asked, Denied, Route, read
-from stillhouse.guard.config import Limits, Server, Tier
+from stillhouse.guard.config import Limits, Tier
 from stillhouse.guard.events import Event
 from stillhouse.guard.limits import Refused, Step, Used, Wanted
 
@@ -76,7 +76,8 @@ async def _answer(
         raise Denied(403, "no_such_tier", "this account's tier is not served here", kind="permission_error")
     if _is_long(headers):
         await _refuse_full(gateway, trail, caller, tier)
-    raw = await body_of(receive, headers, gateway.config.server, patience)
+    server = gateway.config.server
+    raw = await body_of(receive, headers, server.body_bytes, server.head_seconds, patience)
     try:
         served, asked, decision = _understood(gateway, trail, caller, tier, raw)
     except Denied:
@@ -151,17 +152,16 @@ async def authorised(
 
 
 async def body_of(
-    receive: Receive, headers: Sequence[tuple[bytes, bytes]], server: Server, patience: Patience
+    receive: Receive, headers: Sequence[tuple[bytes, bytes]], most: int, seconds: float, patience: Patience
 ) -> bytes:
-    """The request's body. Raises Denied for one that is too long or takes too long."""
-    most = server.body_bytes
+    """The request's body. Raises Denied for more than `most` bytes, and for what takes longer than that."""
     for name, value in headers:
         if name == b"content-length" and int(value) > most:
             raise _too_long(most)
     parts: list[bytes] = []
     size = 0
     try:
-        with patience.within(server.head_seconds):
+        with patience.within(seconds):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -173,7 +173,7 @@ async def body_of(
                 if not message.get("more_body"):
                     return b"".join(parts)
     except TimeoutError:
-        late = f"the request took longer than {server.head_seconds:g} s to arrive"
+        late = f"the request took longer than {seconds:g} s to arrive"
         raise Denied(408, "request_timeout", late) from None
 
 
