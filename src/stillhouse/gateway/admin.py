@@ -24,8 +24,9 @@ from stillhouse.errors import StillhouseError, UsageError
 from stillhouse.gateway.answers import bearer
 from stillhouse.gateway.operations import OPERATIONS, Desk, Operation
 from stillhouse.gateway.store.accounts import Accounts
+from stillhouse.gateway.store.changing import Act, Conflict
 from stillhouse.gateway.store.counts import StoreDown
-from stillhouse.gateway.store.register import Act, Conflict, Register
+from stillhouse.gateway.store.register import Register
 from stillhouse.gateway.store.rows import NotThere
 from stillhouse.gateway.texts import Erased
 from stillhouse.guard import orders

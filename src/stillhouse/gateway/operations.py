@@ -11,8 +11,9 @@ import orjson
 from pydantic import BaseModel, Field
 
 from stillhouse.errors import LedgerError, UsageError
+from stillhouse.gateway.store.changing import Act, Conflict
 from stillhouse.gateway.store.counts import StoreDown
-from stillhouse.gateway.store.register import Act, Conflict, Register
+from stillhouse.gateway.store.register import Register
 from stillhouse.gateway.store.rows import Change, Kind, NotThere
 from stillhouse.guard import orders
 from stillhouse.guard.accounts import Account, Key, Organisation, State, mint
