@@ -193,8 +193,13 @@ class Exchange:
 
     def _hear(self, passing: Passing) -> None:
         self._events, self._told = passing.events, passing.usage
+        if passing.failed and passing.events == 1 and passing.usage is None:
+            self._told = (0, 0)  # nothing came but the failure
         if self._asked.choices > 1:
             self._partly = passing.partly or passing.times > 1
+            if passing.times > 1:
+                taken, given = passing.sums
+                self._told = min(taken, self._asked.input_tokens), min(given, MOST)
         else:
             self._partly = passing.partly and not passing.whole
 
