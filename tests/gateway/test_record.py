@@ -504,3 +504,15 @@ def test_refusals_are_counted_once_though_the_store_failed(file_store, monkeypat
         for n in range(200):
             kept.put(event(n, **refused))
     assert whole(used(file_store)).refused == 200
+
+
+def test_refusals_that_could_not_be_written_until_the_end_are_told_as_lost(file_store, monkeypatch):
+    def failing(*_):
+        raise StorageError("no", "not now", "wait")
+
+    monkeypatch.setattr(Events, "add", failing)
+    kept = record(file_store)
+    for n in range(200):
+        kept.put(event(n, status=429, ended="refused", account="a0", at=NOON))
+    assert kept.close(0.1) == 140
+    assert kept.lost == {"not written at the end": 140}

@@ -146,7 +146,7 @@ class Record:
         """Write what waits, seal it, and close the store; how many events could not be written in that time,
         which are lost."""
         self._room = 0
-        left = len(self._worker.close(seconds))
+        left = len(self._worker.close(seconds)) + self._refusals.left()
         if left:
             self.lost["not written at the end"] += left
             self._tell_lost()

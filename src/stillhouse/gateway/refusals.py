@@ -55,3 +55,7 @@ class Refusals:
 
     def written(self) -> None:
         self._writing = Sums({}, {})
+
+    def left(self) -> int:
+        """How many are in sums that are not written."""
+        return sum(used.requests for sums in (self._writing, self._sums) for used in sums.usage.values())
