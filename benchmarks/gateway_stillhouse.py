@@ -76,8 +76,9 @@ def stillhouse(folder: Path, upstream_port: int) -> Iterator[Arm]:
 
 def customers(folder: Path, count: int, **less: int) -> list[str]:
     """Keys of so many new accounts of one organisation, each with the limits of its own that are given."""
+    from stillhouse.gateway.store.changing import Act
     from stillhouse.gateway.store.place import pepper_of
-    from stillhouse.gateway.store.register import Act, Register
+    from stillhouse.gateway.store.register import Register
     from stillhouse.guard.accounts import mint
     from stillhouse.guard.config import Limits
     from stillhouse.guard.orders import NewAccount, NewKey, NewOrganisation

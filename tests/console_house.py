@@ -26,8 +26,9 @@ from stillhouse.gateway.metrics import Metrics
 from stillhouse.gateway.record import Record
 from stillhouse.gateway.state import Gateway, Served
 from stillhouse.gateway.store.accounts import Accounts
+from stillhouse.gateway.store.changing import Act
 from stillhouse.gateway.store.local import LocalCounts
-from stillhouse.gateway.store.register import Act, Register
+from stillhouse.gateway.store.register import Register
 from stillhouse.gateway.tracing import Traces
 from stillhouse.gateway.upstream import Behind
 from stillhouse.guard.accounts import mint

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import httpx2 as httpx
 
+from stillhouse.gateway.store.changing import Act
 from stillhouse.gateway.store.place import pepper_of
-from stillhouse.gateway.store.register import Act, Register
+from stillhouse.gateway.store.register import Register
 from stillhouse.guard.accounts import mint
 from stillhouse.guard.config import Guard
 from stillhouse.guard.orders import NewAccount, NewKey

@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from stillhouse.errors import UsageError
 from stillhouse.gateway.store import accounts as accounts_module
 from stillhouse.gateway.store.accounts import Accounts
+from stillhouse.gateway.store.changing import Act, Conflict
 from stillhouse.gateway.store.counts import StoreDown
 from stillhouse.gateway.store.place import pepper_of
-from stillhouse.gateway.store.register import Act, Conflict, Register
+from stillhouse.gateway.store.register import Register
 from stillhouse.gateway.store.rows import NotThere
 from stillhouse.guard.accounts import digest_of, mint, standing
 from stillhouse.guard.config import Store
@@ -384,7 +385,8 @@ def test_the_pepper_is_made_once_and_a_damaged_one_is_told(tmp_path):
 
 PAY = """
 import json, sys
-from stillhouse.gateway.store.register import Act, Register
+from stillhouse.gateway.store.changing import Act
+from stillhouse.gateway.store.register import Register
 from stillhouse.guard.config import Store
 from stillhouse.guard.orders import Payment
 
@@ -417,7 +419,8 @@ def test_a_process_that_is_killed_while_it_records_payments_loses_and_doubles_no
 
 BLOCK = """
 import json, sys
-from stillhouse.gateway.store.register import Act, Register
+from stillhouse.gateway.store.changing import Act
+from stillhouse.gateway.store.register import Register
 from stillhouse.guard.config import Store
 
 register = Register(Store(**json.loads(sys.argv[1])), b"p" * 32)

@@ -272,7 +272,10 @@ def test_the_holder_of_a_key_accepts_the_terms_itself(served):
     assert accept(b"{}")[0] == 400
     assert accept(b'{"version": "2025-01"}')[0] == 409
     assert accept(b'{"version": "2026-01"}') == (200, {"account": account, "accepted": "2026-01"})
-    assert served.find(secret).account.accepted == "2026-01"
+    caller = served.find(secret)
+    assert caller.account.accepted == "2026-01"
+    again = accept_terms(None, caller, terms, b'{"version": "2026-01"}', 6.0)
+    assert asyncio.run(again)[0] == 200, "without asking the store"
     told = served.ask("GET", f"accounts/{account}/acceptances")[1]["data"]
     assert told == [{"version": "2026-01", "at": 5.0, "who": f"key:{caller.key.id}"}]
 

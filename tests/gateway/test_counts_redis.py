@@ -271,13 +271,32 @@ def test_a_caller_that_goes_away_leaves_nothing_charged(redis):
     asyncio.run(run())
 
 
-def test_keys_expire_but_for_what_was_paid_in(redis):
+def test_keys_expire_but_for_money_that_was_ever_spent(redis):
+    def lasts(subject):
+        seconds = int(redis.ask("TTL", f"{{stillhouse}}:s:account:{subject}")[1:])
+        assert seconds == -1 or 60 * 86_400 < seconds <= 63 * 86_400
+        return seconds == -1
+
     async def run():
         counts = await opened(redis)
+        ever = (Limit("money", "ever", 10**9), *MINUTE)
         await counts.reserve(wanted(1))
-        await counts.reserve(wanted(2, "account:paid", (Limit("money", "ever", 10),)))
-        assert 60 * 86_400 < int(redis.ask("TTL", "{stillhouse}:s:account:a")[1:]) <= 63 * 86_400
+        await counts.reserve(wanted(2, "account:free", ever))
+        await counts.reserve(wanted(3, "account:spent", ever, steps=STEPS))
+        await counts.reserve(wanted(4, "account:back", ever, steps=STEPS))
+        assert (lasts("a"), lasts("free"), lasts("spent"), lasts("back")) == (False, False, True, True)
+        await counts.settle("3", Used(1, 1))
+        await counts.settle("4", Used(0, 0, sent=False))
+        await counts.reserve(wanted(5, "account:spent"))
+        assert (lasts("spent"), lasts("back")) == (True, False)
         assert int(redis.ask("TTL", f"{{stillhouse}}:r:{counts._name}:1")[1:]) <= 3660
+        redis.ask("FLUSHALL")
+        rows = [
+            Spent(f"account:{name}", time.time(), {("requests", "day"): 1, ("money", "ever"): cost})
+            for name, cost in (("free", 0), ("spent", 1))
+        ]
+        assert await counts.rebuild(rows)
+        assert (lasts("free"), lasts("spent")) == (False, True)
         await counts.close()
 
     asyncio.run(run())

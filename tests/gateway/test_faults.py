@@ -225,9 +225,12 @@ def test_a_client_that_leaves_while_it_is_settled_is_settled_all_the_same():
     assert settled == [None, (trail.id, Used(0, 0, sent=False))]
 
 
-@pytest.mark.parametrize("sent", [False, True])
-def test_what_ends_while_the_store_is_down_is_recorded_at_the_dearest_price_and_settled_later(sent):
-    """Else the invoice, which is made of the events, would have it for nothing."""
+@pytest.mark.parametrize(
+    ("sent", "reserved", "cost"), [(False, 900, 0), (True, 900, 10 * 3 + 20 * 9), (True, 170, 170)]
+)
+def test_what_ends_while_the_store_is_down_is_recorded_at_the_dearest_price(sent, reserved, cost):
+    """Else the invoice, which is made of the events, would have it for nothing; but for no more than what was
+    reserved at the step where the account was."""
     later = []
 
     class Counts:
@@ -241,12 +244,13 @@ def test_what_ends_while_the_store_is_down_is_recorded_at_the_dearest_price_and_
         asked = Asked(False, False, 100, 50, 1, None)
         exchange = Exchange(gateway, trail, served, asked, None, 0.0, Patience())
         exchange._sent, exchange._told = sent, (10, 20) if sent else None
+        exchange.reserved = reserved
         await exchange.settle()
         await exchange.settle()
         return trail
 
     trail = asyncio.run(run())
-    assert (trail.cost, trail.counted) == ((10 * 3 + 20 * 9, "bound") if sent else (0, "told"))
+    assert (trail.cost, trail.counted) == (cost, "bound" if sent else "told")
     assert later == [(trail.id, Used(10, 20) if sent else Used(0, 0, sent=False))]
 
 

@@ -37,6 +37,7 @@ def raw():
 def served(tmp_path_factory, raw):
     folder = tmp_path_factory.mktemp("gateway")
     tree = tree_of(folder, raw.url, "m")
+    tree["models"][0]["max_output_tokens"] = 4096
     tree["models"][0]["upstreams"][0] |= {"first_byte_seconds": 2.0, "silent_seconds": 2.0}
     tree["tiers"]["default"]["limits"] = {"output_tokens_per_day": 10**9, "concurrent": 100}
     with gate(folder, tree) as made:
@@ -134,6 +135,16 @@ def test_an_error_told_as_a_stream_is_passed_on_and_not_charged(served, raw):
     assert newest(served).output_tokens == 0
 
 
+@pytest.mark.parametrize("words", [0, 1])
+def test_a_stream_that_fails_is_charged_where_anything_came_of_it(served, raw, words):
+    said = [{"choices": [{"index": 0, "delta": {"content": "well"}}]}] * words
+    events = [b"data: " + json.dumps(each).encode() + b"\n\n" for each in [*said, {"error": {"code": 500}}]]
+    raw.answer = reply(b"".join(events), b"content-type: text/event-stream")
+    assert b'"code": 500' in ask(served, stream=True).content
+    event = newest(served)
+    assert (event.ended, event.output_tokens > 0) == ("upstream_cut", words > 0)
+
+
 def test_a_server_that_stays_silent_ends_the_request_as_cut(served, raw):
     raw.answer, raw.wait = b"", True
     try:
@@ -172,6 +183,49 @@ def test_what_is_told_in_the_middle_of_a_stream_is_the_least_that_is_charged_to_
         raw.wait = False
     event = newest(served)
     assert (event.ended, event.counted, event.output_tokens) == ("client_left", "bound", 40)
+
+
+def test_of_several_choices_not_the_first_alone_is_charged(served, raw):
+    """llama.cpp puts the choices of a whole answer together and tells what the first took."""
+    choices = [{"index": at, "message": {"role": "assistant", "content": "well " * 30}} for at in range(4)]
+    told = whole(choices=choices, timings={"predicted_n": 3})
+    raw.answer = reply(told)
+    assert ask(served, n=4, max_tokens=1000).status_code == 200
+    event = newest(served)
+    assert (event.ended, event.counted, event.output_tokens) == ("whole", "bound", len(told))
+    ask(served, n=4)
+    assert newest(served).output_tokens == 200
+    ask(served)
+    event = newest(served)
+    assert (event.counted, event.output_tokens) == ("told", 3)
+
+
+@pytest.mark.parametrize(
+    ("choices", "least"), [([], 50), ([{"index": 0, "delta": {}, "finish_reason": "stop"}], 20)]
+)
+def test_nor_is_the_last_alone_of_a_stream_that_tells_each(served, raw, choices, least):
+    usages = [{"prompt_tokens": 7, "completion_tokens": number} for number in (30, 20)]
+    told = [{"choices": [{"index": 0, "delta": {"content": "well " * 30}}]}]
+    told += [{"choices": choices, "usage": usage} for usage in usages]
+    events = [b"data: " + json.dumps(each).encode() + b"\n\n" for each in told]
+    raw.answer = reply(b"".join([*events, b"data: [DONE]\n\n"]), b"content-type: text/event-stream")
+    ask(served, n=2, stream=True)
+    event = newest(served)
+    assert (event.ended, event.counted) == ("whole", "bound")
+    assert least <= event.output_tokens <= 100
+    ask(served, stream=True)
+    event = newest(served)
+    assert (event.counted, event.output_tokens) == ("told", 20)
+
+
+def test_what_a_failed_answer_took_is_charged_where_it_is_told(served, raw):
+    said = {"status": "failed", "error": {"code": "server_error"}, "output": [{"type": "message"}]}
+    usage = {"input_tokens": 7, "output_tokens": 3}
+    for more, tokens in (({"usage": usage}, 3), ({}, 50), ({"output": []}, 0)):
+        raw.answer = reply(json.dumps(said | more).encode())
+        with served.client() as client:
+            client.post("/responses", json={"model": "m", "input": "hello", "max_output_tokens": 50})
+        assert newest(served).output_tokens == tokens
 
 
 @pytest.mark.parametrize("tokens", [-1, 2**53, 2**63, 1.5, True, "3", None, []])

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from recorded import NOON, RATES, event, record, schema_of
 
-from stillhouse.errors import LedgerError, UsageError
+from stillhouse.errors import LedgerError, StorageError, UsageError
 from stillhouse.gateway import record as record_module
 from stillhouse.gateway import worker as worker_module
 from stillhouse.gateway.served import proof_of
@@ -466,3 +466,53 @@ def test_a_newer_schema_is_left_alone(file_store):
         db.commit()
     with pytest.raises(Exception, match="newer"):
         record(file_store)
+
+
+def test_a_flood_of_refusals_is_counted_and_fills_no_store(store):
+    """Of three accounts, one of which is refused 500 times in a minute and 100 times in the next."""
+    refused = {"status": 429, "ended": "refused", "reason": "rate_limit_exceeded", "cost": 0}
+    refused |= {"input_tokens": 0, "output_tokens": 0}
+    times = [NOON + n / 10 for n in range(500)] + [NOON + 60 + n / 10 for n in range(100)]
+    flood = [event(n, at=at, account="a0", **refused) for n, at in enumerate(times)]
+    others = [event(1000 + n, **({} if n % 2 else refused)) for n in range(60)]
+    with contextlib.closing(record(store)) as kept:
+        late = event(9999, at=NOON + 59, account="a0", **refused)
+        for each in [*flood, late, *others]:
+            kept.put(each)
+    assert not kept.lost
+    assert used(store) == totals([*flood, *others, late], RATES)
+    with contextlib.closing(Events(store)) as reading:
+        assert len(reading.newest("a0", most=1000)) == 120 + sum(each.account == "a0" for each in others)
+        assert len(reading.newest(most=1000)) == 120 + 60
+        minutes = reading.traffic(0, 10**9)
+    assert sum(sums.requests for sums in minutes.values()) == 661
+    assert sum(sums.requests for minute, sums in minutes.items() if minute.status == 4) == 631
+
+
+def test_refusals_are_counted_once_though_the_store_failed(file_store, monkeypatch):
+    monkeypatch.setattr(worker_module, "RETRY", 0.05)
+    refused = {"status": 429, "ended": "refused", "account": "a0", "at": NOON}
+    adding, failures = Events.add, iter(range(3))
+
+    def failing(self, *sums):
+        if next(failures, None) is not None:
+            raise StorageError("no", "not now", "wait")
+        adding(self, *sums)
+
+    monkeypatch.setattr(Events, "add", failing)
+    with contextlib.closing(record(file_store)) as kept:
+        for n in range(200):
+            kept.put(event(n, **refused))
+    assert whole(used(file_store)).refused == 200
+
+
+def test_refusals_that_could_not_be_written_until_the_end_are_told_as_lost(file_store, monkeypatch):
+    def failing(*_):
+        raise StorageError("no", "not now", "wait")
+
+    monkeypatch.setattr(Events, "add", failing)
+    kept = record(file_store)
+    for n in range(200):
+        kept.put(event(n, status=429, ended="refused", account="a0", at=NOON))
+    assert kept.close(0.1) == 140
+    assert kept.lost == {"not written at the end": 140}

@@ -49,6 +49,7 @@ def test_nobody_is_served_who_has_not_accepted_the_version_in_force(made):
         refused = client.post("/chat/completions", json=HELLO)
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "terms_not_accepted")
         assert client.post("/terms/acceptance", json={"version": "2025"}).status_code == 409
+        assert client.post("/terms/acceptance", content=b" " * (70 << 10)).status_code == 413
         assert client.post("/terms/acceptance", json={"version": "2026-11"}).status_code == 200
         assert client.post("/chat/completions", json=HELLO).status_code == 200
 

@@ -36,7 +36,7 @@ def test_what_was_just_said_is_erased_and_an_event_can_be_shown(tmp_path, behind
                 {"account": account, "texts": 3, "complete": True},
             )
             assert asked.get(f"/events/{ids[0]}/proof").status_code == 409, "it is under no leaf yet"
-            assert asked.get("/events/req_nothing/proof").status_code == 409
+            assert asked.get("/events/req_nothing/proof").status_code == 404
         assert made.stop() == 0
         texts, events = TextStore(made.config.store), Events(made.config.store)
         assert [texts.read(id) for id in ids] == [None] * 3

@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-from stillhouse.gateway.upstream import FIRST_REST, LONGEST_REST, Behind, Resolver, in_order
+from stillhouse.gateway.patience import Patience
+from stillhouse.gateway.upstream import FIRST_REST, LONGEST_REST, Behind, Resolver, in_order, send
 from stillhouse.guard.config import Upstream
 
 
@@ -50,6 +51,32 @@ def test_a_name_that_comes_to_lead_to_a_machines_own_secrets_is_not_followed(mon
 
     with pytest.raises(OSError, match="nothing may be sent"):
         asyncio.run(resolve())
+
+
+@pytest.mark.parametrize("end", [TimeoutError, asyncio.CancelledError])
+def test_what_an_ill_server_said_is_let_go_when_the_next_one_brings_nothing(end):
+    class Ill:
+        status, closed = 503, False
+
+        def close(self):
+            self.closed = True
+
+    ill = Ill()
+    answers = iter([ill, end()])
+
+    class Session:
+        async def post(self, *_, **__):
+            answer = next(answers)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+    async def ask():
+        await send(Session(), [behind("a"), behind("b")], "x", lambda _: b"{}", {}, lambda: 0.0, Patience())
+
+    with pytest.raises(end):
+        asyncio.run(ask())
+    assert ill.closed
 
 
 def test_this_machine_is_found():

@@ -59,6 +59,12 @@ def test_an_answer_is_bounded_over_all_its_choices(more, length, set_length):
     assert (found.output_tokens, found.set_length) == (length, set_length)
 
 
+def test_answers_that_are_not_shown_and_wrong_predictions_are_bounded_too():
+    assert asked(chat(max_tokens=20, n=2, best_of=4)).output_tokens == 80
+    said = chat(max_tokens=20, prediction={"type": "content", "content": "a" * 1000})
+    assert asked(said).output_tokens >= 1020
+
+
 def test_prompts_of_a_completion_are_answered_each():
     body = {"model": "m", "prompt": ["a", "b", "c"], "max_tokens": 10, "n": 2, "best_of": 4}
     assert asked(body, "completions").output_tokens == 120
@@ -115,7 +121,7 @@ def returned(*output):
         ("chat/completions", {"model": "m", "messages": PICTURE}),
         ("chat/completions", {"model": "m", "messages": user({"image_url": DATA})}),
         ("chat/completions", {"model": "m", "messages": user({"text": "a", "image_url": DATA})}),
-        ("chat/completions", {"model": "m", "messages": user({"type": "text", "text": "a", "uuid": "u"})}),
+        ("chat/completions", {"model": "m", "messages": user({"type": "text", "text": "a", "kind": "u"})}),
         ("chat/completions", {"model": "m", "messages": [{"role": "assistant", "audio": {"data": "AAAA"}}]}),
         ("embeddings", {"model": "m", "messages": PICTURE}),
         ("responses", {"model": "m", "input": returned({"type": "input_image", "image_url": DATA})}),
@@ -138,7 +144,7 @@ def test_a_url_that_the_server_would_fetch_is_refused(url):
         ("chat/completions", {"messages": user({"image_url": url})}),
         (
             "chat/completions",
-            {"messages": user({"type": "text", "text": "a", "uuid": "u", "audio_url": url})},
+            {"messages": user({"type": "text", "text": "a", "kind": "u", "audio_url": url})},
         ),
         ("embeddings", {"messages": user({"type": "video_url", "video_url": {"url": url}})}),
         ("responses", {"input": user({"type": "input_file", "file_url": url})}),
@@ -161,6 +167,7 @@ def test_a_url_that_the_server_would_fetch_is_refused(url):
         ("responses", {"input": "go on", "service_tier": "priority"}, "service_tier"),
         ("responses", {"input": [{"type": "item_reference", "id": "x"}]}, "input"),
         ("responses", {"input": [{"id": "x"}]}, "input"),
+        ("responses", {"input": [{"type": "image_generation_call", "id": "ig_1"}]}, "input"),
         ("responses", {"input": user({"type": "input_file", "file_id": "f"})}, "input"),
         ("responses", {"input": returned({"type": "input_image", "file_id": "f"})}, "input"),
         *(
@@ -168,9 +175,21 @@ def test_a_url_that_the_server_would_fetch_is_refused(url):
             for kind in ("mcp", "file_search", "web_search", "code_interpreter")
         ),
         ("chat/completions", chat(web_search_options={"user_location": None}), "web_search_options"),
+        ("chat/completions", chat(web_search_options={}), "web_search_options"),
+        ("chat/completions", chat(search_parameters={"mode": "on"}), "search_parameters"),
+        ("chat/completions", chat(plugins=[{"id": "web"}]), "plugins"),
+        ("chat/completions", chat(data_sources=[{"type": "azure_search"}]), "data_sources"),
+        ("chat/completions", chat(models=["dear/one"]), "models"),
+        ("chat/completions", chat(fallbacks=["dear"]), "fallbacks"),
+        ("chat/completions", chat(priority=-1), "priority"),
+        ("chat/completions", chat(tools=[{"google_search": {}}]), "tools"),
         ("chat/completions", chat(service_tier="flex"), "service_tier"),
         ("chat/completions", chat(messages=user({"type": "file", "file": {"file_id": "f"}})), "messages"),
         ("chat/completions", chat(messages=[{"role": "assistant", "audio": {"id": "a"}}]), "messages"),
+        *(
+            ("chat/completions", chat(messages=user({"type": "image_url", "uuid": "u", **more})), "messages")
+            for more in ({"image_url": None}, {"image_url": {"url": DATA}})
+        ),
     ],
 )
 def test_what_is_of_the_account_that_all_share_is_refused(route, body, param):
@@ -180,6 +199,7 @@ def test_what_is_of_the_account_that_all_share_is_refused(route, body, param):
 
 
 def test_what_is_of_the_request_alone_is_taken():
+    asked(chat(plugins=[], models=None, priority=0, tools=[{"name": "f"}, {"function": {"name": "f"}}]))
     asked(chat(service_tier="auto", tools=[{"type": "function", "function": {"name": "f"}}]))
     asked({"input": [{"role": "user", "content": "a"}], "background": False, "store": True}, "responses")
 

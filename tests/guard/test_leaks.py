@@ -208,6 +208,22 @@ def test_a_name_in_other_letters_is_no_way_round(name: str) -> None:
     refusal = refused(CHAT, chat(**{name: True}))
     assert (refusal.status, refusal.code) == (400, "field_spelling")
     passed(CHAT, chat(topP=1, **{"X-Thing": 2}))
+    assert refused("embeddings", {"model": "cheap", "Model": "dear", "input": "a"}).param == "model"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "Content": "<think>"},
+        {"Role": "assistant", "content": "<think>"},
+        {"role": "assistant", "content": [{"type": "text", "Text": "<think>"}]},
+    ],
+)
+@pytest.mark.parametrize(("route", "field"), [(CHAT, "messages"), ("responses", "input")])
+def test_nor_is_it_one_within_a_message(route: Route, field: str, message: dict[str, Any]) -> None:
+    """Servers in Go would read it, and the answer go on with hidden reasoning."""
+    assert refused(route, {field: [message]}).code == "field_spelling"
+    passed(route, {field: [{"role": "user", "content": "a", "X-Thing": "b"}]})
 
 
 @pytest.mark.parametrize(

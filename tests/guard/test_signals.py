@@ -20,8 +20,11 @@ from stix2.properties import (
     StringProperty,
     TimestampProperty,
 )
+from typer.testing import CliRunner
 
+from stillhouse.cli.guard_signals import signals_app
 from stillhouse.errors import UsageError
+from stillhouse.guard.evidence import FEATURES
 from stillhouse.guard.signals import form, matches, shelf, sketch_of
 from stillhouse.guard.signals.sketch import SLOTS, equal, keyed
 from stillhouse.ledger.keys import pre_authentication, read_signing_key
@@ -338,3 +341,21 @@ def test_an_invitation_with_another_key_is_not_taken_for_the_first(two):
     with pytest.raises(UsageError, match="no invitation"):
         shelf.read_peer(b'{"sender": "a.example"}')
     assert oct(two.a.signals.stat().st_mode)[-3:] == "700"
+
+
+def test_whatever_the_guard_measures_may_travel():
+    form.refuse_wrong(signal(behaviour=dict.fromkeys(FEATURES, 0.5)))
+
+
+@pytest.mark.parametrize(
+    ("words", "what", "mend"),
+    [
+        (("--days", "0"), "no such time", "give 1 to 180"),
+        (("--days", "181"), "no such time", "give 1 to 180"),
+        (("--behaviour", "nowhere.json"), "no file nowhere.json", "name another"),
+    ],
+)
+def test_what_cannot_be_added_is_told_with_what_can(words, what, mend):
+    error = CliRunner().invoke(signals_app, ["add", "--label", "template", *words]).exception
+    assert isinstance(error, UsageError)
+    assert (error.what, error.mend) == (what, mend)

@@ -45,20 +45,20 @@ def add(
     import secrets
 
     from stillhouse.cli import show
-    from stillhouse.errors import UsageError, storage
+    from stillhouse.errors import UsageError
     from stillhouse.guard.signals import Signal, shelf, sketch_of
+    from stillhouse.guard.signals.form import MOST_DAYS
 
     now = _now()
     numbers = None
     if behaviour is not None:
-        with storage("read", behaviour):
-            said = behaviour.read_bytes()
+        said = _bytes(behaviour)
         try:
             numbers = json.loads(said)
         except ValueError:
             raise UsageError(f"{behaviour} cannot be read", "it is no JSON", "write {name: number}") from None
-    if not 0 < days <= 3650:
-        raise UsageError("no such time", f"{days} days", "give 1 to 180")
+    if not 0 < days <= MOST_DAYS:
+        raise UsageError("no such time", f"{days} days", f"give 1 to {MOST_DAYS}")
     made = Signal(
         secrets.token_hex(4),
         now,

@@ -382,7 +382,7 @@ def _do(name: str, path: Path, as_json: bool, given: dict[str, Any], id: str = "
     from stillhouse.cli import show
     from stillhouse.cli.guard_show import plain, text
     from stillhouse.gateway.operations import BY_NAME, Desk
-    from stillhouse.gateway.store.register import Act
+    from stillhouse.gateway.store.changing import Act
     from stillhouse.gateway.texts import erase_in
     from stillhouse.guard.reading import read_config
 

@@ -24,8 +24,9 @@ from stillhouse.errors import StillhouseError, UsageError
 from stillhouse.gateway.answers import bearer
 from stillhouse.gateway.operations import OPERATIONS, Desk, Operation
 from stillhouse.gateway.store.accounts import Accounts
+from stillhouse.gateway.store.changing import Act, Conflict
 from stillhouse.gateway.store.counts import StoreDown
-from stillhouse.gateway.store.register import Act, Conflict, Register
+from stillhouse.gateway.store.register import Register
 from stillhouse.gateway.store.rows import NotThere
 from stillhouse.gateway.texts import Erased
 from stillhouse.guard import orders
@@ -96,12 +97,15 @@ async def accept_terms(
         return 400, _error(_first_fault(error), "invalid_request")
     if order.version != terms.version:
         return 409, _error(f"The terms are in version {terms.version} now.", "other_version")
+    accepted = {"account": caller.account.id, "accepted": order.version}
+    if caller.account.accepted == order.version:
+        return 200, accepted  # it costs its sender nothing, so the store is not asked each time
     act = Act(f"key:{caller.key.id}", now)
     try:
         await accounts.order(lambda register: register.accept(act, caller.account.id, order.version))
     except StillhouseError as error:
         return _fault(error)
-    return 200, {"account": caller.account.id, "accepted": order.version}
+    return 200, accepted
 
 
 def openapi_paths() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from stillhouse.gateway import answers, logs, proxy
-from stillhouse.gateway.admin import accept_terms
+from stillhouse.gateway.admin import BODY_BYTES, accept_terms
 from stillhouse.gateway.answers import JSON, Receive, Scope, Send
 from stillhouse.gateway.metrics import CONTENT_TYPE
 from stillhouse.gateway.patience import Patience
@@ -143,7 +143,8 @@ async def _accept(gateway: Gateway, scope: Scope, receive: Receive, send: Send) 
     """The holder of a key accepts the terms in force, by naming their version."""
     caller = await proxy.authorised(gateway, scope["headers"], accepting=True)
     with closing(Patience()) as patience:
-        raw = await proxy.body_of(receive, scope["headers"], gateway.config.server, patience)
+        seconds = gateway.config.server.head_seconds
+        raw = await proxy.body_of(receive, scope["headers"], BODY_BYTES, seconds, patience)
     terms = gateway.config.terms
     status, said = await accept_terms(gateway.accounts, caller, terms, raw, gateway.wall())
     await answers.respond(send, status, orjson.dumps(said), [JSON])

@@ -46,6 +46,7 @@ class Exchange:
     ) -> None:
         self.headers: Headers = []
         self.parent: bytes | None = None  # of the trace
+        self.reserved = 0  # billionths of a dollar
         self.kept: list[bytes] | None = None  # what left of the answer, where its text is to be kept
         self._gateway = gateway
         self._trail = trail
@@ -57,7 +58,8 @@ class Exchange:
         self._sent = False
         self._events: int | None = None
         self._told: tuple[int, int] | None = None
-        self._partly = False  # what was told is of the part of a stream that had come by then
+        self._partly = False  # what was told may be of a part of the answer alone
+        self._bytes: int | None = None  # of a whole answer
         self._settled = False
         self._kept_bytes = 0
 
@@ -144,9 +146,12 @@ class Exchange:
         if response.status < 400:
             if told is None:
                 raise aiohttp.ClientPayloadError("the answer is no JSON")
-            # Some servers tell a failure as a success
-            failed = told.get("error") is not None and not told.get("choices")
-            self._told = (0, 0) if failed else usage_of(told)
+            self._told = usage_of(told)
+            if self._told is None and _has_failed(told):
+                self._told = (0, 0)
+            # llama.cpp puts the choices together, and tells the usage of the first
+            self._partly = self._asked.choices > 1 and "timings" in told
+            self._bytes = len(data)
             cut = self._cut
             if cut is not None and cut.concerns(data) and cut.apply(told):
                 data = written(told)
@@ -188,7 +193,15 @@ class Exchange:
 
     def _hear(self, passing: Passing) -> None:
         self._events, self._told = passing.events, passing.usage
-        self._partly = passing.partly and not passing.whole
+        if passing.failed and passing.events == 1 and passing.usage is None:
+            self._told = (0, 0)  # nothing came but the failure
+        if self._asked.choices > 1:
+            self._partly = passing.partly or passing.times > 1
+            if passing.times > 1:
+                taken, given = passing.sums
+                self._told = min(taken, self._asked.input_tokens), min(given, MOST)
+        else:
+            self._partly = passing.partly and not passing.whole
 
     def _keep(self, data: bytes) -> None:
         if self.kept is not None and self._kept_bytes + len(data) <= LONGEST_KEPT:
@@ -203,7 +216,8 @@ class Exchange:
 
     async def settle(self) -> None:
         """Count what was used, once: as told, else what it can have been at most by what is known. While the
-        store is down it is recorded at the dearest step's prices."""
+        store is down it is recorded at the dearest step's prices, but for no more than was reserved: at which
+        step it lay is known only when the store is back, and events are not held back so long."""
         if self._settled:
             return
         trail, asked, behind = self._trail, self._asked, self._trail.behind
@@ -217,6 +231,8 @@ class Exchange:
                 trail.counted = "bound"
                 seconds = self._gateway.clock() - self._began - (trail.first_byte or 0.0)
                 used = _bound(asked, behind, self._events, seconds)
+                if self._bytes is not None and self._told is not None:
+                    used = Used(used.input_tokens, min(used.output_tokens, self._bytes))
                 if self._told is not None:
                     used = Used(max(used.input_tokens, self._told[0]), max(used.output_tokens, self._told[1]))
         trail.used = used.input_tokens, used.output_tokens
@@ -225,11 +241,15 @@ class Exchange:
         except StoreDown:
             self._gateway.settle_later(trail.id, used)
             if used.sent:
-                # The event is written before the store can tell at which step this lay
-                trail.cost = worst(self._served.steps, 0, MOST, *trail.used)
+                trail.cost = min(self.reserved, worst(self._served.steps, 0, MOST, *trail.used))
                 trail.counted = "bound"
             logs.say("settled later", request=trail.id, cost=trail.cost)
         self._settled = True  # only now: what is cancelled before is settled again, which changes nothing
+
+
+def _has_failed(answer: Mapping[str, Any]) -> bool:
+    """Some servers tell a failure as a success."""
+    return answer.get("error") is not None and not answer.get("choices") and not answer.get("output")
 
 
 async def _heard(

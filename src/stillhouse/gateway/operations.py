@@ -11,9 +11,10 @@ import orjson
 from pydantic import BaseModel, Field
 
 from stillhouse.errors import LedgerError, UsageError
+from stillhouse.gateway.store.changing import Act, Conflict
 from stillhouse.gateway.store.counts import StoreDown
-from stillhouse.gateway.store.register import Act, Conflict, Register
-from stillhouse.gateway.store.rows import Change, Kind
+from stillhouse.gateway.store.register import Register
+from stillhouse.gateway.store.rows import Change, Kind, NotThere
 from stillhouse.guard import orders
 from stillhouse.guard.accounts import Account, Key, Organisation, State, mint
 from stillhouse.guard.config import Guard
@@ -242,11 +243,13 @@ def erase_texts(desk: Desk, id: str, order: orders.Because, act: Act) -> ErasedT
 
 
 def prove_event(desk: Desk, id: str, _: None, act: Act) -> dict[str, Any]:
-    """Raises Conflict where there is nothing (yet, or here) to show."""
-    from stillhouse.gateway.served import proof_in
+    """Raises NotThere, and Conflict where there is nothing to show yet, or here."""
+    from stillhouse.gateway.served import NoSuchEvent, proof_in
 
     try:
         found: dict[str, Any] = orjson.loads(proof_in(desk.config.store, id))
+    except NoSuchEvent as error:
+        raise NotThere(error.what, error.why, error.mend) from error
     except LedgerError as error:
         raise Conflict(error.what, error.why, error.mend) from error
     return found

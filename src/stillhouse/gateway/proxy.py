@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from stillhouse.gateway import answers, logs
@@ -18,7 +19,7 @@ from stillhouse.guard import breadth, leaks, subjects
 from stillhouse.guard.accounts import Caller
 from stillhouse.guard.answers import Cut
 from stillhouse.guard.asked import Asked, Denied, Route, read
-from stillhouse.guard.config import Limits, Server, Tier
+from stillhouse.guard.config import Limits, Tier
 from stillhouse.guard.events import Event
 from stillhouse.guard.limits import Refused, Step, Used, Wanted
 
@@ -75,7 +76,8 @@ async def _answer(
         raise Denied(403, "no_such_tier", "this account's tier is not served here", kind="permission_error")
     if _is_long(headers):
         await _refuse_full(gateway, trail, caller, tier)
-    raw = await body_of(receive, headers, gateway.config.server, patience)
+    server = gateway.config.server
+    raw = await body_of(receive, headers, server.body_bytes, server.head_seconds, patience)
     try:
         served, asked, decision = _understood(gateway, trail, caller, tier, raw)
     except Denied:
@@ -98,6 +100,7 @@ async def _answer(
     try:
         if client.left:
             raise asyncio.CancelledError
+        exchange.reserved = granted.cost
         exchange.headers = [*own_headers(trail), *answers.room_headers(granted.room)]
         exchange.parent, span = gateway.traces.began(parent)
         await exchange.run(decision.body, headers, send)
@@ -149,17 +152,16 @@ async def authorised(
 
 
 async def body_of(
-    receive: Receive, headers: Sequence[tuple[bytes, bytes]], server: Server, patience: Patience
+    receive: Receive, headers: Sequence[tuple[bytes, bytes]], most: int, seconds: float, patience: Patience
 ) -> bytes:
-    """The request's body. Raises Denied for one that is too long or takes too long."""
-    most = server.body_bytes
+    """The request's body. Raises Denied for more than `most` bytes, and for what takes longer than that."""
     for name, value in headers:
         if name == b"content-length" and int(value) > most:
             raise _too_long(most)
     parts: list[bytes] = []
     size = 0
     try:
-        with patience.within(server.head_seconds):
+        with patience.within(seconds):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -171,7 +173,7 @@ async def body_of(
                 if not message.get("more_body"):
                     return b"".join(parts)
     except TimeoutError:
-        late = f"the request took longer than {server.head_seconds:g} s to arrive"
+        late = f"the request took longer than {seconds:g} s to arrive"
         raise Denied(408, "request_timeout", late) from None
 
 
@@ -194,20 +196,10 @@ def _is_long(headers: Sequence[tuple[bytes, bytes]]) -> bool:
 async def _refuse_full(gateway: Gateway, trail: Trail, caller: Caller, tier: Tier) -> None:
     """Else whoever has nothing left could have long bodies read and parsed without end. Raises Denied,
     StoreDown."""
-    account = caller.account
-    costs = all(served.steps for served in gateway.models.values())
-    refused = await gateway.counts.full(
-        Wanted(
-            trail.id,
-            subjects.subjects_of(caller.organisation, account, caller.key, tier, "", Limits()),
-            1,
-            0,
-            0.0,
-            f"account:{account.id}",
-            "",
-            (Step(0, 1, 1),) if costs else (),
-        )
-    )
+    wanted = replace(_of_no_model(trail, caller, tier), input_tokens=1)
+    if all(served.steps for served in gateway.models.values()):
+        wanted = replace(wanted, payer=f"account:{caller.account.id}", steps=(Step(0, 1, 1),))
+    refused = await gateway.counts.full(wanted)
     if refused is not None:
         raise answers.over_limit(refused)
 
@@ -215,11 +207,16 @@ async def _refuse_full(gateway: Gateway, trail: Trail, caller: Caller, tier: Tie
 async def _charge_refused(gateway: Gateway, trail: Trail, caller: Caller, tier: Tier) -> None:
     """A request and no tokens, for what was read and then refused: else whoever has a key could have bodies
     read and refusals written down without end. Raises Denied, StoreDown."""
-    limited = subjects.subjects_of(caller.organisation, caller.account, caller.key, tier, "", Limits())
-    granted = await gateway.counts.reserve(Wanted(trail.id, limited, 0, 0, LEASE))
+    granted = await gateway.counts.reserve(_of_no_model(trail, caller, tier))
     if isinstance(granted, Refused):
         raise answers.over_limit(granted)
     await gateway.counts.settle(trail.id, Used(0, 0))
+
+
+def _of_no_model(trail: Trail, caller: Caller, tier: Tier) -> Wanted:
+    """A request of which nothing is known but whose it is."""
+    limited = subjects.subjects_of(caller.organisation, caller.account, caller.key, tier, "", Limits())
+    return Wanted(trail.id, limited, 0, 0, LEASE)
 
 
 def _understood(

@@ -8,6 +8,8 @@ folder. From then on it can be shown of any event that has not expired that it w
 When the store fails, events wait in memory and are tried again. `healthy` turns false before the queue is
 full, so that the gateway can refuse what it could not account for; what finds the queue full is counted as
 lost.
+
+Of the refusals of an account beyond some in a minute only sums are kept: see `refusals.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stillhouse.errors import StillhouseError
+from stillhouse.gateway.refusals import Refusals
 from stillhouse.gateway.served import body_of
 from stillhouse.gateway.store.events import Events, Group, Sealed
 from stillhouse.gateway.store.tables import Repeated
@@ -87,6 +90,7 @@ class Record:
         self._log = log
         self._stored = stored
         self._room = WAITING
+        self._refusals = Refusals()
         self._filling: _Filling | None = None
         self._tidied = float("-inf")
         self._told = 0
@@ -108,6 +112,8 @@ class Record:
 
     def put(self, event: Event) -> None:
         """Record an event. Never waits and never raises."""
+        if self._refusals.take(event, self.rates):
+            return
         if len(self._worker) < self._room:
             self._worker.put(event)
         else:
@@ -140,7 +146,7 @@ class Record:
         """Write what waits, seal it, and close the store; how many events could not be written in that time,
         which are lost."""
         self._room = 0
-        left = len(self._worker.close(seconds))
+        left = len(self._worker.close(seconds)) + self._refusals.left()
         if left:
             self.lost["not written at the end"] += left
             self._tell_lost()
@@ -157,6 +163,7 @@ class Record:
         self._stored(time.perf_counter() - began)
 
     def _beat(self, last: bool) -> None:
+        self._add_refusals()
         self._seal(last)
         self._tidy()
         self._tell_lost()
@@ -203,6 +210,12 @@ class Record:
         group.first, group.last = span
         group.frontier = frontier
         self.written += len(rows)
+
+    def _add_refusals(self) -> None:
+        sums = self._refusals.to_write()
+        if sums.usage:
+            self._events.add(*sums)
+            self._refusals.written()
 
     def _seal(self, now: bool = False) -> None:
         """Seal the group that is being filled when it is due, or `now`, and give it its leaf. Where that

@@ -18,6 +18,10 @@ from stillhouse.ledger.proof import write_proof as write_leaf_proof
 from stillhouse.workspace import init_workspace
 
 
+class NoSuchEvent(LedgerError):
+    """It was never recorded, or has expired."""
+
+
 def body_of(group: Group, root: bytes) -> dict[str, Any]:
     assert group.first is not None
     assert group.last is not None
@@ -40,12 +44,13 @@ def proof_in(store: Store, id: str) -> bytes:
 def proof_of(events: Events, ledger: Ledger, id: str) -> bytes:
     """Proof, for `guard.proof.read_event_proof`, that the event was recorded; makes a checkpoint.
 
-    Raises LedgerError when there is no such event (any more), when its group is not sealed yet, which takes a
-    minute, and when this is not the ledger of the replica that recorded it.
+    Raises NoSuchEvent; LedgerError when its group is not sealed yet, which takes a minute, and when this is
+    not the ledger of the replica that recorded it.
     """
     found = events.find(label(id))
     if found is None:
-        raise LedgerError(f"no event {id!r}", "it was never recorded, or has expired", "see its date")
+        why = "it was never recorded, is one of many refusals that are only counted, or has expired"
+        raise NoSuchEvent(f"no event {id!r}", why, "see its date")
     group, n, _ = found
     if group.root is None or group.leaf is None:
         raise LedgerError(f"event {id!r} is under no leaf yet", "its group is still filled", "wait a minute")

@@ -51,6 +51,8 @@ class Passing:
     def __init__(self, strip: bool, cut: Cut | None = None) -> None:
         self.usage: tuple[int, int] | None = None
         self.partly = False  # it came along with a piece of text: of so far, and perhaps of one choice alone
+        self.times = 0  # that usage came without one: llama.cpp tells each choice's so
+        self.sums = (0, 0)  # of these
         self.events = 0
         self.whole = False
         self.failed = False  # an error was told in the middle
@@ -135,6 +137,9 @@ class Passing:
         usage = usage_of(told)
         if usage is not None:
             self.usage, self.partly = usage, bool(told.get("choices"))
+            if not self.partly:
+                self.times += 1
+                self.sums = self.sums[0] + usage[0], self.sums[1] + usage[1]
         kind = told.get("type")
         self.whole = self.whole or kind in ("response.completed", "response.incomplete")
         self.failed = self.failed or told.get("error") is not None or kind in ("error", "response.failed")

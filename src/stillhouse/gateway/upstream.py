@@ -91,8 +91,7 @@ async def send(
     request stayed silent."""
     last: tuple[Behind, aiohttp.ClientResponse] | None = None
     why = ""
-    order = in_order(upstreams, clock())
-    for behind in order:
+    for behind in in_order(upstreams, clock()):
         try:
             with patience.within(behind.config.first_byte_seconds):
                 response = await session.post(
@@ -105,22 +104,29 @@ async def send(
         except (aiohttp.ClientError, OSError) as error:
             behind.failed(clock())
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
+                _close(last)
                 raise
             why = f"{type(error).__name__}: {error}"
             continue
+        except BaseException:  # the client left
+            _close(last)
+            raise
         if response.status in GONE:
             behind.failed(clock())
-            if last is not None:
-                last[1].close()
+            _close(last)
             last = behind, response
             continue
-        if last is not None:
-            last[1].close()
+        _close(last)
         behind.well()
         return behind, response
     if last is not None:
         return last
     raise NoneAnswers(why)
+
+
+def _close(last: tuple[Behind, aiohttp.ClientResponse] | None) -> None:
+    if last is not None:
+        last[1].close()
 
 
 async def look(session: aiohttp.ClientSession, behind: Behind) -> bool:

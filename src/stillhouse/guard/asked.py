@@ -23,14 +23,30 @@ OTHER_LENGTHS = ("n_predict", "num_predict", "n_cmpl", "max_new_tokens")
 # What is of the account that all customers share at the upstream, by the field that leads to it
 _KEPT = "what the upstream keeps is not kept apart by customer; send the text itself"
 _PAID = "it costs what no price here knows; leave it out"
+_OTHER = "another model or server than the one that is served here could answer; leave it out"
 _SHARED: Mapping[str, str] = {
     "previous_response_id": _KEPT,
     "conversation": _KEPT,
+    "session_params": _KEPT,  # SGLang
     "background": "an answer that is fetched later is kept by the upstream for all customers; leave it out",
-    "web_search_options": _PAID,
+    "priority": "whose turn it is among customers is not for one of them to say; leave it out",  # vLLM
     "service_tier": _PAID,
+    "web_search_options": _PAID,  # OpenAI, Perplexity
+    "search_parameters": _PAID,  # xAI
+    "search_settings": _PAID,  # Groq
+    "compound_custom": _PAID,  # Groq
+    "enable_search": _PAID,  # Alibaba
+    "data_sources": _PAID,  # Azure
+    "plugins": _PAID,  # OpenRouter
+    "models": _OTHER,  # OpenRouter
+    "provider": _OTHER,  # OpenRouter
+    "preset": _OTHER,  # OpenRouter
+    "fallbacks": _OTHER,  # LiteLLM
+    "api_base": _OTHER,  # LiteLLM
+    "base_url": _OTHER,  # LiteLLM
+    "user_config": _OTHER,  # LiteLLM
 }
-_TOOLS = (None, "function", "custom")
+_TOOLS = ("function", "custom")
 TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "summary_text"})
 # Whatever else stands in a part, a server may take for a picture though its type says text
 _TEXT_KEYS = frozenset({"type", "text", "refusal", "annotations", "logprobs", "cache_control"})
@@ -106,11 +122,13 @@ def read(route: Route, body: Mapping[str, Any], size: int, model: Model) -> Aske
         bound = min(bound, model.context_tokens)
     choices = _choices(route, body, texts)
     length, given = _length(route, body, model)
+    # What is wrong of a prediction OpenAI charges as output, beyond the length
+    predicted = size if body.get("prediction") else 0
     return Asked(
         stream=stream,
         usage_wanted=bool(options.get("include_usage")),
         input_tokens=bound,
-        output_tokens=length * choices,
+        output_tokens=(length + predicted) * choices,
         choices=choices,
         set_length=None if given else length,
     )
@@ -158,32 +176,43 @@ def _texts(route: Route, body: Mapping[str, Any]) -> int:
 def _choices(route: Route, body: Mapping[str, Any], prompts: int) -> int:
     if route in ("embeddings", "responses"):
         return 1
-    choices = _count("n", body.get("n", 1), 1)
-    if route == "completions":
-        choices = max(choices, _count("best_of", body.get("best_of", 1), 1)) * prompts
-    return choices
+    choices = max(_count(name, body.get(name, 1), 1) for name in ("n", "best_of"))
+    return choices * prompts if route == "completions" else choices
 
 
 def _refuse_shared(route: Route, body: Mapping[str, Any]) -> None:
     """What one customer could read, or have the operator pay, of another's or of the operator's own."""
     for name, why in _SHARED.items():
         value = body.get(name)
-        if value and not (name == "service_tier" and value in ("auto", "default")):
+        # To some an empty object says yes
+        if (value or value == {}) and not (name == "service_tier" and value in ("auto", "default")):
             raise _not_offered(name, f"`{name}`", why)
     if route == "responses" and body.get("prompt"):
         raise _not_offered("prompt", "`prompt`", _KEPT)
     tools = body.get("tools")
     for tool in tools if isinstance(tools, list) else ():
-        if isinstance(tool, dict) and tool.get("type") not in _TOOLS:
+        if isinstance(tool, dict) and not _is_of_client(tool):
             raise _not_offered(
                 "tools", "a tool that the upstream runs", f"it acts as the operator, and {_PAID}"
             )
     items = body.get("input")
     for item in items if route == "responses" and isinstance(items, list) else ():
-        if isinstance(item, dict) and (
-            item.get("type") == "item_reference" or not item.keys() & {"type", "role"}
-        ):
+        if isinstance(item, dict) and _is_reference(item):
             raise _not_offered("input", "an item that is only referred to", _KEPT)
+
+
+def _is_of_client(tool: Mapping[str, Any]) -> bool:
+    """Some servers know one of their own by its name alone, without a type."""
+    kind = tool.get("type")
+    return kind in _TOOLS or (kind is None and bool(tool.keys() & {"function", "name"}))
+
+
+def _is_reference(item: Mapping[str, Any]) -> bool:
+    """A picture that the upstream drew is known by the id of the call."""
+    return item.get("type") in ("item_reference", "image_generation_call") or not item.keys() & {
+        "type",
+        "role",
+    }
 
 
 def _not_offered(name: str, what: str, why: str) -> Denied:
@@ -227,14 +256,15 @@ def _is_text(part: Mapping[str, Any]) -> bool:
 
 
 def _refuse_references(field: str, media: Any) -> None:
-    """To files, which are of the account that all share, and to URLs, which the server would fetch from
-    inside the operator's network."""
+    """To files, which are of the account that all share, to pictures that are kept by a name which anybody
+    may give, and to URLs, which the server would fetch from inside the operator's network."""
     left = [("", media)]
     while left:
         name, value = left.pop()
         if isinstance(value, dict):
-            if value.get("file_id"):
-                raise _not_offered(field, "`file_id`", _KEPT)
+            for kept in ("file_id", "uuid"):
+                if value.get(kept):
+                    raise _not_offered(field, f"`{kept}`", _KEPT)
             left += value.items()
         elif isinstance(value, list):
             left += [(name, each) for each in value]

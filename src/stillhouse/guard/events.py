@@ -55,7 +55,8 @@ _EPOCH = date(1970, 1, 1)
 @dataclass(frozen=True, slots=True)
 class Event:
     """`at` is when the request came (Unix seconds), `first_byte` and `seconds` are counted from there; `cost`
-    is in billionths of a dollar, `counted` says who counted the tokens: the upstream, or we by a bound.
+    is in billionths of a dollar, `counted` says who counted tokens and cost: the upstream told them, or we
+    took a bound.
     `upstream` and `organisation` are "" where there is none, `reason` is a code and "" where none is needed.
     """
 
@@ -181,8 +182,8 @@ class Part(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """Sums over the events of a part. `refused` of the requests were refused by the guard; of `bound` nobody
-    told the tokens, so that they were counted by a bound."""
+    """Sums over the requests of a part. `refused` of them were refused by the guard; what `bound` of them
+    used or cost was not known for certain, so that a bound was counted."""
 
     requests: int = 0
     refused: int = 0
@@ -243,6 +244,9 @@ class Traffic(NamedTuple):
     output_tokens: int = 0
     cost: int = 0
     lasted: int = 0
+
+    def plus(self, other: Traffic) -> Traffic:
+        return Traffic(*(mine + its for mine, its in zip(self, other, strict=True)))
 
 
 def by_minute(events: Iterable[Event], served: Container[str]) -> dict[Minute, Traffic]:

@@ -7,7 +7,7 @@ over many requests is told in docs/guard-leaks.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,6 +48,7 @@ _NAMES = _WATCHED.union(
     "model messages prompt input suffix text tools reasoning stream stream_options".split(),
     "max_tokens max_completion_tokens max_output_tokens min_tokens ignore_eos".split(),
     "continue_final_message add_generation_prompt".split(),
+    "role content type output audio status".split(),  # of messages and their parts
 )
 _LOGPROBS_OF_TEXT = "message.output_text.logprobs"
 
@@ -78,10 +79,10 @@ Decision = Refusal | Passed
 def decide(route: Route, body: Mapping[str, Any], leaks: Leaks) -> Decision:
     """Whether a request may be sent on, how, and what its answer must lose. Pure; raises nothing, whatever
     the client wrote."""
-    if route == "embeddings":
-        return _inside(body) or Passed(body)
     if (refusal := _misspelt(body)) is not None:
         return refusal
+    if route == "embeddings":
+        return _inside(body) or Passed(body)
     if leaks.reasoning == "strip" and (refusal := _opens(route, body)) is not None:
         return refusal
     if _WATCHED.isdisjoint(body):
@@ -349,10 +350,24 @@ def _within(name: str, parts: list[object]) -> Refusal | None:
 
 def _misspelt(body: Mapping[str, Any]) -> Refusal | None:
     """Servers written in Go take names whatever their case, so one that only looks unknown is none."""
-    for name in body:
-        if not (name.isascii() and name.islower()) and (plain := name.casefold()) in _NAMES:
-            return Refusal(400, "field_spelling", plain, f"a field is a misspelt `{plain}`; write that")
+    for each in _objects(body):
+        for name in each:
+            if not (name.isascii() and name.islower()) and (plain := name.casefold()) in _NAMES:
+                return Refusal(400, "field_spelling", plain, f"a field is a misspelt `{plain}`; write that")
     return None
+
+
+def _objects(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The request, its messages and the parts of these, whose names are not the client's own."""
+    yield body
+    for field in ("messages", "input"):
+        messages = body.get(field)
+        for message in messages if isinstance(messages, list | tuple) else ():
+            if isinstance(message, dict):
+                yield message
+                parts = message.get("content")
+                if isinstance(parts, list | tuple):
+                    yield from (part for part in parts if isinstance(part, dict))
 
 
 def _off(name: str, why: str, rule: str) -> Refusal:

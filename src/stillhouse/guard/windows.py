@@ -84,7 +84,9 @@ class Counters:
         self.numbers[where] = number
 
     def packed_apart(self) -> list[tuple[Code, array[int]]]:
-        return [(code, self.numbers[at : at + 1 + KEPT[code[1]]]) for code, at in self.layout.items()]
+        """Each counter that holds something."""
+        apart = ((code, self.numbers[at : at + 1 + KEPT[code[1]]]) for code, at in self.layout.items())
+        return [(code, numbers) for code, numbers in apart if any(numbers[1:])]
 
     def at(self, code: Code, slot: int) -> int:
         """Where the counter begins, moved on to `slot` if that is newer; a new one where there was none."""

@@ -20,7 +20,8 @@ from stillhouse.gateway.console.forms import Field, Wrong, faults, fields_of, or
 from stillhouse.gateway.console.shown import differences, money
 from stillhouse.gateway.console.visit import Visit, page, problem, status_of
 from stillhouse.gateway.operations import BY_NAME, Desk, NewSecret
-from stillhouse.gateway.store.register import Act, Register
+from stillhouse.gateway.store.changing import Act
+from stillhouse.gateway.store.register import Register
 from stillhouse.gateway.store.rows import ONE, Holder, Kind
 from stillhouse.guard import orders
 

@@ -19,9 +19,10 @@ from stillhouse.gateway.console.traffic import overview as overview_of
 from stillhouse.gateway.console.visit import Visit, page
 from stillhouse.gateway.operations import BY_NAME, Desk
 from stillhouse.gateway.state import Gateway
+from stillhouse.gateway.store.changing import Act
 from stillhouse.gateway.store.counts import StoreDown
 from stillhouse.gateway.store.events import SEARCHED, Place, Sought
-from stillhouse.gateway.store.register import Act, Register
+from stillhouse.gateway.store.register import Register
 from stillhouse.gateway.store.rows import NotThere
 from stillhouse.guard.accounts import BEGINNING, STANDINGS, Account, Key, Organisation
 from stillhouse.guard.config import Limits

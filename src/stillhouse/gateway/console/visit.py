@@ -17,9 +17,9 @@ from stillhouse.errors import StillhouseError, StorageError, UsageError
 from stillhouse.gateway.console.doors import Tries, token_of
 from stillhouse.gateway.console.shown import environment
 from stillhouse.gateway.state import Gateway
+from stillhouse.gateway.store.changing import Conflict
 from stillhouse.gateway.store.counts import StoreDown
 from stillhouse.gateway.store.events import Events
-from stillhouse.gateway.store.register import Conflict
 from stillhouse.gateway.store.rows import NotThere
 from stillhouse.gateway.store.sessions import Session, Sessions
 from stillhouse.guard.config import Store

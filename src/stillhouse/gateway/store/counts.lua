@@ -219,9 +219,10 @@ local function save(plan)
     end
     if #words > 0 then
       redis.call('HSET', key, unpack(words))
-      if book[EVER] then
+      local spent = redis.call('HGET', key, EVER)
+      if spent and used(unpacked('ever', spent)) > 0 then
         redis.call('PERSIST', key)
-      elseif redis.call('TTL', key) < EXPIRE - 86400 and redis.call('HEXISTS', key, EVER) == 0 then
+      elseif redis.call('TTL', key) < EXPIRE - 86400 then
         redis.call('EXPIRE', key, EXPIRE)
       end
     end

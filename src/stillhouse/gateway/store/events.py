@@ -171,6 +171,15 @@ class Events:
 
         self._tables.change(change)
 
+    def add(self, usage: Mapping[Part, Usage], minutes: Mapping[Minute, Traffic]) -> None:
+        """Add sums of requests that are no events: all or nothing."""
+
+        def change(db: Connection) -> None:
+            _add_to(db, "usage", Part._fields, Usage._fields, usage)
+            _add_to(db, "traffic", Minute._fields, Traffic._fields, minutes)
+
+        self._tables.change(change)
+
     def known(self, ids: Iterable[str]) -> set[str]:
         """Those of the ids that are in the store."""
         found: set[str] = set()

@@ -51,6 +51,9 @@ while i <= #ARGV do
   local key, count = string.sub(KEYS[1], 1, -6) .. 's:' .. ARGV[i], 2 * ARGV[i + 1]
   redis.call('DEL', key)
   redis.call('HSET', key, unpack(ARGV, i + 2, i + 1 + count))
+  if redis.call('HEXISTS', key, 'money ever') == 0 then
+    redis.call('EXPIRE', key, 63 * 86400)
+  end
   i = i + 2 + count
 end
 if ARGV[3] == 'last' then
@@ -371,13 +374,13 @@ async def _entered(wire: Wire, rows: Iterable[Spent]) -> dict[str, Counters]:
 
 
 async def _enter(wire: Wire, token: str, states: Mapping[str, Counters]) -> bool:
-    waiting = list(states.items())
+    waiting = [(name, apart) for name, counters in states.items() if (apart := counters.packed_apart())]
     while True:
         some, waiting = waiting[:AT_ONCE], waiting[AT_ONCE:]
         words: list[Word] = []
-        for name, counters in some:
-            words += [name, len(counters.layout)]
-            for code, numbers in counters.packed_apart():
+        for name, apart in some:
+            words += [name, len(apart)]
+            for code, numbers in apart:
                 words += [" ".join(code), array("d", numbers).tobytes()]
         last = "last" if not waiting else "more"
         if not await wire.ask("EVAL", ENTER, 2, CLOCK, REBUILDING, token, HOLD, last, *words):

@@ -6,8 +6,6 @@ something changed, and what: writers take turns, so numbers become visible in th
 
 from __future__ import annotations
 
-import json
-import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,12 +15,23 @@ from hmac import digest as hmac_digest
 from typing import Any
 
 from stillhouse.errors import StillhouseError, UsageError
+from stillhouse.gateway.store.changing import (
+    Act,
+    Conflict,
+    change,
+    changed_by,
+    given_limits,
+    json_of,
+    log,
+    needs_reason,
+    new_id,
+    refuse_ended,
+)
 from stillhouse.gateway.store.counts import StoreDown
 from stillhouse.gateway.store.place import CACHE_KB, place_of
 from stillhouse.gateway.store.rows import (
     ONE,
     SOURCE,
-    TABLE,
     TABLES,
     Change,
     Holder,
@@ -38,7 +47,7 @@ from stillhouse.gateway.store.rows import (
     organisation_of,
 )
 from stillhouse.guard import config
-from stillhouse.guard.accounts import Account, Caller, Key, Organisation, State, harms
+from stillhouse.guard.accounts import Account, Caller, Key, Organisation, State
 from stillhouse.guard.orders import (
     AccountChange,
     KeyChange,
@@ -53,19 +62,6 @@ from stillhouse.ledger.database import Connection, Database, SQLite
 FILE = "accounts.db"
 SCHEMA = "1"
 MANY_CHANGES = 1000  # after more than these a reader forgets all that it held
-
-
-class Conflict(UsageError):
-    """What is there does not allow it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Act:
-    """Who does something, when (unix seconds) and why."""
-
-    who: str
-    at: float
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,38 +186,38 @@ class Register:
     # What is ordered
 
     def add_organisation(self, act: Act, order: NewOrganisation) -> Organisation:
-        made = Organisation(_id("org"), order.name, limits=_given(order.limits))
+        made = Organisation(new_id("org"), order.name, limits=given_limits(order.limits))
         with self._writing("write to") as db:
             db.execute(
                 "INSERT INTO organisation VALUES (?, ?, ?, ?, ?)",
-                (made.id, made.name, made.state, made.why, _json(made.limits)),
+                (made.id, made.name, made.state, made.why, json_of(made.limits)),
             )
-            _log(db, act, "add", f"organisation:{made.id}", {}, {"name": made.name, "limits": made.limits})
+            log(db, act, "add", f"organisation:{made.id}", {}, {"name": made.name, "limits": made.limits})
         return made
 
     def add_account(self, act: Act, order: NewAccount) -> Account:
         made = Account(
-            _id("acct"),
+            new_id("acct"),
             order.organisation,
             order.name,
             order.tier,
-            limits=_given(order.limits),
+            limits=given_limits(order.limits),
             budget=order.budget,
             consent=order.consent,
             created=act.at,
         )
         with self._writing("write to") as db:
             if made.organisation is not None:
-                _open(one_organisation(db, made.organisation))
-            values = asdict(made) | {"limits": _json(made.limits), "consent": int(made.consent)}
+                refuse_ended(one_organisation(db, made.organisation))
+            values = asdict(made) | {"limits": json_of(made.limits), "consent": int(made.consent)}
             db.execute(f"INSERT INTO account VALUES ({', '.join('?' * len(values))})", list(values.values()))
             told = ("organisation", "name", "tier", "limits", "budget", "consent")
-            _log(db, act, "add", f"account:{made.id}", {}, {name: getattr(made, name) for name in told})
+            log(db, act, "add", f"account:{made.id}", {}, {name: getattr(made, name) for name in told})
         return made
 
     def add_key(self, act: Act, account: str, order: NewKey, digest: bytes, prefix: str) -> Key:
         made = Key(
-            _id("key"),
+            new_id("key"),
             account,
             digest,
             prefix,
@@ -229,35 +225,35 @@ class Register:
             models=tuple(order.models),
             created=act.at,
             expires=order.expires,
-            limits=_given(order.limits),
+            limits=given_limits(order.limits),
         )
         with self._writing("write to") as db:
-            _open(one_account(db, account))
+            refuse_ended(one_account(db, account))
             db.execute(
                 "INSERT INTO api_key VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    *(made.id, account, made.name, made.state, made.why, _json(made.models)),
-                    *(made.created, made.expires, made.revoked, _json(made.limits)),
+                    *(made.id, account, made.name, made.state, made.why, json_of(made.models)),
+                    *(made.created, made.expires, made.revoked, json_of(made.limits)),
                 ],
             )
             db.execute("INSERT INTO secret VALUES (?, ?, ?, ?, ?)", (digest, made.id, prefix, act.at, None))
             told = ("account", "prefix", "name", "models", "expires", "limits")
-            _log(db, act, "add", f"key:{made.id}", {}, {name: getattr(made, name) for name in told})
+            log(db, act, "add", f"key:{made.id}", {}, {name: getattr(made, name) for name in told})
         return made
 
     def change_organisation(self, act: Act, id: str, order: OrganisationChange) -> Organisation:
         with self._writing("write to") as db:
-            self._change(db, act, "change", one_organisation(db, id), _changed(order))
+            change(db, act, "change", one_organisation(db, id), changed_by(order))
             return one_organisation(db, id)
 
     def change_account(self, act: Act, id: str, order: AccountChange) -> Account:
         with self._writing("write to") as db:
-            self._change(db, act, "change", one_account(db, id), _changed(order))
+            change(db, act, "change", one_account(db, id), changed_by(order))
             return one_account(db, id)
 
     def change_key(self, act: Act, id: str, order: KeyChange) -> Key:
         with self._writing("write to") as db:
-            self._change(db, act, "change", one_key(db, id), _changed(order))
+            change(db, act, "change", one_key(db, id), changed_by(order))
             return one_key(db, id)
 
     def set_state(self, act: Act, kind: Kind, id: str, state: State) -> Holder:
@@ -271,21 +267,21 @@ class Register:
             }
             if kind == "key" and state == "closed":
                 what, changed = "revoke", {"revoked": act.at, "why": changed["why"]}
-            self._change(db, act, what, before, changed)
+            change(db, act, what, before, changed)
             return ONE[kind](db, id)
 
     def rotate(self, act: Act, id: str, grace_seconds: float, digest: bytes, prefix: str) -> Key:
         """A new secret for the key; the others end after `grace_seconds`, unless they end before."""
         with self._writing("write to") as db:
             before = one_key(db, id)
-            _open(before)
+            refuse_ended(before)
             ends = act.at + grace_seconds
             db.execute(
                 "UPDATE secret SET expires = ? WHERE key = ? AND (expires IS NULL OR expires > ?)",
                 (ends, id, ends),
             )
             db.execute("INSERT INTO secret VALUES (?, ?, ?, ?, ?)", (digest, id, prefix, act.at, None))
-            _log(
+            log(
                 db,
                 act,
                 "rotate",
@@ -314,7 +310,7 @@ class Register:
                 )
             paid = before.paid + order.billionths
             if order.amount < 0 and not act.reason:
-                raise _needs_reason("pay back")
+                raise needs_reason("pay back")
             if paid < 0:
                 raise Conflict(
                     "more would be paid back than was paid in",
@@ -327,7 +323,7 @@ class Register:
             )
             db.execute("UPDATE account SET paid = ? WHERE id = ?", (paid, account))
             told = {"paid": paid, "reference": order.reference}
-            _log(db, act, "pay", f"account:{account}", {"paid": before.paid}, told)
+            log(db, act, "pay", f"account:{account}", {"paid": before.paid}, told)
             return one_account(db, account)
 
     def accept(self, act: Act, account: str, version: str) -> Account:
@@ -340,33 +336,16 @@ class Register:
                 "INSERT INTO acceptance VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 (account, version, act.at, act.who),
             )
-            self._change(db, act, "accept terms", before, {"accepted": version})
+            change(db, act, "accept terms", before, {"accepted": version})
             return one_account(db, account)
 
     def note(self, act: Act, what: str, account: str, told: Mapping[str, Any]) -> None:
         """Log what was done about an account outside of these tables."""
         with self._writing("write to") as db:
             one_account(db, account)
-            _log(db, act, what, f"account:{account}", {}, told)
+            log(db, act, what, f"account:{account}", {}, told)
 
     # How
-
-    def _change(
-        self, db: Connection, act: Act, what: str, before: Holder, changed: Mapping[str, Any]
-    ) -> None:
-        _open(before)
-        kind = _kind(before)
-        was = {name: getattr(before, name) for name in changed}
-        if harms(was, changed) and not act.reason:
-            raise _needs_reason(what)
-        if all(was[name] == value for name, value in changed.items()):
-            return
-        columns = ", ".join(f"{name} = ?" for name in changed)
-        db.execute(
-            f"UPDATE {TABLE[kind]} SET {columns} WHERE id = ?",
-            [*(_stored(value) for value in changed.values()), before.id],
-        )
-        _log(db, act, what, f"{kind}:{before.id}", was, changed)
 
     def _list(
         self,
@@ -433,67 +412,3 @@ def _told(database: Database, doing: str) -> Iterator[None]:
                 "see that the server runs, or that the disk has space and can be written",
             ) from error
         raise
-
-
-def _kind(holder: Holder) -> Kind:
-    return (
-        "organisation"
-        if isinstance(holder, Organisation)
-        else "account"
-        if isinstance(holder, Account)
-        else "key"
-    )
-
-
-def _open(holder: Holder) -> None:
-    """Raises Conflict where it is closed or revoked, which is for ever."""
-    if holder.state == "closed" or (isinstance(holder, Key) and holder.revoked is not None):
-        raise Conflict(
-            f"the {_kind(holder)} {holder.id} is {'revoked' if isinstance(holder, Key) else 'closed'}",
-            holder.why or "it was ended for ever",
-            "add a new one",
-        )
-
-
-def _needs_reason(what: str) -> UsageError:
-    return UsageError(
-        f"to {what} needs a reason", "it takes something from whom it concerns", "say why, it is recorded"
-    )
-
-
-def _changed(order: OrganisationChange | AccountChange | KeyChange) -> dict[str, Any]:
-    """The fields that the order gives. What cannot be null there is left as it is where it is null."""
-    given: dict[str, Any] = {name: getattr(order, name) for name in order.model_fields_set - {"reason"}}
-    given = {n: v for n, v in sorted(given.items()) if v is not None or n in ("budget", "expires")}
-    if "limits" in given:
-        given["limits"] = _given(given["limits"])
-    if "models" in given:
-        given["models"] = tuple(given["models"])
-    return given
-
-
-def _given(limits: config.Limits) -> dict[str, int]:
-    return limits.model_dump(exclude_none=True)
-
-
-def _stored(value: Any) -> Any:
-    if isinstance(value, Mapping | tuple):
-        return _json(value)
-    return int(value) if isinstance(value, bool) else value
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
-def _log(
-    db: Connection, act: Act, what: str, subject: str, before: Mapping[str, Any], after: Mapping[str, Any]
-) -> None:
-    db.execute(
-        "INSERT INTO change (at, who, what, subject, reason, before, after) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (act.at, act.who, what, subject, act.reason, _json(before), _json(after)),
-    )
-
-
-def _id(kind: str) -> str:
-    return f"{kind}_{secrets.token_hex(8)}"

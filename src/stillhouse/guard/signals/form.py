@@ -20,6 +20,7 @@ import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from stillhouse.errors import LedgerError, UsageError
+from stillhouse.guard.evidence import FEATURES
 from stillhouse.guard.signals.sketch import EMPTY, FEWEST, SLOTS, Keyed, Sketch, filled, keyed
 from stillhouse.ledger.keys import pre_authentication, public_bytes, signed_by
 from stillhouse.ledger.leaves import canonical
@@ -32,11 +33,6 @@ AMBER = "marking-definition--f88d31f6-486f-44da-b317-01333bde0b82"  # TLP:AMBER,
 KINDS: Final = ("distillation",)
 LABELS: Final = (
     "template prompt-source reasoning-elicitation rubric-grading release-pivot many-accounts tooling".split()
-)
-# What the guard measures of an account (`guard.evidence`), each from 0 to 1.
-BEHAVIOUR: Final = (
-    "single tidy length answer label logprobs choices room cold hot reasoning steps grades preamble new far "
-    "repeat templated asks ratio harvest even clock".split()
 )
 MOST_MARKS = 16
 MOST_DAYS = 180  # of validity
@@ -108,7 +104,7 @@ def refuse_wrong(signal: Signal) -> None:
                 "give more of it: some 250 words, or many prompts",
             )
     if not _is_behaviour(signal.behaviour or {}):
-        raise UsageError("no such behaviour", f"numbers from 0 to 1 of {', '.join(BEHAVIOUR)}", mend)
+        raise UsageError("no such behaviour", f"numbers from 0 to 1 of {', '.join(FEATURES)}", mend)
     if len(signal.marks) > MOST_MARKS:
         raise UsageError("too many marks", f"{len(signal.marks)} of {MOST_MARKS}", mend)
     for mark in signal.marks:
@@ -359,7 +355,7 @@ def _is_keyed(found: Any) -> bool:
 
 
 def _is_behaviour(found: Any) -> bool:
-    if not isinstance(found, Mapping) or any(name not in BEHAVIOUR for name in found):
+    if not isinstance(found, Mapping) or any(name not in FEATURES for name in found):
         return False
     return all(
         type(value) in (int, float) and isfinite(value) and 0 <= value <= 1 for value in found.values()
