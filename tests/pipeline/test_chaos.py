@@ -1,10 +1,9 @@
-"""Eight kills (and twenty) before a provider that bills, limits, stalls, cuts and lies: benchmarks/chaos.py, small."""
+"""Eight kills, and twenty, before a provider that bills, limits, stalls, cuts and lies: a small chaos.py."""
 
 from collections import Counter
 
 import chaos
 import pytest
-
 
 
 @pytest.fixture(scope="module", params=[8, pytest.param(20, marks=pytest.mark.slow)])
