@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.quarantine import quarantined, reading_of, recalled_readings
@@ -38,6 +38,15 @@ class Bygone:
     layers: tuple[str, ...]
 
 
+class Grounds(NamedTuple):
+    """What is decided by: the table of rows, the permissions and declarations, and the day (UTC)."""
+
+    table: Registry
+    permissions: Sequence[Permission]
+    declarations: Sequence[DeclaredTerms]
+    today: date
+
+
 @dataclass(frozen=True, slots=True)
 class Weighed:
     """What was decided of a teacher and its own: the joined `decision`, the `rows` of the latter, and of each
@@ -52,22 +61,19 @@ def weigh(
     decision: Decision,
     asked: Asked,
     lineage: Lineage,
-    table: Registry,
-    permissions: Sequence[Permission],
-    declarations: Sequence[DeclaredTerms],
-    today: date,
+    by: Grounds,
     before: Mapping[int, Bygone],
     banned: Mapping[Past, Sequence[Row]],
 ) -> Weighed:
     """The decision about a teacher together with those about its own teachers.
 
     `before` are decisions of this log that the record names, `banned` what the servers forbid at which they
-    were asked. What the record says was owed for a teacher is
-    owed still, beside what the rows of today ask: who learns from a student owes no less than its maker did.
-    Of somebody else's record only what forbids is taken: that a LICENSE was read, or access paid for, is for
-    a person to look at.
+    were asked. What the record says was owed for a teacher is owed still, beside what the rows of today ask:
+    who learns from a student owes no less than its maker did. Of somebody else's record only what forbids is
+    taken: that a LICENSE was read, or access paid for, is for a person to look at.
     """
-    named = [each for each in declarations if each.about]  # one about the teacher is not about its teachers
+    table, today = by.table, by.today
+    named = [each for each in by.declarations if each.about]  # one about the teacher is not about its teachers
     keys = {row.key for row in table.rows()}
     made: list[Decision] = []
     rows: dict[str, Row] = {}
@@ -78,7 +84,7 @@ def weigh(
         theirs = asked_of_past(asked, past)
         found = (*table.matching(theirs), *banned.get(past, ()))
         heard = theirs if past.ours else _unvouched(theirs)
-        one = decide(heard, found, permissions, named, today, further=0)
+        one = decide(heard, found, by.permissions, named, today, further=0)
         leaves: tuple[int, ...] = ()
         if not found and past.is_base:
             one = Decision("allow", "its own licence is looked up apart")
@@ -90,8 +96,8 @@ def weigh(
         made.append(_about(one, past, lineage))
         rows |= {row.key: row for row in found}
         who = {"access": past.access, "host": past.host, "revision": past.revision}
-        by = {"permissions": list(one.permissions), "decisions": list(leaves)}
-        record.append({"model": theirs.model, **who, **by})
+        on = {"permissions": list(one.permissions), "decisions": list(leaves)}
+        record.append({"model": theirs.model, **who, **on})
     return Weighed(_joined(decision, made), tuple(rows.values()), tuple(record))
 
 
