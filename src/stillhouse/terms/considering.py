@@ -13,12 +13,14 @@ from datetime import UTC, date, datetime
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from stillhouse.errors import UsageError
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.leaves import canonical
 from stillhouse.recipe import Declaration, Teacher
 from stillhouse.terms import registry
 from stillhouse.terms.asking import name_of
 from stillhouse.terms.authorising import recorded
+from stillhouse.terms.base import begun_with, is_unread, rows_about
 from stillhouse.terms.deciding import Decision, DeclaredTerms, decide
 from stillhouse.terms.declaring import read_declaration
 from stillhouse.terms.facts import OPEN, STRICTEST, Asked, Row
@@ -55,10 +57,19 @@ class Considered(NamedTuple):
 
 
 def lineage_of(model: Teacher, ledger: Ledger) -> Lineage | None:
-    """Who taught a model that lies here, by what its folder says."""
+    """Who taught a model that lies here, by what its folder says. Raises UsageError for a student in its run,
+    where nothing is said of that."""
     if model.endpoint or model.imported or model.model.startswith("embedded:"):
         return None
-    return read_lineage(folder_of(model.model), ledger.workspace)
+    folder, runs = folder_of(model.model), ledger.workspace.runs
+    found = read_lineage(folder, ledger.workspace)
+    if found is None and folder.resolve().is_relative_to(runs.resolve()):
+        raise UsageError(
+            f"{model.model} is a part of a run",
+            "who taught it, and what is owed to them, stands in the release of that run alone",
+            "run `stillhouse release RECIPE`, and take the run's folder `release`",
+        )
+    return found
 
 
 def considered(of: Question, ledger: Ledger, now: datetime) -> Considered:
@@ -97,8 +108,11 @@ def _considered(of: Question, ledger: Ledger, now: datetime) -> Considered:
     offers = heard(ledger, asked, tuple(texts), today)
     rows += [each.row for each in offers if each.row is not None]
     by = Grounds(table, tuple(recorded(ledger)), tuple(texts), today)
+    unread: list[str] = []
     if of.is_base:
-        rows, decision = [], Decision("allow", "its own licence is looked up apart")
+        rows = list(rows_about(asked, table))
+        decision = begun_with(asked, tuple(rows), today)
+        unread = [asked.model] if is_unread(asked, tuple(rows)) else []
     else:
         decision = resting_on(decide(asked, rows, by.permissions, by.declarations, today, further=0), offers)
     upstream: dict[str, Any] = {}
@@ -107,6 +121,7 @@ def _considered(of: Question, ledger: Ledger, now: datetime) -> Considered:
         found, further = _weighed(decision, of, of.lineage, by, ledger)
         decision = resting_on(found.decision, [each for each in further if each not in offers])
         upstream["weighed"] = [dict(each) for each in found.record]
+        unread += found.unread
         rows = list({row.key: row for row in (*rows, *found.rows)}.values())
         offers = list(dict.fromkeys([*offers, *further]))
     if not decision.allowed:
@@ -131,6 +146,8 @@ def _considered(of: Question, ledger: Ledger, now: datetime) -> Considered:
         "registry_sha256": table.digest,
         **upstream,
     }
+    if of.is_base:
+        body["unread"] = list(dict.fromkeys(unread))
     if offers:
         body["offered"] = list(dict.fromkeys(leaf for each in offers for leaf in each.leaves))
     return Considered(decision, body, texts, declared_of)
@@ -142,8 +159,8 @@ def _weighed(
     """The decision together with those about who taught the model, and what the servers forbid at which
     these were asked."""
     if of.is_base and lineage.unknown:
-        why = f"who taught {lineage.release} is unknown: {lineage.unknown}"
-        decision = replace(decision, reason=why)
+        unknown = f"who taught {lineage.release} is unknown: {lineage.unknown}"
+        decision = replace(decision, reason=f"{decision.reason}; {unknown}")
         # Where the record is lost nobody can know; one that is only long is for a person to look at.
         lineage = lineage if lineage.too_long else replace(lineage, unknown="")
     about = [each for each in by.declarations if each.about]
@@ -154,7 +171,7 @@ def _weighed(
         if server not in heard_at:
             heard_at[server] = heard_since(ledger, asked_of_past(of.asked, past), about, by.today)
         banned[past] = [each.row for each in heard_at[server] if each.row is not None]
-    found = weigh(decision, of.asked, lineage, by, bygone(lineage, ledger), banned)
+    found = weigh(decision, of.asked, lineage, by, bygone(lineage, ledger), banned, of.is_base)
     return found, list(dict.fromkeys(each for said in heard_at.values() for each in said))
 
 

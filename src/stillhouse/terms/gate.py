@@ -13,8 +13,8 @@ from typing import Any
 from stillhouse.errors import GateRefused
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.permissions import decide_by
-from stillhouse.recipe import WORDS, Declaration, Recipe, Teacher
-from stillhouse.terms.asking import asked_of, base_named, name_of
+from stillhouse.recipe import Declaration, Recipe, Teacher
+from stillhouse.terms.asking import asked_of, base_named, base_of, name_of
 from stillhouse.terms.considering import Considered, Question, all_owed, considered, lineage_of
 from stillhouse.terms.deciding import Decision
 from stillhouse.terms.declaring import once, record_declaration, recorded_as
@@ -59,9 +59,9 @@ def admit_release(recipe: Recipe, collected: Iterable[int], ledger: Ledger, now:
     """Decide again about all that a release was made of; returns the new decisions' leaves, of the base last.
 
     `collected` are the decisions under which the answers were had; what was owed then is owed still, and so
-    is what was owed for the base when this run last knew who taught it. Raises GateRefused where a teacher
-    may not be learned from today, and where the terms became stricter, or the base's record was lost, and
-    nobody signed that off.
+    is what this run ever knew to be owed for the base and to who taught it. Raises GateRefused where a
+    teacher may not be learned from today, and where the terms became stricter, or the base's record was lost,
+    and nobody signed that off.
     """
     before = [ledger.leaf(index) for index in sorted(set(collected))]
     leaves = []
@@ -94,11 +94,11 @@ def admit_release(recipe: Recipe, collected: Iterable[int], ledger: Ledger, now:
 
 
 def admit_base(recipe: Recipe, ledger: Ledger, now: datetime) -> int | None:
-    """Decide about those who taught the model that the student begins with, where that is a release of
-    stillhouse, and record it; returns the decision's leaf, None where it is no release.
+    """Decide about the model that the student begins with, and who taught it, and record that; returns the
+    decision's leaf, None where it begins with nobody else's weights.
 
-    What the licence of its own weights asks is for `base` to say. Who taught it may be unknown, as of any
-    base: that is said, and stops nothing. Raises GateRefused where one is known who may not be learned from.
+    What the licence of its weights asks is owed. That licence may be unknown, and so may who taught it: that
+    is said, and stops nothing. Raises GateRefused where one is known who may not be learned from.
     """
     found = _base(recipe, ledger, now)
     return None if found is None else _admit_base(found, recipe, ledger, now, {})
@@ -113,18 +113,18 @@ def _base_again(recipe: Recipe, ledger: Ledger, now: datetime) -> int | None:
         and leaf.body.get("run") == recipe.run.name
         and the_base(leaf.body["teacher"]["model"]) == base_named(recipe)
         and leaf.body["verdict"] in ALLOWED
-        and leaf.body["upstream"]["teachers"]
     ]
-    then = before[-1:]
-    found = _base(recipe, ledger, now, then[0]["upstream"]["release"] if then else "")
+    taught = [body for body in before if (body.get("upstream") or {}).get("teachers")]
+    found = _base(recipe, ledger, now, taught[-1]["upstream"]["release"] if taught else "")
     if found is None:
         return None
-    lost = bool(then) and not found.body["upstream"]["teachers"]
-    why = f"who taught the base was known, and is not: {found.body['upstream']['unknown']}"
+    upstream = found.body.get("upstream") or {"teachers": [], "unknown": "it is no release"}
+    lost = bool(taught) and not upstream["teachers"]
+    why = f"who taught the base was known, and is not: {upstream['unknown']}"
     signed = recipe.release.signed_off_by
     more = {
         "at": "release",
-        "obligations": all_owed(found.decision, then),
+        "obligations": all_owed(found.decision, before),
         "stricter": [why] if lost else [],
     }
     leaf = _admit_base(found, recipe, ledger, now, {**more, "signed_off_by": signed})
@@ -180,17 +180,14 @@ def _question(recipe: Recipe, teacher: Teacher, use: Use, ledger: Ledger) -> Que
 
 
 def _base(recipe: Recipe, ledger: Ledger, now: datetime, was: str = "") -> Considered | None:
-    """What is decided about the teachers of the model that the student begins with. Declarations about them
-    stand among those of the recipe's teachers. `was` is the release that the model was, if it was one."""
-    init = recipe.student.init
-    if init in WORDS:
+    """What is decided about the model that the student begins with, and its teachers. Declarations about
+    these stand among those of the recipe's teachers. `was` is the release that it was, if it was one."""
+    base = base_of(recipe)
+    if base is None:
         return None
-    base = Teacher(model=init)
     lineage = lineage_of(base, ledger)
     if lineage is None and was:
         lineage = Lineage(was, "", "", False, "its record is there no more")
-    if lineage is None:
-        return None
     asked = asked_of(recipe, base, "train_target", ledger.workspace)
     declared = [
         each for teacher in (recipe.teacher, *recipe.teachers) for each in teacher.terms if each.about
