@@ -112,7 +112,7 @@ def test_who_taught_the_base_of_a_release_stands_in_it_and_is_weighed_of_the_nex
     done = verify(second)
     assert done.ok, [check for check in done.checks if not check.ok]
     card = (second / "README.md").read_text()
-    assert "Its base `first` is the release `small`, and was itself taught by `embedded:desk`" in card
+    assert "Its base `first` is the release `first`, and was itself taught by `embedded:desk`" in card
     lineage = read_lineage(second, workspace)
     assert lineage is not None
     assert lineage.unknown == ""
@@ -182,9 +182,7 @@ def test_what_a_base_asks_is_met_and_checked_in_the_release_of_its_students_stud
 
     llama = "`meta-llama/Llama-3.1-8B`"
     assert f"The base {llama} is no release of stillhouse" in (first / "README.md").read_text()
-    told = (
-        "Its base `release` is the release `Llama-first`, and was itself taught by `m`, as its signed record"
-    )
+    told = "Its base `release` is the release `Llama-first`, and was itself taught by `m`, as its signed"
     assert f"{told} record says; it began as {llama}." in (second / "README.md").read_text()
 
     (second / "NOTICE").write_text("nothing")

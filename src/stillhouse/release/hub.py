@@ -129,7 +129,7 @@ def none_recalled_since(folder: Path, ledger: Ledger) -> bool:
     for leaf in shown.values():
         if leaf.kind == "row":
             learned |= {shown[answer].body["decision"] for answer in leaf.body["exchanges"]}
-        elif leaf.body.get("stage") == "read":
+        elif leaf.kind == "exchange" and leaf.body.get("stage") == "read":
             learned.add(leaf.body["decision"])
     if gone := sorted(learned & quarantined(ledger)):
         raise GateRefused(
