@@ -93,6 +93,7 @@ def test_a_release_that_was_pushed_and_fetched_again_verifies(hub, run, made, tm
         "files": len(sent),
         "private": False,
         "new": True,
+        "recalls_looked_at": True,
     }
     assert sorted(hub.tree(NAME)) == sorted([*sent, ".gitattributes"])
     assert all(agent.startswith("stillhouse/") for agent in hub.agents)
