@@ -123,3 +123,15 @@ def test_a_release_that_rests_on_what_was_recalled_before_it_is_found(forged, li
     found = forged(change)
     assert set(found) == (set() if lifted else {"decisions"})
     assert lifted or "was recalled before it" in found["decisions"]
+
+
+@pytest.mark.parametrize("part", ["retention", "verdict"])
+def test_an_evaluation_that_was_polished_is_found(forged, part):
+    def change(folder, body, ledger):
+        told = json.loads((folder / "evaluation.json").read_bytes())
+        told[part] = {**told[part], "value": 1.0, "ruling": "kept", "margin": 0.5}
+        (folder / "evaluation.json").write_text(json.dumps(told))
+
+    found = forged(change)
+    assert set(found) == {"evaluation"}
+    assert "does not have the figures of the log" in found["evaluation"]

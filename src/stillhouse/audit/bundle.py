@@ -423,7 +423,9 @@ def _evaluation(bundle: _Bundle) -> str:
     evaluation = json.loads((bundle.folder / "evaluation.json").read_bytes())
     if leaf.body["weights"] != trained.body["weights"]:
         raise _fault("the evaluation in the log is of other weights")
-    if leaf.body["retention"] != evaluation["retention"]:
+    ruled = leaf.body.get("verdict") or {}  # older leaves have none
+    stated = {name: (evaluation.get("verdict") or {}).get(name) for name in ruled}
+    if leaf.body["retention"] != evaluation["retention"] or stated != ruled:
         raise _fault("evaluation.json does not have the figures of the log")
     return f"leaf {leaf.index} has the figures of evaluation.json for these weights"
 
