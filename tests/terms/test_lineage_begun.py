@@ -15,6 +15,7 @@ from stillhouse.terms import admit_base, admit_release, consider_base
 from stillhouse.terms.licences import digest
 from stillhouse.terms.lineage import as_base
 from stillhouse.terms.obligations import file_name
+from stillhouse.terms.registry import shipped
 from stillhouse.workspace import init_workspace
 
 ABOUT = ("llama3.1", "llama3.1/licence_text")
@@ -85,6 +86,24 @@ def test_what_a_base_asks_is_owed_however_many_begin_as_its_student(ledger, tmp_
     assert ("llama3.1", f"the base {small.name}") in admitted.owed.copies
     assert any("must begin with 'Llama'" in line for line in admitted.owed.unmet)
     assert not any("not known" in line for line in admitted.owed.unknown if "Llama" in line)
+
+
+WEIGHTS = [row for row in shipped().rows() if row.access == "weights" and row.models]
+
+
+@pytest.mark.parametrize("row", WEIGHTS, ids=lambda row: row.key)
+@pytest.mark.parametrize("first", ["internal", "weights"])
+def test_whatever_a_base_asks_it_asks_of_its_students_student_too(ledger, tmp_path, row, first):
+    init = row.models[0].replace("*", "x")
+    small = passed_on(ledger, init, tmp_path / "small", release={"mode": first})
+    smaller = passed_on(ledger, small, tmp_path / "smaller", release={"mode": first})
+    own = admit_base(begun_from(init), ledger, NOW)
+    for later in (small, smaller):
+        (of, on) = (
+            {(each["row"], each["kind"], *each["texts"]) for each in ledger.leaf(leaf).body["obligations"]}
+            for leaf in (own, admit_base(begun_from(later), ledger, NOW))
+        )
+        assert of <= on
 
 
 def test_a_copy_of_the_bases_licence_goes_on(ledger, tmp_path):
