@@ -13,7 +13,7 @@ from stillhouse.pipeline.setup import admit_all
 from stillhouse.recipe import parse_recipe
 from stillhouse.terms import admit_base, admit_release, consider_base
 from stillhouse.terms.licences import digest
-from stillhouse.terms.lineage import as_base
+from stillhouse.terms.lineage import as_base, read_lineage
 from stillhouse.terms.obligations import file_name
 from stillhouse.terms.registry import shipped
 from stillhouse.workspace import init_workspace
@@ -104,6 +104,17 @@ def test_whatever_a_base_asks_it_asks_of_its_students_student_too(ledger, tmp_pa
             for leaf in (own, admit_base(begun_from(later), ledger, NOW))
         )
         assert of <= on
+
+
+def test_a_base_is_remembered_over_many_steps(ledger, tmp_path):
+    """What it asks is told once, where the base stands, and not again at each step."""
+    small = a_llama(tmp_path)
+    for step in range(16):
+        small = passed_on(ledger, small, tmp_path / f"small-{step}")
+    lineage = read_lineage(small, ledger.workspace)
+    assert lineage is not None
+    assert (lineage.unknown, lineage.teachers[-1].model) == ("", "Llama-3.1-8B")
+    assert admit_all(begun_from(small), ledger).owed.prefix == "Llama"
 
 
 def test_a_copy_of_the_bases_licence_goes_on(ledger, tmp_path):

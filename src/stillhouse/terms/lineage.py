@@ -342,12 +342,21 @@ def _list(said: Mapping[str, Any], name: str, kind: type) -> list[Any]:
 
 
 def _shortly(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One of `teachers.json`, as a release of its student passes it on: all but what it gave, and the texts
-    of the decisions."""
+    """One of `teachers.json`, as a release of its student passes it on: all but what it gave, the texts of
+    the decisions, and what is owed for it that is told of one further up."""
     same = {name: entry.get(name) for name in ("model", "revision", "access", "host", "upstream")}
-    told = {name: entry[name] for name in ("known", "obligations", "use") if entry.get(name)}
+    told = {name: entry[name] for name in ("known", "use") if entry.get(name)}
+    further = list(_owed_further(entry))
+    owed = [each for each in entry.get("obligations") or () if each not in further]
+    told |= {"obligations": owed} if owed else {}
     short = [{name: each[name] for name in ("leaf", "verdict")} for each in entry.get("decisions") or ()]
     return {**same, **told, "decisions": short}
+
+
+def _owed_further(entry: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for each in (entry.get("upstream") or {}).get("teachers") or ():
+        yield from each.get("obligations") or ()
+        yield from _owed_further(each)
 
 
 def _gaps(entries: list[Mapping[str, Any]]) -> Iterator[str]:
