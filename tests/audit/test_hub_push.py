@@ -15,7 +15,9 @@ from huggingface_hub import constants
 from stillhouse import pipeline
 from stillhouse.audit import verify
 from stillhouse.cli import main
+from stillhouse.ledger import Ledger
 from stillhouse.ledger.manifest import names
+from stillhouse.ledger.quarantine import decisions_of, recall
 from stillhouse.recipe import load_recipe
 from stillhouse.workspace import open_workspace
 
@@ -91,6 +93,7 @@ def test_a_release_that_was_pushed_and_fetched_again_verifies(hub, run, made, tm
         "files": len(sent),
         "private": False,
         "new": True,
+        "recalls_looked_at": True,
     }
     assert sorted(hub.tree(NAME)) == sorted([*sent, ".gitattributes"])
     assert all(agent.startswith("stillhouse/") for agent in hub.agents)
@@ -253,3 +256,29 @@ def test_a_release_that_was_fetched_can_be_pushed_on(hub, push, made, tmp_path):
     assert done.returncode == 0, done.stderr
     assert sorted(hub.tree(NAME)) == sorted([*names(made.release), ".gitattributes"])
     assert hub.tree(NAME)[".gitattributes"].data == ATTRIBUTES
+
+
+@pytest.mark.parametrize("by", ["decision", "authorisation"])
+def test_a_release_of_which_something_was_recalled_is_not_published(hub, push, made, tmp_path, by):
+    shutil.copytree(made.workspace.root, tmp_path / ".stillhouse")
+    release = tmp_path / made.release.relative_to(made.workspace.root.parent)
+    with Ledger.open(open_workspace(tmp_path)) as ledger:
+        (row, *_) = ledger.leaves("row")
+        decision = ledger.leaf(ledger.leaf(row.body["exchanges"][0]).body["decision"])
+        rests_on = decision.body["authorisation"]
+        which = decision.index if by == "decision" else rests_on
+        found = decisions_of(ledger, by, which)
+        recall(ledger, found, "a letter came", authorisation=None if by == "decision" else rests_on)
+    assert verify(release).ok
+    refused(push(release=release), 3, "has been recalled since", str(decision.index), "--lift")
+    elsewhere = shutil.copytree(release, tmp_path.parent / f"{tmp_path.name}-elsewhere" / "release")
+    assert not hub.asked
+    done = push(release=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert "recalls    not looked at" in done.stdout
+    with Ledger.open(open_workspace(tmp_path)) as ledger:
+        recall(
+            ledger, found, "it was a mistake", lift=True, authorisation=None if by == "decision" else rests_on
+        )
+    done = push(release=release)
+    assert "recalls    none" in done.stdout, done.stderr

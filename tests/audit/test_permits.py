@@ -82,6 +82,10 @@ def test_a_permission_that_is_shown_is_checked_by_signature_and_scope(released, 
         assert why in not_covered(trail, {key})[0]
     trail.permissions[leaf] = replace(honest, body={"what": "permission"})
     assert "cannot be read" in not_covered(trail, {key})[0]
+    trail.permissions[leaf] = honest
+    for index, decision in list(trail.decisions.items()):
+        trail.decisions[index] = replace(decision, body=decision.body | {"on": "2026-01-05"})
+    assert "it is dated 2026-01-05, and was recorded on" in not_covered(trail, {key})[0]
 
 
 def signed_anew(said, workspace):

@@ -49,7 +49,8 @@ def test_it_is_checked_against_whom_it_is_for_and_counts_nothing_of_the_student(
     proofs = release / "provenance"
     size, key = int((proofs / "checkpoint").read_text().split("\n")[1]), read_public_key(workspace)
     trail = follow(proofs, leaf_hashes(proofs, size))
-    index = max(trail.release.body["decisions"])
+    decided = trail.release.body["decisions"]
+    (index,) = (each for each in decided if trail.decisions[each].body["use"] == "train_target")
     honest = trail.decisions[index]
     assert honest.body["teacher_permissions"] == []
     assert not_covered(trail, {key}) == []
@@ -58,7 +59,7 @@ def test_it_is_checked_against_whom_it_is_for_and_counts_nothing_of_the_student(
         trail.decisions[index] = replace(honest, body=copy.deepcopy(honest.body) | changes)
         return " ".join(not_covered(trail, {key}))
 
-    (weighed,) = honest.body["weighed"]
+    weighed, _ = honest.body["weighed"]  # and what that began with
     assert "it is for m, not for release" in told(teacher_permissions=[leaf])
     assert "is for nobody" in told(weighed=[weighed | {"permissions": []}])
     assert "names no another" in told(weighed=[weighed | {"model": "another"}])

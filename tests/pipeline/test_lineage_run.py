@@ -10,6 +10,7 @@ from tiny import tiny_model
 
 from stillhouse import pipeline
 from stillhouse.audit import verify
+from stillhouse.errors import GateRefused
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.keys import read_signing_key
 from stillhouse.ledger.manifest import seal
@@ -53,7 +54,8 @@ def test_both_teachers_stand_in_the_release_of_a_students_student(tmp_path, work
     (taught,) = json.loads((second / "provenance" / "teachers.json").read_bytes())
     assert taught["model"] == "release"
     assert (taught["upstream"]["release"], taught["upstream"]["unknown"]) == ("first", "")
-    (of_first,) = taught["upstream"]["teachers"]
+    of_first, its_base = taught["upstream"]["teachers"]
+    assert (its_base["use"], its_base["model"]) == ("base", "first")
     assert (of_first["model"], of_first["known"]["model"]) == ("m", "m")
     own = json.loads((first / "provenance" / "teachers.json").read_bytes())
     assert of_first["decisions"] == [
@@ -109,6 +111,8 @@ def test_who_taught_the_base_of_a_release_stands_in_it_and_is_weighed_of_the_nex
     second = pipeline.run(parse_recipe(tree), workspace).run.release
     done = verify(second)
     assert done.ok, [check for check in done.checks if not check.ok]
+    card = (second / "README.md").read_text()
+    assert "Its base `first` is the release `first`, and was itself taught by `embedded:desk`" in card
     lineage = read_lineage(second, workspace)
     assert lineage is not None
     assert lineage.unknown == ""
@@ -137,3 +141,52 @@ def test_who_taught_the_base_of_a_release_stands_in_it_and_is_weighed_of_the_nex
     without = read_lineage(second, workspace)
     assert without is not None
     assert "base.json is missing" in without.unknown
+
+
+def test_what_a_base_asks_is_met_and_checked_in_the_release_of_its_students_student(
+    tmp_path, workspace, provider
+):
+    llama = tiny_model(tmp_path / "models--meta-llama--Llama-3.1-8B" / "snapshots" / "x")
+    (llama / "LICENSE").write_text("Llama 3.1 Community License, as it came")
+    workspace.operator.write_text("monthly_users = 5\n")
+    teacher = {"model": "m", "endpoint": provider(digit).url, "provider": "somewhere"}
+    terms = prompts_and_terms(tmp_path)
+
+    def begun_from(init, run, **settings):
+        tree = {
+            "run": {"name": run},
+            "teacher": {**teacher, "terms": terms},
+            "prompts": {"source": str(tmp_path / "prompts.jsonl")},
+            "collect": {"max_tokens": 4},
+            "student": {"init": str(init)},
+            "train": {"epochs": 1, "batch_tokens": 512, "dtype": "float32"},
+            "evaluate": {"held_out": 0.2, "resamples": 20},
+            "release": settings,
+        }
+        return pipeline.run(parse_recipe(tree), workspace).run.release
+
+    first = begun_from(llama, "first", name="Llama-first")
+    base = json.loads((first / "provenance" / "base.json").read_bytes())
+    assert (base["model"], base["upstream"]) == ("meta-llama/Llama-3.1-8B", None)
+    assert base["known"]["model"] == "meta-llama/Llama-3.1-8B"
+    with pytest.raises(GateRefused, match="does not meet what it owes") as caught:
+        begun_from(first, "second")
+    assert "must begin with 'Llama'" in caught.value.why
+    second = begun_from(first, "second", name="Llama-second")
+    for release in (first, second):
+        done = verify(release)
+        assert done.ok, [check for check in done.checks if not check.ok]
+        (copy,) = (release / "LICENSES").iterdir()
+        assert copy.read_text() == "Llama 3.1 Community License, as it came"
+        assert "Built with Llama" in (release / "README.md").read_text()
+
+    llama = "`meta-llama/Llama-3.1-8B`"
+    assert f"The base {llama} is no release of stillhouse" in (first / "README.md").read_text()
+    told = "Its base `release` is the release `Llama-first`, and was itself taught by `m`, as its signed"
+    assert f"{told} record says; it began as {llama}." in (second / "README.md").read_text()
+
+    (second / "NOTICE").write_text("nothing")
+    copy.unlink()
+    said = {check.name: check.detail for check in verify(second).checks if not check.ok}
+    assert "NOTICE lacks" in said["obligations"]
+    assert "asks for a copy of its licence" in said["obligations"]

@@ -14,7 +14,6 @@ from stillhouse.pipeline.setup import admit_all, admit_learning
 from stillhouse.recipe import parse_recipe
 from stillhouse.terms import admit, admit_base, admit_release, consider, consider_base
 from stillhouse.terms.asking import licence_texts
-from stillhouse.terms.base import of_base
 from stillhouse.terms.obligations import file_name, settled
 from stillhouse.workspace import init_workspace
 
@@ -97,7 +96,7 @@ def test_a_base_whose_record_is_lost_before_the_release_owes_what_it_owed(ledger
     assert "signed_off_by" in caught.value.mend
     signed = begun_from(folder, *ABOUT, release={"signed_off_by": "R. Ames, counsel"})
     bodies = [ledger.leaf(index).body for index in admit_release(signed, [], ledger, NOW)]
-    owed = settled(signed, bodies, {}, of_base(signed, ledger.workspace, NOW.date()))
+    owed = settled(signed, bodies, {})
     assert owed.prefix == "Llama"
     assert any("who taught the base small is not known" in line for line in owed.unknown)
     assert bodies[-1]["stricter"]
@@ -160,7 +159,7 @@ def test_how_many_taught_the_base_lifts_no_refusal(ledger, tmp_path):
 
 
 @pytest.mark.parametrize("init", ["embedded:base", "config", "from_teacher"])
-def test_a_base_that_is_no_release_is_no_decision(ledger, tmp_path, init):
+def test_a_base_that_is_nobody_elses_is_no_decision(ledger, tmp_path, init):
     what = begun_from(tmp_path / "x", student={"init": init})
     assert admit_base(what, ledger, NOW) is None
     assert not list(ledger.leaves("decision"))

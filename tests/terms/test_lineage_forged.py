@@ -14,7 +14,8 @@ from stillhouse.ledger.checkpoint import sign_note
 from stillhouse.ledger.keys import public_bytes, public_pem, read_signing_key
 from stillhouse.ledger.leaves import canonical
 from stillhouse.ledger.manifest import NAME
-from stillhouse.terms import admit
+from stillhouse.recipe import parse_recipe
+from stillhouse.terms import admit, consider_base
 from stillhouse.terms.lineage import KEY, LONGEST, TEACHERS, Lineage, folder_of, read_lineage
 from stillhouse.workspace import init_workspace
 
@@ -53,6 +54,7 @@ SPOILT = [
     ([entry("big-1", upstream={"teachers": "nobody"})], "not in its form"),
     ([entry("big-1", upstream={"teachers": [3]})], "not in its form"),
     ([entry("big-1", upstream=upstream("x", entry("y"), signedBy="no hex"))], "not in its form"),
+    ([entry("big-1", "weights", None, use="base")], "not in its form"),
     ([entry("big-1", known=["a"])], "not in its form"),
     ([entry("big-1", known={"also": "a"})], "not in its form"),
     ([entry("big-1", known={"paid": "yes"})], "not in its form"),
@@ -272,3 +274,20 @@ def test_a_record_in_its_form_is_known(ledger, tmp_path):
     released(tmp_path / "small", ledger.workspace, *GOOD)
     found = read_lineage(tmp_path / "small", ledger.workspace)
     assert (found.unknown, len(found.teachers), found.ours) == ("", 4, True)
+
+
+def test_what_was_asked_at_a_server_is_no_base(ledger, tmp_path):
+    """Whose weights are in a model answered nothing, so nobody asks for its leave."""
+    asked = entry("secret-1", host="api.secret.example", use="base")
+    taught = entry("embedded:desk", "shipped", None, upstream=upstream("x", asked))
+    released(tmp_path / "small", ledger.workspace, taught)
+    assert decided(ledger, tmp_path / "small").verdict == "refuse"
+    begins = parse_recipe(
+        {
+            "run": {"name": "smaller"},
+            "teacher": {"model": "embedded:desk"},
+            "prompts": {"source": "embedded:desk"},
+            "student": {"init": str(tmp_path / "small")},
+        }
+    )
+    assert consider_base(begins, ledger, NOW).verdict == "refuse"

@@ -1,5 +1,5 @@
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, datetime
 from itertools import permutations
 from pathlib import Path
 
@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stillhouse.ledger import Ledger
 from stillhouse.recipe import parse_recipe
 from stillhouse.release.owed import files
+from stillhouse.terms import admit_base
 from stillhouse.terms.asking import licence_texts
-from stillhouse.terms.base import of_base
 from stillhouse.terms.facts import Obligation
 from stillhouse.terms.obligations import Owed, due, file_name, of_seeds, redistributes, settle, settled
 from stillhouse.workspace import init_workspace
@@ -201,7 +202,9 @@ def based(tmp_path, init, teacher=None, **tables):
     recipe = recipe_of(init, teacher, **tables)
     workspace = init_workspace(tmp_path)
     workspace.operator.write_text("monthly_users = 5\n")
-    return settled(recipe, [], {}, of_base(recipe, workspace, date(2026, 11, 20)))
+    with Ledger.open(workspace) as ledger:
+        leaf = admit_base(recipe, ledger, datetime(2026, 11, 20, tzinfo=UTC))
+        return settled(recipe, [] if leaf is None else [ledger.leaf(leaf).body], {})
 
 
 @pytest.mark.parametrize("teacher", ["Qwen/Qwen2.5-7B-Instruct", "embedded:desk"])

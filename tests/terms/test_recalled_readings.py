@@ -136,3 +136,24 @@ def test_a_declaration_about_a_row_is_recalled_in_any_order_of_what_it_is_about(
     with pytest.raises(GateRefused) as caught:
         admitted(at_maker(more), "train_target", ledger)
     assert "was recalled" in caught.value.mend
+
+
+@pytest.mark.parametrize("second", ["declaration", "permission"])
+def test_what_rests_on_two_that_are_recalled_waits_until_both_are_lifted(ledger, second):
+    teacher = {"model": "big-1", "access": "api", "endpoint": "https://api.example.com/v1", "revision": ""}
+    first = ledger.append("authorisation", {"teacher": teacher, **OLD})
+    body = (
+        {"permission": {}} if second == "permission" else {"teacher": teacher, **OLD, "declared_by": "M. Po"}
+    )
+    other = ledger.append("authorisation", body)
+    on = {"permissions": [other]} if second == "permission" else {"declarations": [first, other]}
+    named = {"teacher": teacher, "use": "train_target", "authorisation": first}
+    both, alone = ledger.append("decision", named | on), ledger.append("decision", named)
+    for leaf in (first, other):
+        withdraw(ledger, leaf)
+    withdraw(ledger, first, lift=True)
+    assert quarantined(ledger) == {both}
+    withdraw(ledger, other, lift=True)
+    assert quarantined(ledger) == frozenset()
+    withdraw(ledger, first)
+    assert quarantined(ledger) == {both, alone}

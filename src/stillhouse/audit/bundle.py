@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 
 from stillhouse.audit.permits import not_covered
-from stillhouse.audit.trail import Trail, follow, not_trained_on
+from stillhouse.audit.trail import Teacher, Trail, follow, name_of, not_trained_on
 from stillhouse.errors import LedgerError, StillhouseError, UsageError, storage
 from stillhouse.ledger import Check, Checkpoint, Verification, oms, read_checkpoint
 from stillhouse.ledger.checkpoint import signer_of
@@ -25,6 +26,7 @@ from stillhouse.ledger.keys import public_of_pem
 from stillhouse.ledger.manifest import NAME, Manifest, brought, names, read_manifest, sha256_of
 from stillhouse.ledger.verify import Outside
 from stillhouse.models import weights_digest
+from stillhouse.terms.facts import Obligation
 from stillhouse.terms.lineage import BEGUN, as_base, known_of
 from stillhouse.terms.obligations import BASE, due, file_name, of_decisions, of_seeds, settle
 from stillhouse.terms.ruling import TRAINS
@@ -277,35 +279,92 @@ def _teachers(bundle: _Bundle) -> str:
         for model, _ in stated.keys() ^ trail.given.keys()
     ]
     for name in stated.keys() & trail.given.keys():
-        given = trail.given[name].as_stated()
-        faults += [
-            f"{name[0]}: teachers.json says {what} {stated[name][what]!r}, the leaves {value!r}"
-            for what, value in given.items()
-            if stated[name][what] != value
-        ]
-        verdicts = {entry["leaf"]: entry["verdict"] for entry in stated[name]["decisions"]}
-        seen = {leaf: trail.decisions[leaf].body["verdict"] for leaf in verdicts}
-        if verdicts != seen or not trail.given[name].decisions <= verdicts.keys():
-            faults.append(f"{name[0]}: teachers.json does not have the decisions of the leaves")
-        known = [trail.decisions[leaf].body.get("upstream") for leaf in sorted(verdicts)]
-        if stated[name].get("upstream") not in known:
-            faults.append(f"{name[0]}: teachers.json names other teachers of it than the decisions")
-        asked = [known_of(trail.decisions[leaf].body.get("asked")) for leaf in sorted(verdicts)]
-        if stated[name].get("known") not in (None, *asked):
-            faults.append(f"{name[0]}: teachers.json knows it by other facts than the decisions")
-    faults += _of_base(bundle, trail, _need(trail.release, "the release's leaf").body["decisions"])
+        faults += [f"{name[0]}: teachers.json {fault}" for fault in _of_teacher(stated[name], name, trail)]
+    faults += _of_base(bundle, trail)
     _none(faults)
     shares = (f"{name[0]} {one.rows / max(1, len(trail.rows)):.1%}" for name, one in trail.given.items())
     return ", ".join(shares) + " of the rows"
 
 
-def _of_base(bundle: _Bundle, trail: Trail, decided: list[int]) -> Iterator[str]:
-    """What is wrong with `base.json`. Releases from before it was told have none; their decisions about a
-    base name no run."""
+def _of_teacher(stated: dict[str, Any], name: Teacher, trail: Trail) -> Iterator[str]:
+    """What is wrong with what `teachers.json` says of one who taught. Older releases say less."""
+    for what, value in trail.given[name].as_stated().items():
+        if stated[what] != value:
+            yield f"says {what} {stated[what]!r}, the leaves {value!r}"
+    decided = {each["leaf"]: trail.decisions[each["leaf"]].body for each in stated["decisions"]}
+    same = all(
+        each["verdict"] == decided[each["leaf"]]["verdict"]
+        and all(
+            (each[word] or None) == (decided[each["leaf"]].get(field) or None)
+            for word, field in _OF_A_DECISION.items()
+            if word in each
+        )
+        for each in stated["decisions"]
+    )
+    bodies = [decided[leaf] for leaf in sorted(decided)]
+    whose = {name_of(body["teacher"]["model"]) for body in bodies}
+    if not same or whose != {name[0]} or not trail.given[name].decisions <= decided.keys():
+        yield "does not have the decisions of the leaves"
+    if stated.get("upstream") not in [body.get("upstream") for body in bodies]:
+        yield "names other teachers of it than the decisions"
+    if stated.get("known") not in (None, *(known_of(body.get("asked")) for body in bodies)):
+        yield "knows it by other facts than the decisions"
+    asked = [body["teacher"] for body in bodies]
+    reached = {(each.get("access"), urlsplit(each.get("endpoint") or "").hostname) for each in asked}
+    if (stated["access"], stated["host"]) not in reached:
+        yield "says that it was asked in another way than was decided"
+    owed = [one for body in bodies for one in body.get("obligations") or ()]
+    if _differ(stated.get("obligations") or [], owed):
+        yield "says that other things are owed than the decisions"
+    if "use" in stated:
+        yield "says that it is a base"
+
+
+_OF_A_DECISION = {
+    "terms": "terms",
+    "readOn": "read_on",
+    "basis": "basis",
+    "policy": "policy",
+    "registrySha256": "registry_sha256",
+    "authorisation": "authorisation",
+}
+
+
+def _differ(stated: list[dict[str, Any]], decided: list[dict[str, Any]]) -> bool:
+    """Whether other obligations are stated than were decided. Older releases do not say of which row they
+    are, and older decisions leave out what they say nothing of."""
+    names = {"kind", "texts", "modes"}.union(*stated)
+
+    def told(each: dict[str, Any]) -> str:
+        whole = {**_UNSAID, **each}
+        return json.dumps({name: whole.get(name) for name in sorted(names)})
+
+    return {*map(told, stated)} != {*map(told, decided)}
+
+
+_UNSAID = {
+    "row": "",
+    "texts": [],
+    "modes": list(Obligation("note").modes),
+    "redistributes": False,
+    "where": "",
+}
+
+
+def _of_base(bundle: _Bundle, trail: Trail) -> Iterator[str]:
+    """What is wrong with `base.json`. Releases from before it was told have none, and their decisions about a
+    base name no run; those from before it told what the base is known by leave that out."""
+    decided = _need(trail.release, "the release's leaf").body["decisions"]
     bodies = [(index, trail.decisions[index].body) for index in decided]
     told = [as_base(index, body) for index, body in bodies if body["use"] == BASE]
+    begun = _need(trail.trained, "the training's leaf").body.get("base")
+    if begun is not None and not told:
+        yield f"the training began as leaf {begun} says, and the release has no decision about that"
     if BEGUN in bundle.files:
-        if json.loads((bundle.folder / BEGUN).read_bytes()) not in told:
+        stated = json.loads((bundle.folder / BEGUN).read_bytes())
+        if "known" not in stated:
+            told = [{name: value for name, value in each.items() if name != "known"} for each in told]
+        if stated not in told:
             yield "base.json is not what the decision about the base says"
     elif any("run" in body for _, body in bodies if body["use"] == BASE):
         yield "base.json is missing, and there is a decision about the base"
@@ -332,10 +391,11 @@ def _obligations(bundle: _Bundle) -> str:
     body = _need(trail.release, "the release's leaf").body
     under = {decision for _, decision in trail.exchanges.values()}
     learned = {index for index in under if trail.decisions[index].body["use"] in TRAINS}
+    learned |= {_need(trail.trained, "the training's leaf").body.get("base")} - {None}
     decisions = [trail.decisions[index].body for index in sorted({*body["decisions"], *learned})]
     owed = [*of_decisions(decisions), *of_seeds(body["prompts"]["source"], body["prompts"]["licence"] or "")]
     now = due(owed, body["mode"], body["redistributes"])
-    copied = [one.copy for one in now if f"LICENSES/{file_name(one.copy)}.txt" in bundle.files]
+    copied = [one.copy for one in now if _text(bundle, f"LICENSES/{file_name(one.copy)}.txt").strip()]
     settlement = settle(now, body["name"], body["licence"], body["confirmed"], copied)
     attributed = _text(bundle, "ATTRIBUTION.md")
     faults = [*settlement.conflicts, *settlement.unmet]
@@ -353,7 +413,7 @@ def _obligations(bundle: _Bundle) -> str:
 
 def _text(bundle: _Bundle, name: str) -> str:
     path = bundle.folder / name
-    return path.read_text() if path.is_file() else ""
+    return path.read_text(errors="replace") if path.is_file() else ""
 
 
 def _evaluation(bundle: _Bundle) -> str:
@@ -363,7 +423,9 @@ def _evaluation(bundle: _Bundle) -> str:
     evaluation = json.loads((bundle.folder / "evaluation.json").read_bytes())
     if leaf.body["weights"] != trained.body["weights"]:
         raise _fault("the evaluation in the log is of other weights")
-    if leaf.body["retention"] != evaluation["retention"]:
+    ruled = leaf.body.get("verdict") or {}  # older leaves have none
+    stated = {name: (evaluation.get("verdict") or {}).get(name) for name in ruled}
+    if leaf.body["retention"] != evaluation["retention"] or stated != ruled:
         raise _fault("evaluation.json does not have the figures of the log")
     return f"leaf {leaf.index} has the figures of evaluation.json for these weights"
 

@@ -52,7 +52,11 @@ def not_covered(trail: Trail, keys: Collection[bytes]) -> list[str]:
                     revoked=ended.index if ended is not None and ended.index < index else None,
                     fault=signature_fault(permission.body, keys),
                 )
-                why = why_not(said, whom, date.fromisoformat(body["on"]), further=0)
+                on = date.fromisoformat(body["on"])
+                late = (date.fromisoformat(decision.time[:10]) - on).days
+                why = why_not(said, whom, on, further=0)
+                if late not in (0, 1):  # 1 where midnight passed before it was recorded
+                    why = f"it is dated {on}, and was recorded on {decision.time[:10]}"
             except (KeyError, TypeError, ValueError) as error:
                 why = f"it cannot be read ({error})"
             if why:

@@ -79,6 +79,8 @@ class Trail:
     counted: Counter[int] = field(default_factory=Counter)
     undisclosed: set[int] = field(default_factory=set)
     graced: int = 0
+    held: set[int] = field(default_factory=set)
+    read: set[int] = field(default_factory=set)
     rotations: list[tuple[bytes, bytes]] = field(default_factory=list)
     lost: set[bytes] = field(default_factory=set)
     transforms: set[int] = field(default_factory=set)
@@ -149,6 +151,9 @@ def _take(trail: Trail, leaf: Leaf) -> None:
 
 
 def _correct(trail: Trail, leaf: Leaf) -> None:
+    if trail.release is None and leaf.body["what"] in (SET_ASIDE, LIFTED):
+        named = set(leaf.body["decisions"])
+        trail.held = trail.held | named if leaf.body["what"] == SET_ASIDE else trail.held - named
     if leaf.body["what"] == "signing key replaced":
         old, new = (base64.b64decode(leaf.body[name]) for name in ("old_public_key", "new_public_key"))
         if signed := rotation_signed(leaf.body):
@@ -175,6 +180,7 @@ def _exchange(trail: Trail, leaf: Leaf) -> None:
     given.decisions.add(body["decision"])
     if body.get("stage") == "read":
         given.readings += 1
+        trail.read.add(body["decision"])
     else:
         read, written = body.get("prompt_tokens"), body.get("completion_tokens")
         given.answers += 1
@@ -293,6 +299,10 @@ def _check_uses(trail: Trail) -> None:
     }
     for model in sorted({model for model, _ in trail.given} - allowed):
         trail.wrongs.append(f"no decision that is shown allows training on answers of {model}")
+    answers = {answer for row in trail.rows.values() for answer in row} & trail.exchanges.keys()
+    learned = {trail.exchanges[answer][1] for answer in answers}
+    for index in sorted(trail.held & {*learned, *trail.read, *trail.release.body["decisions"]}):
+        trail.wrongs.append(f"the release rests on leaf {index}, which was recalled before it")
     for index, used in trail.counted.items():
         permission = trail.permissions.get(index)
         most = permission.body["permission"]["scope"].get("volume") if permission else None

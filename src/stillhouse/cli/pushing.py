@@ -31,8 +31,11 @@ def push(
     from stillhouse.audit import verify
     from stillhouse.cli import show
     from stillhouse.errors import LedgerError
+    from stillhouse.ledger import Ledger
     from stillhouse.pipeline import need_extra
+    from stillhouse.release.hub import none_recalled_since
     from stillhouse.release.hub import push as publish
+    from stillhouse.workspace import find_workspace
 
     need_extra("hub", ("huggingface_hub",))
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -44,6 +47,11 @@ def push(
             "\n".join(faults),
             f"`stillhouse audit verify {release}` shows every check",
         )
+    looked = False
+    here = (find_workspace(release), find_workspace(Path.cwd()))
+    for workspace in {each for each in here if each is not None}:
+        with Ledger.open(workspace) as ledger:
+            looked |= none_recalled_since(release, ledger)
     if as_json or not sys.stderr.isatty():
         disable_progress_bars()
     done = publish(release, repository, revision, private, replace)
@@ -54,12 +62,16 @@ def push(
         "files": done.files,
         "private": done.private,
         "new": done.new,
+        "recalls_looked_at": looked,
     }
     state = f"{done.files:,} files" if done.new else "nothing, for the same files lie there already"
     lines = [
         f"published  {state}",
         f"url        {done.url}{' (private)' if done.private else ''}",
         f"commit     {done.commit}",
+        "recalls    none"
+        if looked
+        else "recalls    not looked at: the ledger that it was made from is not here",
         f"check      hf download {repository} --revision {done.commit} --local-dir FOLDER, then"
         " stillhouse audit verify FOLDER",
     ]

@@ -5,6 +5,8 @@ ledger.sqlite       a consistent copy, also while others write
 anchors/            the newest checkpoint, and what others said of it
 keys/               public keys; the private ones only where they were asked for
 targets/            shards of targets, where they were asked for
+
+After the tar a line has the SHA-256 of all bytes before it, so that none can change unseen.
 """
 
 from __future__ import annotations
@@ -33,8 +35,10 @@ from stillhouse.ledger.targets import SUFFIX
 from stillhouse.ledger.tree import stored_nodes
 from stillhouse.workspace import Workspace, sync_folder
 
-FORMAT = "stillhouse-backup-1"
+FORMAT = "stillhouse-backup-2"
+UNSEALED = "stillhouse-backup-1"  # of before there was a sum over the whole file
 _MANIFEST = "manifest.json"
+_SUM = b"\nsha256 of all before: "  # after the tar's end, where no reader of tars looks; 64 hex digits follow
 _NEEDED = ("keys/workspace.key", "keys/signing.pem")
 _PRIVATE = (*_NEEDED, "keys/model-signing.pem")
 
@@ -150,14 +154,16 @@ def _write(path: Path, made: Backup, files: dict[str, Path]) -> None:
         with file.open("rb") as data:
             sums[name] = hashlib.file_digest(data, "sha256").hexdigest()
     manifest = json.dumps({"format": FORMAT, **asdict(made), "files": sums}, indent=2).encode()
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as out:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w+b") as out:
         with tarfile.open(fileobj=out, mode="w") as tar:
             head = tarfile.TarInfo(_MANIFEST)
             head.size, head.mode = len(manifest), 0o600
             tar.addfile(head, io.BytesIO(manifest))
             for name, file in files.items():
                 tar.add(file, name, recursive=False)
+        out.seek(0)
+        out.write(_SUM + hashlib.file_digest(out, "sha256").hexdigest().encode() + b"\n")
         out.flush()
         os.fsync(out.fileno())
 
@@ -165,10 +171,14 @@ def _write(path: Path, made: Backup, files: dict[str, Path]) -> None:
 def _unpack(path: Path, folder: Path) -> Backup:
     """Its files, each as the manifest says; only those that it names are taken."""
     try:
+        sealed = _is_sealed(path)
         with tarfile.open(path) as tar:
             manifest = json.loads(_member(tar, _MANIFEST).read())
-            if manifest.pop("format") != FORMAT:
+            form = manifest.pop("format")
+            if form not in (FORMAT, UNSEALED):
                 raise ValueError("another version of stillhouse wrote it")
+            if form == FORMAT and not sealed:
+                raise ValueError("its end is missing")
             for name, wanted in manifest.pop("files").items():
                 _take(tar, name, wanted, folder)
             return Backup(**manifest)
@@ -176,6 +186,26 @@ def _unpack(path: Path, folder: Path) -> Backup:
         raise _damaged(path, f"{type(error).__name__}: {error}") from None
     except FileNotFoundError:
         raise UsageError(f"no backup at {path}", "the file does not exist", "give a backup's file") from None
+
+
+def _is_sealed(path: Path) -> bool:
+    """Whether it ends in the sum of all bytes before; ValueError where these are others than were written."""
+    length = len(_SUM) + 65
+    with path.open("rb") as file:
+        whole = file.seek(0, os.SEEK_END)
+        file.seek(max(0, whole - length))
+        end = file.read()
+        if not end.startswith(_SUM):
+            return False
+        file.seek(0)
+        found, left = hashlib.sha256(), whole - length
+        while left:
+            block = file.read(min(left, 1 << 20))
+            found.update(block)
+            left -= len(block)
+    if end != _SUM + found.hexdigest().encode() + b"\n":
+        raise ValueError("it was changed since it was written")
+    return True
 
 
 def _take(tar: tarfile.TarFile, name: str, wanted: str, folder: Path) -> None:

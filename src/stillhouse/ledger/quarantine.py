@@ -121,8 +121,17 @@ def decisions_of(ledger: Ledger, by: By, which: int | str) -> list[int]:
     on several permissions and declarations, and on a declaration in whatever form that same reading was said;
     and on earlier decisions, by the record of a teacher that was taught under them, however many steps back.
     Raises UsageError where there is none."""
-    on = _alike(ledger, int(which)) if by == "authorisation" else {which}
+    found = _by(ledger, by, _alike(ledger, int(which)) if by == "authorisation" else {which})
+    if not found:
+        raise UsageError(
+            f"no decision to recall by the {by} {which}",
+            "no decision in the ledger is it, rests on it, or is about it",
+            "`stillhouse ledger show --kind decision` shows them",
+        )
+    return found
 
+
+def _by(ledger: Ledger, by: By, on: Collection[int | str]) -> list[int]:
     def answers_to(leaf: Leaf) -> list[int | str | None]:
         if by == "decision":
             return [leaf.index]
@@ -132,18 +141,23 @@ def decisions_of(ledger: Ledger, by: By, which: int | str) -> list[int]:
         several = [leaf for name in ("permissions", "declarations") for leaf in said.get(name, ())]
         return [said.get("authorisation"), said.get("declaration"), *several]
 
-    found: dict[int, None] = {}
+    wanted, found = set(on), dict[int, None]()
     for leaf in ledger.leaves("decision"):  # one rests on earlier ones alone, so all are found in one go
         earlier = {index for each in leaf.body.get("weighed", ()) for index in each.get("decisions", ())}
-        if not on.isdisjoint(answers_to(leaf)) or not earlier.isdisjoint(found):
+        if not wanted.isdisjoint(answers_to(leaf)) or not earlier.isdisjoint(found):
             found[leaf.index] = None
-    if not found:
-        raise UsageError(
-            f"no decision to recall by the {by} {which}",
-            "no decision in the ledger is it, rests on it, or is about it",
-            "`stillhouse ledger show --kind decision` shows them",
-        )
     return list(found)
+
+
+def _held_by_others(ledger: Ledger, authorisation: int) -> set[int]:
+    """The decisions that rest on another authorisation that is recalled now, as well."""
+    held, readings = withdrawn(ledger), recalled_readings(ledger)
+    others: set[int | str] = {
+        leaf.index
+        for leaf in ledger.leaves("authorisation")
+        if (leaf.index in held if (reading := reading_of(leaf.body)) is None else reading in readings)
+    }
+    return {*_by(ledger, "authorisation", others - _alike(ledger, authorisation))}
 
 
 def recall(
@@ -154,9 +168,12 @@ def recall(
     authorisation: int | None = None,
 ) -> Recalled:
     """Quarantine what these decisions covered, or lift that; `authorisation` is what all of them rest on, and
-    it is withdrawn, or holds again. Raises UsageError where that is so already."""
+    it is withdrawn, or holds again. What also rests on another one that is recalled stays quarantined. Raises
+    UsageError where it is so already."""
     held = quarantined(ledger)
     wanted = sorted(set(decisions) & held if lift else set(decisions) - held)
+    if lift and authorisation is not None:
+        wanted = sorted({*wanted} - _held_by_others(ledger, authorisation))
     if not wanted and (authorisation is None or (authorisation in withdrawn(ledger)) is not lift):
         raise UsageError(
             "nothing of this is quarantined" if lift else "all of this is quarantined already",

@@ -319,7 +319,7 @@ def _train(work: Work) -> bool:
     if is_done(work, "train", inputs, work.folder.student / "config.json", work.folder.student_before):
         dismiss()
         return False
-    admit_learning(recipe, work.ledger)
+    base = admit_learning(recipe, work.ledger)
     started = time.monotonic()
     result = asdict(train(work.folder, recipe, work.watch, local, source=source))
     result |= {"weights": weights_digest(str(work.folder.student)), "decisions": sorted(grounds(work))}
@@ -331,6 +331,7 @@ def _train(work: Work) -> bool:
             "run": work.folder.root.name,
             "samples": curated["digest"],
             "transform": curated["transform"],
+            "base": base,
             "settings": json.loads(recipe.train.model_dump_json()),
             "seed": recipe.run.seed,
             "weights": result["weights"],

@@ -27,7 +27,6 @@ from stillhouse.scoring import check as check_scorers
 from stillhouse.scoring import scorers as installed_scorers
 from stillhouse.terms import gate
 from stillhouse.terms.asking import access_of, licence_texts, name_of
-from stillhouse.terms.base import of_base
 from stillhouse.terms.facts import OPEN
 from stillhouse.terms.obligations import Settlement, must_be_possible, settled
 from stillhouse.train import check_shared, launched
@@ -55,10 +54,10 @@ def admit_all(recipe: Recipe, ledger: Ledger) -> Admitted:
     hear_terms(recipe, ledger)
     leaves = [(use, gate.admit(recipe, teacher, use, ledger, now)) for teacher, use in gate.uses_of(recipe)]
     learned = [leaf for use, leaf in leaves if use == "train_target"]
-    base, taught = of_base(recipe, ledger.workspace, now.date()), gate.admit_base(recipe, ledger, now)
-    of_the_base = [] if taught is None else [taught]
+    base = gate.admit_base(recipe, ledger, now)
+    of_the_base = [] if base is None else [base]
     bodies = [ledger.leaf(leaf).body for leaf in (*learned, *of_the_base)]
-    owed = settled(recipe, bodies, licence_texts(recipe, ledger.workspace), base)
+    owed = settled(recipe, bodies, licence_texts(recipe, ledger.workspace))
     must_be_possible(owed)
     return Admitted(
         learned,
@@ -75,14 +74,14 @@ def hear_terms(recipe: Recipe, ledger: Ledger) -> None:
     asking.hear(served, ledger, today())
 
 
-def admit_learning(recipe: Recipe, ledger: Ledger) -> None:
-    """Raises GateRefused where one of the recipe's teachers, or who taught its base, may not be learned from
-    today."""
+def admit_learning(recipe: Recipe, ledger: Ledger) -> int | None:
+    """The leaf of the decision about the base; None where there is none. Raises GateRefused where one of the
+    recipe's teachers, or who taught its base, may not be learned from today."""
     now = datetime.now(UTC)
     for teacher, use in gate.uses_of(recipe):
         if use == "train_target":
             gate.admit(recipe, teacher, use, ledger, now)
-    gate.admit_base(recipe, ledger, now)
+    return gate.admit_base(recipe, ledger, now)
 
 
 @contextmanager

@@ -16,13 +16,11 @@ from stillhouse.ledger.keys import read_model_signing_key, read_signing_key
 from stillhouse.ledger.quarantine import quarantined
 from stillhouse.recipe import Recipe
 from stillhouse.release import owed
-from stillhouse.release.documents import ROWS, as_json, documents
+from stillhouse.release.documents import ROWS, documents
 from stillhouse.release.gather import gather, result_of
 from stillhouse.release.provenance import learned_under, leaves_to_show, newest
 from stillhouse.release.rows import write_rows
-from stillhouse.terms.base import of_base
-from stillhouse.terms.lineage import BEGUN, as_base
-from stillhouse.terms.obligations import BASE, must_be_met, redistributes, seeds, settled
+from stillhouse.terms.obligations import must_be_met, redistributes, seeds, settled
 from stillhouse.terms.operator import read_publisher
 from stillhouse.workspace import RunFolder, pems
 
@@ -61,7 +59,7 @@ def release(
     grounds = {one.leaf for teacher in facts.teachers for one in teacher.decisions}
     none_recalled(run, ledger)
     bodies = [ledger.leaf(index).body for index in decided]
-    settlement = settled(recipe, bodies, licences or {}, of_base(recipe, ledger.workspace, now.date()))
+    settlement = settled(recipe, bodies, licences or {})
     must_be_met(settlement)
     weights = result_of(run, "train")["weights"]
     trained, evaluated = (newest(ledger, kind, run, weights) for kind in ("train_run", "evaluation"))
@@ -76,9 +74,6 @@ def release(
         (temporary / PROOFS).mkdir()
         rows = write_rows(run, ledger, transform, temporary / ROWS)
         _write(temporary, documents(facts, rows, key))
-        for index, body in zip(decided, bodies, strict=True):
-            if body["use"] == BASE:
-                _write(temporary, {BEGUN: as_json(as_base(index, body))})
         _write(temporary, owed.files(settlement, recipe.release.licence, licences or {}))
         _write(temporary, {oms.PUBLIC: pems(model_key)[1]})
     files = manifest.digests(temporary)
@@ -102,6 +97,7 @@ def release(
     )
     checkpoint = ledger.checkpoint()
     named = {*grounds, *decided, transform, trained.index, evaluated.index, leaf}
+    named |= {trained.body.get("base")} - {None}
     shown = leaves_to_show(run, ledger, temporary / ROWS, named)
     disclosure.disclose(ledger, temporary / PROOFS, shown, checkpoint)
     sealed = manifest.seal(temporary, ledger.origin, facts.name, key)

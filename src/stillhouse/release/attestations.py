@@ -122,6 +122,7 @@ def _distillation(facts: Facts, rows: Rows) -> dict[str, Any]:
         | {"anchored": facts.anchored},
         "student": {"base": facts.student.base, "baseDigest": facts.student.base_sha256}
         | {"digest": facts.student.sha256, "parameters": facts.student.parameters},
+        "base": None if facts.begun is None else dict(facts.begun),
         "teachers": teachers(facts),
         "rows": {"count": rows.count, "sha256": rows.sha256, "answers": facts.samples.answers}
         | {"dropped": dict(facts.samples.dropped), "unscored": dict(facts.samples.unscored)},

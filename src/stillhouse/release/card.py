@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from stillhouse.release.facts import MARGIN, Facts, Teacher, compute, missing
@@ -131,7 +132,8 @@ def _rows(facts: Facts) -> str:
             f"{code(samples.prompts)}{', and to others invented from them' if samples.grown else ''}; "
             f"dropped: {dropped}; set aside unscored: {unscored}.",
             teachers,
-            *(_taught_by(teacher) for teacher in facts.teachers if teacher.upstream is not None),
+            *(_taught_by(one.model, one.upstream) for one in facts.teachers if one.upstream is not None),
+            *_base(facts),
             *(["What the terms ask of this model:", "\n".join(owed)] if owed else []),
             "Every row is a leaf in the ledger that names the teacher's answer, and every answer names the "
             f"decision by which it was allowed. When this was written the ledger had {facts.size:,} leaves "
@@ -141,13 +143,28 @@ def _rows(facts: Facts) -> str:
     )
 
 
-def _taught_by(teacher: Teacher) -> str:
-    said = teacher.upstream or {}
-    who = " and ".join(code(each["model"]) for each in said["teachers"])
+def _taught_by(model: str, said: Mapping[str, Any]) -> str:
+    """Who taught a model that is a release. `said` names those with whose weights it began as well."""
+    taught = [each for each in said["teachers"] if each.get("use") != "base"]
+    who = " and ".join(code(each["model"]) for each in taught)
     known = f"by {who}, as its signed record says" if who else f"by nobody known: {text(said['unknown'])}"
     if who and said["unknown"]:
         known += f"; not all is known: {text(said['unknown'])}"
-    return f"{code(teacher.model)} is the release {code(said['release'])}, and was itself taught {known}."
+    begun = " and ".join(code(each["model"]) for each in said["teachers"] if each.get("use") == "base")
+    known += f"; it began as {begun}" if begun else ""
+    return f"{code(model)} is the release {code(said['release'])}, and was itself taught {known}."
+
+
+def _base(facts: Facts) -> list[str]:
+    """Who taught the weights that the student began with, and theirs in turn, as far as that is recorded."""
+    if facts.begun is None:
+        return []
+    said = facts.begun["upstream"]
+    if said is None:
+        return [
+            f"The base {code(facts.begun['model'])} is no release of stillhouse: who taught it is not known."
+        ]
+    return [f"Its base {_taught_by(facts.begun['model'], said)}"]
 
 
 def _teacher(teacher: Teacher) -> tuple[str, ...]:

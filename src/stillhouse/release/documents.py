@@ -15,6 +15,7 @@ from stillhouse.release.croissant import croissant
 from stillhouse.release.facts import Facts
 from stillhouse.release.rows import Rows
 from stillhouse.release.spdx import spdx
+from stillhouse.terms.lineage import BEGUN
 
 ROWS = "provenance/rows.parquet"
 
@@ -34,6 +35,8 @@ def documents(facts: Facts, rows: Rows, key: Ed25519PrivateKey) -> dict[str, byt
         "bom/model.cdx.json": as_json(cyclonedx(facts, rows)),
         "bom/model.spdx3.json": as_json(spdx(facts, rows)),
     }
+    if facts.begun is not None:
+        found[BEGUN] = as_json(facts.begun)
     for name, statement in statements(facts, rows).items():
         found[f"attest/{name}.intoto.jsonl"] = signed(statement, key)
     return found

@@ -155,7 +155,9 @@ class Facts:
     """`written` is the moment at which this was gathered, when the log had `size` leaves with this `root`
     (hex). `files` are the student's, each with its SHA-256. `anchored` is the size up to which somebody else
     vouches for the log, None for nobody. `credits` are the lines that are owed, as ATTRIBUTION.md has them,
-    `due` what the teachers' terms ask of a student that is given out in this way."""
+    `due` what the teachers' terms ask of a student that is given out in this way. `begun` is what is known of
+    the base and of who taught it, None where the student began with nobody else's weights; see
+    `terms.lineage.as_base`."""
 
     name: str
     run: str
@@ -177,6 +179,7 @@ class Facts:
     anchored: int | None = None
     credits: tuple[str, ...] = ()
     due: tuple[Owed, ...] = ()
+    begun: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

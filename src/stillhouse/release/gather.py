@@ -32,8 +32,8 @@ from stillhouse.release.facts import (
 )
 from stillhouse.terms import ruling
 from stillhouse.terms.facts import Obligation, Publisher
-from stillhouse.terms.lineage import known_of
-from stillhouse.terms.obligations import Owed, due, of_decisions, of_seeds, redistributes, seeds, settle
+from stillhouse.terms.lineage import as_base, known_of
+from stillhouse.terms.obligations import BASE, Owed, due, of_decisions, of_seeds, redistributes, seeds, settle
 from stillhouse.workspace import RunFolder, read_marker
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -54,7 +54,8 @@ def gather(
     """
     collected, curated, trained = (result_of(run, stage) for stage in ("collect", "curate", "train"))
     evaluation = json.loads(run.evaluation.read_bytes())
-    owed = _due(recipe, [ledger.leaf(index).body for index in decided])
+    again = {index: ledger.leaf(index).body for index in decided}
+    owed = _due(recipe, list(again.values()))
     settlement = settle(owed, recipe.release.name or recipe.run.name, recipe.release.licence)
     teachers, uses = _teachers(run, recipe, ledger, collected, evaluation, decided)
     config = json.loads((run.student / "config.json").read_bytes())
@@ -102,6 +103,7 @@ def gather(
         anchored=_anchored(ledger),
         credits=(*settlement.credits, *settlement.notes),
         due=owed,
+        begun=next((as_base(at, body) for at, body in again.items() if body["use"] == BASE), None),
     )
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillhouse.errors import EndpointError, GateRefused, StillhouseError, UsageError
-from stillhouse.ledger import oms
+from stillhouse.ledger import Ledger, oms
 from stillhouse.ledger.disclosure import disclosed
 from stillhouse.ledger.manifest import BROUGHT, NAME, Manifest, read_manifest, sha256_of
+from stillhouse.ledger.quarantine import quarantined
 from stillhouse.release import PROOFS
 
 if TYPE_CHECKING:
@@ -114,6 +115,30 @@ def may_be_given_out(folder: Path) -> None:
             f'it was made with release.mode = "{mode}", and what is owed was settled for that alone',
             'set [release] mode = "weights" in the recipe, and run `stillhouse release RECIPE` again',
         )
+
+
+def none_recalled_since(folder: Path, ledger: Ledger) -> bool:
+    """Whether this ledger can tell of recalls, for the release was made from it. Raises GateRefused where one
+    of the decisions by which the student learned, or was released, is recalled there now."""
+    shown = {leaf.index: leaf for leaf in disclosed(folder / PROOFS)}
+    release = next((leaf for leaf in shown.values() if leaf.kind == "release"), None)
+    origin = read_manifest((folder / NAME).read_bytes()).origin
+    if release is None or ledger.origin != origin or release not in ledger.pick([release.index]):
+        return False
+    learned = {*release.body["decisions"]}
+    for leaf in shown.values():
+        if leaf.kind == "row":
+            learned |= {shown[answer].body["decision"] for answer in leaf.body["exchanges"]}
+        elif leaf.kind == "exchange" and leaf.body.get("stage") == "read":
+            learned.add(leaf.body["decision"])
+    if gone := sorted(learned & quarantined(ledger)):
+        raise GateRefused(
+            f"what {folder} was made under has been recalled since",
+            f"the decisions {gone} are recalled in the ledger that it was made from",
+            "`stillhouse run RECIPE` makes one without what they cover; or lift it: "
+            "`stillhouse ledger recall --lift`",
+        )
+    return True
 
 
 def _wanted(folder: Path, manifest: Manifest) -> dict[str, str]:

@@ -10,11 +10,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from stillhouse.errors import UsageError
-from stillhouse.recipe import Recipe, Teacher
+from stillhouse.recipe import WORDS, Recipe, Teacher
 from stillhouse.terms import licences, registry
 from stillhouse.terms.facts import Access, Asked, Feature, Row, Student, Use
 from stillhouse.terms.lineage import TEACHERS, folder_of, read_lineage
-from stillhouse.terms.obligations import file_name, the_base
+from stillhouse.terms.obligations import begins_from, file_name, the_base
 from stillhouse.terms.operator import read_operator
 from stillhouse.workspace import Workspace
 
@@ -171,6 +171,18 @@ def base_named(recipe: Recipe) -> str:
     return the_base(_base(recipe))
 
 
+def base_of(recipe: Recipe) -> Teacher | None:
+    """The model that the student begins with, with what is said of it where it teaches as well; None where it
+    is none of somebody else's, or a part of its teacher, whose own decision then speaks for it."""
+    init = recipe.student.init
+    if init in WORDS or init.startswith("embedded:"):
+        return None
+    said = next((one for one in (recipe.teacher, *recipe.teachers) if begins_from(recipe, one)), None)
+    if said is None:
+        return Teacher(model=init)
+    return Teacher(model=init, checkpoint=said.checkpoint, licence=said.licence, multimodal=said.multimodal)
+
+
 def licence_texts(recipe: Recipe, workspace: Workspace) -> dict[tuple[str, str], bytes]:
     """Texts at hand of the licences that a copy may be owed of, by the key of the row and the teacher.
 
@@ -205,7 +217,8 @@ def licence_texts(recipe: Recipe, workspace: Workspace) -> dict[tuple[str, str],
                 found[row.key, name] = read[row.key]
             if own.strip() and (row.key in theirs or not known):
                 found[row.key, name] = own
-    return found
+    same = {name_of(one) for one in (recipe.teacher, *recipe.teachers) if begins_from(recipe, one)}
+    return {(row, base): text for (row, name), text in found.items() if name in same} | found
 
 
 def _own(model: str) -> bytes:

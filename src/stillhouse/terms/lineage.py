@@ -28,7 +28,7 @@ from stillhouse.workspace import Workspace
 
 PROOFS = "provenance"
 TEACHERS = f"{PROOFS}/teachers.json"
-BEGUN = f"{PROOFS}/base.json"  # of a release that began as one: the base, in the form of a teacher
+BEGUN = f"{PROOFS}/base.json"  # of one that began as another's weights: these, in the form of a teacher
 KEY = f"{PROOFS}/public-key.pem"
 LARGEST = 16 << 20  # bytes of a file of the record
 LONGEST = 16 << 10  # bytes of what a decision's leaf (under 64 KiB) tells of it
@@ -61,7 +61,7 @@ class Past:
     signed the record that names it. `known` are fields of `Asked` as the gate was asked about it then, none
     where the record is from before they were told. `owed` is what the record says was owed for it then; a row
     that it does not tell is empty. `is_base` is one that a student began with, whose weights are in it: it
-    answered nothing, and its own teachers count.
+    answered nothing, and its own teachers count. `inside` says whether they are in the model asked about.
     """
 
     model: str
@@ -73,6 +73,7 @@ class Past:
     known: tuple[tuple[str, Any], ...] = ()
     owed: tuple[Owed, ...] = ()
     is_base: bool = False
+    inside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +148,16 @@ def known_of(asked: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def as_base(leaf: int, decision: Mapping[str, Any]) -> dict[str, Any]:
-    """`base.json`: a decision (leaf body) about who taught the base, in the form of a teacher's entry."""
+    """`base.json`: a decision (leaf body) about the base, and who taught it, in the form of a teacher's
+    entry."""
     return {
         "use": "base",
         "model": decision["teacher"]["model"],
         "revision": None,
         "access": "weights",
         "host": None,
-        "upstream": decision["upstream"],
+        "known": known_of(decision.get("asked")),
+        "upstream": decision.get("upstream"),
         "obligations": decision["obligations"],
         "decisions": [{"leaf": leaf, "verdict": decision["verdict"]}],
     }
@@ -173,6 +176,8 @@ def _read(folder: Path, workspace: Workspace) -> Lineage:
     if fault := _fault(folder, manifest, public, data):
         return Lineage(release, digest, "", False, _line(fault))
     entries, ours = json.loads(data), was_ours(public, workspace)
+    if any("use" in each for each in entries):
+        raise ValueError(f"{TEACHERS} tells of a base")
     if BEGUN in manifest.files:
         entries = [*entries, json.loads(_bytes(folder / BEGUN))]
     of = workspace if ours else None
@@ -245,11 +250,12 @@ def _past(
     before: tuple[int, ...] | None,
     workspace: Workspace | None = None,
     steps: int = 1,
+    inside: bool = True,
 ) -> Iterator[Past]:
     """One of `teachers.json`, or of those whom it names in turn, and those who taught it.
 
     `before` are the decisions about those between, None where nobody is; `workspace` is whose key signed what
-    names it, where that is this one.
+    names it, where that is this one; `inside` says whether the weights of what names it are in the model.
     """
     if steps > STEPS:
         raise LedgerError(f"more than {STEPS} released students, each taught by the next")
@@ -266,14 +272,14 @@ def _past(
     owed = tuple(_owed(each) for each in _list(entry, "obligations", dict))
     known = tuple(_known(entry.get("known") or {}))
     model, revision, host = (_text(entry, name) for name in ("model", "revision", "host"))
-    yield Past(
-        model, revision, access, host, decided, workspace is not None, known, owed, entry.get("use") == "base"
-    )
+    is_base = entry.get("use") == "base" and access == "weights" and not host  # else it could only answer
+    inside = inside and is_base
+    yield Past(model, revision, access, host, decided, workspace is not None, known, owed, is_base, inside)
     further = entry.get("upstream") or {}
     signer = _text(further, "signedBy")
     same = workspace is not None and bool(signer) and was_ours(bytes.fromhex(signer), workspace)
     for each in _list(further, "teachers", dict):
-        yield from _past(each, decided, workspace if same else None, steps + 1)
+        yield from _past(each, decided, workspace if same else None, steps + 1, inside)
 
 
 def _decided(entry: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -336,12 +342,21 @@ def _list(said: Mapping[str, Any], name: str, kind: type) -> list[Any]:
 
 
 def _shortly(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """One of `teachers.json`, as a release of its student passes it on: all but what it gave, and the texts
-    of the decisions."""
+    """One of `teachers.json`, as a release of its student passes it on: all but what it gave, the texts of
+    the decisions, and what is owed for it that is told of one further up."""
     same = {name: entry.get(name) for name in ("model", "revision", "access", "host", "upstream")}
-    told = {name: entry[name] for name in ("known", "obligations", "use") if entry.get(name)}
+    told = {name: entry[name] for name in ("known", "use") if entry.get(name)}
+    further = list(_owed_further(entry))
+    owed = [each for each in entry.get("obligations") or () if each not in further]
+    told |= {"obligations": owed} if owed else {}
     short = [{name: each[name] for name in ("leaf", "verdict")} for each in entry.get("decisions") or ()]
     return {**same, **told, "decisions": short}
+
+
+def _owed_further(entry: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for each in (entry.get("upstream") or {}).get("teachers") or ():
+        yield from each.get("obligations") or ()
+        yield from _owed_further(each)
 
 
 def _gaps(entries: list[Mapping[str, Any]]) -> Iterator[str]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 from stillhouse.errors import GateRefused
 from stillhouse.recipe import Recipe, Teacher
@@ -44,14 +44,6 @@ class Owed:
         return self.row, self.teacher
 
 
-class Base(NamedTuple):
-    """What is owed for the weights that a student begins with, and the name of a base whose terms no row
-    knows (empty where they are known)."""
-
-    owed: tuple[Owed, ...] = ()
-    unknown: str = ""
-
-
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """What a release must hold so that every obligation is met.
@@ -79,28 +71,28 @@ class Settlement:
 
 
 def settled(
-    recipe: Recipe,
-    decisions: Iterable[Mapping[str, Any]],
-    copied: Collection[tuple[str, str]],
-    base: Base,
+    recipe: Recipe, decisions: Iterable[Mapping[str, Any]], copied: Collection[tuple[str, str]]
 ) -> Settlement:
-    """What the release of a recipe owes by its decisions (leaf bodies), its base and its prompts' licence.
+    """What the release of a recipe owes by its decisions (leaf bodies) and its prompts' licence.
 
     `copied` are those of which the licence's text is at hand, as (row, teacher).
     """
     decided = list(decisions)
-    owed = [*base.owed, *of_decisions(decided), *of_seeds(seeds(recipe), recipe.prompts.licence or "")]
-    owed = list(dict.fromkeys(owed))
-    now = due(owed, recipe.release.mode, redistributes(recipe))
+    owed = [*of_decisions(decided), *of_seeds(seeds(recipe), recipe.prompts.licence or "")]
+    now = due(dict.fromkeys(owed), recipe.release.mode, redistributes(recipe))
     name, wanted = recipe.release.name or recipe.run.name, recipe.release
     found = settle(now, name, wanted.licence, wanted.confirmed, copied)
-    unread = f"the terms of the base {base.unknown} are not known: read them before the student is released"
-    untold = (
-        f"who taught {_brought_by(body)} is not known, nor what they ask: {body['upstream']['unknown']}"
-        for body in decided
-        if body.get("use") == BASE and body["upstream"]["unknown"]
-    )
-    return replace(found, unknown=(*([unread] if base.unknown else []), *untold))
+    return replace(found, unknown=tuple(line for body in decided for line in _untold(body)))
+
+
+def _untold(body: Mapping[str, Any]) -> Iterator[str]:
+    """What may be owed for the base beside what its decision says."""
+    if body.get("use") != BASE:
+        return
+    for name in body.get("unread", ()):
+        yield f"the terms of the base {name} are not known: read them before the student is released"
+    if unknown := (body.get("upstream") or {}).get("unknown"):
+        yield f"who taught {_brought_by(body)} is not known, nor what they ask: {unknown}"
 
 
 def seeds(recipe: Recipe) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 from stillhouse.ledger import Ledger
 from stillhouse.ledger.quarantine import quarantined, reading_of, recalled_readings
+from stillhouse.terms.base import begun_with, is_unread, rows_about
 from stillhouse.terms.deciding import Decision, DeclaredTerms, Lifter, Reason, decide, elsewhere, gap_in
 from stillhouse.terms.facts import Asked, Row, Verdict
 from stillhouse.terms.lineage import Lineage, Past
@@ -38,61 +39,81 @@ class Bygone:
     layers: tuple[str, ...]
 
 
+class Grounds(NamedTuple):
+    """What is decided by: the table of rows, the permissions and declarations, and the day (UTC)."""
+
+    table: Registry
+    permissions: Sequence[Permission]
+    declarations: Sequence[DeclaredTerms]
+    today: date
+
+
 @dataclass(frozen=True, slots=True)
 class Weighed:
     """What was decided of a teacher and its own: the joined `decision`, the `rows` of the latter, and of each
-    of these the `record` for a leaf: which permissions and earlier decisions are for it."""
+    of these the `record` for a leaf: which permissions and earlier decisions are for it. `unread` are those
+    whose weights are in the student, and whose terms nobody knows."""
 
     decision: Decision
     rows: tuple[Row, ...]
     record: tuple[Mapping[str, Any], ...]
+    unread: tuple[str, ...]
 
 
 def weigh(
     decision: Decision,
     asked: Asked,
     lineage: Lineage,
-    table: Registry,
-    permissions: Sequence[Permission],
-    declarations: Sequence[DeclaredTerms],
-    today: date,
+    by: Grounds,
     before: Mapping[int, Bygone],
     banned: Mapping[Past, Sequence[Row]],
+    begun: bool,
 ) -> Weighed:
     """The decision about a teacher together with those about its own teachers.
 
     `before` are decisions of this log that the record names, `banned` what the servers forbid at which they
-    were asked. What the record says was owed for a teacher is
-    owed still, beside what the rows of today ask: who learns from a student owes no less than its maker did.
-    Of somebody else's record only what forbids is taken: that a LICENSE was read, or access paid for, is for
-    a person to look at.
+    were asked. What the record says was owed for a teacher is owed still, beside what the rows of today ask:
+    who learns from a student owes no less than its maker did. Of somebody else's record only what forbids is
+    taken: that a LICENSE was read, or access paid for, is for a person to look at. `begun`: the student
+    begins with the model, which does not teach; of weights that are in it only what they ask counts.
     """
-    named = [each for each in declarations if each.about]  # one about the teacher is not about its teachers
+    table, today = by.table, by.today
+    # One about the teacher is not about its teachers.
+    named = [each for each in by.declarations if each.about]
     keys = {row.key for row in table.rows()}
     made: list[Decision] = []
     rows: dict[str, Row] = {}
     record: list[Mapping[str, Any]] = []
+    unread: list[str] = []
+    within = begun or asked.student.base.casefold() == asked.model.casefold()
     if lineage.unknown:
         made.append(_of_unknown(asked, lineage, named, today))
     for past in dict.fromkeys(lineage.teachers):
         theirs = asked_of_past(asked, past)
-        found = (*table.matching(theirs), *banned.get(past, ()))
+        if within and past.inside:
+            theirs = replace(theirs, student=replace(theirs.student, base=theirs.model))
         heard = theirs if past.ours else _unvouched(theirs)
-        one = decide(heard, found, permissions, named, today, further=0)
         leaves: tuple[int, ...] = ()
-        if not found and past.is_base:
-            one = Decision("allow", "its own licence is looked up apart")
-        elif not found and not one.allowed:
-            one = _by_record(one, theirs, lineage, past, before, keys, today)
-            leaves = past.decided if one.allowed else ()
+        if begun and past.inside:
+            found = rows_about(theirs, table)
+            one = begun_with(heard, found, today)
+            unread += [theirs.model] if is_unread(heard, found) else []
+        else:
+            found = (*table.matching(theirs), *banned.get(past, ()))
+            one = decide(heard, found, by.permissions, named, today, further=0)
+            if not found and past.is_base:
+                one = Decision("allow", "it answered nothing, and no row speaks of its weights")
+            elif not found and not one.allowed:
+                one = _by_record(one, theirs, lineage, past, before, keys, today)
+                leaves = past.decided if one.allowed else ()
         if asked.use in TRAINS:
             one = _still_owed(one, past, lineage)
         made.append(_about(one, past, lineage))
         rows |= {row.key: row for row in found}
         who = {"access": past.access, "host": past.host, "revision": past.revision}
-        by = {"permissions": list(one.permissions), "decisions": list(leaves)}
-        record.append({"model": theirs.model, **who, **by})
-    return Weighed(_joined(decision, made), tuple(rows.values()), tuple(record))
+        on = {"permissions": list(one.permissions), "decisions": list(leaves)}
+        record.append({"model": theirs.model, **who, **on})
+    return Weighed(_joined(decision, made), tuple(rows.values()), tuple(record), tuple(unread))
 
 
 def asked_of_past(asked: Asked, past: Past) -> Asked:
