@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from itertools import islice
 
 import openai
 import pytest
-from behind import WORDS
 from gate import gate, tree_of
 from rows import DATA
 
@@ -16,23 +18,94 @@ pytestmark = pytest.mark.skipif(not (DATA / "traffic").exists(), reason="real tr
 if (DATA / "traffic").exists():
     from traffic.people import person, requests
 
-AT_ONCE = {"mode": "enforce", "step_hours": 0.0}
+# No waiting between steps, and limits that a throttled account does not reach.
+AT_ONCE = {"mode": "enforce", "step_hours": 0.0, "throttle_share": 1.0, "throttle_requests_per_minute": 10**6}
+HELLO = [{"role": "user", "content": "hello"}]
 
 
-def asked(kind, number, most):
+def bodies(kind, number, most):
+    """The first requests of a simulated account, as its client sends them; the answer is as long as there."""
     for request in islice(requests(person("calibrate", 3, kind, number), "calibrate", 3), most):
-        yield request.body() | {"model": "whole", "max_tokens": 100}
+        room = {} if request.max_tokens is None else {"max_tokens": request.max_tokens}
+        yield request.body() | {"model": "whole", "answer_tokens": request.output_tokens} | room
 
 
-def test_walk(tmp_path, behind):
-    tree = tree_of(tmp_path, behind.url, "whole") | {"detection": AT_ONCE}
-    with gate(tmp_path, tree) as made, made.client() as client:
-        n = 0
-        for body in asked("distiller:pure", 0, 200):
-            said = client.post("/chat/completions", json=body)
-            n += 1
-            print(n, said.status_code, said.headers.get("x-stillhouse-standing"))
-            if said.status_code != 200: print(said.text); break
-        time.sleep(1.5)
-        print(client.get("/standing").json())
-        print((tmp_path / "log").read_text()[-1500:])
+def settings(folder, behind, **detection):
+    tree = tree_of(folder, behind.url, "whole") | {"detection": AT_ONCE | detection}
+    tree["models"][0]["max_output_tokens"] = 4096
+    return tree
+
+
+def until(client, rung, bodies=()):
+    """The account's standing once it is on that rung; each look goes with a request, if any are left."""
+    end, left = time.monotonic() + 60, iter(bodies)
+    while time.monotonic() < end:
+        body = next(left, None)
+        if body is not None:
+            client.post("/chat/completions", json=body)
+            continue
+        said = client.get("/standing")
+        if said.status_code == 200 and said.json()["standing"] == rung:
+            return said.json()
+        time.sleep(0.2)
+    raise AssertionError(f"the account never came to {rung}")
+
+
+def command(made, *args, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "stillhouse.cli", "guard", *args, "--config", str(made.folder / "guard.json")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_a_distiller_is_stepped_up_stopped_by_a_person_appeals_and_is_let_in_again(tmp_path, behind):
+    with gate(tmp_path, settings(tmp_path, behind)) as made, made.client() as client:
+        said = until(client, "review", bodies("distiller:pure", 0, 150))
+        assert [step["to"] for step in reversed(said["steps"])] == [
+            "notify", "throttle", "withhold", "review",
+        ]  # fmt: skip
+        assert said["code"].startswith("copying_")
+        assert all("in ordinary accounts" in step["why"] for step in said["steps"])
+        asked = {"model": "whole", "messages": HELLO, "logprobs": True, "top_logprobs": 2}
+        answer = client.post("/chat/completions", json=asked)
+        assert answer.headers["x-stillhouse-standing"] == f"review; code={said['code']}"
+        assert "logprobs:withheld" in answer.headers["x-stillhouse-changed"]
+
+        command(made, "decide", made.account, "kill", "--reason", "no answer to our mail")
+        with openai.OpenAI(base_url=made.url, api_key=made.key, max_retries=0) as customer:
+            until(client, "kill")
+            with pytest.raises(openai.PermissionDeniedError) as caught:
+                customer.chat.completions.create(model="whole", messages=HELLO)
+            assert caught.value.code == "account_stopped"
+            assert caught.value.body["reason_code"] == said["code"]
+            assert caught.value.body["appeal"] == "/v1/standing/appeal"
+
+            time.sleep(1.0)  # a customer may look once a second
+            appealed = client.post("/standing/appeal", json={"text": "We test our own product."})
+            assert appealed.status_code == 201
+            assert appealed.json()["appeal"]["open"]
+            assert "We test our own product." in command(made, "appeals")
+            command(made, "decide", made.account, "undo", "--reason", "they showed us their product")
+            told = until(client, "observe")
+            assert told["steps"][0]["why"] == "they showed us their product"
+            assert customer.chat.completions.create(model="whole", messages=HELLO).choices
+
+        for body in bodies("distiller:pure", 0, 60):  # the same pattern makes no step for a while
+            assert "x-stillhouse-standing" not in client.post("/chat/completions", json=body).headers
+        trail = json.loads(command(made, "standing", made.account, "--json"))
+        assert [step["act"] for step in reversed(trail["steps"])] == [
+            "step", "step", "step", "step", "kill", "appeal", "undo",
+        ]  # fmt: skip
+        assert {step["witness"] for step in trail["steps"]} == {"shown"}
+    verified = subprocess.run(
+        [sys.executable, "-m", "stillhouse.cli", "ledger", "verify"],
+        cwd=tmp_path / "store",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert verified.returncode == 0, verified.stdout + verified.stderr

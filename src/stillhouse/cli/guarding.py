@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stillhouse.cli import guard_price, guard_proof, guard_signals, guard_usage
+from stillhouse.cli import guard_ladder, guard_price, guard_proof, guard_signals, guard_usage
 from stillhouse.cli.options import Json
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ guard_app.add_typer(guard_signals.signals_app, name="signals")
 guard_usage.register(guard_app)
 guard_proof.register(guard_app)
 guard_price.register(guard_app)
+guard_ladder.register(guard_app)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The settings, a TOML file.")]
 Config = Annotated[Path, typer.Option("--config", metavar="CONFIG", help="The settings, a TOML file.")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import os
 import resource
@@ -174,7 +173,7 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     from stillhouse.gateway.record import Record
     from stillhouse.gateway.state import Gateway
     from stillhouse.gateway.store.accounts import Accounts
-    from stillhouse.gateway.store.place import pepper_of, replica_of
+    from stillhouse.gateway.store.place import evidence_key, pepper_of, replica_of, sealing_key
     from stillhouse.gateway.tracing import Traces
     from stillhouse.gateway.upstream import Resolver
     from stillhouse.gateway.watching import Watching
@@ -192,12 +191,11 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     accounts = Accounts(config.store, pepper)
     stack.push_async_callback(accounts.close)
     counts = await _counts(config, stack)
-    sealing = hmac.digest(pepper, b"stillhouse guard: kept texts", "sha256")
     record = Record(
         config.store,
         config.record,
         rates(config),
-        sealing,
+        sealing_key(pepper),
         replica=replica_of(config.store),
         log=logs.say,
         stored=lambda seconds: metrics.stored("events", seconds),
@@ -208,7 +206,7 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
         config.store,
         config.detection,
         read_lines(config.detection.thresholds),
-        hmac.digest(pepper, b"stillhouse guard: evidence", "sha256"),
+        evidence_key(pepper),
         log=logs.say,
     )
     stack.callback(watching.close)

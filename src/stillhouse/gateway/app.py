@@ -87,7 +87,7 @@ async def _other(standing: Standing, path: str, scope: Scope, receive: Receive, 
         if path == "/v1/terms/acceptance" and scope["method"] == "POST":
             await _accept(gateway, scope, receive, send)
             return
-        if path == ladder.STANDING or path == ladder.APPEAL:
+        if path in (ladder.STANDING, ladder.APPEAL):
             await customers.standing(gateway, path, scope, receive, send)
             return
         if scope["method"] not in ("GET", "HEAD"):

@@ -1,4 +1,4 @@
-"""What the holder of a key can see of its own account's standing, and how it appeals. A stopped account can."""
+"""What the holder of a key can see of its own account's standing, and how it appeals, also when stopped."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ async def standing(gateway: Gateway, path: str, scope: Scope, receive: Receive, 
     if watching is None or gateway.config.detection.mode == "off":
         raise Denied(404, "not_watched", "no account is watched here")
     if not watching.may_look(account):
-        raise Denied(
-            429, "rate_limit_exceeded", "look again in a second", headers=((b"retry-after", b"1"),)
-        )
+        raise Denied(429, "rate_limit_exceeded", "look again in a second", headers=((b"retry-after", b"1"),))
     try:
         if appeals:
             await _appeal(gateway, watching, account, scope, receive)
@@ -50,9 +48,7 @@ async def standing(gateway: Gateway, path: str, scope: Scope, receive: Receive, 
     await answers.respond(send, 201 if appeals else 200, orjson.dumps(told), [JSON])
 
 
-async def _appeal(
-    gateway: Gateway, watching: Watching, account: str, scope: Scope, receive: Receive
-) -> None:
+async def _appeal(gateway: Gateway, watching: Watching, account: str, scope: Scope, receive: Receive) -> None:
     with closing(Patience()) as patience:
         raw = await proxy.body_of(receive, scope["headers"], gateway.config.server, patience)
     text = proxy.parsed(raw).get("text")

@@ -72,7 +72,7 @@ async def _live(visit: Visit) -> str:
     first = first_minute(span, visit.at)
     traffic = await console.reading.ask(lambda: events.traffic(first, last))
     busiest = await console.reading.ask(lambda: events.busiest(int(visit.at // DAY), SOME))
-    names = await _names(visit, [account for account, _ in busiest])
+    names = await names_of(visit, [account for account, _ in busiest])
     servers, record = servers_of(gateway), gateway.record
     seen = overview_of(traffic, span, visit.at)
     kind, said = verdict(servers, record.healthy(), record.lost.total())
@@ -124,7 +124,7 @@ def _span(visit: Visit) -> str:
     return asked if asked in SPANS else "hour"
 
 
-async def _names(visit: Visit, accounts: Sequence[str]) -> dict[str, str]:
+async def names_of(visit: Visit, accounts: Sequence[str]) -> dict[str, str]:
     def look(register: Register) -> dict[str, str]:
         found = {}
         for id in accounts:

@@ -224,6 +224,10 @@ class Standings:
         query = f"SELECT {_STANDING} FROM standing WHERE rung <> 'observe' OR appeal <> 0 ORDER BY account"
         return [_standing(row) for row in self._read(query)]
 
+    def declared(self) -> dict[str, str]:
+        """The declared use of each account that has one."""
+        return dict(self._read("SELECT account, declared FROM standing WHERE declared <> ''"))
+
     def appeals(self) -> list[Step]:
         """Those that are open, the oldest first."""
         names = ", ".join(f"t.{name}" for name in _STEP.split(", "))
