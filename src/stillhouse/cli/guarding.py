@@ -383,6 +383,7 @@ def _do(name: str, path: Path, as_json: bool, given: dict[str, Any], id: str = "
     from stillhouse.cli import show
     from stillhouse.cli.guard_show import plain, text
     from stillhouse.gateway.operations import BY_NAME, Desk
+    from stillhouse.gateway.steps import forget_in
     from stillhouse.gateway.store.register import Act
     from stillhouse.gateway.texts import erase_in
     from stillhouse.guard.reading import read_config
@@ -395,7 +396,13 @@ def _do(name: str, path: Path, as_json: bool, given: dict[str, Any], id: str = "
     settings = read_config(path)
     with _opened(settings) as (register, pepper):
         act = Act(who or getpass.getuser(), time.time(), given.get("reason", ""))
-        desk = Desk(register, settings, pepper, partial(erase_in, settings.store))
+        desk = Desk(
+            register,
+            settings,
+            pepper,
+            partial(erase_in, settings.store),
+            partial(forget_in, settings.store),
+        )
         done = operation.run(desk, id, order, act)
     show.result(plain(done), text(done), as_json)
 

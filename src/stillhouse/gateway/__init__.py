@@ -106,6 +106,7 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None, conn
             secret,
             usage,
             gateway.record.texts.erase,
+            gateway.forget,
         )
         listener = stack.enter_context(listen(config.server.host, config.server.port))
         host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from stillhouse.gateway.metrics import Metrics
     from stillhouse.gateway.record import Record
     from stillhouse.gateway.store.accounts import Accounts
+    from stillhouse.gateway.store.register import Act
     from stillhouse.gateway.tracing import Traces
     from stillhouse.gateway.upstream import Behind
     from stillhouse.gateway.watching import Watching
@@ -61,6 +62,11 @@ class Gateway:
     wall: Callable[[], float] = time.time
     late: set[asyncio.Task[None]] = field(default_factory=set)
     watching: Watching | None = None
+
+    def forget(self, account: str, act: Act) -> None:
+        """Erase what is known of the requests of an account, and its standing. Raises StorageError."""
+        if self.watching is not None:
+            self.watching.do(lambda steps: steps.forget(account, act.who, act.reason, act.at))
 
     def settle_later(self, id: str, used: Used) -> None:
         """Try again while the reservation stands; until then it counts whole."""

@@ -16,7 +16,7 @@ import orjson
 
 from stillhouse.errors import LedgerError, UsageError
 from stillhouse.gateway.store.place import replica_of
-from stillhouse.gateway.store.register import Conflict
+from stillhouse.gateway.store.register import Act, Conflict
 from stillhouse.gateway.store.standings import Standings, Step
 from stillhouse.guard import config, ladder
 from stillhouse.guard.config import Detection
@@ -164,6 +164,12 @@ class Steps:
     def _witness(self, step: Step) -> None:
         leaf = self.ledger.append("standing", _body(step), {"step": _content(step)})
         self.standings.link(step.id, leaf)
+
+
+def forget_in(store: config.Store, account: str, act: Act) -> bool:
+    """As `Steps.forget`, for whoever holds none: a gateway that runs learns it within a second."""
+    with closing(Steps(store)) as steps:
+        return steps.forget(account, act.who, act.reason, act.at)
 
 
 def reasons_of(told: Reading) -> list[dict[str, Any]]:
