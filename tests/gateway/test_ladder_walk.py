@@ -109,3 +109,44 @@ def test_a_distiller_is_stepped_up_stopped_by_a_person_appeals_and_is_let_in_aga
         check=False,
     )
     assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def test_in_shadow_nothing_is_taken_and_the_customer_sees_what_would_be(tmp_path, behind):
+    with gate(tmp_path, settings(tmp_path, behind, mode="shadow")) as made, made.client() as client:
+        for body in bodies("distiller:pure", 0, 80):
+            answer = client.post("/chat/completions", json=body)
+            assert answer.status_code == 200
+            assert "x-stillhouse-standing" not in answer.headers
+        said = until(client, "review")
+        assert (said["in_force"], said["effect"]) == (False, "nothing")
+        assert all(step["shadow"] for step in said["steps"])
+
+
+def test_a_throttled_account_is_told_when_there_is_room_again(tmp_path, behind):
+    slow = {"step_hours": 0.0, "throttle_share": 0.5, "throttle_requests_per_minute": 40}
+    with gate(tmp_path, settings(tmp_path, behind, **slow)) as made, made.client() as client:
+        for body in bodies("distiller:pure", 0, 150):
+            answer = client.post("/chat/completions", json=body)
+            if answer.status_code == 429:
+                break
+        assert answer.status_code == 429
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+        assert "limit of 40 requests in a minute" in answer.json()["error"]["message"]
+        assert answer.headers["x-stillhouse-standing"].startswith(("throttle", "withhold", "review"))
+        assert client.get("/models").status_code == 200
+
+
+def test_an_ordinary_account_stays_where_it_is_and_may_look_once_a_second(tmp_path, behind):
+    with gate(tmp_path, settings(tmp_path, behind)) as made, made.client() as client:
+        for body in bodies("chat", 0, 60):
+            assert "x-stillhouse-standing" not in client.post("/chat/completions", json=body).headers
+        said = client.get("/standing")
+        assert said.json()["standing"] == "observe"
+        again = client.get("/standing")
+        assert (again.status_code, again.headers["retry-after"]) == (429, "1")
+        assert client.post("/standing").status_code == 405
+        time.sleep(1.1)
+        refused = client.post("/standing/appeal", json={"text": "why"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "no_appeal_now")
+        with made.client(key="sk-wrong") as stranger:
+            assert stranger.get("/standing").status_code == 401

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -168,6 +170,15 @@ def test_no_history_skips_a_rung_or_kills_without_a_person(history, automatic):
         assert standing.rung == "observe" or now - standing.since >= DAY
         assert after.rung != "kill" or (automatic and score > 2.0)
         standing = after
+
+
+def test_no_signal_reaches_the_ladder():
+    """What makes steps imports nothing of the signals, so that none can stop anybody."""
+    package = Path(ladder.__file__).parents[1]
+    for name in ("guard/ladder.py", "guard/replaying.py", "gateway/watching.py", "gateway/steps.py"):
+        tree = ast.parse((package / name).read_text())
+        imported = {each.module or "" for each in ast.walk(tree) if isinstance(each, ast.ImportFrom)}
+        assert not [module for module in imported if "signal" in module]
 
 
 # What the steps take
