@@ -82,7 +82,7 @@ async def decide(visit: Visit) -> Response:
         return problem(visit, 404, _OFF)
     if decision not in ladder.DECISIONS:
         return problem(visit, 400, "There is no such decision.")
-    chosen: Decision = decision  # type: ignore[assignment]
+    chosen: Decision = decision
     reason, settings = form.get("reason", "").strip(), visit.gateway.config.detection
     try:
         orders.Because(reason=reason)
