@@ -28,7 +28,7 @@ from stillhouse.gateway.worker import Worker
 from stillhouse.guard import config, ladder
 from stillhouse.guard.asked import Route
 from stillhouse.guard.config import Detection
-from stillhouse.guard.evidence import Evidence, observe, seen_of
+from stillhouse.guard.evidence import Evidence, last_day, last_time, observe, seen_of
 from stillhouse.guard.ladder import Standing
 from stillhouse.guard.lines import Lines
 from stillhouse.guard.scoring import reading, score, shipped
@@ -45,8 +45,9 @@ SAVE_SECONDS = 30.0  # after which what changed is written
 LOOK_SECONDS = 60.0  # between looks at steps that may lapse
 TIDY_SECONDS = 3600.0  # between looks for what has expired
 LOOK_AGAIN = 1.0  # seconds between two looks of a customer at its standing
-PAUSE = 50e-6  # seconds after each request, in which those that are being answered get their turn
+PAUSE, SLICE = 50e-6, 4  # seconds after so many requests, for those that are being answered
 MONTHS = 13  # for which the highest scores are kept
+NEVER = float("-inf")
 _DAY = 86_400
 
 
@@ -62,18 +63,14 @@ class Asked(NamedTuple):
 
 
 class Entry:
-    """What is held of a live account."""
+    """What is held of a live account: its evidence, which use came last, the highest score of the month."""
 
-    __slots__ = ("alarmed", "at", "evidence", "highest", "month", "score", "use")
+    __slots__ = ("evidence", "highest", "use")
 
-    def __init__(self, evidence: Evidence, use: int = 0, score: float = 0.0, at: float = 0.0) -> None:
+    def __init__(self, evidence: Evidence) -> None:
         self.evidence = evidence
-        self.use = use
-        self.score = score
-        self.at = at
-        self.alarmed = 0.0
-        self.month = 0
-        self.highest = float("-inf")  # of the month
+        self.use = 0
+        self.highest = NEVER
 
 
 class Watching:
@@ -106,7 +103,7 @@ class Watching:
         self._entries: dict[str, Entry] = {}
         self._changed: dict[str, float] = {}  # accounts to be written, by since when
         self._reached: list[tuple[str, int, float]] = []  # of months that are over
-        self._standings: dict[str, Standing] = {}
+        self._alarmed: dict[str, float] = {}  # when an account was last above the flag's threshold
         self._asked: dict[str, float] = {}  # when an account last looked at its standing
         self._came = self._went = 0  # bytes put, and taken out
         self._known = self._steps.standings.newest()
@@ -188,7 +185,7 @@ class Watching:
     # The worker's thread
 
     def _work(self, batch: list[Asked]) -> None:
-        for asked in batch:
+        for n, asked in enumerate(batch, 1):
             self._went += asked.size
             try:
                 with self._using:
@@ -201,25 +198,24 @@ class Watching:
                 # Its kind and not its text, in which words of the request could stand
                 self.unobserved["not understood"] += 1
                 self._log("a request was not understood", error=type(error).__name__)
-            time.sleep(PAUSE)
+            if n % SLICE == 0:
+                time.sleep(PAUSE)
 
     def _observe(self, asked: Asked) -> None:
         account, at = asked.account, asked.at
         entry = self._entry(account)
+        before = month_of(last_day(entry.evidence))
+        if entry.highest > NEVER and month_of(int(at) // _DAY) != before:
+            self._reached.append((account, before, entry.highest))
+            entry.highest = NEVER
         seen = seen_of(self._key, asked.body, asked.route, asked.output_tokens, at)
         entry.use = use = observe(entry.evidence, seen)
-        entry.score = reached = score(entry.evidence, use, self._weights)
-        entry.at = at
-        month = month_of(int(at) // _DAY)
-        if month != entry.month:
-            if entry.month:
-                self._reached.append((account, entry.month, entry.highest))
-            entry.month, entry.highest = month, float("-inf")
+        reached = score(entry.evidence, use, self._weights)
         entry.highest = max(entry.highest, reached)
         self._changed.setdefault(account, time.monotonic())
         standing = self._standings.get(account) or Standing(account)
         if reached > self.lines.flag_of(standing.declared):
-            entry.alarmed = at
+            self._alarmed[account] = at
             if ladder.climbs(standing, reached, self.lines, self.settings, at):
                 self._climb(standing, entry, at)
 
@@ -257,7 +253,7 @@ class Watching:
         if kept is None:
             return Entry(Evidence())
         try:
-            return Entry(Evidence.unpacked(kept.evidence), kept.use, kept.score, kept.at)
+            return Entry(Evidence.unpacked(kept.evidence))
         except ValueError:  # another version wrote it: the account begins anew
             return Entry(Evidence())
 
@@ -289,6 +285,7 @@ class Watching:
             self._standings.pop(account, None)
             self._entries.pop(account, None)
             self._changed.pop(account, None)
+            self._alarmed.pop(account, None)
             standings.drop_evidence(account)
         if gone:
             self._reached = [row for row in self._reached if row[0] not in gone]
@@ -305,14 +302,16 @@ class Watching:
         if not accounts and not self._reached:
             return
         entries = [(account, self._entries[account]) for account in accounts]
-        watched = [
-            Watched(account, e.evidence.packed(), e.use, e.score, e.evidence.requests, e.at)
-            for account, e in entries
-        ]
-        reached = self._reached + [(account, e.month, e.highest) for account, e in entries]
-        alarmed = [(account, e.alarmed) for account, e in entries if e.alarmed]
-        self._steps.standings.save(self._steps.replica, watched, reached, alarmed)
-        self._reached = []
+        watched, reached = [], list(self._reached)
+        for account, entry in entries:
+            evidence, use = entry.evidence, entry.use
+            now = score(evidence, use, self._weights)
+            watched.append(
+                Watched(account, evidence.packed(), use, now, evidence.requests, last_time(evidence, use))
+            )
+            reached.append((account, month_of(last_day(evidence)), entry.highest))
+        self._steps.standings.save(self._steps.replica, watched, reached, self._alarmed.items())
+        self._reached, self._alarmed = [], {}
         for account in accounts:
             del self._changed[account]
 
@@ -323,9 +322,7 @@ class Watching:
                 continue
             # When it was last alarmed is written beside the steps, also by other replicas
             before = self._steps.standings.standing(held.account)
-            entry = self._entries.get(held.account)
-            if entry is not None:
-                before = before._replace(alarmed=max(before.alarmed, entry.alarmed))
+            before = before._replace(alarmed=max(before.alarmed, self._alarmed.get(held.account, 0.0)))
             after = ladder.lapsed(before, self.settings, now)
             if after is not None and self._steps.lapse(before, after, now) is not None:
                 self._log("step lapsed", account=held.account, rung=held.rung)
