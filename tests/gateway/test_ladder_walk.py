@@ -120,6 +120,21 @@ def test_in_shadow_nothing_is_taken_and_the_customer_sees_what_would_be(tmp_path
         said = until(client, "review")
         assert (said["in_force"], said["effect"]) == (False, "nothing")
         assert all(step["shadow"] for step in said["steps"])
+        made.tree["detection"]["mode"] = "enforce"  # from here on it begins anew, with a notice
+        made.tree["detection"]["step_hours"] = 24.0
+        made.reload()
+        end = time.monotonic() + 60
+        while '"reloaded"' not in (tmp_path / "log").read_text():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        said = until(client, "notify", bodies("distiller:pure", 0, 60))
+        assert said["in_force"]
+        assert (
+            client.post("/chat/completions", json={"model": "whole", "messages": HELLO}).headers[
+                "x-stillhouse-standing"
+            ]
+            == f"notify; code={said['code']}"
+        )
 
 
 def test_a_throttled_account_is_told_when_there_is_room_again(tmp_path, behind):

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from stillhouse.errors import StorageError, UsageError
+from stillhouse.errors import LedgerError, StorageError, UsageError
 from stillhouse.gateway import answers, proxy
 from stillhouse.gateway.answers import JSON, Receive, Scope, Send
 from stillhouse.gateway.patience import Patience
@@ -42,7 +42,7 @@ async def standing(gateway: Gateway, path: str, scope: Scope, receive: Receive, 
         if appeals:
             await _appeal(gateway, watching, account, scope, receive)
         now, steps = await watching.ask(lambda held: _look(held, account))
-    except StorageError as error:
+    except (StorageError, LedgerError) as error:
         raise proxy.store_down() from error
     told = said(now, steps, gateway.config.detection)
     await answers.respond(send, 201 if appeals else 200, orjson.dumps(told), [JSON])

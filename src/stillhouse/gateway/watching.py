@@ -37,7 +37,7 @@ Answer = TypeVar("Answer")
 Log = Callable[..., None]
 
 WAITING = 2_000  # requests in the queue
-WAITING_BYTES = 32 << 20  # and their bodies
+WAITING_BYTES = 8 << 20  # and their bodies, which take several times as much once they are parsed
 BATCH, LINGER = 64, 0.2
 HELD = 100_000  # accounts in memory, the longest unseen go first
 OLDEST = 500  # that go at once, or are written at once
