@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from recorded import schema_of
 
 from stillhouse.errors import UsageError
 from stillhouse.gateway import watching as module
@@ -238,6 +239,31 @@ def test_an_account_that_is_forgotten_leaves_nothing(store):
         assert len(list(ledger.leaves("tombstone"))) == 5
     data = b"".join(path.read_bytes() for path in Path(store.folder).rglob("*") if path.is_file())
     assert b"encyclopaedias" not in data
+
+
+def test_replicas_keep_evidence_of_their_own_and_share_the_standing(server, tmp_path):
+    with schema_of(server, tmp_path / "one") as first:
+        second = first.model_copy(update={"folder": str(tmp_path / "two")})
+        with watched(first) as one, watched(second) as two:
+            put(one, 6)
+            one.flush(60)
+            wait_for(lambda: (stands := two.in_force("acct_1")) is not None and stands.rung == "review")
+            put(two, 3, first=6)
+            two.flush(60)
+            known = one.do(lambda steps: steps.standings.ranked(10))
+            assert sorted(requests for _, _, requests, _ in known) == [3, 6]
+            two.do(lambda steps: steps.decide("acct_1", "kill", ENFORCED, "Ada", "it goes on", AT + 10))
+            wait_for(lambda: one.in_force("acct_1").rung == "kill")
+            trail = two.do(
+                lambda steps: [(each, steps.differs(each)) for each in steps.standings.steps("acct_1")]
+            )
+            assert trail[0][1] == ""
+            assert {fault.partition(" in ")[0] for _, fault in trail[1:]} == {"its leaf is"}
+            two.do(lambda steps: steps.forget("acct_1", "Ada", "asked for", AT + 20))
+            wait_for(lambda: one.in_force("acct_1") is None)
+            wait_for(lambda: one.do(lambda steps: len(list(steps.ledger.leaves("tombstone")))) == 4)
+            assert one.do(lambda steps: steps.ledger.verify()).ok
+            assert one.do(lambda steps: steps.standings.ranked(10)) == []
 
 
 def test_appeals_are_one_at_a_time_and_only_against_something(file_store):

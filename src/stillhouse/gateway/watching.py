@@ -104,7 +104,7 @@ class Watching:
         self._changed: dict[str, float] = {}  # accounts to be written, by since when
         self._reached: list[tuple[str, int, float]] = []  # of months that are over
         self._alarmed: dict[str, float] = {}  # when an account was last above the flag's threshold
-        self._asked: dict[str, float] = {}  # when an account last looked at its standing
+        self._looks: dict[str, float] = {}  # when an account last looked at its standing
         self._came = self._went = 0  # bytes put, and taken out
         self._known = self._steps.standings.newest()
         self._standings = {each.account: each for each in self._steps.standings.changed(0)[0]}
@@ -137,11 +137,11 @@ class Watching:
     def may_look(self, account: str) -> bool:
         """Whether the account may read the store now: once in a second, so that none keeps it busy."""
         now = time.monotonic()
-        if now - self._asked.get(account, float("-inf")) < LOOK_AGAIN:
+        if now - self._looks.get(account, float("-inf")) < LOOK_AGAIN:
             return False
-        if len(self._asked) >= self._held:
-            self._asked.clear()
-        self._asked[account] = now
+        if len(self._looks) >= self._held:
+            self._looks.clear()
+        self._looks[account] = now
         return True
 
     async def ask(self, question: Callable[[Steps], Answer]) -> Answer:
