@@ -145,7 +145,7 @@ def test_a_throttled_account_is_told_when_there_is_room_again(tmp_path, behind):
             if answer.status_code == 429:
                 break
         assert answer.status_code == 429
-        assert 1 <= int(answer.headers["retry-after"]) <= 60
+        assert 1 <= int(answer.headers["retry-after"]) <= 66  # a minute, and the slot in which it began
         assert "limit of 40 requests in a minute" in answer.json()["error"]["message"]
         assert answer.headers["x-stillhouse-standing"].startswith(("throttle", "withhold", "review"))
         assert client.get("/models").status_code == 200
