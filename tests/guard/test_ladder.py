@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.errors import UsageError
@@ -139,6 +139,7 @@ def test_a_person_decides_only_what_can_be_decided():
     assert ladder.decided(looked_at, "kill", ENFORCED, NOW).rung == "kill"
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -152,19 +153,19 @@ def test_a_person_decides_only_what_can_be_decided():
     st.booleans(),
 )
 def test_no_history_skips_a_rung_or_kills_without_a_person(history, automatic):
-    settings = ENFORCED.model_copy(update={"automatic": automatic})
+    chosen = ENFORCED.model_copy(update={"automatic": automatic})
     standing, now = FRESH, NOW
     for wait, score, code, decision in history:
         now += wait
         if decision:
             try:
-                standing = ladder.decided(standing, decision, settings, now)
+                standing = ladder.decided(standing, decision, chosen, now)
             except UsageError:
                 continue
-        after = ladder.climbed(standing, score, code, LINES, settings, now)
+        after = ladder.climbed(standing, score, code, LINES, chosen, now)
         if after is None:
             continue
-        assert ladder.climbs(standing, score, LINES, settings, now)
+        assert ladder.climbs(standing, score, LINES, chosen, now)
         assert RUNGS.index(after.rung) == RUNGS.index(standing.rung) + 1
         assert score > 1.0
         assert standing.rung == "observe" or now - standing.since >= DAY
