@@ -82,6 +82,10 @@ limits = { requests_per_minute = 60, output_tokens_per_day = 1_000_000, concurre
 # document = "terms.txt"
 # training = "with_permission"
 # must_accept = true
+
+# Who seems to copy the model: looked at, and nothing done (docs/guard-ladder.md).
+# [detection]
+# mode = "shadow"                  # off, shadow, enforce
 """
 
 
