@@ -32,7 +32,7 @@ from stillhouse.guard.scoring import shipped as shipped_weights
 
 SEED = 8
 ACCOUNTS, QUICK_ACCOUNTS = 100_000, 10_000
-EACH = 3  # requests of each account
+EACH = 2  # requests of each account
 FEW = 100  # accounts that ask most
 ROUNDS, ROUND = 7, 1000  # the fastest of so many, of so many requests
 SHORT = Path("/dev/shm")

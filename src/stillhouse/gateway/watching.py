@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any, NamedTuple, TypeVar
 
 from stillhouse.errors import StillhouseError
@@ -46,6 +47,7 @@ LOOK_SECONDS = 60.0  # between looks at steps that may lapse
 TIDY_SECONDS = 3600.0  # between looks for what has expired
 LOOK_AGAIN = 1.0  # seconds between two looks of a customer at its standing
 PAUSE, SLICE = 50e-6, 4  # seconds after so many requests, for those that are being answered
+BUSY = WAITING // 4  # requests in the queue, from which on it takes no pauses
 MONTHS = 13  # for which the highest scores are kept
 NEVER = float("-inf")
 _DAY = 86_400
@@ -198,7 +200,7 @@ class Watching:
                 # Its kind and not its text, in which words of the request could stand
                 self.unobserved["not understood"] += 1
                 self._log("a request was not understood", error=type(error).__name__)
-            if n % SLICE == 0:
+            if n % SLICE == 0 and len(self._worker) < BUSY:
                 time.sleep(PAUSE)
 
     def _observe(self, asked: Asked) -> None:
@@ -294,7 +296,7 @@ class Watching:
 
     def _save(self, before: float) -> None:
         """Write what changed before that moment of the monotonic clock."""
-        due = [account for account, since in self._changed.items() if since < before]
+        due = list(takewhile(lambda account: self._changed[account] < before, self._changed))
         for at in range(0, len(due), OLDEST):
             self._write(due[at : at + OLDEST])
 
