@@ -241,6 +241,20 @@ def test_an_account_that_is_forgotten_leaves_nothing(store):
     assert b"encyclopaedias" not in data
 
 
+def test_two_processes_erase_the_same_at_once(file_store):
+    with watched(file_store) as made:
+        put(made, 6)
+        made.flush(60)
+        with closing(Steps(file_store)) as other:
+            to_erase = other.standings.to_erase
+            made.do(lambda steps: steps.standings.forget(steps.standings.steps("acct_1")[0]))
+            rows = to_erase(other.replica)
+            wait_for(lambda: not to_erase(other.replica))
+            other.standings.to_erase = lambda _: rows  # as it was before the other one began
+            assert other.erase()
+            assert other.ledger.verify().ok
+
+
 def test_replicas_keep_evidence_of_their_own_and_share_the_standing(server, tmp_path):
     with schema_of(server, tmp_path / "one") as first:
         second = first.model_copy(update={"folder": str(tmp_path / "two")})
