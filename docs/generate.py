@@ -148,6 +148,7 @@ def guard_page() -> str:
         ("Leaks", "[tiers.NAME.leaks]"),
         ("Terms", "[terms]"),
         ("Record", "[record]"),
+        ("Detection", "[detection]"),
     ):
         parts += _table(place, {"$ref": f"#/$defs/{name}"}, schema)
     return "\n".join(parts)

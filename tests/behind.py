@@ -3,7 +3,8 @@
     with Behind() as behind:
         behind.url, behind.seen, behind.left
 
-`whole` and any other name answer well, streamed or not, 20 words of a token each to a prompt of 7.
+`whole` and any other name answer well, streamed or not, 20 words of a token each to a prompt of 7; of
+`answer_tokens` where the request says so.
 """
 
 from __future__ import annotations
@@ -141,6 +142,9 @@ class Behind:
             told["usage"] = {"prompt_tokens": PROMPT, "total_tokens": PROMPT}
         if model == "silent-usage":
             del told["usage"]
+        if "answer_tokens" in body:
+            tokens = body["answer_tokens"]
+            told["usage"] = {**USAGE, "completion_tokens": tokens, "total_tokens": PROMPT + tokens}
         if model == "overrun":
             told["usage"] = {**USAGE, "completion_tokens": 100_000}
         await self._say(writer, 200, json.dumps(told).encode())

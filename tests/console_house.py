@@ -31,9 +31,11 @@ from stillhouse.gateway.store.local import LocalCounts
 from stillhouse.gateway.store.register import Register
 from stillhouse.gateway.tracing import Traces
 from stillhouse.gateway.upstream import Behind
+from stillhouse.gateway.watching import Watching
 from stillhouse.guard.accounts import mint
 from stillhouse.guard.config import Guard
 from stillhouse.guard.events import Event, Rate
+from stillhouse.guard.lines import shipped
 from stillhouse.guard.orders import NewAccount, NewKey
 from stillhouse.guard.prices import steps_of
 
@@ -94,6 +96,7 @@ class House:
         self.accounts = Accounts(store, PEPPER)
         self.counts = LocalCounts.open(Path(store.folder))
         self.reading = Reading(store)
+        self.watching = Watching(store, self.config.detection, shipped(), b"a key of the test, long enough")
         models = {
             model.name: Served(
                 model, tuple(Behind(each, {}) for each in model.upstreams), *self.rates[model.name]
@@ -110,6 +113,7 @@ class House:
             Metrics(models),
             Traces(None),
             None,
+            watching=self.watching,
         )
         self.console = Console(
             lambda: self.gateway,
@@ -130,6 +134,7 @@ class House:
         await self.accounts.close()
         await self.counts.close()
         self.record.close()
+        self.watching.close()
 
     async def _tell(self, server: uvicorn.Server) -> None:
         while not server.started:  # noqa: ASYNC110 - uvicorn tells it in no other way

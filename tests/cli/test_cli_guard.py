@@ -95,7 +95,9 @@ def test_a_customer_from_its_first_day_to_its_last(guard, begun, tmp_path):
     )
     assert rotated["secret"][:15] in everything
     assert rotated["secret"][15:] not in everything
-    files = b"".join(path.read_bytes() for path in (tmp_path / ".stillhouse" / "guard").iterdir())
+    files = b"".join(
+        path.read_bytes() for path in (tmp_path / ".stillhouse" / "guard").rglob("*") if path.is_file()
+    )
     assert secret[15:].encode() not in files
 
 

@@ -50,7 +50,7 @@ class Served:
         async def usage(period):
             return {"account": period.account, "tokens": 7}
 
-        api = Api(self.accounts, lambda: self.config, PEPPER, ADMIN, usage, None)
+        api = Api(self.accounts, lambda: self.config, PEPPER, ADMIN, usage, None, lambda *_: None)
         app = Starlette(routes=admin_routes(api))
         self.server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
         listening = socket.create_server(("127.0.0.1", 0))
@@ -256,7 +256,7 @@ def test_no_request_whatever_is_answered_with_a_fault_of_our_own(served, operati
 
 def test_a_weak_admin_secret_is_refused():
     with pytest.raises(UsageError, match="weak"):
-        admin_routes(Api(None, None, PEPPER, "secret", None, None))
+        admin_routes(Api(None, None, PEPPER, "secret", None, None, None))
 
 
 def test_the_holder_of_a_key_accepts_the_terms_itself(served):

@@ -132,11 +132,13 @@ def populated(at: House) -> list[str]:
             "/admin/events/req_hostile",
             "/admin/changes",
             "/admin/models",
+            "/admin/standings",
             "/admin/keys/key_none",
         ),
         *(
             f"/admin/accounts/{account}",
             f"/admin/accounts/{account}/change",
+            f"/admin/standings/{account}",
             f"/admin/accounts/{account}/close",
         ),
         f"/admin/organisations/{made}",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stillhouse.cli import guard_price, guard_proof, guard_signals, guard_usage
+from stillhouse.cli import guard_ladder, guard_price, guard_proof, guard_signals, guard_usage
 from stillhouse.cli.options import Json
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ guard_app.add_typer(guard_signals.signals_app, name="signals")
 guard_usage.register(guard_app)
 guard_proof.register(guard_app)
 guard_price.register(guard_app)
+guard_ladder.register(guard_app)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The settings, a TOML file.")]
 Config = Annotated[Path, typer.Option("--config", metavar="CONFIG", help="The settings, a TOML file.")]
@@ -81,6 +82,10 @@ limits = { requests_per_minute = 60, output_tokens_per_day = 1_000_000, concurre
 # document = "terms.txt"
 # training = "with_permission"
 # must_accept = true
+
+# Who seems to copy the model: looked at, and nothing done (docs/guard-ladder.md).
+# [detection]
+# mode = "shadow"                  # off, shadow, enforce
 """
 
 
@@ -382,6 +387,7 @@ def _do(name: str, path: Path, as_json: bool, given: dict[str, Any], id: str = "
     from stillhouse.cli import show
     from stillhouse.cli.guard_show import plain, text
     from stillhouse.gateway.operations import BY_NAME, Desk
+    from stillhouse.gateway.steps import forget_in
     from stillhouse.gateway.store.changing import Act
     from stillhouse.gateway.texts import erase_in
     from stillhouse.guard.reading import read_config
@@ -394,7 +400,13 @@ def _do(name: str, path: Path, as_json: bool, given: dict[str, Any], id: str = "
     settings = read_config(path)
     with _opened(settings) as (register, pepper):
         act = Act(who or getpass.getuser(), time.time(), given.get("reason", ""))
-        desk = Desk(register, settings, pepper, partial(erase_in, settings.store))
+        desk = Desk(
+            register,
+            settings,
+            pepper,
+            partial(erase_in, settings.store),
+            partial(forget_in, settings.store),
+        )
         done = operation.run(desk, id, order, act)
     show.result(plain(done), text(done), as_json)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -108,6 +106,7 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None, conn
             secret,
             usage,
             gateway.record.texts.erase,
+            gateway.forget,
         )
         listener = stack.enter_context(listen(config.server.host, config.server.port))
         host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
@@ -160,12 +159,6 @@ def _used(store: Store, period: Period) -> dict[str, Any]:
     return {"since": first.isoformat(), "until": last.isoformat(), "usage": usage_rows(found)}
 
 
-def _replica(store: Store) -> str:
-    """The machine and the folder: replicas beside one another have a ledger each."""
-    folder = sha256(str(Path(store.folder).resolve()).encode()).hexdigest()
-    return f"{socket.gethostname()}-{folder[:8]}"
-
-
 def _end(server: uvicorn.Server, standing: Standing, sign: int) -> None:
     """Once: take nothing new and wait for what is open; twice: wait no longer."""
     standing.draining = True
@@ -181,9 +174,11 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     from stillhouse.gateway.record import Record
     from stillhouse.gateway.state import Gateway
     from stillhouse.gateway.store.accounts import Accounts
-    from stillhouse.gateway.store.place import pepper_of
+    from stillhouse.gateway.store.place import evidence_key, pepper_of, replica_of, sealing_key
     from stillhouse.gateway.tracing import Traces
     from stillhouse.gateway.upstream import Resolver
+    from stillhouse.gateway.watching import Watching
+    from stillhouse.guard.lines import read_lines
 
     stack.callback(logs.flush)
     others = logs.Others(logging.WARNING)
@@ -197,18 +192,26 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     accounts = Accounts(config.store, pepper)
     stack.push_async_callback(accounts.close)
     counts = await _counts(config, stack)
-    sealing = hmac.digest(pepper, b"stillhouse guard: kept texts", "sha256")
     record = Record(
         config.store,
         config.record,
         rates(config),
-        sealing,
-        replica=_replica(config.store),
+        sealing_key(pepper),
+        replica=replica_of(config.store),
         log=logs.say,
         stored=lambda seconds: metrics.stored("events", seconds),
     )
     stack.callback(record.close)
     metrics.watch(record)
+    watching = Watching(
+        config.store,
+        config.detection,
+        read_lines(config.detection.thresholds),
+        evidence_key(pepper),
+        log=logs.say,
+    )
+    stack.callback(watching.close)
+    metrics.watch_accounts(watching)
     session = await stack.enter_async_context(
         aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
@@ -222,7 +225,9 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     )
     secret = os.environ.get(config.server.admin_secret_env, "")
     models = models_of(config, os.environ)
-    gateway = Gateway(config, models, accounts, pepper, counts, record, metrics, traces, session)
+    gateway = Gateway(
+        config, models, accounts, pepper, counts, record, metrics, traces, session, watching=watching
+    )
     return Standing(gateway, secret.encode())
 
 
@@ -306,6 +311,7 @@ def models_of(config: Guard, environ: Mapping[str, str]) -> dict[str, Served]:
 def _reload(standing: Standing, reread: Reread) -> None:
     """The new settings if they can be served, else the old ones and a word in the log."""
     from stillhouse.errors import StillhouseError
+    from stillhouse.guard.lines import read_lines
 
     old = standing.gateway
     try:
@@ -314,10 +320,13 @@ def _reload(standing: Standing, reread: Reread) -> None:
             config = config.model_copy(update={"store": old.config.store, "server": old.config.server})
             logs.say("reload", note="`server` and `store` change by a restart only")
         refuse_wrong(config)
+        lines = read_lines(config.detection.thresholds)
         fresh = replace(old, config=config, models=models_of(config, os.environ))
         standing.documents = documents(config, standing.origin)
         old.metrics.serve(model.name for model in config.models)
         old.record.apply(config.record, rates(config))
+        if old.watching is not None:
+            old.watching.apply(config.detection, lines)
         standing.gateway = fresh
     except StillhouseError as error:
         logs.say("reload refused", error=error.what, why=error.why)

@@ -53,7 +53,7 @@ class Period(Table):
 @dataclass(frozen=True, slots=True)
 class Api:
     """What the routes work with. `config` gives the settings as they are now; `usage` what was used in a
-    period; `erase` erases the kept texts of an account."""
+    period; `erase` erases the kept texts of an account, `forget` what is known of its requests."""
 
     accounts: Accounts
     config: Callable[[], Guard]
@@ -61,6 +61,7 @@ class Api:
     secret: str
     usage: Callable[[Period], Awaitable[Mapping[str, Any]]]
     erase: Callable[[str], Erased]
+    forget: Callable[[str, Act], object]
     now: Callable[[], float] = time.time
 
 
@@ -188,7 +189,7 @@ async def _answered(request: Request, operation: Operation, api: Api) -> Respons
             return _response(404, _error("There is no such id.", "not_found"))
 
         def work(register: Register) -> Any:
-            return operation.run(Desk(register, config, api.pepper, api.erase), id, order, act)
+            return operation.run(Desk(register, config, api.pepper, api.erase, api.forget), id, order, act)
 
         done = await (api.accounts.ask(work) if operation.method == "GET" else api.accounts.order(work))
     except ClientDisconnect:

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from stillhouse.gateway import answers, logs, proxy
+from stillhouse.gateway import answers, customers, logs, proxy
 from stillhouse.gateway.admin import BODY_BYTES, accept_terms
 from stillhouse.gateway.answers import JSON, Receive, Scope, Send
 from stillhouse.gateway.metrics import CONTENT_TYPE
@@ -20,6 +20,7 @@ from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Gateway
 from stillhouse.gateway.store.counts import StoreDown
 from stillhouse.guard import accounts as who
+from stillhouse.guard import ladder
 from stillhouse.guard.asked import Denied, Route
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -85,6 +86,9 @@ async def _other(standing: Standing, path: str, scope: Scope, receive: Receive, 
     try:
         if path == "/v1/terms/acceptance" and scope["method"] == "POST":
             await _accept(gateway, scope, receive, send)
+            return
+        if path in (ladder.STANDING, ladder.APPEAL):
+            await customers.standing(gateway, path, scope, receive, send)
             return
         if scope["method"] not in ("GET", "HEAD"):
             raise _method(b"GET") if _known(standing, path) else _nothing(path)

@@ -19,6 +19,7 @@ from stillhouse.gateway.stream import MOST, Passing, Unwritable, usage_of, writt
 from stillhouse.gateway.upstream import Behind, NoneAnswers
 from stillhouse.guard.answers import Cut
 from stillhouse.guard.asked import LENGTHS, Asked, Denied, Route
+from stillhouse.guard.ladder import header_of
 from stillhouse.guard.limits import Used
 from stillhouse.guard.prices import worst
 
@@ -301,6 +302,8 @@ def own_headers(trail: Trail) -> Headers:
     headers = [(b"x-request-id", trail.id.encode())]
     if trail.changed:
         headers.append(_changed_header(trail))
+    if trail.standing is not None:
+        headers.append((b"x-stillhouse-standing", header_of(trail.standing.rung, trail.standing.code)))
     return headers
 
 

@@ -23,6 +23,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from stillhouse.gateway.record import Record
+from stillhouse.gateway.watching import Watching
 from stillhouse.guard.events import Event
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -138,6 +139,10 @@ class Metrics:
         """Show how the record keeps up."""
         self._registry.register(_Kept(record))
 
+    def watch_accounts(self, watching: Watching) -> None:
+        """Show how many requests were looked at, and how many accounts stand on each step."""
+        self._registry.register(_Watched(watching))
+
     def text(self) -> bytes:
         """Prometheus' text format, of the content type CONTENT_TYPE."""
         return generate_latest(self._registry)
@@ -175,3 +180,24 @@ class _Kept(Collector):
         yield GaugeMetricFamily(
             f"{name}_healthy", "0 where the store fails or is too slow.", value=record.healthy()
         )
+
+
+class _Watched(Collector):
+    """Read from what is watched when Prometheus asks."""
+
+    def __init__(self, watching: Watching) -> None:
+        self._watching = watching
+
+    def collect(self) -> Iterator[Metric]:
+        watching, name = self._watching, "stillhouse_guard_requests"
+        yield CounterMetricFamily(f"{name}_observed", "Looked at for copying.", value=watching.observed)
+        missed = CounterMetricFamily(
+            f"{name}_unobserved", "Answered and not looked at, by why.", labels=["reason"]
+        )
+        for reason, count in watching.unobserved.copy().items():
+            missed.add_metric([reason], count)
+        yield missed
+        stand = GaugeMetricFamily("stillhouse_guard_standing", "Accounts on a step.", labels=["rung"])
+        for rung, accounts in watching.rungs().items():
+            stand.add_metric([rung], accounts)
+        yield stand

@@ -89,10 +89,10 @@ SAID = {
     "400": "the request is wrong, or asks for what is not given",
     "401": "no valid key",
     "402": "no money left",
-    "403": "the account or key is blocked, or has not accepted the terms",
-    "404": "no such model for this key",
+    "403": "the account or key is blocked or stopped, or has not accepted the terms",
+    "404": "no such model for this key, or nothing is watched",
     "408": "the request did not arrive in time",
-    "409": "another version of the terms is in force",
+    "409": "another version of the terms is in force, or there is nothing to appeal against",
     "413": "the request is too long",
     "429": "a limit is reached; Retry-After says when to come back",
     "502": "the server behind broke off",
@@ -117,6 +117,16 @@ def document(admin: dict[str, Any] | None = None) -> dict[str, Any]:
             "summary": "accept the terms in force, for this key's account",
             "requestBody": _body({"required": ["version"], "properties": {"version": _TEXT}}),
             "responses": _responses(("200", "400", "401", "403", "404", "408", "409", "413", "503")),
+        }
+    }
+    paths["/v1/standing"] = {
+        "get": _reading("how this key's account stands, and why", ("200", "401", "403", "404", "429", "503"))
+    }
+    paths["/v1/standing/appeal"] = {
+        "post": {
+            "summary": "ask that a person looks at the account's standing again",
+            "requestBody": _body({"required": ["text"], "properties": {"text": _TEXT}}),
+            "responses": _responses(("201", "400", "401", "403", "404", "408", "409", "413", "429", "503")),
         }
     }
     for path in ("/health", "/ready"):
@@ -161,7 +171,7 @@ def _responses(statuses: tuple[str, ...]) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     said: dict[str, Any] = {}
     for status in statuses:
-        if status == "200":
+        if status < "300":
             said[status] = {"description": "the answer"}
         else:
             said[status] = {"description": SAID[status], "content": error}

@@ -121,12 +121,14 @@ class ErasedTexts:
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What an operation works with. `erase` erases the kept texts of an account."""
+    """What an operation works with. `erase` erases the kept texts of an account, `forget` what is known of
+    its requests."""
 
     register: Register
     config: Guard
     pepper: bytes
     erase: Callable[[str], Erased]
+    forget: Callable[[str, Act], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +260,8 @@ def prove_event(desk: Desk, id: str, _: None, act: Act) -> dict[str, Any]:
 def set_state(kind: Kind, state: State) -> Callable[[Desk, str, Any, Act], Any]:
     def run(desk: Desk, id: str, order: Any, act: Act) -> Any:
         done = desk.register.set_state(act, kind, id, state)
+        if kind == "account" and state == "closed":
+            desk.forget(id, act)
         return shown(done) if isinstance(done, Key) else done
 
     return run

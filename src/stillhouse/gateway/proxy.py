@@ -15,7 +15,7 @@ from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Gateway, Served, Trail
 from stillhouse.gateway.store.counts import StoreDown
 from stillhouse.guard import accounts as who
-from stillhouse.guard import breadth, leaks, subjects
+from stillhouse.guard import breadth, ladder, leaks, subjects
 from stillhouse.guard.accounts import Caller
 from stillhouse.guard.answers import Cut
 from stillhouse.guard.asked import Asked, Denied, Route, read
@@ -70,7 +70,7 @@ async def _answer(
     at: float,
 ) -> None:
     headers = scope["headers"]
-    caller = trail.caller = await authorised(gateway, headers)
+    caller = await _admitted(gateway, trail, headers)
     tier = gateway.config.tiers.get(caller.account.tier)
     if tier is None:
         raise Denied(403, "no_such_tier", "this account's tier is not served here", kind="permission_error")
@@ -91,7 +91,7 @@ async def _answer(
     if caller.account.consent and gateway.config.record.text == "with_consent":
         exchange.kept = []
     parent = next((value for name, value in headers if name == b"traceparent"), None)
-    granted = await gateway.counts.reserve(_wanted(trail, caller, served, tier))
+    granted = await gateway.counts.reserve(_wanted(gateway, trail, caller, served, tier))
     if isinstance(granted, Refused):
         raise answers.over_limit(granted)
     client: Client = scope[CLIENT]
@@ -118,6 +118,8 @@ async def _answer(
             gateway.traces.ended(span, event_of(trail, at, gateway.clock() - began))
         if exchange.kept is not None:
             gateway.record.put_text(trail.id, caller.account, raw, b"".join(exchange.kept))
+        if trail.began and trail.status < 400:
+            _look_at(gateway, trail, caller, at, len(raw))
 
 
 async def authorised(
@@ -149,6 +151,22 @@ async def authorised(
     if reason:
         raise Denied(403, reason, who.STANDINGS[reason], kind="permission_error")
     return caller
+
+
+async def _admitted(gateway: Gateway, trail: Trail, headers: Sequence[tuple[bytes, bytes]]) -> Caller:
+    """Who asks, and what is taken from its account. Raises Denied, also for an account that was stopped."""
+    caller = await authorised(gateway, headers)
+    if gateway.watching is not None:
+        trail.standing = standing = gateway.watching.in_force(caller.account.id)
+        if standing is not None and standing.rung == "kill":
+            raise ladder.stopped(standing, gateway.config.detection.contact)
+    trail.caller = caller
+    return caller
+
+
+def _look_at(gateway: Gateway, trail: Trail, caller: Caller, at: float, size: int) -> None:
+    if gateway.watching is not None and trail.body is not None:
+        gateway.watching.put(caller.account.id, trail.route, trail.body, trail.used[1], at, size)
 
 
 async def body_of(
@@ -228,9 +246,17 @@ def _understood(
     served = _served(gateway, caller, tier, body)
     trail.model = served.config.name
     trail.asked = read(trail.route, body, len(raw), served.config)
-    decision = leaks.decide(trail.route, body, tier.leaks)
+    trail.body = body
+    sent: Mapping[str, Any] = body
+    rules, withheld = tier.leaks, False
+    if trail.standing is not None and ladder.takes(trail.standing.rung, "withhold"):
+        rules, sent = ladder.stricter(rules), ladder.without_logprobs(trail.route, body)
+        withheld = sent is not body
+    decision = leaks.decide(trail.route, sent, rules)
     if isinstance(decision, leaks.Refusal):
         raise Denied(decision.status, decision.code, decision.message, decision.param)
+    if withheld:
+        decision = replace(decision, changed=("logprobs:withheld", *decision.changed))
     return served, trail.asked, decision
 
 
@@ -242,15 +268,18 @@ def _served(gateway: Gateway, caller: Caller, tier: Tier, body: Mapping[str, Any
     return served
 
 
-def _wanted(trail: Trail, caller: Caller, served: Served, tier: Tier) -> Wanted:
+def _wanted(gateway: Gateway, trail: Trail, caller: Caller, served: Served, tier: Tier) -> Wanted:
     asked = trail.asked
     assert asked is not None
+    limited = subjects.subjects_of(
+        caller.organisation, caller.account, caller.key, tier, served.config.name, served.config.limits
+    )
+    if trail.standing is not None and ladder.takes(trail.standing.rung, "throttle"):
+        limited = ladder.slowed(limited, gateway.config.detection)
     seconds = max(each.config.first_byte_seconds + each.config.answer_seconds for each in served.behind)
     return Wanted(
         trail.id,
-        subjects.subjects_of(
-            caller.organisation, caller.account, caller.key, tier, served.config.name, served.config.limits
-        ),
+        limited,
         asked.input_tokens,
         asked.output_tokens,
         seconds + LEASE,

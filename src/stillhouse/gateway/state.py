@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stillhouse.gateway.store.counts import Counts, StoreDown
 from stillhouse.guard.accounts import Caller
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from stillhouse.gateway.metrics import Metrics
     from stillhouse.gateway.record import Record
     from stillhouse.gateway.store.accounts import Accounts
+    from stillhouse.gateway.store.register import Act
     from stillhouse.gateway.tracing import Traces
     from stillhouse.gateway.upstream import Behind
+    from stillhouse.gateway.watching import Watching
+    from stillhouse.guard.ladder import Standing
 
 _PROCESS = secrets.token_hex(8)  # a number a request costs less than asking the system for chance
 _NUMBERS = count()
@@ -58,6 +61,12 @@ class Gateway:
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
     late: set[asyncio.Task[None]] = field(default_factory=set)
+    watching: Watching | None = None
+
+    def forget(self, account: str, act: Act) -> None:
+        """Erase what is known of the requests of an account, and its standing. Raises StorageError."""
+        if self.watching is not None:
+            self.watching.do(lambda steps: steps.forget(account, act.who, act.reason, act.at))
 
     def settle_later(self, id: str, used: Used) -> None:
         """Try again while the reservation stands; until then it counts whole."""
@@ -75,6 +84,8 @@ class Trail:
     caller: Caller | None = None
     model: str = ""
     asked: Asked | None = None
+    body: Mapping[str, Any] | None = None  # as the client wrote it
+    standing: Standing | None = None  # where a step is taken against its account
     behind: Behind | None = None
     status: int = 0
     ended: Ended = "failed"

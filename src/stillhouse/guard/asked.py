@@ -57,7 +57,7 @@ MOST = 1 << 31
 
 
 class Denied(Exception):
-    """A request that is refused, as a status and the fields of OpenAI's error body."""
+    """A request that is refused: a status and the fields of OpenAI's error body, `more` beside them."""
 
     def __init__(
         self,
@@ -67,6 +67,7 @@ class Denied(Exception):
         param: str | None = None,
         kind: str = "invalid_request_error",
         headers: tuple[tuple[bytes, bytes], ...] = (),
+        more: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -74,10 +75,17 @@ class Denied(Exception):
         self.param = param
         self.kind = kind
         self.headers = headers
+        self.more = more or {}
 
     def body(self) -> dict[str, Any]:
         return {
-            "error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code},
+            "error": {
+                "message": str(self),
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+                **self.more,
+            },
         }
 
 

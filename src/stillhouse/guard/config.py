@@ -181,6 +181,42 @@ class Record(Table):
     traces: str | None = Field(default=None, pattern=r"^https?://", description="OTLP endpoint for spans.")
 
 
+class Detection(Table):
+    """Who seems to copy the model, and what is done then, a step at a time: docs/guard-ladder.md."""
+
+    mode: Literal["off", "shadow", "enforce"] = Field(
+        default="shadow", description="`shadow`: what would be done is recorded, and nothing is done."
+    )
+    thresholds: str | None = Field(
+        default=None,
+        description="File that `stillhouse guard calibrate` wrote; without it those of simulated traffic.",
+    )
+    automatic: bool = Field(default=False, description="An account may be stopped without a person.")
+    step_hours: float = Field(default=24.0, ge=0, le=8760, description="Least time between two steps.")
+    throttle_share: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="What a throttled account keeps of its requests and daily tokens.",
+    )
+    throttle_requests_per_minute: Amount = Field(
+        default=20, description="The most that it keeps, where its own limit is higher or there is none."
+    )
+    spared_days: float = Field(
+        default=30.0, ge=0, le=3650, description="After an undo the same pattern makes no step for so long."
+    )
+    lapse_days: float = Field(
+        default=30.0,
+        gt=0,
+        le=3650,
+        description="A step that no person has looked at ends when the score was low for so long.",
+    )
+    evidence_days: Positive = Field(
+        default=90, description="What is kept of an account's requests is deleted so long after the last one."
+    )
+    contact: str = Field(default="", description="Where to appeal by other ways, such as an address.")
+
+
 class Guard(Table):
     server: Server = Server()
     store: Store = Store()
@@ -189,6 +225,7 @@ class Guard(Table):
     tiers: dict[str, Tier] = Field(default={"default": Tier()})
     terms: Terms | None = None
     record: Record = Record()
+    detection: Detection = Detection()
 
     @model_validator(mode="after")
     def names_exist(self) -> Self:

@@ -290,6 +290,16 @@ def means_of(evidence: Evidence, use: int) -> tuple[array[float], float, array[f
     return own, evidence.uses[use * _USE + 1], sums[USES * _K :], evidence.weight
 
 
+def last_time(evidence: Evidence, use: int) -> float:
+    """When the last request of a use came (Unix seconds)."""
+    return evidence.uses[use * _USE + 2]
+
+
+def last_day(evidence: Evidence) -> int:
+    """The day of the last request, counted from 1970-01-01 (UTC); 0 before the first."""
+    return evidence.hours >> 48
+
+
 def _count(cells: bytearray, mark: int) -> int:
     """How often the table has lately met `mark`, and counts it once more. A cell is its mark's until others
     have come there as often: the majority rule of Boyer and Moore, in each cell."""

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from stillhouse.errors import UsageError
 from stillhouse.guard.config import Guard, Upstream
+from stillhouse.guard.lines import read_lines
 from stillhouse.recipe.strict import checked, read_tree
 
 # Where a secret may stand, by right or by mistake: never echoed.
@@ -75,7 +76,11 @@ def read_config(path: Path) -> Guard:
     folder = path.resolve().parent
     store = config.store.model_copy(update={"folder": str(folder / config.store.folder)})
     terms = config.terms and config.terms.model_copy(update={"document": str(folder / config.terms.document)})
-    return config.model_copy(update={"store": store, "terms": terms})
+    detection = config.detection
+    if detection.thresholds is not None:
+        lines = str(folder / detection.thresholds)
+        detection = detection.model_copy(update={"thresholds": lines})
+    return config.model_copy(update={"store": store, "terms": terms, "detection": detection})
 
 
 def check(config: Guard, environ: Mapping[str, str]) -> list[Finding]:
@@ -89,6 +94,7 @@ def check(config: Guard, environ: Mapping[str, str]) -> list[Finding]:
         *_tiers(config),
         *_terms(config),
         *_traces(config),
+        *_detection(config),
     ]
 
 
@@ -327,3 +333,19 @@ def _terms(config: Guard) -> Iterator[Finding]:
 def _traces(config: Guard) -> Iterator[Finding]:
     if config.record.traces is not None and (why := url_fault(config.record.traces)):
         yield Finding("error", "record.traces", f"the URL is refused: {why}", "name another")
+
+
+def _detection(config: Guard) -> Iterator[Finding]:
+    detection = config.detection
+    if detection.thresholds is not None:
+        try:
+            read_lines(detection.thresholds)
+        except UsageError as error:
+            yield Finding("error", "detection.thresholds", f"{error.what}: {error.why}", error.mend)
+    elif detection.mode == "enforce":
+        yield Finding(
+            "error" if detection.automatic else "warning",
+            "detection.thresholds",
+            "accounts would be held to thresholds of simulated traffic, which say nothing of your customers",
+            "run in shadow for a month, then `stillhouse guard calibrate` and name its file",
+        )

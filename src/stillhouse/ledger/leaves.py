@@ -37,6 +37,7 @@ LeafKind = Literal[
     "correction",
     "served",
     "signal",
+    "standing",
 ]
 KINDS: frozenset[str] = frozenset(get_args(LeafKind))
 KEYED = frozenset({"exchange", "import"})

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from stillhouse.errors import StillhouseError, UsageError
 from stillhouse.gateway.admin import ID
-from stillhouse.gateway.console import acts, entry, pages
+from stillhouse.gateway.console import acts, entry, pages, standings
 from stillhouse.gateway.console.doors import HEADERS, SESSION, inside, same_site
 from stillhouse.gateway.console.visit import (
     BadForm,
@@ -49,6 +49,8 @@ READ: dict[str, Handler] = {
     "/admin/events/{id}": pages.event,
     "/admin/changes": pages.changes,
     "/admin/models": pages.models,
+    "/admin/standings": standings.standings,
+    "/admin/standings/{id}": standings.standing,
     "/admin/keys/{id}": pages.key,
 }
 
@@ -78,6 +80,7 @@ def console_routes(console: Console) -> list[Route]:
         *(route(path, handler) for path, handler in READ.items()),
         *(route(f"/admin/{kind}s/new", acts.add, "GET", "POST") for kind in acts.NEW),
         *(route(f"/admin/{kind}s/{{id}}/{{verb}}", acts.act, "GET", "POST") for kind in acts.VERBS),
+        route("/admin/standings/{id}/decide", standings.decide, "POST"),
         route("/admin/accounts/{id}", pages.account),
         route("/admin/organisations/{id}", pages.organisation),
     ]

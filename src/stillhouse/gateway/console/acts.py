@@ -159,7 +159,10 @@ async def _done(
     run = BY_NAME[verb.operation].run
     made = await gateway.accounts.order(
         lambda register: run(
-            Desk(register, gateway.config, gateway.pepper, gateway.record.texts.erase), id, order, act
+            Desk(register, gateway.config, gateway.pepper, gateway.record.texts.erase, gateway.forget),
+            id,
+            order,
+            act,
         )
     )
     visit.console.log("console: act", operator=act.who, act=verb.operation, subject=f"{kind}:{id or made.id}")

@@ -73,7 +73,7 @@ async def _live(visit: Visit) -> str:
     first = first_minute(span, visit.at)
     traffic = await console.reading.ask(lambda: events.traffic(first, last))
     busiest = await console.reading.ask(lambda: events.busiest(int(visit.at // DAY), SOME))
-    names = await _names(visit, [account for account, _ in busiest])
+    names = await names_of(visit, [account for account, _ in busiest])
     servers, record = servers_of(gateway), gateway.record
     seen = overview_of(traffic, span, visit.at)
     kind, said = verdict(servers, record.healthy(), record.lost.total())
@@ -125,7 +125,7 @@ def _span(visit: Visit) -> str:
     return asked if asked in SPANS else "hour"
 
 
-async def _names(visit: Visit, accounts: Sequence[str]) -> dict[str, str]:
+async def names_of(visit: Visit, accounts: Sequence[str]) -> dict[str, str]:
     def look(register: Register) -> dict[str, str]:
         found = {}
         for id in accounts:
@@ -212,7 +212,7 @@ async def _desk(visit: Visit, id: str) -> dict[str, Any]:
 
     def look(register: Register) -> dict[str, Any]:
         gateway = visit.gateway
-        desk = Desk(register, gateway.config, gateway.pepper, gateway.record.texts.erase)
+        desk = Desk(register, gateway.config, gateway.pepper, gateway.record.texts.erase, gateway.forget)
         act = Act(visit.session.operator, visit.at)
 
         def run(operation: str) -> Any:

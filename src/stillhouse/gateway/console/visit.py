@@ -37,6 +37,10 @@ DONE = {
     "change": "Changed. It holds for requests from now on.",
     "pay": "The payment is recorded.",
     "accept": "The acceptance is recorded.",
+    "review": "It stands at review.",
+    "keep": "The appeal is turned down.",
+    "undo": "All steps are undone. The same pattern makes none for a while.",
+    "kill": "The account is stopped.",
 }
 
 

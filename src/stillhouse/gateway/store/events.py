@@ -265,6 +265,11 @@ class Events:
         """The events of a group in their order."""
         return self._read(f"SELECT {_ROW} FROM event WHERE event_group = ? ORDER BY n", (group,))
 
+    def groups_since(self, at: float) -> list[int]:
+        """Groups with events of that time (Unix seconds) or later that have not expired, the oldest first."""
+        query = "SELECT id FROM event_group WHERE expired = 0 AND last >= ? ORDER BY id"
+        return [id for (id,) in self._read(query, (round(at * 1e6),))]
+
     def newest(self, account: str | None = None, before: float | None = None, most: int = 100) -> list[Event]:
         """At most so many events in the order in which they were written, the newest first: of all or of an
         account, and only those that came before that time where one is given."""

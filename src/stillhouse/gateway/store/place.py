@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import secrets
+import socket
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 
 from stillhouse.errors import UsageError, storage
@@ -36,6 +39,22 @@ def folder_of(store: config.Store) -> Path:
     with storage("make", folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
+
+
+def replica_of(store: config.Store) -> str:
+    """The machine and the folder: replicas beside one another have a ledger each."""
+    folder = sha256(str(Path(store.folder).resolve()).encode()).hexdigest()
+    return f"{socket.gethostname()}-{folder[:8]}"
+
+
+def sealing_key(pepper: bytes) -> bytes:
+    """The secret under which texts are sealed."""
+    return hmac.digest(pepper, b"stillhouse guard: kept texts", "sha256")
+
+
+def evidence_key(pepper: bytes) -> bytes:
+    """The key of the marks that are kept of requests in place of their words."""
+    return hmac.digest(pepper, b"stillhouse guard: evidence", "sha256")
 
 
 def pepper_of(store: config.Store, environ: Mapping[str, str]) -> bytes:

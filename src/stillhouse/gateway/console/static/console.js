@@ -60,7 +60,7 @@ if (keys && help) {
 
 document.querySelector("[data-select]")?.addEventListener("focus", event => event.target.select())
 
-const PAGES = { o: "/admin", a: "/admin/accounts", e: "/admin/events", c: "/admin/changes", m: "/admin/models" }
+const PAGES = { o: "/admin", a: "/admin/accounts", e: "/admin/events", c: "/admin/changes", m: "/admin/models", s: "/admin/standings" }
 let going = false
 
 function move(step) {

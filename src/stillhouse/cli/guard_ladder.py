@@ -1,0 +1,360 @@
+"""`stillhouse guard standing`, `decide` and what belongs to them: accounts that seem to copy the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stillhouse.cli.options import Json
+
+if TYPE_CHECKING:
+    from stillhouse.gateway.steps import Steps
+    from stillhouse.gateway.store.standings import Step
+    from stillhouse.guard.config import Guard
+    from stillhouse.guard.ladder import Standing
+    from stillhouse.guard.replaying import Past, Replayed
+
+Config = Annotated[Path, typer.Option("--config", metavar="CONFIG", help="The settings, a TOML file.")]
+Account = Annotated[str, typer.Argument(metavar="ACCOUNT", help="As `accounts list` shows it.")]
+Who = Annotated[str, typer.Option("--as", metavar="NAME", help="Who does it; by default the user.")]
+Reason = Annotated[str, typer.Option(help="Why: recorded, and shown to the customer.")]
+Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
+GUARD = Path("guard.toml")
+_DAY = 86_400.0
+
+
+def register(app: typer.Typer) -> None:
+    """Give the commands to `stillhouse guard`."""
+    app.command("standing")(standing)
+    app.command("appeals")(appeals)
+    app.command("decide")(decide)
+    app.command("declare")(declare)
+    app.command("forget")(forget)
+    app.command("replay")(replay)
+    app.command("calibrate")(calibrate)
+
+
+def standing(
+    account: Annotated[str | None, typer.Argument(metavar="ACCOUNT", help="Only this one, in full.")] = None,
+    limit: Limit = 20,
+    config: Config = GUARD,
+    as_json: Json = False,
+) -> None:
+    """Accounts on a step and those with the highest scores; of one account every step and why."""
+    from stillhouse.cli import show
+
+    with _steps(config) as (settings, steps):
+        if account is None:
+            found = _overview(steps, limit)
+            show.result(found, _overview_text(found, settings.detection.mode), as_json)
+            return
+        now, trail = steps.standings.standing(account), steps.standings.steps(account)
+        rows = [_step_row(step) | {"witness": steps.differs(step) or "shown"} for step in trail]
+        known = steps.standings.strongest(account)
+    told = now._asdict() | {
+        "score": known and round(known.score, 4),
+        "requests": known and known.requests,
+        "steps": rows,
+    }
+    lines = [f"{name:<13} {_said(name, value)}" for name, value in told.items() if name != "steps"]
+    for row in rows:
+        lines += ["", *_step_lines(row), f"  ledger: {_leaf(row)}"]
+    show.result(told, "\n".join(lines), as_json)
+
+
+def appeals(config: Config = GUARD, as_json: Json = False) -> None:
+    """Appeals that wait for a person, the oldest first."""
+    from stillhouse.cli import show
+
+    with _steps(config) as (_, steps):
+        rows = [_step_row(step) for step in steps.standings.appeals()]
+    lines = [line for row in rows for line in _step_lines(row)]
+    show.result(rows, "\n".join(lines) or "none", as_json)
+
+
+def decide(
+    account: Account,
+    decision: Annotated[str, typer.Argument(metavar="DECISION", help="review, keep, undo or kill.")],
+    reason: Reason = "",
+    who: Who = "",
+    config: Config = GUARD,
+    as_json: Json = False,
+) -> None:
+    """Put an account to review, turn its appeal down, undo its steps, or stop it after the review."""
+    import getpass
+    import time
+
+    from stillhouse.errors import UsageError
+    from stillhouse.guard.ladder import DECISIONS
+
+    if decision not in DECISIONS:
+        known = ", ".join(DECISIONS)
+        raise UsageError(f"{decision} is no decision", f"there are {known}", "name one of them")
+    with _steps(config, account) as (settings, steps):
+        done = steps.decide(
+            account, decision, settings.detection, who or getpass.getuser(), reason, time.time()
+        )
+    _show(done, as_json)
+
+
+def declare(
+    account: Account,
+    use: Annotated[str, typer.Argument(metavar="USE", help="As the customer says it; none takes it back.")],
+    reason: Reason = "",
+    who: Who = "",
+    config: Config = GUARD,
+    as_json: Json = False,
+) -> None:
+    """Record the use that an account declared: it is then compared with others that declared one."""
+    import getpass
+    import time
+
+    with _steps(config, account) as (_, steps):
+        said = "" if use == "none" else use[:64]
+        done = steps.declare(account, said, who or getpass.getuser(), reason, time.time())
+    _show(done, as_json)
+
+
+def forget(
+    account: Account, reason: Reason = "", who: Who = "", config: Config = GUARD, as_json: Json = False
+) -> None:
+    """Erase what is known of an account's requests, its steps and its standing."""
+    import getpass
+    import time
+
+    from stillhouse.cli import show
+
+    with _steps(config) as (_, steps):
+        complete = steps.forget(account, who or getpass.getuser(), reason, time.time())
+    said = "" if complete else "\nagain      another process was reading: give the order once more"
+    show.result({"account": account, "complete": complete}, f"forgotten  {account}{said}", as_json)
+
+
+def replay(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="JSONL of requests; without it, requests whose text was kept."),
+    ] = None,
+    days: Annotated[float, typer.Option(help="Without FILE: of the last so many.")] = 31.0,
+    config: Config = GUARD,
+    as_json: Json = False,
+) -> None:
+    """What would have been done to the traffic of the past. Nothing is recorded, and nothing done."""
+    import os
+
+    from stillhouse.cli import show
+    from stillhouse.gateway.store.place import evidence_key, pepper_of
+    from stillhouse.guard.lines import read_lines
+    from stillhouse.guard.reading import read_config
+    from stillhouse.guard.replaying import replay as replayed
+
+    settings = read_config(config)
+    pepper = pepper_of(settings.store, os.environ)
+    lines = read_lines(settings.detection.thresholds)
+    done = replayed(_past(file, settings, pepper, days), evidence_key(pepper), lines, settings.detection)
+    show.result(_replay_object(done, lines.source), "\n".join(_replay_lines(done, lines.source)), as_json)
+
+
+def calibrate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the thresholds.")],
+    month: Annotated[str, typer.Option(metavar="MONTH", help="As 2026-10 (UTC); by default the last.")] = "",
+    flag: Annotated[float, typer.Option(help="Of ordinary accounts a month, flagged at most.")] = 0.01,
+    kill: Annotated[float, typer.Option(help="And above the line for a kill.")] = 0.001,
+    config: Config = GUARD,
+    as_json: Json = False,
+) -> None:
+    """Set the thresholds by what your own accounts reached in a month. Stopped accounts are left out."""
+    from stillhouse.cli import show
+    from stillhouse.errors import UsageError
+    from stillhouse.guard.lines import as_toml, calibrated, promises
+    from stillhouse.workspace import write_atomic
+
+    for name, value in (("flag", flag), ("kill", kill)):
+        if not 0.0 < value < 1.0:
+            raise UsageError(f"--{name} {value} is no share", "it lies between 0 and 1", "write --flag 0.01")
+    number, named = _month(month)
+    with _steps(config) as (_, steps):
+        reached = steps.standings.highest(number)
+    if not reached:
+        raise UsageError(
+            f"nothing is known of {named}",
+            "no request of that month was looked at",
+            "let the gateway run in shadow for a month, or name another one",
+        )
+    lines = calibrated(
+        [score for _, score, declared in reached if not declared],
+        [score for _, score, declared in reached if declared],
+        f"own accounts, {named}",
+        flag,
+        kill,
+    )
+    write_atomic(file, as_toml(lines).encode())
+    said = [
+        f"thresholds {file}",
+        *promises(lines),
+        "",
+        "on average over calibrations, and for accounts like these: another kind of customer, a new model or",
+        "another season breaks it. Accounts that copied and were not stopped raise the lines.",
+        f'next       [detection] thresholds = "{file}"',
+    ]
+    show.result({"thresholds": str(file), **lines.model_dump()}, "\n".join(said), as_json)
+
+
+@contextmanager
+def _steps(config: Path, account: str | None = None) -> Iterator[tuple[Guard, Steps]]:
+    """The settings and the steps; of an account that is there, where one is named."""
+    import os
+
+    from stillhouse.gateway.steps import Steps
+    from stillhouse.gateway.store.place import pepper_of
+    from stillhouse.gateway.store.register import Register
+    from stillhouse.guard.reading import read_config
+
+    settings = read_config(config)
+    if account is not None:
+        register = Register(settings.store, pepper_of(settings.store, os.environ))
+        try:
+            register.account(account)
+        finally:
+            register.close()
+    steps = Steps(settings.store)
+    try:
+        yield settings, steps
+    finally:
+        steps.close()
+
+
+def _overview(steps: Steps, limit: int) -> list[dict[str, Any]]:
+    """Accounts on a step, and then by score."""
+    held = {each.account: each for each in steps.standings.held()}
+    rows: dict[str, dict[str, Any]] = {
+        id: {"account": id, "rung": each.rung, "code": each.code, "shadow": each.shadow, "score": None}
+        | {"requests": None, "appeal": bool(each.appeal)}
+        for id, each in held.items()
+    }
+    for id, score, requests, _ in steps.standings.ranked(limit):
+        row = rows.setdefault(
+            id, {"account": id, "rung": "observe", "code": "", "shadow": False, "appeal": False}
+        )
+        if row.get("score") is None:
+            row |= {"score": round(score, 4), "requests": requests}
+    return list(rows.values())
+
+
+def _overview_text(rows: list[dict[str, Any]], mode: str) -> str:
+    lines = [f"mode {mode}; scores are at most half a minute old", ""]
+    for row in rows:
+        score = "      -" if row["score"] is None else f"{row['score']:7.3f}"
+        asked = "-" if row["requests"] is None else f"{row['requests']:,}"
+        notes = ["in shadow"] if row["shadow"] and row["rung"] != "observe" else []
+        notes += ["APPEAL OPEN"] if row["appeal"] else []
+        lines.append(
+            f"{row['account']:<24} {row['rung']:<9}{score} {asked:>9}  {row['code']} {' '.join(notes)}"
+        )
+    return "\n".join(line.rstrip() for line in lines) if rows else f"mode {mode}; no account is known"
+
+
+def _step_row(step: Step) -> dict[str, Any]:
+    from stillhouse.gateway.steps import read_reasons
+
+    return step._asdict() | {"reasons": read_reasons(step)}
+
+
+def _step_lines(row: dict[str, Any]) -> list[str]:
+    shadow = " (in shadow)" if row["shadow"] and row["act"] in ("step", "lapse") else ""
+    moved = f"{row['was']} -> {row['rung']}" if row["was"] != row["rung"] else row["rung"]
+    lines = [f"{_stamp(row['at'])}  {row['act']} by {row['who']}: {moved}{shadow}  {row['code']}"]
+    lines += [f"  {row['account']}"] if row["act"] == "appeal" else []
+    lines += [
+        f"  {each['adds']:+.3f}  {each['words']}: {each['found']:.2f}, ordinary {each['ordinary']:.2f}"
+        for each in row["reasons"]
+    ]
+    return lines + ([f"  said: {row['said']}"] if row["said"] else [])
+
+
+def _leaf(row: dict[str, Any]) -> str:
+    return f"leaf {row['leaf']}" if row["witness"] == "shown" else f"NOT SHOWN: {row['witness']}"
+
+
+def _show(done: Standing, as_json: bool) -> None:
+    from stillhouse.cli import show
+
+    lines = [f"{name:<13} {_said(name, value)}" for name, value in done._asdict().items()]
+    show.result(done._asdict(), "\n".join(lines), as_json)
+
+
+def _said(name: str, value: Any) -> str:
+    if name in ("since", "alarmed", "spared_until"):
+        return _stamp(value) if value else "-"
+    return "-" if value in ("", None, 0) and value is not False else str(value)
+
+
+def _stamp(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _month(text: str) -> tuple[int, str]:
+    """Months since January 1970, and the name of the month."""
+    import time
+
+    from stillhouse.gateway.watching import month_of
+    from stillhouse.guard.invoices import days_of
+
+    number = month_of(days_of(text)[0]) if text else month_of(int(time.time() // _DAY)) - 1
+    return number, f"{1970 + number // 12}-{number % 12 + 1:02}"
+
+
+def _past(file: Path | None, settings: Guard, pepper: bytes, days: float) -> Iterable[Past | str]:
+    import time
+
+    from stillhouse.errors import UsageError, storage
+    from stillhouse.gateway.kept import kept_requests
+    from stillhouse.gateway.store.place import sealing_key
+    from stillhouse.guard.replaying import past_requests
+
+    if file is None:
+        yield from kept_requests(settings.store, sealing_key(pepper), time.time() - days * _DAY)
+        return
+    if not file.is_file():
+        raise UsageError(f"there is no file {file}", "it was named on the command line", "name another one")
+    with storage("read", file), file.open("rb") as lines:
+        yield from past_requests(lines)
+
+
+def _replay_object(done: Replayed, source: str) -> dict[str, Any]:
+    from stillhouse.guard.ladder import RUNGS
+
+    return {
+        "requests": done.requests,
+        "accounts": len(done.highest),
+        "skipped": dict(done.skipped),
+        "thresholds": source,
+        "rungs": {rung: [each._asdict() for each in done.on(rung)] for rung in RUNGS[1:]},
+        "highest": {account: round(score, 4) for account, score in sorted(done.highest.items())},
+    }
+
+
+def _replay_lines(done: Replayed, source: str) -> list[str]:
+    from collections import Counter
+
+    from stillhouse.guard.ladder import RUNGS
+
+    lines = [
+        f"{done.requests:,} requests of {len(done.highest):,} accounts, by the thresholds of {source}",
+        *(f"{count:,} rows were not looked at: {why}" for why, count in done.skipped.items()),
+        "",
+        "rung       accounts  first                why",
+    ]
+    for rung in RUNGS[1:]:
+        taken = done.on(rung)
+        codes = ", ".join(f"{code} {n:,}" for code, n in Counter(each.code for each in taken).most_common())
+        first = _stamp(taken[0].at) if taken else "-"
+        lines.append(f"{rung:<9} {len(taken):>9,}  {first:<19}  {codes}".rstrip())
+    for each in done.on("notify")[:10]:
+        lines += ["", f"{each.account} at its request {each.request:,} ({each.score:.2f})", f"  {each.why}"]
+    return lines

@@ -1,0 +1,233 @@
+"""Steps of the ladder as they are taken: each in the store first, then as a leaf in the ledger.
+
+A leaf `standing` names no account: its body says what was done from which rung to which, and its content,
+which can be erased, is the whole step. What was stored and has no leaf yet, since a process died in between,
+gets one when the next one begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from stillhouse.errors import LedgerError, UsageError
+from stillhouse.gateway.store.place import replica_of
+from stillhouse.gateway.store.register import Act, Conflict
+from stillhouse.gateway.store.standings import Standings, Step
+from stillhouse.guard import config, ladder
+from stillhouse.guard.config import Detection
+from stillhouse.guard.ladder import Decision, Standing
+from stillhouse.guard.scoring import Reading
+from stillhouse.ledger import Ledger, canonical
+from stillhouse.workspace import init_workspace
+
+LADDER, CUSTOMER = "ladder", "customer"  # who, where it is no person
+REASONS = 6  # terms of a score that are written down with a step
+LONGEST_SAID = 4000  # characters of an appeal
+
+
+class Steps:
+    """For one thread at a time; close it. Every method raises StorageError or LedgerError when the store or
+    the ledger fails."""
+
+    def __init__(self, store: config.Store) -> None:
+        self.replica = replica_of(store)
+        with ExitStack() as opened:
+            self.standings = opened.enter_context(closing(Standings(store)))
+            self.ledger = opened.enter_context(Ledger.open(init_workspace(Path(store.folder))))
+            self.link()
+            self._opened = opened.pop_all()
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def climb(self, before: Standing, after: Standing, told: Reading, at: float) -> Standing | None:
+        """The standing after a step that was due; None where somebody else took one."""
+        return self._take(before, after, at, "step", LADDER, told=told)
+
+    def lapse(self, before: Standing, after: Standing, at: float) -> Standing | None:
+        return self._take(before, after, at, "lapse", LADDER)
+
+    def decide(
+        self, account: str, decision: Decision, settings: Detection, who: str, reason: str, at: float
+    ) -> Standing:
+        """A person decides, and says why to the customer. Raises UsageError for what is not to be decided,
+        and Conflict where a step came between."""
+        _need(reason, "decide on an account")
+        before = self.standings.standing(account)
+        after = ladder.decided(before, decision, settings, at)
+        return _done(self._take(before, after, at, decision, who, said=reason))
+
+    def appeal(self, account: str, text: str, at: float) -> Standing:
+        """Raises UsageError where there is nothing to appeal against, or an appeal is open."""
+        if not 0 < len(text.strip()) <= LONGEST_SAID:
+            raise UsageError(
+                "this appeal cannot be taken",
+                f"it has {len(text):,} characters",
+                f"say in 1 to {LONGEST_SAID:,} characters what your requests are for",
+            )
+        before = self.standings.standing(account)
+        if before.appeal:
+            raise Conflict("an appeal is open", "a person has not decided on it yet", "wait for the answer")
+        if before.rung == "observe":
+            raise Conflict("there is nothing to appeal against", "no step was taken", "")
+        return _done(self._take(before, before, at, "appeal", CUSTOMER, said=text.strip()))
+
+    def declare(self, account: str, use: str, who: str, reason: str, at: float) -> Standing:
+        """Record the use that an account declared; "" for none any more."""
+        _need(reason, "change a declared use")
+        before = self.standings.standing(account)
+        after = before._replace(declared=use)
+        return _done(self._take(before, after, at, "declare", who, said=f"{use or 'none'}: {reason}"))
+
+    def forget(self, account: str, who: str, reason: str, at: float) -> bool:
+        """Erase all that is known of an account's requests and its standing, and the contents of its leaves
+        here. False where another process has to end its reading for the last bytes to go."""
+        _need(reason, "forget an account")
+        step = Step(0, account, at, "forget", who, "", "", False, "", None, "[]", reason, self.replica, None)
+        number = self.standings.forget(step)
+        self._witness(step._replace(id=number))
+        return self.erase()
+
+    def erase(self) -> bool:
+        """Erase what the ledger here still has of steps that were forgotten, by this replica or another."""
+        rows = self.standings.to_erase(self.replica)
+        for number, leaf in rows:
+            try:
+                self.ledger.erase(leaf, "the account was forgotten")
+            except LedgerError:
+                # Nothing is left to erase where another process of this replica did it just then
+                if any(content is not None for content in self.ledger.contents(leaf).values()):
+                    raise
+            self.standings.drop(number)
+        return self.standings.scrub()
+
+    def link(self) -> None:
+        """Give each step of this replica its leaf that has none."""
+        open_ = self.standings.unlinked(self.replica)
+        if not open_:
+            return
+        start = self.standings.last_leaf(self.replica) + 1
+        known = {leaf.body["step"]: leaf.index for leaf in self.ledger.leaves("standing", start)}
+        for step in open_:
+            leaf = known.get(step.id)
+            if leaf is None:
+                self._witness(step)
+            else:
+                self.standings.link(step.id, leaf)
+
+    def differs(self, step: Step) -> str:
+        """Why a step is not shown by the ledger here; empty where it is."""
+        if step.leaf is None:
+            return "it has no leaf yet"
+        if step.replica != self.replica:
+            return f"its leaf is in the ledger of {step.replica}"
+        try:
+            body = self.ledger.leaf(step.leaf).body
+        except LedgerError:
+            return f"the ledger has no leaf {step.leaf}"
+        same = body == _body(step) and self.ledger.contents(step.leaf) == {"step": _content(step)}
+        return "" if same else f"leaf {step.leaf} says something else"
+
+    def _take(
+        self,
+        before: Standing,
+        after: Standing,
+        at: float,
+        act: str,
+        who: str,
+        said: str = "",
+        told: Reading | None = None,
+    ) -> Standing | None:
+        step = Step(
+            0,
+            before.account,
+            at,
+            act,
+            who,
+            before.rung,
+            after.rung,
+            after.shadow,
+            after.code or before.code,
+            None if told is None else round(told.score, 4),
+            orjson.dumps([] if told is None else reasons_of(told)).decode(),
+            said,
+            self.replica,
+            None,
+        )
+        taken = self.standings.take(before, after, step)
+        if taken is None:
+            return None
+        standing, number = taken
+        self._witness(step._replace(id=number))
+        return standing
+
+    def _witness(self, step: Step) -> None:
+        leaf = self.ledger.append("standing", _body(step), {"step": _content(step)})
+        self.standings.link(step.id, leaf)
+
+
+def forget_in(store: config.Store, account: str, act: Act) -> bool:
+    """As `Steps.forget`, for whoever holds none: a gateway that runs learns it within a second."""
+    with closing(Steps(store)) as steps:
+        return steps.forget(account, act.who, act.reason, act.at)
+
+
+def reasons_of(told: Reading) -> list[dict[str, Any]]:
+    """What added most to a score, as it is written down."""
+    return [
+        {
+            "words": reason.words,
+            "of": reason.where,
+            "found": round(reason.found, 4),
+            "ordinary": round(reason.ordinary, 4),
+            "adds": round(reason.adds, 4),
+        }
+        for reason in told.reasons[:REASONS]
+        if reason.adds > 0.0
+    ]
+
+
+def why(reasons: Sequence[dict[str, Any]]) -> str:
+    """The terms of a score in words."""
+    return "; ".join(
+        f"{each['words']} ({each['found']:.2f}, in ordinary accounts {each['ordinary']:.2f})"
+        for each in reasons
+    )
+
+
+def read_reasons(step: Step) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = orjson.loads(step.reasons)
+    return found
+
+
+def _body(step: Step) -> dict[str, Any]:
+    return {
+        "act": step.act,
+        "from": step.was,
+        "mode": "shadow" if step.shadow else "enforce",
+        "replica": step.replica,
+        "step": step.id,
+        "to": step.rung,
+    }
+
+
+def _content(step: Step) -> bytes:
+    told = step._asdict()
+    del told["leaf"]
+    return canonical(told)
+
+
+def _done(standing: Standing | None) -> Standing:
+    if standing is None:
+        raise Conflict("nothing was changed", "a step came between", "look at it again")
+    return standing
+
+
+def _need(reason: str, what: str) -> None:
+    if not reason.strip():
+        raise UsageError(f"to {what} needs a reason", "it is recorded, and shown to the customer", "say why")

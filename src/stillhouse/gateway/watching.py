@@ -1,0 +1,350 @@
+"""What answered requests say of their accounts, looked at off the path of requests, and what follows.
+
+`put` appends to a bounded queue in memory. One thread takes each request into its account's evidence and
+scores it; where a step of the ladder is due it takes it. What finds the queue full is counted as not
+observed, and no request ever waits. The evidence of live accounts is held in memory and written within half a
+minute, so a process that is killed forgets the last of it; a step is on disk before it has any effect.
+
+Each replica keeps evidence of the requests that it served, and the standing is one for all of them: no
+request has to be sent to another replica, and an account is as suspicious as it seems to the replica that
+suspects it most. Thresholds stay right, since they are calibrated on the same maximum.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import takewhile
+from typing import Any, NamedTuple, TypeVar
+
+from stillhouse.errors import StillhouseError
+from stillhouse.gateway.steps import Steps, reasons_of, why
+from stillhouse.gateway.store.standings import Watched
+from stillhouse.gateway.worker import Worker
+from stillhouse.guard import config, ladder
+from stillhouse.guard.asked import Route
+from stillhouse.guard.config import Detection
+from stillhouse.guard.evidence import Evidence, last_day, last_time, observe, seen_of
+from stillhouse.guard.ladder import Standing
+from stillhouse.guard.lines import Lines
+from stillhouse.guard.scoring import reading, score, shipped
+
+Answer = TypeVar("Answer")
+Log = Callable[..., None]
+
+WAITING = 2_000  # requests in the queue
+WAITING_BYTES = 8 << 20  # and their bodies, which take several times as much once they are parsed
+BATCH, LINGER = 64, 0.2
+HELD = 100_000  # accounts in memory, the longest unseen go first
+OLDEST = 500  # that go at once, or are written at once
+SAVE_SECONDS = 30.0  # after which what changed is written
+LOOK_SECONDS = 60.0  # between looks at steps that may lapse
+TIDY_SECONDS = 3600.0  # between looks for what has expired
+LOOK_AGAIN = 1.0  # seconds between two looks of a customer at its standing
+PAUSE, SLICE = 50e-6, 4  # seconds after so many requests, for those that are being answered
+BUSY = WAITING // 4  # requests in the queue, from which on it takes no pauses
+MONTHS = 13  # for which the highest scores are kept
+NEVER = float("-inf")
+_DAY = 86_400
+
+
+class Asked(NamedTuple):
+    """A request that was answered: all that the evidence is made of."""
+
+    account: str
+    route: Route
+    body: Mapping[str, Any]
+    output_tokens: int
+    at: float
+    size: int
+
+
+class Entry:
+    """What is held of a live account: its evidence, which use came last, the highest score of the month."""
+
+    __slots__ = ("evidence", "highest", "use")
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.evidence = evidence
+        self.use = 0
+        self.highest = NEVER
+
+
+class Watching:
+    """Close it. `put` and `in_force` are for each request, `ask` for the administration."""
+
+    def __init__(
+        self,
+        store: config.Store,
+        settings: Detection,
+        lines: Lines,
+        key: bytes,
+        *,
+        log: Log = lambda *_, **__: None,
+        held: int = HELD,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`key` is that of the marks: without it the evidence tells no words. Raises StorageError or
+        LedgerError when the store or the ledger cannot be opened."""
+        self.settings = settings
+        self.lines = lines
+        self.observed = 0
+        self.unobserved: Counter[str] = Counter()  # requests by why
+        self._key = key
+        self._log = log
+        self._held = held
+        self._clock = clock
+        self._weights = shipped()
+        self._steps = Steps(store)
+        self._using = threading.Lock()  # the store, and what is held
+        self._entries: dict[str, Entry] = {}
+        self._changed: dict[str, float] = {}  # accounts to be written, by since when
+        self._reached: list[tuple[str, int, float]] = []  # of months that are over
+        self._alarmed: dict[str, float] = {}  # when an account was last above the flag's threshold
+        self._looks: dict[str, float] = {}  # when an account last looked at its standing
+        self._came = self._went = 0  # bytes put, and taken out
+        self._known = self._steps.standings.newest()
+        self._standings = {each.account: each for each in self._steps.standings.changed(0)[0]}
+        self._looked = self._tidied = time.monotonic()
+        self._worker: Worker[Asked] = Worker(
+            "watching", self._work, batch=BATCH, linger=LINGER, failed=self._complain, beat=self._beat
+        )
+
+    def apply(self, settings: Detection, lines: Lines) -> None:
+        """Go on with settings that were read anew."""
+        self.settings, self.lines = settings, lines
+
+    def put(
+        self, account: str, route: Route, body: Mapping[str, Any], output_tokens: int, at: float, size: int
+    ) -> None:
+        """Look at an answered request, of `size` bytes, later. Never waits and never raises."""
+        if self.settings.mode == "off" or route == "embeddings":
+            return
+        if len(self._worker) >= WAITING or self._came - self._went + size > WAITING_BYTES:
+            self.unobserved["the queue was full"] += 1
+            return
+        self._came += size
+        self._worker.put(Asked(account, route, body, output_tokens, at, size))
+
+    def in_force(self, account: str) -> Standing | None:
+        """The standing of an account from which something is taken; of any other None."""
+        standing = self._standings.get(account)
+        return standing if ladder.in_force(standing, self.settings) != "observe" else None
+
+    def may_look(self, account: str) -> bool:
+        """Whether the account may read the store now: once in a second, so that none keeps it busy."""
+        now = time.monotonic()
+        if now - self._looks.get(account, float("-inf")) < LOOK_AGAIN:
+            return False
+        if len(self._looks) >= self._held:
+            self._looks.clear()
+        self._looks[account] = now
+        return True
+
+    async def ask(self, question: Callable[[Steps], Answer]) -> Answer:
+        """What the steps answer, in a thread; what they changed holds when this returns."""
+        return await asyncio.to_thread(self.do, question)
+
+    def do(self, question: Callable[[Steps], Answer]) -> Answer:
+        with self._using:
+            try:
+                return question(self._steps)
+            finally:
+                self._refresh()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._worker)
+
+    def rungs(self) -> Counter[str]:
+        """How many accounts stand on each step."""
+        return Counter(each.rung for each in list(self._standings.values()) if each.rung != "observe")
+
+    def flush(self, seconds: float | None = None) -> None:
+        """Wait until all that was put before is observed and on disk. Raises TimeoutError when it is not
+        after so long, and StorageError when the store fails."""
+        self._worker.flush(seconds)
+        with self._using:
+            self._save(float("inf"))
+
+    def close(self, seconds: float = 10.0) -> None:
+        """Observe what waits, write what changed, and close the store."""
+        left = len(self._worker.close(seconds))
+        if left:
+            self.unobserved["not looked at in the end"] += left
+        try:
+            with self._using:
+                self._save(float("inf"))
+        except StillhouseError as error:
+            self._complain(error)
+        self._steps.close()
+
+    # The worker's thread
+
+    def _work(self, batch: list[Asked]) -> None:
+        for n, asked in enumerate(batch, 1):
+            self._went += asked.size
+            try:
+                with self._using:
+                    self._observe(asked)
+                self.observed += 1
+            except StillhouseError as error:
+                self.unobserved["the store failed"] += 1
+                self._complain(error)
+            except Exception as error:
+                # Its kind and not its text, in which words of the request could stand
+                self.unobserved["not understood"] += 1
+                self._log("a request was not understood", error=type(error).__name__)
+            if n % SLICE == 0 and len(self._worker) < BUSY:
+                time.sleep(PAUSE)
+
+    def _observe(self, asked: Asked) -> None:
+        account, at = asked.account, asked.at
+        entry = self._entry(account)
+        before = month_of(last_day(entry.evidence))
+        if entry.highest > NEVER and month_of(int(at) // _DAY) != before:
+            self._reached.append((account, before, entry.highest))
+            entry.highest = NEVER
+        seen = seen_of(self._key, asked.body, asked.route, asked.output_tokens, at)
+        entry.use = use = observe(entry.evidence, seen)
+        reached = score(entry.evidence, use, self._weights)
+        entry.highest = max(entry.highest, reached)
+        self._changed.setdefault(account, time.monotonic())
+        standing = self._standings.get(account) or Standing(account)
+        if reached > self.lines.flag_of(standing.declared):
+            self._alarmed[account] = at
+            if ladder.climbs(standing, reached, self.lines, self.settings, at):
+                self._climb(standing, entry, at)
+
+    def _climb(self, standing: Standing, entry: Entry, at: float) -> None:
+        told = reading(entry.evidence, entry.use, self._weights)
+        code = ladder.code_of(told.pattern)
+        after = ladder.climbed(standing, told.score, code, self.lines, self.settings, at)
+        if after is None:
+            return
+        taken = self._steps.climb(standing, after, told, at)
+        self._refresh()
+        if taken is not None:
+            self._log(
+                "step",
+                account=taken.account,
+                rung=taken.rung,
+                mode=self.settings.mode,
+                code=code,
+                score=round(told.score, 3),
+                why=why(reasons_of(told)[:3]),
+            )
+
+    def _entry(self, account: str) -> Entry:
+        """Moved to the end of what is held; the oldest go where there is no room."""
+        entry = self._entries.pop(account, None)
+        if entry is None:
+            if len(self._entries) >= self._held:
+                self._drop_oldest()
+            entry = self._stored(account)
+        self._entries[account] = entry
+        return entry
+
+    def _stored(self, account: str) -> Entry:
+        kept = self._steps.standings.evidence(account, self._steps.replica)
+        if kept is None:
+            return Entry(Evidence())
+        try:
+            return Entry(Evidence.unpacked(kept.evidence))
+        except ValueError:  # another version wrote it: the account begins anew
+            return Entry(Evidence())
+
+    def _drop_oldest(self) -> None:
+        some = list(self._entries)[:OLDEST]
+        self._write([account for account in some if account in self._changed])
+        for account in some:
+            del self._entries[account]
+
+    def _beat(self, last: bool) -> None:
+        now = time.monotonic()
+        with self._using:
+            if self._steps.standings.newest() != self._known:
+                self._refresh()
+            self._save(now - SAVE_SECONDS)
+            if now - self._looked > LOOK_SECONDS:
+                self._lapse()
+                self._looked = now
+            if now - self._tidied > TIDY_SECONDS:
+                self._tidy()
+                self._tidied = now
+
+    def _refresh(self) -> None:
+        """What was decided since the last look, here or by another process."""
+        standings = self._steps.standings
+        changed, gone = standings.changed(self._known)
+        self._known = standings.newest()
+        for account in gone:
+            self._standings.pop(account, None)
+            self._entries.pop(account, None)
+            self._changed.pop(account, None)
+            self._alarmed.pop(account, None)
+            standings.drop_evidence(account)
+        if gone:
+            self._reached = [row for row in self._reached if row[0] not in gone]
+            self._steps.erase()
+        self._standings |= {each.account: each for each in changed}
+
+    def _save(self, before: float) -> None:
+        """Write what changed before that moment of the monotonic clock."""
+        due = list(takewhile(lambda account: self._changed[account] < before, self._changed))
+        for at in range(0, len(due), OLDEST):
+            self._write(due[at : at + OLDEST])
+
+    def _write(self, accounts: list[str]) -> None:
+        if not accounts and not self._reached:
+            return
+        entries = [(account, self._entries[account]) for account in accounts]
+        watched, reached = [], list(self._reached)
+        for account, entry in entries:
+            evidence, use = entry.evidence, entry.use
+            now = score(evidence, use, self._weights)
+            watched.append(
+                Watched(account, evidence.packed(), use, now, evidence.requests, last_time(evidence, use))
+            )
+            reached.append((account, month_of(last_day(evidence)), entry.highest))
+        self._steps.standings.save(self._steps.replica, watched, reached, self._alarmed.items())
+        self._reached, self._alarmed = [], {}
+        for account in accounts:
+            del self._changed[account]
+
+    def _lapse(self) -> None:
+        now = self._clock()
+        for held in list(self._standings.values()):
+            if ladder.lapsed(held, self.settings, now) is None:
+                continue
+            # When it was last alarmed is written beside the steps, also by other replicas
+            before = self._steps.standings.standing(held.account)
+            before = before._replace(alarmed=max(before.alarmed, self._alarmed.get(held.account, 0.0)))
+            after = ladder.lapsed(before, self.settings, now)
+            if after is not None and self._steps.lapse(before, after, now) is not None:
+                self._log("step lapsed", account=held.account, rung=held.rung)
+        self._refresh()
+
+    def _tidy(self) -> None:
+        self._steps.link()
+        now = self._clock()
+        month = month_of(int(now) // _DAY) - MONTHS
+        gone = self._steps.standings.expire(now - self.settings.evidence_days * _DAY, month)
+        if gone:
+            self._log("evidence deleted", accounts=gone)
+
+    def _complain(self, error: Exception) -> None:
+        why = f"{error.what}: {error.why}" if isinstance(error, StillhouseError) else repr(error)
+        self._log("accounts are not being watched", waiting=self.waiting, why=why)
+
+
+@lru_cache(8)
+def month_of(day: int) -> int:
+    """Months since January 1970 (UTC), of a day counted from there."""
+    when = datetime.fromtimestamp(day * _DAY, UTC)
+    return 12 * (when.year - 1970) + when.month - 1

@@ -1,0 +1,169 @@
+"""`stillhouse guard standing`, `decide`, `replay` and `calibrate` over a store that a gateway wrote."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+import pytest
+from recorded import event
+from rows import DATA
+
+from stillhouse.cli import main
+from stillhouse.gateway.record import Record
+from stillhouse.gateway.store.place import pepper_of, sealing_key
+from stillhouse.gateway.store.standings import Standings, Watched
+from stillhouse.gateway.watching import month_of
+from stillhouse.guard import config
+from stillhouse.guard.accounts import Account
+from stillhouse.guard.lines import read_lines
+
+if (DATA / "traffic").exists():
+    from traffic.people import person, requests
+
+simulated = pytest.mark.skipif(not (DATA / "traffic").exists(), reason="real traces and prompts are absent")
+LAST = month_of(int(time.time() // 86_400)) - 1
+
+
+@pytest.fixture
+def guard(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gc.set_threshold", lambda *_: None)
+
+    def run(*words, code=0):
+        with monkeypatch.context() as patched:
+            patched.setattr("sys.argv", ["stillhouse", "guard", *map(str, words)])
+            with pytest.raises(SystemExit) as left:
+                main()
+        done = capsys.readouterr()
+        assert left.value.code == code, done.out + done.err
+        return done.out + done.err
+
+    run("init")
+    return run
+
+
+@pytest.fixture
+def store(tmp_path):
+    return config.Store(folder=str(tmp_path / ".stillhouse" / "guard"))
+
+
+@pytest.fixture
+def account(guard):
+    return json.loads(guard("accounts", "add", "a shop", "--json"))["id"]
+
+
+def past(kind, number, most):
+    for each in islice(requests(person("calibrate", 3, kind, number), "calibrate", 3), most):
+        yield {"account": f"{kind}/{number}", "at": each.at, "body": each.body()} | {
+            "output_tokens": each.output_tokens
+        }
+
+
+@simulated
+def test_a_replay_says_who_would_have_been_stepped_up_when_and_why(guard):
+    rows = [row for kind in ("distiller:pure", "chat") for n in range(2) for row in past(kind, n, 300)]
+    lines = [json.dumps(row) for row in rows]
+    lines += [json.dumps({"account": "a7", "at": 1.0, "output_tokens": 5}), "no json", "[]"]
+    lines += [json.dumps({"account": "a7", "at": "noon", "body": {}, "output_tokens": 5}), ""]
+    Path("month.jsonl").write_text("\n".join(lines))
+    told = json.loads(guard("replay", "month.jsonl", "--json"))
+    assert told["requests"] == len(rows)
+    assert told["thresholds"] == "simulated traffic"
+    assert told["skipped"] == {
+        "no body: an event alone holds no text": 1, "no JSON": 1, "no object": 1,
+        "account, at, output_tokens or route is missing or wrong": 1,
+    }  # fmt: skip
+    flagged = {each["account"] for each in told["rungs"]["notify"]}
+    assert flagged == {"distiller:pure/0", "distiller:pure/1"}
+    assert told["rungs"]["kill"] == []
+    assert max(told["highest"][f"chat/{n}"] for n in range(2)) < 1.0
+    first = min(told["rungs"]["notify"], key=lambda each: each["at"])
+    assert first["request"] < 60
+    said = guard("replay", "month.jsonl")
+    assert "notify            2" in said
+    assert "Looks like" in said
+    assert "1 rows were not looked at: no body" in said
+
+
+@simulated
+def test_a_replay_reads_the_texts_that_were_kept(guard, store):
+    pepper = pepper_of(store, {})
+    settings = config.Record(text="with_consent")
+    consents = Account("a0", None, "n", "default", consent=True)
+    with closing(Record(store, settings, {}, sealing_key(pepper))) as record:
+        for n, row in enumerate(past("distiller:pure", 0, 80)):
+            at = time.time() - 3600 + 10 * n
+            kept = event(10 * n, at=at, output_tokens=row["output_tokens"], route="/v1/chat/completions")
+            record.put(kept)
+            record.put_text(kept.id, consents, json.dumps(row["body"]).encode(), b"{}")
+        record.put(event(3, at=time.time()))
+        record.put(event(4, at=time.time(), status=429))
+        record.texts.flush(30)
+    told = json.loads(guard("replay", "--json"))
+    assert told["requests"] == 80
+    assert told["skipped"] == {"its text was not kept": 1}
+    assert [each["account"] for each in told["rungs"]["notify"]] == ["a0"]
+
+
+def test_thresholds_are_set_by_what_accounts_reached_last_month(guard, store):
+    draw = Random(5)
+    with closing(Standings(store)) as standings:
+        reached = [(f"acct_{n}", LAST, draw.gauss(0.2, 0.2)) for n in range(1200)]
+        standings.save("one", [], reached, [])
+        standings.save("two", [], [("acct_0", LAST, 9.0), ("acct_1", LAST + 1, 99.0)], [])
+    said = guard("calibrate", "thresholds.toml")
+    lines = read_lines("thresholds.toml")
+    assert lines.flag.accounts == 1200
+    assert sum(score > lines.flag.score for _, _, score in reached[1:]) + 1 == 11
+    assert lines.kill.score > lines.flag.score
+    assert "of accounts like these 1,200, at most 1 in 100 a month" in said
+    assert "flag, use declared  none: 1 in 100 needs 99 accounts, and there are 0" in said
+    Path("guard.toml").write_text(
+        Path("guard.toml").read_text() + '\n[detection]\nmode = "enforce"\nthresholds = "thresholds.toml"\n'
+    )
+    assert "detection" not in guard("check", code=1)
+    assert "nothing is known of 2001-01" in guard("calibrate", "x.toml", "--month", "2001-01", code=2)
+
+
+def test_stopped_accounts_are_no_measure(guard, store, account):
+    with closing(Standings(store)) as standings:
+        standings.save("one", [], [(account, LAST, 5.0), ("acct_2", LAST, 0.1)], [])
+    Path("guard.toml").write_text(Path("guard.toml").read_text() + '\n[detection]\nmode = "enforce"\n')
+    guard("decide", account, "review", "--reason", "a signal fits", "--as", "Ada")
+    guard("decide", account, "kill", "--reason", "it does", "--as", "Ada")
+    assert json.loads(guard("calibrate", "x.toml", "--json"))["flag"]["accounts"] == 1
+
+
+def test_what_is_decided_is_shown_with_its_leaf(guard, store, account):
+    with closing(Standings(store)) as standings:
+        standings.save("one", [Watched("acct_9", b"", 0, 0.7, 12, time.time())], [], [])
+    assert "kill comes after the review" in guard("decide", account, "kill", "--reason", "x", code=2)
+    assert "needs a reason" in guard("decide", account, "review", code=2)
+    assert "is no decision" in guard("decide", account, "promote", "--reason", "x", code=2)
+    assert "no account acct_x" in guard("decide", "acct_x", "review", "--reason", "x", code=2)
+    guard("declare", account, "evaluation", "--reason", "by contract")
+    guard("decide", account, "review", "--reason", "a signal fits", "--as", "Ada")
+    listed = guard("standing")
+    assert "mode shadow" in listed
+    assert account in listed
+    assert "acct_9" in listed
+    told = guard("standing", account)
+    assert "leaf 1" in told
+    assert "review by Ada" in told
+    assert "declared      evaluation" in told
+    guard("decide", account, "undo", "--reason", "it was ours")
+    assert "forgotten" in guard("forget", account, "--reason", "asked for")
+    assert "evaluation" not in guard("standing", account)
+    assert guard("appeals") == "none\n"
+
+
+def test_nobody_is_stopped_by_simulated_thresholds_without_a_person(guard):
+    Path("guard.toml").write_text(
+        Path("guard.toml").read_text() + '\n[detection]\nmode = "enforce"\nautomatic = true\n'
+    )
+    assert "error    detection.thresholds" in guard("check", code=1)
