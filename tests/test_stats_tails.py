@@ -9,7 +9,6 @@ from scipy import stats
 
 from stillhouse.stats.tails import log_binomial_tail, log_gamma_tail, log_weighted_tail
 
-
 # scipy's logarithms are of floats: near the smallest one they lose their digits, then become infinite.
 SMALLEST = -650
 
