@@ -22,7 +22,7 @@ def teach(key, length, seed):
     while len(ids) < length:
         tries = rng.integers(0, VOCABULARY, size=2)
         if key is not None:
-            context = np.array(ids[-WIDTH:] + [0])
+            context = np.array([*ids[-WIDTH:], 0])
             scores = [key.scheme.scores(key.scheme.bits(key.sip, context, np.array([t])))[0] for t in tries]
             tries = tries[np.argsort(scores)[::-1]]
         ids.append(int(tries[0]))

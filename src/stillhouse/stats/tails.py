@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from stillhouse.stats.intervals import Floats
 
 _NEGLIGIBLE = 1e-17  # of a sum of positive terms: less than its rounding
+_AT_ONCE = 64  # terms
 _DEVIATIONS = 12  # to each side of a tilted law: what lies further out is below 1e-30
 
 
@@ -32,13 +33,13 @@ def log_binomial_tail(successes: ArrayLike, trials: ArrayLike, share: float) -> 
         return found
 
     def upper(k: Floats, n: Floats) -> Floats:
-        return log_term(k, n) + _log_sum(lambda j: np.maximum(n - k - j + 1, 0) / (k + j) * odds, k)
+        above, left = k[:, None], (n - k)[:, None]
+        return log_term(k, n) + _log_sum(lambda j: np.maximum(left - j + 1, 0) / (above + j) * odds, len(k))
 
     def lower(k: Floats, n: Floats) -> Floats:  # P(X < k)
-        below = k - 1
-        return log_term(below, n) + _log_sum(
-            lambda j: np.maximum(below - j + 1, 0) / (n - below + j) / odds, below
-        )
+        below, left = (k - 1)[:, None], (n - k + 1)[:, None]
+        series = _log_sum(lambda j: np.maximum(below - j + 1, 0) / (left + j) / odds, len(k))
+        return log_term(k - 1, n) + series
 
     return _tail(k, n, (k > n * share) & (k <= n), k <= 0, k > n, upper, lower)
 
@@ -55,10 +56,11 @@ def log_gamma_tail(value: ArrayLike, shape: ArrayLike) -> Floats:
         return found
 
     def upper(x: Floats, n: Floats) -> Floats:
-        return log_term(n - 1, x) + _log_sum(lambda j: np.maximum(n - j, 0) / x, x)
+        series = _log_sum(lambda j: np.maximum(n[:, None] - j, 0) / x[:, None], len(x))
+        return log_term(n - 1, x) + series
 
     def lower(x: Floats, n: Floats) -> Floats:
-        return log_term(n, x) + _log_sum(lambda j: x / (n + j), x)
+        return log_term(n, x) + _log_sum(lambda j: x[:, None] / (n[:, None] + j), len(x))
 
     return _tail(x, n, x > n, (x <= 0) | (n <= 0), np.zeros(x.shape, dtype=bool), upper, lower)
 
@@ -129,13 +131,15 @@ def _tail(
     return np.minimum(found, 0.0)
 
 
-def _log_sum(ratio: Callable[[int], Floats], like: Floats) -> Floats:
-    """ln(1 + r1 + r1 r2 + ...), of ratios that fall below 1 and stay there."""
-    total, term, step = np.ones(like.shape), np.ones(like.shape), 0
+def _log_sum(ratio: Callable[[Floats], Floats], rows: int) -> Floats:
+    """ln(1 + r1 + r1 r2 + ...), (rows,), of ratios that fall below 1 and stay there. Of their numbers, (J,),
+    `ratio` makes (rows, J)."""
+    total, term, step = np.ones(rows), np.ones(rows), 0
     while np.any(term > _NEGLIGIBLE * total):
-        step += 1
-        term = term * ratio(step)
-        total += term
+        terms = term[:, None] * np.cumprod(ratio(np.arange(step + 1.0, step + _AT_ONCE + 1)), axis=1)
+        total += terms.sum(axis=1)
+        term = terms[:, -1]
+        step += _AT_ONCE
     return np.log(total)
 
 

@@ -56,18 +56,16 @@ def evidence(scheme: Scheme, key: SipKey, texts: Sequence[Ids], served: Hashes |
     are scored: that leaves out what cannot bear the mark. It keeps the p-value right, as which contexts are
     looked at does not depend on what follows them.
     """
-    found = []
-    for ids in texts:
-        bits = scheme.bits(key, ids, ids[scheme.width :])
-        if served is not None:
-            bits = bits[np.isin(seeds(key, ids, scheme.width), served)]
-        found.append(bits)
-    return judged(scheme, np.concatenate(found) if found else np.zeros(0, np.uint64), sum(map(len, texts)))
+    ids, kept = _joined(texts, scheme.width)
+    if served is not None:
+        kept &= np.isin(seeds(key, ids, scheme.width), served)
+    return judged(scheme, scheme.bits(key, ids, ids[scheme.width :])[kept], len(ids))
 
 
 def contexts(scheme: Scheme, key: SipKey, texts: Sequence[Ids]) -> Hashes:
     """The contexts of the texts, as hashes under the key: (distinct contexts,)."""
-    return np.unique(np.concatenate([seeds(key, ids, scheme.width) for ids in texts]))
+    ids, kept = _joined(texts, scheme.width)
+    return np.unique(seeds(key, ids, scheme.width)[kept])
 
 
 def judged(scheme: Scheme, bits: Hashes, tokens: int) -> Evidence:
@@ -96,6 +94,15 @@ def among_keys(keys: Sequence[Key], texts: Sequence[Sequence[Ids]]) -> list[tupl
     adjusted = holm([one.p for _, one in found])
     rows = [(key, one, p if p is not None else 1.0) for (key, one), p in zip(found, adjusted, strict=True)]
     return sorted(rows, key=lambda row: row[1].log_p)
+
+
+def _joined(texts: Sequence[Ids], width: int) -> tuple[Ids, NDArray[np.bool_]]:
+    """All texts as one, since many short arrays take long to hash, and for each place from `width` on whether
+    its context lies in its own text."""
+    ids = np.concatenate([np.zeros(0, dtype=np.int64), *texts])
+    lengths = np.array([len(text) for text in texts], dtype=np.int64)
+    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return ids, (np.arange(len(ids)) - starts >= width)[width:]
 
 
 def word_ids(text: str) -> Ids:

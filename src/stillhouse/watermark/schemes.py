@@ -20,6 +20,8 @@ from stillhouse.stats.intervals import Floats
 from stillhouse.stats.tails import log_binomial_tail, log_gamma_tail, log_weighted_tail
 from stillhouse.watermark.hashing import Hashes, Ids, SipKey, seeds, siphash, uniform, values
 
+_OCTETS = np.arange(256)[:, None] >> np.arange(7, -1, -1) & 1  # the bits of every octet, the highest first
+
 
 class Scheme(Protocol):
     """`bits` and `scores`, and what a sum of scores says."""
@@ -117,8 +119,12 @@ class Tournament:
 
     def scores(self, bits: Hashes) -> Floats:
         total = np.zeros(len(bits))
-        for place, weight in enumerate(self.weights()):
-            total += weight * ((bits >> np.uint64(63 - place)) & np.uint64(1)).astype(np.float64)
+        for start in range(
+            0, self.depth, 8
+        ):  # eight bits at a time, by what each of their 256 values adds up to
+            weights = self.weights()[start : start + 8]
+            octets = (bits >> np.uint64(56 - start)) & np.uint64(255)
+            total += (_OCTETS[:, : len(weights)] @ weights)[octets.astype(np.intp)]
         return total
 
     def log_p(self, total: float, count: int) -> float:
