@@ -18,6 +18,7 @@ from stillhouse.watermark.hashing import Hashes, Ids
 
 LEVELS = (1e-2, 1e-3, 1e-4)
 SCHEMES: tuple[Scheme, ...] = (Kgw(), Kgw(self_hash=True), Gumbel(), Tournament(), Selection())
+NO_TOKEN = -1  # no text begins with it: their detector would leave it out
 THEIR_WINDOWS, THEIR_KEYS = 100, 40  # transformers' detector goes through a text token by token
 
 Marks = NDArray[np.bool_]
@@ -146,7 +147,7 @@ def repeated(what: str, tested: Tested, keys: Sequence[Key]) -> Row:
 def theirs(count: int, keys: Sequence[Key]) -> list[Row]:
     """transformers' detector for KGW and ours, one token of context, on the same templated windows."""
     texts, level = windows("templated", count, DESK), LEVELS[0]
-    config = LlamaConfig(vocab_size=768, bos_token_id=None)
+    config = LlamaConfig(vocab_size=768, bos_token_id=NO_TOKEN)
     batch = torch.from_numpy(np.stack(texts))
     ours = Tested(Kgw(width=1), texts)
     own = np.array([ours.calls(*ours.totals(key), level) for key in keys])

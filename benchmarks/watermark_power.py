@@ -19,6 +19,7 @@ from transformers import (
     WatermarkingConfig,
 )
 from transformers import SynthIDTextWatermarkingConfig as TheirTournament
+from watermark_null import NO_TOKEN
 from watermark_texts import stories
 
 from stillhouse.models.embedded import measure, world
@@ -313,7 +314,11 @@ def theirs(house: House, like: Key, count: int) -> list[Row]:
         for scheme in (Kgw(width=1), Tournament())
     }
     detector = WatermarkDetector(
-        LlamaConfig(vocab_size=model.config.vocab_size, bos_token_id=None), "cpu", ways["kgw"], True, 100_000
+        LlamaConfig(vocab_size=model.config.vocab_size, bos_token_id=NO_TOKEN),
+        "cpu",
+        ways["kgw"],
+        True,
+        100_000,
     )
     tournament: SynthIDTextWatermarkLogitsProcessor = ways["synthid"].construct_processor(512, "cpu")
     for length in LENGTHS:

@@ -42,7 +42,7 @@ def models(windows: int) -> str:
 def templated(windows: int) -> str:
     """The support desk's answers: some dozens of sentences with other names and numbers in each."""
     made = world.examples("train", 5)
-    return "\n".join(example.answer for example in islice(made, 14 * windows))
+    return "\n".join(example.answer for example in islice(made, 24 * windows))
 
 
 KINDS = {"human": human, "model": models, "templated": templated}

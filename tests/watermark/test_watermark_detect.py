@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from stillhouse.errors import UsageError
 from stillhouse.stats import holm
 from stillhouse.watermark import (
     Gumbel,
@@ -20,9 +21,12 @@ from stillhouse.watermark import (
     evidence,
     new_key,
     parts,
+    read_key,
     word_ids,
+    write_key,
 )
 from stillhouse.watermark.keys import Key
+from stillhouse.watermark.schemes import read_scheme
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SCHEMES = [Kgw(), Kgw(width=1), Kgw(self_hash=True), Gumbel(), Tournament(), Selection()]
@@ -131,6 +135,28 @@ def test_accounts_have_keys_of_their_own_and_always_the_same():
     assert ann == account_key(mine, "ann")
     assert mine.secret.hex() not in repr(ann)
     assert str(mine.secret) not in repr(mine)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
+def test_a_key_is_read_as_it_was_written(scheme, tmp_path):
+    ann = account_key(new_key(scheme, NOW), "ann")
+    write_key(ann, tmp_path / "ann.json")
+    assert read_key(tmp_path / "ann.json") == ann
+    with pytest.raises(FileExistsError):
+        write_key(ann, tmp_path / "ann.json")
+
+
+def test_settings_that_make_no_sense_are_refused():
+    for row in (
+        {"name": "kgw", "share": 1.5},
+        {"name": "gumbel", "width": 0},
+        {"name": "tournament", "depth": 65},
+        {"name": "gumbel", "depth": 3},
+        {"name": "ink"},
+        {},
+    ):
+        with pytest.raises(UsageError):
+            read_scheme(row)
 
 
 def test_a_marked_stretch_is_found_where_it_is():

@@ -66,6 +66,7 @@ def write_key(key: Key, path: Path) -> None:
         "id": key.id,
         "created": key.created.astimezone(UTC).isoformat(timespec="seconds"),
         "scheme": described(key.scheme),
+        "account": key.account,
         "secret": key.secret.hex(),
     }
     write_private(path, (json.dumps(row, indent=2) + "\n").encode())
@@ -76,7 +77,8 @@ def read_key(path: Path) -> Key:
     try:
         row = json.loads(path.read_bytes())
         secret = bytes.fromhex(row["secret"])
-        key = Key(read_scheme(row["scheme"]), secret, datetime.fromisoformat(row["created"]))
+        created = datetime.fromisoformat(row["created"])
+        key = Key(read_scheme(row["scheme"]), secret, created, str(row["account"]))
         if len(secret) != _SECRET_BYTES or row["id"] != key.id:
             raise ValueError("its id does not belong to its secret")
     except (OSError, ValueError, KeyError, TypeError) as error:
