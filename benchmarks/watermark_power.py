@@ -37,6 +37,7 @@ from stillhouse.watermark import Gumbel, Key, Kgw, Scheme, Selection, Tournament
 from stillhouse.watermark.hashing import Ids
 from stillhouse.watermark.marking import Mark, marked
 from stillhouse.watermark.selection import select
+from stillhouse.watermark.synthid import SynthId, heard
 
 SCHEMES: tuple[Scheme, ...] = (
     Gumbel(), Tournament(), Kgw(bias=1.0), Kgw(), Kgw(bias=4.0), Kgw(self_hash=True), Kgw(width=1)
@@ -322,27 +323,36 @@ def theirs(house: House, like: Key, count: int) -> list[Row]:
     )
     tournament: SynthIDTextWatermarkLogitsProcessor = ways["synthid"].construct_processor(512, "cpu")
     for length in LENGTHS:
-        own = {
-            scheme: p_of(key_of(scheme, like), [ids[:length] for ids in texts])
-            for scheme, texts in ours.items()
-        }
         kgw = detector(told["kgw"][:, :length].contiguous(), return_dict=True).p_value <= LEVELS[0]
-        means = {
-            name: tournament.compute_g_values(told[name][:, :length]).float().mean(dim=(1, 2))
-            for name in told
-        }
+        cut = {name: ids[:, :length] for name, ids in told.items()}
+        means = {name: tournament.compute_g_values(ids).float().mean(dim=(1, 2)) for name, ids in cut.items()}
         line = torch.quantile(means["none"], 1 - LEVELS[0])
-        synthid = (means["synthid"] > line).float().mean()
+        exact = [heard(SynthId(tuple(depth)), [row.numpy()]).p for row in cut["synthid"]]
         for scheme, who, value in (
-            (Kgw(width=1), "transformers' kgw and detector", float(np.mean(kgw))),
+            (Kgw(width=1), "transformers' kgw and detector, on its own marks", float(np.mean(kgw))),
             (
                 Tournament(),
-                "transformers' SynthID and mean score, its line set on unmarked text",
-                float(synthid),
+                "transformers' SynthID and its mean score",
+                float((means["synthid"] > line).float().mean()),
             ),
         ):
-            share = float(np.mean(np.array(own[scheme]) <= LEVELS[0]))
-            what = f"{label(scheme)}: called marked at {LEVELS[0]:g}, {length} tokens"
-            ratio = share / value if value else math.inf
-            rows.append(Row(what, share, f"of {len(own[scheme])}", peer=who, peer_value=value, ratio=ratio))
+            p = p_of(key_of(scheme, like), [ids[:length] for ids in ours[scheme]])
+            rows.append(beside(f"{label(scheme)}, {length} tokens", p, who, value))
+        rows.append(
+            beside(
+                f"transformers' SynthID text, exact test, {length} tokens",
+                exact,
+                "its mean score on this text",
+                value,
+            )
+        )
     return rows
+
+
+def beside(what: str, p: Sequence[float], who: str, value: float) -> Row:
+    """The mean score has no p-value: its line is where one in a hundred unmarked texts is called marked."""
+    share, told = float(np.mean(np.array(p) <= LEVELS[0])), f"of {len(p)}"
+    what = f"{what}: called marked at {LEVELS[0]:g}"
+    if not value:
+        return Row(f"{what} ({who}: none)", share, told)
+    return Row(what, share, told, peer=who, peer_value=value, ratio=share / value)

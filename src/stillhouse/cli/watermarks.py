@@ -145,12 +145,11 @@ def _summary(
     if len(marked) > _PLACES:
         lines.append(f"where      and {len(marked) - _PLACES:,} stretches more")
     key, _, p = found[0]
+    verdict = "no evidence of a mark; that is no evidence that there was none"
     if p <= _SAID:
         rarely = "" if p < 1e-12 else f": without it a text scores so high for one key in {1 / p:,.0f}"
-        said = f"marked with {key.id}{rarely}"
-    else:
-        said = "no evidence of a mark; that is no evidence that there was none"
-    return [*lines, f"verdict    {said}"]
+        verdict = f"marked with {key.id}{rarely}"
+    return [*lines, f"verdict    {verdict}"]
 
 
 def _shown(p: float) -> str:

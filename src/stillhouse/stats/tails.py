@@ -97,6 +97,36 @@ def log_weighted_tail(total: int, weights: Sequence[int], trials: int) -> float:
     return min(0.0, moment - tilt * total + math.log(part))
 
 
+def log_repeated_tail(total: int, law: Floats, times: int) -> float:
+    """ln P(X >= total) for the sum X of `times` independent draws from `law`, which holds the chances of
+    0, 1, 2, ...; tilted and found as in `log_weighted_tail`."""
+    values = np.flatnonzero(law)
+    least, most = times * int(values[0]), times * int(values[-1])
+    if total <= least:
+        return 0.0
+    if total > most:
+        return -math.inf
+    steps = (values - values[0]).astype(np.float64)
+    log_law, low, high = np.log(law[values] / law[values].sum()), 0.0, 64.0
+
+    def tilted(by: float) -> tuple[Floats, float]:
+        heavy = log_law + by * steps
+        moment = float(heavy.max() + np.log(np.exp(heavy - heavy.max()).sum()))
+        return np.exp(heavy - moment), moment
+
+    for _ in range(80):
+        middle = (low + high) / 2
+        less = float(tilted(middle)[0] @ steps) < (total - least) / times
+        low, high = (middle, high) if less else (low, middle)
+    chances, moment = tilted(low)
+    width = 1 << (most - least + 1).bit_length()
+    spread = np.zeros(int(values[-1] - values[0]) + 1)
+    spread[values - values[0]] = chances
+    sums = np.fft.irfft(np.fft.rfft(spread, width) ** times, width)[total - least : most - least + 1]
+    part = float((sums * np.exp(-low * np.arange(len(sums)))).sum())
+    return min(0.0, times * moment - low * (total - least) + math.log(max(part, 1e-300)))
+
+
 def _tilt(mean: float, sizes: NDArray[np.int64], counts: NDArray[np.int64]) -> float:
     """The tilt under which one trial of each coin has this mean; 0 where it has more without any."""
     low, high = 0.0, 64.0
