@@ -179,11 +179,15 @@ def robustness(house: House, like: Key) -> list[Row]:
         for name, edit in EDITS.items():
             rng = Random(SEED)
             edited = [edit(text, rng) for text in texts]
-            p = p_of(key, [np.array(text_ids(house.model, text)[1:]) for text in edited])
+            p = p_of(key, [read_back(house.model, text) for text in edited])
             row = found(f"{label(scheme)}, {name}", p, LEVELS[0])
             middle = math.log10(max(float(np.median(p)), 1e-300))
             rows += [row, Row("  median log10 p", middle, "")]
     return rows
+
+
+def read_back(model: LocalModel, text: str) -> Ids:
+    return np.array(model.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 # ---------------------------------------------------------------- cost

@@ -47,8 +47,15 @@ def serve(
     are told beside each one of a prompt that is read; -1 for no bound. Answers are marked with the key
     `mark`, which a header names.
 
-    Raises ModelError for a source that is no usable model, UsageError for an address that cannot be had.
+    Raises ModelError for a source that is no usable model, UsageError for an address that cannot be had or a
+    key that marks no tokens.
     """
+    if mark is not None and mark.scheme.name == "selection":
+        raise UsageError(
+            f"the watermark key {mark.id} cannot mark what a model writes",
+            "its scheme, selection, chooses among whole answers",
+            "make one of another scheme with `stillhouse watermark rotate`",
+        )
     import uvicorn
 
     from stillhouse.models.local import load_model, threads_for, workers_for
