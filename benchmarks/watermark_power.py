@@ -148,6 +148,10 @@ def mixed(text: str, rng: Random) -> str:
     return " ".join([*words[:at], text, *words[at:]])
 
 
+def with_synonyms(text: str, rng: Random) -> str:
+    return " ".join(SYNONYMS.get(word, word) for word in text.split(" "))
+
+
 def replaced(share: float) -> Callable[[str, Random], str]:
     def edit(text: str, rng: Random) -> str:
         pool = rng.choice(stories()).split()
@@ -156,6 +160,14 @@ def replaced(share: float) -> Callable[[str, Random], str]:
     return edit
 
 
+SYNONYMS = {
+    "big": "large", "little": "small", "happy": "glad", "sad": "unhappy", "scared": "afraid", "nice": "kind",
+    "said": "told them", "saw": "noticed", "went": "walked", "started": "began", "wanted": "wished",
+    "looked": "gazed", "smiled": "grinned", "found": "discovered", "asked": "begged", "loved": "adored",
+    "ran": "hurried", "mom": "mother", "dad": "father", "mommy": "mother", "house": "home", "friend": "pal",
+    "friends": "pals", "girl": "lass", "boy": "lad", "rock": "stone", "very": "really", "pretty": "lovely",
+    "many": "several", "time": "moment", "day": "morning", "and": "as well as", "but": "yet", "so": "thus",
+}  # fmt: skip
 EDITS: dict[str, Callable[[str, Random], str]] = {
     "read back as text": lambda text, rng: text,
     "cropped to half": cropped,
@@ -163,6 +175,7 @@ EDITS: dict[str, Callable[[str, Random], str]] = {
     "10 % of words replaced": replaced(0.1),
     "20 % of words replaced": replaced(0.2),
     "40 % of words replaced": replaced(0.4),
+    "synonyms wherever one is known": with_synonyms,
     "lower case": lambda text, rng: text.lower(),
 }
 
@@ -252,12 +265,9 @@ def divergence(house: House, like: Key, texts: int) -> list[Row]:
                 whole = torch.tensor([[*house.prompts[0], *ids.tolist()]])
                 logits = house.model.model(whole).logits[0, len(house.prompts[0]) - 1 : -1].float()
             before = [ids[:at].tolist() for at in range(len(ids))]
+            plain = torch.log_softmax(logits, dim=-1)
             biased = torch.log_softmax(marked(logits, [Mark(key)] * len(ids), before), dim=-1)
-            parts.append(
-                torch.kl_div(
-                    torch.log_softmax(logits, dim=-1), biased, log_target=True, reduction="none"
-                ).sum(-1)
-            )
+            parts.append((biased.exp() * (biased - plain)).sum(dim=-1))
         rows.append(
             Row(f"{label(scheme)}: divergence of the next token", float(torch.cat(parts).mean()), "nats")
         )
