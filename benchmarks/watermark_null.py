@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rows import Row
-from transformers import LlamaConfig, WatermarkDetector, WatermarkingConfig
+from transformers import WatermarkDetector, WatermarkingConfig
 from watermark_texts import DESK, KINDS, WINDOW, windows, word_windows
 
 from stillhouse.watermark import Gumbel, Key, Kgw, Scheme, Selection, Tournament
@@ -18,7 +19,6 @@ from stillhouse.watermark.hashing import Hashes, Ids
 
 LEVELS = (1e-2, 1e-3, 1e-4)
 SCHEMES: tuple[Scheme, ...] = (Kgw(), Kgw(self_hash=True), Gumbel(), Tournament(), Selection())
-NO_TOKEN = -1  # no text begins with it: their detector would leave it out
 THEIR_WINDOWS, THEIR_KEYS = 100, 40  # transformers' detector goes through a text token by token
 
 Marks = NDArray[np.bool_]
@@ -144,10 +144,16 @@ def repeated(what: str, tested: Tested, keys: Sequence[Key]) -> Row:
     return rate(what, np.array([tested.calls(total, counts, LEVELS[0]) for total in sums]), 0.0)
 
 
+def described(vocabulary: int) -> SimpleNamespace:
+    """A model's configuration as their detector reads it: no text begins with such an opening token, which
+    would be left out."""
+    return SimpleNamespace(vocab_size=vocabulary, bos_token_id=-1, is_encoder_decoder=False)
+
+
 def theirs(count: int, keys: Sequence[Key]) -> list[Row]:
     """transformers' detector for KGW and ours, one token of context, on the same templated windows."""
     texts, level = windows("templated", count, DESK), LEVELS[0]
-    config = LlamaConfig(vocab_size=768, bos_token_id=NO_TOKEN)
+    config = described(768)
     batch = torch.from_numpy(np.stack(texts))
     ours = Tested(Kgw(width=1), texts)
     own = np.array([ours.calls(*ours.totals(key), level) for key in keys])

@@ -12,14 +12,13 @@ from random import Random
 import numpy as np
 import torch
 from rows import DATA, Row
+from transformers import SynthIDTextWatermarkingConfig as TheirTournament
 from transformers import (
-    LlamaConfig,
     SynthIDTextWatermarkLogitsProcessor,
     WatermarkDetector,
     WatermarkingConfig,
 )
-from transformers import SynthIDTextWatermarkingConfig as TheirTournament
-from watermark_null import NO_TOKEN
+from watermark_null import described
 from watermark_texts import stories
 
 from stillhouse.models.embedded import measure, world
@@ -42,6 +41,7 @@ from stillhouse.watermark.synthid import SynthId, heard
 SCHEMES: tuple[Scheme, ...] = (
     Gumbel(), Tournament(), Kgw(bias=1.0), Kgw(), Kgw(bias=4.0), Kgw(self_hash=True), Kgw(width=1)
 )  # fmt: skip
+QUICK: tuple[Scheme, ...] = (Gumbel(), Tournament(), Kgw())
 EDITED: tuple[Scheme, ...] = (Gumbel(), Gumbel(width=2), Tournament(), Kgw(), Kgw(self_hash=True))
 LENGTHS = (25, 50, 100, 200)
 LEVELS = (1e-2, 1e-5)
@@ -105,10 +105,10 @@ def p_of(key: Key, texts: Sequence[Ids]) -> list[float]:
     return [evidence(key.scheme, key.sip, [ids]).p for ids in texts]
 
 
-def power(house: House, like: Key) -> list[Row]:
+def power(house: House, like: Key, schemes: Sequence[Scheme]) -> list[Row]:
     """Shares of stretches of so many tokens that are called marked. Short answers are laid end to end."""
     rows = []
-    for scheme in SCHEMES:
+    for scheme in schemes:
         key = key_of(scheme, like)
         texts = long_texts(house.answers(key), max(LENGTHS))
         for length in LENGTHS:
@@ -180,13 +180,13 @@ EDITS: dict[str, Callable[[str, Random], str]] = {
 }
 
 
-def robustness(house: House, like: Key) -> list[Row]:
+def robustness(house: House, like: Key, schemes: Sequence[Scheme]) -> list[Row]:
     """Of texts of about 200 tokens: the share that is called marked after an edit, and the median p-value.
 
     A replaced word is some other word, not one that means the same: where the test is local this is the same.
     """
     rows = []
-    for scheme in EDITED:
+    for scheme in schemes:
         key = key_of(scheme, like)
         texts = [answer.text for answer in house.answers(key) if len(answer.token_ids) >= 150]
         for name, edit in EDITS.items():
@@ -206,12 +206,12 @@ def read_back(model: LocalModel, text: str) -> Ids:
 # ---------------------------------------------------------------- cost
 
 
-def cost(house: House, like: Key, rounds: int) -> list[Row]:
+def cost(house: House, like: Key, schemes: Sequence[Scheme], rounds: int) -> list[Row]:
     """Processor time of marked and plain generation in turn, and what became of the text."""
     rows = []
     plain = house.answers(None)
     rows += written(f"{house.name}, unmarked", plain)
-    for scheme in SCHEMES[:6]:
+    for scheme in schemes:
         key = key_of(scheme, like)
         ratios, answers = [], plain
         for _ in range(rounds):
@@ -274,12 +274,12 @@ def divergence(house: House, like: Key, texts: int) -> list[Row]:
     return rows
 
 
-def scores(like: Key, count: int) -> list[Row]:
+def scores(like: Key, schemes: Sequence[Scheme], count: int) -> list[Row]:
     """The share of the desk's questions that are answered rightly at temperature 1, marked and not."""
     asked = [one.prompt for one in islice(world.examples("test", SEED), count)]
     house = desk(count)
     rows = []
-    for scheme in (None, *SCHEMES[:5]):
+    for scheme in (None, *schemes):
         answers = house.answers(None if scheme is None else key_of(scheme, like))
         right = sum(measure.right(one, answer.text) for one, answer in zip(asked, answers, strict=True))
         span = wilson(right, count)
@@ -291,14 +291,14 @@ def scores(like: Key, count: int) -> list[Row]:
 # ---------------------------------------------------------------- selection, and transformers' own
 
 
-def selection(like: Key) -> list[Row]:
+def selection(like: Key, trials: int) -> list[Row]:
     """Stories in the place of the answers to one prompt: the best of m, and so many chosen ones together."""
     rows = []
     texts = stories()
     for m, responses in ((2, 35), (4, 10), (4, 23), (8, 5), (8, 12)):
         level = 1e-5 if (m, responses) in ((4, 23), (8, 12)) else 1e-2
         rng, p = Random(SEED), []
-        for trial in range(40):
+        for trial in range(trials):
             key = Key(Selection(), trial.to_bytes(32, "big"), like.created)
             groups = [rng.sample(texts, m) for _ in range(responses)]
             chosen = [word_ids(group[select(key, group)]) for group in groups]
@@ -329,7 +329,7 @@ def theirs(house: House, like: Key, count: int) -> list[Row]:
         for scheme in (Kgw(width=1), Tournament())
     }
     detector = WatermarkDetector(
-        LlamaConfig(vocab_size=model.config.vocab_size, bos_token_id=NO_TOKEN),
+        described(model.config.vocab_size),
         "cpu",
         ways["kgw"],
         True,
