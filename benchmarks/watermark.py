@@ -26,7 +26,7 @@ from stillhouse.watermark import Gumbel, Key, decoy_keys, evidence
 SEED = 7
 KEYS, WINDOWS, TEXTS = 200, 1000, 200
 QUICK_KEYS, QUICK_WINDOWS, QUICK_TEXTS = 20, 100, 12
-FASTEST = 1e6  # tokens/s
+FASTEST = 5e5  # tokens/s of one core: a million on two
 SECRET = bytes(range(32))
 
 
@@ -62,7 +62,9 @@ def speed(like: Key, times: int) -> list[Row]:
         many = rate(lambda scheme=scheme: evidence(scheme, like.sip, texts), 200_000, times)
         what = f"detection, {null.label(scheme)}: 1,000 texts of 200 tokens, one core"
         found.append(
-            Row(what, many, "tokens/s", target=f">= {FASTEST:,.0f} on 2 cores", holds=many >= FASTEST)
+            Row(
+                what, many, "tokens/s", target=f">= {FASTEST:,.0f}, for 1,000,000 on 2", holds=many >= FASTEST
+            )
         )
     one = rate(lambda: evidence(like.scheme, like.sip, [ids]), len(ids), times)
     encoding = rate(lambda: tokenizer.encode(text, add_special_tokens=False), len(ids), 1)

@@ -44,6 +44,7 @@ SCHEMES: tuple[Scheme, ...] = (
 QUICK: tuple[Scheme, ...] = (Gumbel(), Tournament(), Kgw())
 EDITED: tuple[Scheme, ...] = (Gumbel(), Gumbel(width=2), Tournament(), Kgw(), Kgw(self_hash=True))
 LENGTHS = (25, 50, 100, 200)
+LAID = (100, 400, 1600)  # of short answers with little choice in them, laid end to end
 LEVELS = (1e-2, 1e-5)
 LONGEST = 230
 SEED = 7
@@ -57,6 +58,7 @@ class House:
     model: LocalModel
     prompts: list[list[int]]
     continues: bool
+    lengths: tuple[int, ...]
 
     def answers(self, mark: Key | None, temperature: float = 1.0) -> list[Generation]:
         return generate(
@@ -72,13 +74,13 @@ class House:
 
 def storyteller(count: int) -> House:
     model = load_model(str(DATA / "models" / "stories260K"))
-    return House("stories260K", model, [text_ids(model, "Once upon a time")] * count, continues=True)
+    return House("stories260K", model, [text_ids(model, "Once upon a time")] * count, True, LENGTHS)
 
 
 def desk(count: int) -> House:
     model = load_model("embedded:desk")
     asked = [one.prompt for one in islice(world.examples("test", SEED), count)]
-    return House("embedded:desk", model, [prompt_ids(model, one.messages) for one in asked], continues=False)
+    return House("embedded:desk", model, [prompt_ids(model, one.messages) for one in asked], False, LAID)
 
 
 def label(scheme: Scheme) -> str:
@@ -110,10 +112,16 @@ def power(house: House, like: Key, schemes: Sequence[Scheme]) -> list[Row]:
     rows = []
     for scheme in schemes:
         key = key_of(scheme, like)
-        texts = long_texts(house.answers(key), max(LENGTHS))
-        for length in LENGTHS:
+        answers = house.answers(key)
+        texts = long_texts(answers, max(house.lengths))
+        for length in house.lengths:
             p = p_of(key, [ids[:length] for ids in texts])
             rows += [found(f"{house.name}, {label(scheme)}: {length} tokens", p, level) for level in LEVELS]
+        whole = evidence(scheme, key.sip, [np.array(answer.token_ids) for answer in answers])
+        what = (
+            f"{house.name}, {label(scheme)}: log10 p of all {whole.tokens:,} tokens, {whole.scored:,} scored"
+        )
+        rows.append(Row(what, whole.log_p / math.log(10), ""))
     return rows
 
 

@@ -275,7 +275,9 @@ def _marked(hot: Any, nucleus: Any, rows: Sequence[_Row]) -> tuple[Any, Any]:
     keyed = [at for at, row in enumerate(rows) if row.mark is not None]
     if keyed:
         marks = [mark for row in rows if (mark := row.mark) is not None]
-        within = within_nucleus(hot[keyed], nucleus[keyed])
+        within = hot[keyed]
+        if any(rows[at].request.top_p < 1 for at in keyed):
+            within = within_nucleus(within, nucleus[keyed])
         hot[keyed] = marked(within, marks, [rows[at].ids for at in keyed])
         nucleus[keyed] = 1.0
     return hot, nucleus

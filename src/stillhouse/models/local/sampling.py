@@ -31,7 +31,7 @@ def within_nucleus(logits: Any, top_p: Any) -> Any:
     ranked, order = torch.softmax(logits.float(), dim=-1).sort(dim=-1, descending=True, stable=True)
     outside = ranked.cumsum(dim=-1, dtype=widest(logits)) - ranked >= top_p[:, None]
     outside[:, 0] = False
-    outside &= top_p[:, None] < 1
+    outside &= top_p[:, None] < 1  # a sum of rounded shares may reach 1 early
     return logits.masked_fill(torch.zeros_like(outside).scatter_(1, order, outside), -torch.inf)
 
 
