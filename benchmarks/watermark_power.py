@@ -113,10 +113,11 @@ def power(house: House, like: Key, schemes: Sequence[Scheme]) -> list[Row]:
     for scheme in schemes:
         key = key_of(scheme, like)
         answers = house.answers(key)
-        texts = long_texts(answers, max(house.lengths))
         for length in house.lengths:
-            p = p_of(key, [ids[:length] for ids in texts])
-            rows += [found(f"{house.name}, {label(scheme)}: {length} tokens", p, level) for level in LEVELS]
+            if p := p_of(key, [ids[:length] for ids in long_texts(answers, length)]):
+                rows += [
+                    found(f"{house.name}, {label(scheme)}: {length} tokens", p, level) for level in LEVELS
+                ]
         whole = evidence(scheme, key.sip, [np.array(answer.token_ids) for answer in answers])
         what = (
             f"{house.name}, {label(scheme)}: log10 p of all {whole.tokens:,} tokens, {whole.scored:,} scored"
