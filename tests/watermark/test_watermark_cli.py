@@ -70,7 +70,9 @@ def test_a_marked_text_is_told_from_another(workspace, desk):
     found = call(folder, "detect", "marked.txt", "--json", "--window", 100)
     assert found["keys"][0]["adjusted_p"] < 1e-6
     assert found["decoys"]["smallest_p"] > 1e-4
-    assert found["windows"][0]["from"] == 0
+    assert found["alone"][0]["from"] == 0
+    assert found["alone"][0]["adjusted_p"] < 1e-3
+    assert "where      characters 0 to" in call(folder, "detect", "marked.txt", "--window", 100)
     plain = call(folder, "detect", "plain.txt")
     assert "no evidence of a mark; that is no evidence that there was none" in plain
 
@@ -79,14 +81,19 @@ def test_an_account_is_found_among_the_keys_that_were_tried(workspace, desk):
     folder = workspace.root.parent
     made = call(folder, "rotate", "--json")
     text = marked(desk, account_key(read_key(workspace.watermark_key(made["id"])), "ann"))
-    rows = [{"answer": text[: len(text) // 2]}, {"answer": text[len(text) // 2 :]}, {"other": 1}]
+    plain = {"answer": "The kettle is on, and the order will be sent on Monday."}
+    rows = [{"answer": text[: len(text) // 2]}, {"other": 1}, {"answer": text[len(text) // 2 :]}, plain]
     (folder / "rows.jsonl").write_text("\n".join([*map(json.dumps, rows), "{torn"]))
     arguments = ("rows.jsonl", "--column", "answer", "--account", "bob", "--account", "ann")
     found = call(folder, "detect", *arguments, "--json")
-    assert (found["texts"], found["broken_rows"]) == (2, 2)
+    assert (found["texts"], found["broken_rows"]) == (3, 2)
+    assert [row["line"] for row in found["alone"] if row["adjusted_p"] < 1e-3] == [1, 3]
     assert found["keys"][0]["account"] == "ann"
     assert found["keys"][0]["adjusted_p"] < 1e-6 < 1e-2 < found["keys"][1]["adjusted_p"]
-    assert "2 rows could not be read" in call(folder, "detect", *arguments)
+    said = call(folder, "detect", *arguments)
+    assert "2 rows could not be read" in said
+    assert "alone      2 of 3 parts are marked each by itself\nwhere      line 1: p =" in said
+    assert "several texts" in call(folder, "detect", *arguments, "--window", 50, code=2)
 
 
 def test_mistakes_are_told_in_three_lines(workspace, tmp_path):

@@ -11,10 +11,11 @@ import typer
 from stillhouse.cli.options import Json
 
 if TYPE_CHECKING:
-    from stillhouse.watermark import Evidence, Key, Part
+    from stillhouse.watermark import Evidence, Key
     from stillhouse.watermark.hashing import Ids
 
     Encode = Callable[[str], tuple[Ids, list[tuple[int, int]]]]
+    Alone = tuple[dict[str, int], Evidence, float]  # where a part lies, what it says, and its p-value
 
 watermark_app = typer.Typer(rich_markup_mode=None, help="Mark what is served, and find the marks.")
 _DECOYS = 19
@@ -79,7 +80,7 @@ def detect(
     """Test whether a text bears a mark of one of the keys. Exit code 0 either way."""
     from stillhouse.cli import show
     from stillhouse.errors import UsageError
-    from stillhouse.watermark import among_keys, chosen, decoy_keys, evidence, parts, read_key, workspace_keys
+    from stillhouse.watermark import among_keys, chosen, decoy_keys, evidence, read_key, workspace_keys
     from stillhouse.workspace import open_workspace
 
     tried = chosen(
@@ -88,42 +89,61 @@ def detect(
     if not tried:
         raise UsageError("no watermark key", "the workspace has none", "name its file with --key")
     texts, broken = _texts(file, column)
-    encode = _tokenizer(model) if any(one.scheme.name != "selection" for one in tried) else None
-    read: dict[bool, list[tuple[Ids, list[tuple[int, int]]]]] = {}
-
-    def ids(of: Key) -> list[tuple[Ids, list[tuple[int, int]]]]:
-        by_words = of.scheme.name == "selection"
-        if by_words not in read:
-            read[by_words] = [(_words if by_words or encode is None else encode)(text) for text in texts]
-        return read[by_words]
-
-    found = among_keys(tried, [[one for one, _ in ids(of)] for of in tried])
+    if window and len(texts) > 1:
+        raise UsageError(
+            "--window is given for several texts", f"{file} has {len(texts):,}", "give one text in a file"
+        )
+    by_tokens = _tokenizer(model) if any(one.scheme.name != "selection" for one in tried) else _words
+    ways = {one.scheme.name: _words if one.scheme.name == "selection" else by_tokens for one in tried}
+    read = {way: [way(text) for _, text in texts] for way in ways.values()}
+    ids = {name: [one for one, _ in read[way]] for name, way in ways.items()}
+    found = among_keys(tried, [ids[one.scheme.name] for one in tried])
     best = found[0][0]
-    of_best = [one for one, _ in ids(best)]
+    of_best = ids[best.scheme.name]
     decoys = [evidence(one.scheme, one.sip, of_best) for one in decoy_keys(best, _DECOYS)]
-    places: list[tuple[Part, tuple[int, int]]] = []
-    if window and len(texts) == 1:
-        where = ids(best)[0][1]
-        for part in parts(best.scheme, best.sip, of_best[0], window):
-            if part.end > part.start:
-                places.append((part, (where[part.start][0], where[part.end - 1][1])))
+    if window:
+        alone = _windows(best, *read[ways[best.scheme.name]][0], window)
+    else:
+        alone = _rows(best, [line for line, _ in texts], of_best) if len(texts) > 1 else []
+    alone = [(place, said, min(1.0, p * len(tried))) for place, said, p in alone]
     result = {
         "texts": len(texts),
         "broken_rows": broken,
         "keys": [{**_key_row(one), **_evidence_row(said), "adjusted_p": p} for one, said, p in found],
         "decoys": {"count": len(decoys), "smallest_p": min(one.p for one in decoys)},
-        "windows": [
-            {"from": at[0], "to": at[1], **_evidence_row(part.evidence), "adjusted_p": part.adjusted}
-            for part, at in places
-        ],
+        "alone": [{**place, **_evidence_row(said), "adjusted_p": p} for place, said, p in alone],
     }
-    show.result(result, "\n".join(_summary(found, decoys, places, len(texts), broken)), as_json)
+    show.result(result, "\n".join(_summary(found, decoys, alone, len(texts), broken)), as_json)
+
+
+def _windows(key: Key, ids: Ids, where: list[tuple[int, int]], size: int) -> list[Alone]:
+    """Each stretch of the text by itself, named by its characters."""
+    from stillhouse.watermark import parts
+
+    return [
+        ({"from": where[part.start][0], "to": where[part.end - 1][1]}, part.evidence, part.adjusted)
+        for part in parts(key.scheme, key.sip, ids, size)
+        if part.end > part.start
+    ]
+
+
+def _rows(key: Key, lines: list[int], texts: list[Ids]) -> list[Alone]:
+    """Each text by itself, named by its line; p-values bear that there are so many."""
+    from stillhouse.stats import holm
+    from stillhouse.watermark import evidence
+
+    found = [evidence(key.scheme, key.sip, [ids]) for ids in texts]
+    adjusted = holm([said.p for said in found])
+    return [
+        ({"line": line}, said, 1.0 if p is None else p)
+        for line, said, p in zip(lines, found, adjusted, strict=True)
+    ]
 
 
 def _summary(
     found: list[tuple[Key, Evidence, float]],
     decoys: list[Evidence],
-    places: list[tuple[Part, tuple[int, int]]],
+    alone: list[Alone],
     texts: int,
     broken: int,
 ) -> list[str]:
@@ -137,13 +157,16 @@ def _summary(
         )
     smallest = min(one.p for one in decoys)
     lines.append(f"decoys     {len(decoys)} keys that marked nothing: smallest p {_shown(smallest)}")
-    marked = [(part, at) for part, at in places if part.adjusted <= _SAID]
-    lines += [
-        f"where      characters {at[0]:,} to {at[1]:,}: p = {_shown(part.adjusted)}"
-        for part, at in marked[:_PLACES]
-    ]
+    marked = [(place, p) for place, _, p in alone if p <= _SAID]
+    if alone:
+        lines.append(f"alone      {len(marked):,} of {len(alone):,} parts are marked each by itself")
+    for place, p in marked[:_PLACES]:
+        named = (
+            f"line {place['line']:,}" if "line" in place else "characters {from:,} to {to:,}".format(**place)
+        )
+        lines.append(f"where      {named}: p = {_shown(p)}")
     if len(marked) > _PLACES:
-        lines.append(f"where      and {len(marked) - _PLACES:,} stretches more")
+        lines.append(f"where      and {len(marked) - _PLACES:,} more")
     key, _, p = found[0]
     verdict = "no evidence of a mark; that is no evidence that there was none"
     if p <= _SAID:
@@ -178,8 +201,8 @@ def _evidence_row(said: Evidence) -> dict[str, Any]:
     }
 
 
-def _texts(file: Path, column: str) -> tuple[list[str], int]:
-    """The texts of a file, and how many rows hold none."""
+def _texts(file: Path, column: str) -> tuple[list[tuple[int, str]], int]:
+    """The texts of a file, each with its line, and how many rows hold none."""
     import json
 
     from stillhouse.errors import UsageError
@@ -189,16 +212,18 @@ def _texts(file: Path, column: str) -> tuple[list[str], int]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {file}", str(error), "name a text file, in UTF-8") from error
     if file.suffix != ".jsonl":
-        return [whole], 0
+        return [(1, whole)], 0
     texts, broken = [], 0
-    for line in filter(str.strip, whole.split("\n")):
+    for at, line in enumerate(whole.split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except ValueError:
             row = None
         text = row.get(column) if isinstance(row, dict) else None
         if isinstance(text, str):
-            texts.append(text)
+            texts.append((at, text))
         else:
             broken += 1
     if not texts:
