@@ -1,4 +1,4 @@
-"""Texts that bear no mark, cut into windows: written by people, by models, and from templates."""
+"""Texts that bear no mark, cut into windows: by people, by models, from templates, and caught in a loop."""
 
 from __future__ import annotations
 
@@ -40,12 +40,15 @@ def models(windows: int) -> str:
 
 
 def templated(windows: int) -> str:
-    """The support desk's answers: some dozens of sentences with other names and numbers in each."""
-    made = world.examples("train", 5)
-    return "\n".join(example.answer for example in islice(made, 24 * windows))
+    """The support desk's answers, those of one template after each other: the same sentences with other names
+    and numbers, as in a file of form letters."""
+    made = list(islice(world.examples("train", 5), 24 * windows))
+    made.sort(key=lambda example: (example.prompt.family, example.prompt.group))
+    return "\n".join(example.answer for example in made)
 
 
-KINDS = {"human": human, "model": models, "templated": templated}
+KINDS = {"human": human, "model": models, "templated": templated, "looping": models}
+LOOP = 40  # tokens that a looping window says again and again, as models do that have lost their way
 
 
 def windows(kind: str, count: int, tokenizer: Path = GPT2) -> list[Ids]:
@@ -53,14 +56,15 @@ def windows(kind: str, count: int, tokenizer: Path = GPT2) -> list[Ids]:
     encoder = Tokenizer.from_file(str(tokenizer))
     lines = KINDS[kind](count).split("\n")
     batches = encoder.encode_batch([line + "\n" for line in lines if line.strip()], add_special_tokens=False)
-    return _cut(np.array([at for one in batches for at in one.ids], dtype=np.int64), count)
+    return _cut(kind, np.array([at for one in batches for at in one.ids], dtype=np.int64), count)
 
 
 def word_windows(kind: str, count: int) -> list[Ids]:
-    return _cut(word_ids(KINDS[kind](count)), count)
+    return _cut(kind, word_ids(KINDS[kind](count)), count)
 
 
-def _cut(ids: Ids, count: int) -> list[Ids]:
+def _cut(kind: str, ids: Ids, count: int) -> list[Ids]:
     if len(ids) < count * WINDOW:
         raise SystemExit(f"{len(ids):,} tokens give no {count:,} windows of {WINDOW}")
-    return list(ids[: count * WINDOW].reshape(count, WINDOW))
+    found = ids[: count * WINDOW].reshape(count, WINDOW)
+    return list(np.tile(found[:, :LOOP], WINDOW // LOOP) if kind == "looping" else found)
