@@ -73,6 +73,13 @@ class Workspace:
     def model_verifying_key(self) -> Path:
         return self.root / "keys" / "model-signing.pub"
 
+    def watermark_key(self, key_id: str) -> Path:
+        """A secret (JSON) that marks answers: whoever holds it can find the marks, and forge them."""
+        return self.root / "keys" / f"watermark-{key_id}.json"
+
+    def watermark_keys(self) -> list[Path]:
+        return sorted(self.root.glob("keys/watermark-*.json"))
+
     @property
     def erasing(self) -> Path:
         """What an erasure is about to remove: there only while one is under way, or was killed."""
@@ -353,6 +360,12 @@ def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
             raise
         if durable:
             sync_folder(path.parent)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a new file that nobody but its owner can read, never even for a moment; on disk on return."""
+    _write_new(path, data, 0o600)
+    sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

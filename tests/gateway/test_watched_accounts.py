@@ -16,7 +16,7 @@ from recorded import schema_of
 from stillhouse.errors import UsageError
 from stillhouse.gateway import watching as module
 from stillhouse.gateway.steps import Steps, forget_in
-from stillhouse.gateway.store.register import Act, Conflict
+from stillhouse.gateway.store.changing import Act, Conflict
 from stillhouse.gateway.store.standings import Standings, Step
 from stillhouse.gateway.watching import Watching, month_of
 from stillhouse.guard.config import Detection

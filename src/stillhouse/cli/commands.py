@@ -13,6 +13,7 @@ from stillhouse.cli.audits import audit_app
 from stillhouse.cli.later import guard_later
 from stillhouse.cli.options import Json
 from stillhouse.cli.terms import terms_app
+from stillhouse.cli.watermarks import watermark_app
 
 if TYPE_CHECKING:
     from stillhouse.workspace import Workspace
@@ -43,6 +44,7 @@ app.add_typer(targets_app, name="targets")
 app.add_typer(audit_app, name="audit")
 app.add_typer(terms_app, name="terms")
 app.add_typer(guard_later, name="guard")
+app.add_typer(watermark_app, name="watermark")
 terms_check.add_to(terms_app)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.")]
@@ -374,19 +376,24 @@ def serve(
     max_logprobs: Annotated[
         int, typer.Option(help="Most tokens told beside each one of a prompt that is read; -1 for no bound.")
     ] = 20,
+    watermark: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Mark answers with the key in this file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Serve a local model as an OpenAI-compatible server."""
     from stillhouse.cli import show
     from stillhouse.models.serve import serve as serve_model
     from stillhouse.pipeline import need_extra
+    from stillhouse.watermark.keys import read_key
 
     def ready(url: str) -> None:
         show.result({"url": url, "model": name or model}, f"serving    {model} at {url}", as_json)
         sys.stdout.flush()
 
     need_extra("train", ("torch", "transformers"))
-    serve_model(model, host, port, name, ready, max_logprobs)
+    key = None if watermark is None else read_key(watermark)
+    serve_model(model, host, port, name, ready, max_logprobs, key)
 
 
 @app.command()

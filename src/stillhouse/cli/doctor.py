@@ -91,7 +91,7 @@ def _workspace(folder: Path) -> Iterator[Finding]:
         return
     try:
         workspace = open_workspace(folder)
-        made_later = filter(Path.exists, [workspace.model_signing_key])
+        made_later = filter(Path.exists, [workspace.model_signing_key, *workspace.watermark_keys()])
         for key in (workspace.workspace_key, workspace.signing_key, *made_later):
             open_to_others = stat.S_IMODE(key.stat().st_mode) & 0o077
             mend = f"chmod 600 {key}" if open_to_others else ""

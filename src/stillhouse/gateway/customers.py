@@ -14,7 +14,7 @@ from stillhouse.gateway.answers import JSON, Receive, Scope, Send
 from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Gateway
 from stillhouse.gateway.steps import CUSTOMER, LADDER, Steps, read_reasons, why
-from stillhouse.gateway.store.register import Conflict
+from stillhouse.gateway.store.changing import Conflict
 from stillhouse.gateway.store.standings import Step
 from stillhouse.gateway.watching import Watching
 from stillhouse.guard import ladder

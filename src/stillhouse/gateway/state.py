@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stillhouse.gateway.metrics import Metrics
     from stillhouse.gateway.record import Record
     from stillhouse.gateway.store.accounts import Accounts
-    from stillhouse.gateway.store.register import Act
+    from stillhouse.gateway.store.changing import Act
     from stillhouse.gateway.tracing import Traces
     from stillhouse.gateway.upstream import Behind
     from stillhouse.gateway.watching import Watching

@@ -144,7 +144,8 @@ def _beside(workspace: Workspace, keys: bool) -> Iterator[tuple[str, Path]]:
     for folder in (workspace.anchors, workspace.verifying_key.parent):
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(workspace.root).as_posix()
-            if path.is_file() and (keys or name not in _PRIVATE) and not path.name.startswith("."):
+            secret = name in _PRIVATE or path in workspace.watermark_keys()
+            if path.is_file() and (keys or not secret) and not path.name.startswith("."):
                 yield name, path
 
 

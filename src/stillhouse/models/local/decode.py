@@ -30,12 +30,15 @@ import torch
 from stillhouse.errors import ModelError, UsageError
 from stillhouse.models.local import cache
 from stillhouse.models.local.load import LocalModel, ids_text
+from stillhouse.models.local.sampling import sample, widest, within_nucleus
+from stillhouse.watermark.keys import Key
+from stillhouse.watermark.marking import Mark, marked
+from stillhouse.watermark.schemes import Kgw
 
 MAX_PLACES = 65_536  # of keys and values in a batch: 0.5 B weights with 24 KiB per place take 1.6 GB
 _GROWTH = 64  # places counted for an answer when its row asks to join: most are short, whatever is allowed
 _PREFILL_TOKENS = 1024  # tokens read in at once: larger activations leave the CPU's caches
 _SCORED_AT_ONCE = 512  # rows of logits: with 150,000 tokens in the vocabulary they take 300 MB
-_NUCLEUS = 1024  # likeliest tokens that are ranked first; more only where the nucleus is larger
 
 
 class TokenLogprob(NamedTuple):
@@ -51,7 +54,8 @@ class TokenLogprob(NamedTuple):
 class Request:
     """`temperature` 0 is greedy. `logprobs` is the number of likeliest tokens wanted beside each chosen one
     (0: the chosen one's only, None: no log-probabilities). `continues` keeps the white space with which the
-    answer goes on from the prompt's text; without it the answer is decoded on its own."""
+    answer goes on from the prompt's text; without it the answer is decoded on its own. `mark` is the key
+    that the answer is marked with."""
 
     prompt_ids: Sequence[int]
     max_tokens: int
@@ -61,6 +65,7 @@ class Request:
     seed: int | None = None
     logprobs: int | None = None
     continues: bool = False
+    mark: Key | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,7 @@ class _Row:
     watched: bool
     rng: random.Random
     stream: Any
+    mark: Mark | None
     ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     text: str = ""
@@ -187,7 +193,8 @@ class Decoder:
 
     def _row(self, key: Hashable, request: Request, limit: int, watched: bool) -> _Row:
         stream = _TextStream(self.model, request) if watched or request.stop else None
-        return _Row(key, request, limit, watched, random.Random(request.seed), stream)
+        mark = None if request.mark is None else Mark(request.mark)
+        return _Row(key, request, limit, watched, random.Random(request.seed), stream, mark)
 
     def _advance(self, logits: Any, first: int) -> list[Event]:
         rows = self._rows[first:]
@@ -263,6 +270,25 @@ def _chunks(jobs: list[tuple[Hashable, Request, int]]) -> Iterator[list[tuple[Ha
         yield part
 
 
+def _marked(hot: Any, nucleus: Any, rows: Sequence[_Row]) -> tuple[Any, Any]:
+    """What the rows are sampled from, and their nuclei: those of marked rows are cut out beforehand."""
+    keyed = [at for at, row in enumerate(rows) if row.mark is not None]
+    if keyed:
+        marks = [mark for row in rows if (mark := row.mark) is not None]
+        within = hot[keyed]
+        if any(rows[at].request.top_p < 1 for at in keyed):
+            within = within_nucleus(within, nucleus[keyed])
+        hot[keyed] = marked(within, marks, [rows[at].ids for at in keyed])
+        nucleus[keyed] = 1.0
+    return hot, nucleus
+
+
+def _bias(row: _Row) -> Mark | None:
+    """The mark of a greedy answer, where its scheme has any: the others choose among what may be sampled."""
+    greedy = row.request.temperature == 0
+    return row.mark if greedy and row.mark and isinstance(row.mark.key.scheme, Kgw) else None
+
+
 def _choose(logits: Any, rows: Sequence[_Row]) -> tuple[list[int], list[TokenLogprob | None]]:
     """The next token of each row and, where wanted, its log-probability. `logits`: (rows, vocabulary)."""
     best, chosen = logits.max(dim=-1)
@@ -273,13 +299,20 @@ def _choose(logits: Any, rows: Sequence[_Row]) -> tuple[list[int], list[TokenLog
             "load it with dtype float32",
         )
     tokens: list[int] = chosen.tolist()
+    biased = [(at, mark) for at, row in enumerate(rows) if (mark := _bias(row)) is not None]
+    if biased:
+        greedy = [at for at, _ in biased]
+        found = marked(logits[greedy], [mark for _, mark in biased], [rows[at].ids for at in greedy])
+        for at, token in zip(greedy, found.argmax(dim=-1).tolist(), strict=True):
+            tokens[at] = token
     sampled = [at for at, row in enumerate(rows) if row.request.temperature > 0]
     if sampled:
         heat = torch.tensor([rows[at].request.temperature for at in sampled], device=logits.device)
         nucleus = torch.tensor([rows[at].request.top_p for at in sampled], device=logits.device)
         drawn = [rows[at].rng.random() for at in sampled]
-        draws = torch.tensor(drawn, dtype=_widest(logits), device=logits.device)
-        for at, token in zip(sampled, sample(logits[sampled] / heat[:, None], nucleus, draws), strict=True):
+        draws = torch.tensor(drawn, dtype=widest(logits), device=logits.device)
+        hot, nucleus = _marked(logits[sampled] / heat[:, None], nucleus, [rows[at] for at in sampled])
+        for at, token in zip(sampled, sample(hot, nucleus, draws), strict=True):
             tokens[at] = token
     logprobs: list[TokenLogprob | None] = [None] * len(rows)
     wanted = [at for at, row in enumerate(rows) if row.request.logprobs is not None]
@@ -289,59 +322,6 @@ def _choose(logits: Any, rows: Sequence[_Row]) -> tuple[list[int], list[TokenLog
         for at, logprob in zip(wanted, found, strict=True):
             logprobs[at] = logprob
     return tokens, logprobs
-
-
-def sample(logits: Any, top_p: Any, draws: Any) -> list[int]:
-    """Nucleus sampling by inversion: (rows, vocabulary), (rows,), draws in [0, 1) -> token ids.
-
-    The nucleus is the smallest set of likeliest tokens with at least `top_p` of the probability (Holtzman
-    et al. 2020, section 3.1), the likeliest token always in it; equal ones go by their id.
-    """
-    shares = torch.softmax(logits.float(), dim=-1)
-    found = torch.empty(len(shares), dtype=torch.long, device=shares.device)
-    within = top_p < 1
-    if bool(within.any()):
-        found[within] = _from_nucleus(shares[within], top_p[within], draws[within])
-    if not bool(within.all()):
-        found[~within] = _invert(shares[~within], draws[~within])
-    ids: list[int] = found.tolist()
-    return ids
-
-
-def _from_nucleus(shares: Any, top_p: Any, draws: Any, most: int = _NUCLEUS) -> Any:
-    """Token ids, (rows,), each from its row's nucleus; ranks `most` tokens, all where that is too few."""
-    whole = most >= shares.shape[-1]
-    if whole:
-        ranked, order = shares.sort(dim=-1, descending=True, stable=True)
-    else:
-        order = shares.topk(most, dim=-1, sorted=False).indices.sort(dim=-1).values
-        ranked, within = shares.gather(1, order).sort(dim=-1, descending=True, stable=True)
-        order = order.gather(1, within)
-    before = ranked.cumsum(dim=-1, dtype=_widest(shares)) - ranked
-    outside = before >= top_p[:, None]
-    outside[:, 0] = False
-    inside = ranked.masked_fill(outside, 0)
-    found = order.gather(1, _invert(inside, draws)[:, None])[:, 0]
-    if whole:
-        return found
-    # The nucleus may go on, or end among equals of which some were not ranked.
-    least = ranked.masked_fill(outside, 2.0).amin(dim=-1)
-    cut = ~outside[:, -1] | (least <= ranked[:, -1])
-    if bool(cut.any()):
-        found[cut] = _from_nucleus(shares[cut], top_p[cut], draws[cut], shares.shape[-1])
-    return found
-
-
-def _invert(shares: Any, draws: Any) -> Any:
-    """The column of each row where the sum of `shares` first passes the fraction `draws` of the whole."""
-    mass = shares.cumsum(dim=-1, dtype=_widest(shares))
-    whole = mass[:, -1:].contiguous()
-    place = torch.searchsorted(mass, draws.to(mass.dtype)[:, None] * whole, right=True)
-    return torch.minimum(place, torch.searchsorted(mass, whole))[:, 0]
-
-
-def _widest(tensor: Any) -> Any:
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 def _logprobs(logits: Any, tokens: Sequence[int], tops: Sequence[int]) -> list[TokenLogprob]:

@@ -16,10 +16,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from stillhouse.errors import ModelError, UsageError, storage
 from stillhouse.models.wire import MAX_TOP_LOGPROBS
+
+if TYPE_CHECKING:
+    from stillhouse.watermark.keys import Key
 
 _READY_SECONDS = 600.0  # to load the weights, perhaps from the hub or a slow disk
 MAX_ROWS = 128  # requests that one thread of a model works on at once
@@ -35,15 +38,24 @@ def serve(
     name: str | None = None,
     ready: Callable[[str], None] | None = None,
     max_logprobs: int = MAX_TOP_LOGPROBS,
+    mark: Key | None = None,
 ) -> None:
     """Load `source` and answer requests until interrupted. `port` 0 takes a free one.
 
     `ready` is called with the base URL once connections are accepted. The model is called `name`, else by
     its folder's name or, for a shipped model or a hub id, by `source`. `max_logprobs` bounds how many tokens
-    are told beside each one of a prompt that is read; -1 for no bound.
+    are told beside each one of a prompt that is read; -1 for no bound. Answers are marked with the key
+    `mark`, which a header names.
 
-    Raises ModelError for a source that is no usable model, UsageError for an address that cannot be had.
+    Raises ModelError for a source that is no usable model, UsageError for an address that cannot be had or a
+    key that marks no tokens.
     """
+    if mark is not None and mark.scheme.name == "selection":
+        raise UsageError(
+            f"the watermark key {mark.id} cannot mark what a model writes",
+            "its scheme, selection, chooses among whole answers",
+            "make one of another scheme with `stillhouse watermark rotate`",
+        )
     import uvicorn
 
     from stillhouse.models.local import load_model, threads_for, workers_for
@@ -51,7 +63,7 @@ def serve(
 
     with listen(host, port) as listener:
         model = load_model(source)
-        app = application(Served(model, name, workers_for(model), max_logprobs))
+        app = application(Served(model, name, workers_for(model), max_logprobs, mark))
         config = uvicorn.Config(
             app,
             log_level="warning",

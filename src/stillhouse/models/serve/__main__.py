@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 import threading
+from pathlib import Path
 
 from stillhouse.errors import StillhouseError
 from stillhouse.models.serve import serve, stop_with_stdin
 from stillhouse.models.wire import MAX_TOP_LOGPROBS
+from stillhouse.watermark.keys import read_key
 
 
 def main() -> int:
@@ -19,6 +21,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--name")
     parser.add_argument("--max-logprobs", type=int, default=MAX_TOP_LOGPROBS)
+    parser.add_argument("--watermark", type=Path, metavar="KEY")
     parser.add_argument("--until-stdin-ends", action="store_true")
     wanted = parser.parse_args()
     if wanted.until_stdin_ends:
@@ -31,6 +34,7 @@ def main() -> int:
             wanted.name,
             lambda url: _tell(1, url),
             wanted.max_logprobs,
+            None if wanted.watermark is None else read_key(wanted.watermark),
         )
     except StillhouseError as error:
         for line in (f"error: {error.what}", f"cause: {error.why}", f"hint:  {error.mend}"):

@@ -34,8 +34,10 @@ from stillhouse.models.local import (
     vocabulary,
 )
 from stillhouse.models.serve.worker import Cancel, Job, Scoring, Worker
+from stillhouse.watermark.keys import Key
 
 MAX_BODY_BYTES = 16 << 20
+MARKED_BY = "x-stillhouse-watermark"
 
 
 class Served:
@@ -47,6 +49,7 @@ class Served:
         name: str | None,
         workers: int = 1,
         max_logprobs: int = wire.MAX_TOP_LOGPROBS,
+        mark: Key | None = None,
     ) -> None:
         local = Path(model.folder).is_dir()
         embedded = model.source.startswith("embedded:")
@@ -59,6 +62,7 @@ class Served:
         self.fingerprint = f"fp_{commit[:12]}" if commit else None
         self.most = workers
         self.max_logprobs = max_logprobs  # of `prompt_logprobs`; -1 for no bound
+        self.mark = mark
         self.workers: list[Worker] = []
 
     @cached_property
@@ -126,10 +130,10 @@ def application(served: Served) -> Starlette:
         return _json(told, 503 if dead else 200)
 
     async def chat(request: HttpRequest) -> Response:
-        return await _chat(served, request)
+        return _named(served, await _chat(served, request))
 
     async def completions(request: HttpRequest) -> Response:
-        return await _completions(served, request)
+        return _named(served, await _completions(served, request))
 
     routes = [
         Route("/health", health),
@@ -342,6 +346,7 @@ def _requests(
             seed=None if settings.seed is None else settings.seed + choice,
             logprobs=settings.logprobs,
             continues=continues,
+            mark=served.mark,
         )
         for ids in prompts
         for choice in range(settings.n)
@@ -403,6 +408,13 @@ def _event(value: Any) -> bytes:
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(orjson.dumps(value), status, headers, media_type="application/json")
+
+
+def _named(served: Served, answer: Response) -> Response:
+    """The answer with a header that says by which key it is marked."""
+    if served.mark is not None:
+        answer.headers[MARKED_BY] = served.mark.id
+    return answer
 
 
 def _reason(error: Exception) -> str:
