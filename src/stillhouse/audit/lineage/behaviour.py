@@ -94,21 +94,24 @@ def judge(
     groups: Codes,
     controls: Sequence[int],
     apart: Between,
+    suspect: int = 0,
+    teacher: int = 1,
 ) -> tuple[Test, ...]:
-    """One test for each family, with Holm's correction: see the module. `controls` are places in `names`,
-    `apart` [M, M] says which two models have no stated relation."""
-    pairs = compared_pairs(apart)
-    tests = [_test(name, each, names, controls, pairs, groups) for name, each in likeness.items()]
+    """One test for each family, with Holm's correction: see the module. Models are places in `names`, and
+    `apart` [M, M] says which two have no stated relation."""
+    pairs = compared_pairs(apart, suspect, teacher)
+    both = (suspect, teacher)
+    tests = [_test(name, each, names, both, controls, pairs, groups) for name, each in likeness.items()]
     return tuple(
         Test(t.name, t.p, p, t.effect, t.unit, t.n, t.control, t.parts, t.note)
         for t, p in zip(tests, holm([t.p for t in tests]), strict=True)
     )
 
 
-def compared_pairs(apart: Between) -> Between:
+def compared_pairs(apart: Between, suspect: int = 0, teacher: int = 1) -> Between:
     """The pairs of models without a stated relation, and suspect and teacher whatever is stated of them."""
     pairs = apart.copy()
-    pairs[0, 1] = pairs[1, 0] = True
+    pairs[suspect, teacher] = pairs[teacher, suspect] = True
     return pairs
 
 
@@ -124,15 +127,17 @@ def _test(
     family: str,
     likeness: Likeness,
     names: Sequence[str],
+    both: tuple[int, int],
     controls: Sequence[int],
     pairs: Between,
     groups: Codes,
 ) -> Test:
     mean = likeness.mean(axis=0, dtype=np.float64)
-    best = max(controls, key=lambda model: float(mean[0, model]))
-    gap = likeness[:, 0, 1].astype(np.float64) - likeness[:, 0, best]
-    by_prompts = nearer_than_all(likeness[:, 0, 1], likeness[:, 0, list(controls)], groups)
-    by_models = among_pairs(mean, pairs)
+    to_all, to_teacher = likeness[:, both[0]], likeness[:, both[0], both[1]]
+    best = max(controls, key=lambda model: float(mean[both[0], model]))
+    gap = to_teacher.astype(np.float64) - to_all[:, best]
+    by_prompts = nearer_than_all(to_teacher, to_all[:, list(controls)], groups)
+    by_models = among_pairs(mean, pairs, *both)
     return Test(
         family,
         max(by_prompts, by_models),
@@ -156,11 +161,11 @@ def nearer_than_all(teacher: Likeness, controls: Likeness, groups: Codes) -> flo
     return max(sign_flip(gap, groups) / 2 for gap in gaps.T)
 
 
-def among_pairs(mean: Floats, pairs: Between) -> float:
+def among_pairs(mean: Floats, pairs: Between, suspect: int, teacher: int) -> float:
     """The share of pairs of models in `pairs` (symmetric, with suspect and teacher in it) that are at least
-    as alike as models 0 and 1."""
+    as alike on the mean as these two."""
     alike = mean[np.triu(pairs, 1)]
-    return float((alike >= mean[0, 1] - 1e-12).sum() / len(alike))
+    return float((alike >= mean[suspect, teacher] - 1e-12).sum() / len(alike))
 
 
 def nearer_share(gap: Floats, groups: Codes) -> Interval:
