@@ -86,11 +86,13 @@ def left_out_scores(means: Floats, pairs: Sequence[Pair]) -> list[Floats]:
     return chosen
 
 
-def accused(panel: Panel, likeness: Likenesses, apart: NDArray[np.bool_], pair: Pair, level: float) -> bool:
+def accused(
+    panel: Panel, likeness: Likenesses, means: Floats, apart: NDArray[np.bool_], pair: Pair, level: float
+) -> bool:
     """Whether the test supports the pair. The costly half is only made where the other half does not settle
     it: Holm's first step needs one family at level / families."""
     pairs = compared_pairs(apart, *pair)
-    by_models = [among_pairs(each.mean(axis=0, dtype=np.float64), pairs, *pair) for each in likeness.values()]
+    by_models = [among_pairs(mean, pairs, *pair) for mean in means]
     if min(by_models) > level / len(by_models):
         return False
     near = {name: each for (name, each), p in zip(likeness.items(), by_models, strict=True) if p <= level}
@@ -150,9 +152,9 @@ def ranked(panel: Panel, likeness: Likenesses, apart: NDArray[np.bool_], stated:
 
 
 def false_accusations(panel: Panel, likeness: Likenesses, apart: NDArray[np.bool_]) -> list[Row]:
-    models = len(panel.names)
+    models, means = len(panel.names), standardised(likeness)
     pairs = [(a, b) for a in range(models) for b in range(models) if apart[a, b]]
-    found = {pair: accused(panel, likeness, apart, pair, LEVEL) for pair in pairs}
+    found = {pair: accused(panel, likeness, means, apart, pair, LEVEL) for pair in pairs}
     rate, low, high = over_models(found, models)
     rows = [
         Row(
@@ -172,8 +174,7 @@ def false_accusations(panel: Panel, likeness: Likenesses, apart: NDArray[np.bool
             holds=rate <= LEVEL,
         ),
     ]
-    for name, each in likeness.items():
-        mean = each.mean(axis=0, dtype=np.float64)
+    for name, mean in zip(likeness, means, strict=True):
         chances = {pair: by_others(mean, apart, pair) for pair in pairs}
         for level in (LEVEL, LEVEL / 10):
             hits = {pair: p <= level for pair, p in chances.items()}
@@ -186,7 +187,8 @@ def false_accusations(panel: Panel, likeness: Likenesses, apart: NDArray[np.bool
 def supported(
     panel: Panel, likeness: Likenesses, apart: NDArray[np.bool_], stated: Sequence[Pair]
 ) -> list[bool]:
-    return [accused(panel, likeness, apart, pair, LEVEL) for pair in stated]
+    means = standardised(likeness)
+    return [accused(panel, likeness, means, apart, pair, LEVEL) for pair in stated]
 
 
 def growing(

@@ -127,7 +127,7 @@ def _header(file: Path) -> list[tuple[str, Place]]:
             for name, entry in said.items()
             if name != "__metadata__"
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unread(file.parent, f"{file.name}: {error}") from None
 
 
@@ -140,7 +140,7 @@ def _tokenizer(folder: Path) -> tuple[dict[str, int], tuple[str, ...]]:
         )
         merges = (each if isinstance(each, str) else " ".join(each) for each in model.get("merges") or ())
         return tokens, tuple(merges)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unread(folder, f"tokenizer.json: {error}") from None
 
 

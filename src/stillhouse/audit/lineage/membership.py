@@ -23,6 +23,7 @@ from stillhouse.records import Message
 from stillhouse.stats import Floats, Interval
 
 _SHUFFLES = 9_999
+_AT_ONCE = 500  # of them: bounds memory
 _MATCHED = 0.05  # below it rows in and out differ before any training
 
 LIMITS = (
@@ -144,10 +145,13 @@ def shuffled(inside: Floats, outside: Floats, rng: np.random.Generator, two_side
     values = np.concatenate([inside, outside])
     values = values - values.mean()
     observed = float(values[: len(inside)].sum())
-    reached = 1
-    for _ in range(_SHUFFLES):
-        drawn = float(rng.permutation(values)[: len(inside)].sum())
-        reached += abs(drawn) >= abs(observed) - 1e-12 if two_sided else drawn >= observed - 1e-12
+    reached, left = 1, _SHUFFLES
+    while left:
+        dealt = rng.permuted(np.tile(values, (min(left, _AT_ONCE), 1)), axis=1)
+        drawn = dealt[:, : len(inside)].sum(axis=1)
+        as_far = np.abs(drawn) >= abs(observed) - 1e-12 if two_sided else drawn >= observed - 1e-12
+        reached += int(as_far.sum())
+        left -= len(drawn)
     return reached / (1 + _SHUFFLES)
 
 

@@ -32,6 +32,7 @@ _TOKENS = 1024  # shared tokens that channels and neurons are recognised by
 _FEWEST = 32  # of them
 _SAMPLED = 256  # neurons of a layer
 _SHUFFLES = 9_999
+_AT_ONCE = 500  # of them: bounds memory
 _RENUMBERINGS = 499  # of channels, each of which costs as much as the comparison itself
 
 LIMITS = (
@@ -158,10 +159,14 @@ def order_test(partners: Sequence[NDArray[np.intp]], rng: np.random.Generator) -
     if not scored:
         return 0.0, 1.0
     observed = sum(float(_standard_line(len(theirs)) @ theirs) for theirs in scored)
-    reached = 1
-    for _ in range(_SHUFFLES):
-        drawn = sum(float(_standard_line(len(theirs)) @ rng.permutation(theirs)) for theirs in scored)
-        reached += drawn >= observed - 1e-12
+    reached, left = 1, _SHUFFLES
+    while left:
+        drawn = np.zeros(min(left, _AT_ONCE))
+        for theirs in scored:
+            shuffled = rng.permuted(np.tile(theirs, (len(drawn), 1)), axis=1)
+            drawn += shuffled @ _standard_line(len(theirs))
+        reached += int((drawn >= observed - 1e-12).sum())
+        left -= len(drawn)
     return observed / len(partners), reached / (1 + _SHUFFLES)
 
 
