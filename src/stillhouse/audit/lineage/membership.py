@@ -20,7 +20,7 @@ from stillhouse.audit.lineage.evidence import NOT_DECIDED, SUPPORTED, Finding, T
 from stillhouse.audit.lineage.materials import read_rows
 from stillhouse.errors import UsageError
 from stillhouse.records import Message
-from stillhouse.stats import Floats, Interval
+from stillhouse.stats import Floats, Interval, wilson
 
 _SHUFFLES = 9_999
 _AT_ONCE = 500  # of them: bounds memory
@@ -157,14 +157,15 @@ def shuffled(inside: Floats, outside: Floats, rng: np.random.Generator, two_side
 
 def advantage(inside: Floats, outside: Floats, z: float = 1.959964) -> Interval:
     """The chance that a group in gained more than one out (ties count half), with its 95 % interval by DeLong
-    et al. 1988 (Biometrics 44:837) on the logit scale."""
+    et al. 1988 (Biometrics 44:837) on the logit scale; Wilson's where all gained more, or none."""
     above = (inside[:, None] > outside[None, :]) + 0.5 * (inside[:, None] == outside[None, :])
     value = float(above.mean())
     error = math.sqrt(
         above.mean(axis=1).var(ddof=1) / len(inside) + above.mean(axis=0).var(ddof=1) / len(outside)
     )
-    if not 0 < value < 1:
-        return Interval(value, None, None)
+    if not 0 < value < 1:  # which shows no spread: as uncertain as the smaller side's groups alone
+        least = min(len(inside), len(outside))
+        return wilson(value * least, least)
     half = z * error / (value * (1 - value))
     middle = math.log(value / (1 - value))
     return Interval(value, *(1 / (1 + math.exp(-(middle + sign * half))) for sign in (-1, 1)))
