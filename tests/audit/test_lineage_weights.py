@@ -186,3 +186,25 @@ def test_a_real_model_that_was_cut_and_noised_is_found_beside_a_control(tmp_path
     assert control["merges"] < 0.5
     assert teacher["channels"] > 0.9 > abs(control["channels"] or 0)
     assert teacher["logits"] > teacher["logits_by_chance"]
+
+
+@real
+@pytest.mark.usefixtures("one_thread")
+def test_a_student_that_stillhouse_cut_from_a_teacher_is_found(tmp_path):
+    """By importance in width, as `student.keep_width` does, on rows that the student is about to learn."""
+    pytest.importorskip("torch")
+    from stillhouse.models.local import load_model, text_ids
+    from stillhouse.recipe import Student
+    from stillhouse.train.pruning import prune
+    from stillhouse.train.rows import Row
+
+    teacher = load_model(str(STORIES), "float32")
+    told = ["Once upon a time there was a little girl.", "The dog ran to the park to play."] * 4
+    rows = [Row(np.array(text_ids(teacher, text), dtype=np.int32), 1, str(n)) for n, text in enumerate(told)]
+    settings = {"init": "from_teacher", "keep_width": {"hidden": 0.5, "mlp": 0.5, "heads": 0.5}}
+    prune(teacher.model, Student.model_validate(settings), rows, 512, seed=0)
+    teacher.model.save_pretrained(tmp_path / "student")
+    shutil.copy(STORIES / "tokenizer.json", tmp_path / "student" / "tokenizer.json")
+    found = compared(tmp_path / "student", STORIES, LLAMA)
+    assert found.verdict == "supported"
+    assert all(test.adjusted <= 0.01 for test in found.tests if test.p is not None)
