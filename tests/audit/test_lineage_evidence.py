@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stillhouse.audit.lineage import Finding, Settings, body, find, material, repeat, seal, unseal
 from stillhouse.audit.lineage.evidence import differences, figures
-from stillhouse.errors import LedgerError
+from stillhouse.errors import LedgerError, UsageError
 from stillhouse.ledger.keys import public_bytes, read_public_pem, read_signing_key
 from stillhouse.report.lineage import page
 from stillhouse.workspace import init_workspace
@@ -162,6 +162,23 @@ def test_from_the_command_line_evidence_is_written_repeated_and_found_out(asked)
     assert bad.returncode == 1
     assert "does not hold" in bad.stderr
     assert read_public_pem(workspace.verifying_key)
+
+
+def test_evidence_of_another_version_is_refused_in_words(sealed, tmp_path):
+    whole = json.loads(json.dumps(sealed[2])) | {"settings": {"levels": 1}}
+    (tmp_path / "e.json").write_bytes(seal(whole, sealed[1]))
+    with pytest.raises(LedgerError, match="cannot be repeated"):
+        repeat(tmp_path / "e.json")
+
+
+def test_models_of_one_name_and_levels_that_are_none_are_refused(asked, tmp_path):
+    folder = asked[1]
+    (tmp_path / "teacher.jsonl").write_bytes((folder / "teacher.jsonl").read_bytes())
+    two = [material("suspect", folder / "teacher.jsonl"), material("teacher", tmp_path / "teacher.jsonl")]
+    with pytest.raises(UsageError, match="called teacher"):
+        find(two, Settings())
+    with pytest.raises(UsageError, match="no level"):
+        find(two, Settings(level=1.0))
 
 
 def test_what_is_lacking_is_named(asked):

@@ -70,6 +70,11 @@ def find(materials: Sequence[Material], settings: Settings) -> Finding:
     weights. With files: answers. Raises UsageError where something is lacking, ModelError for a checkpoint
     that cannot be read.
     """
+    if not 0 < settings.level < 1:
+        raise UsageError(
+            f"{settings.level:g} is no level", "it is the share of false accusations", "give one such as 0.01"
+        )
+    _named_apart(materials)
     suspect = _one(materials, "suspect")
     controls = [each for each in materials if each.role == "control"]
     if any(each.role == "rows" for each in materials):
@@ -93,9 +98,17 @@ def repeat(file: Path, pinned: bytes | None = None) -> Repeated:
     except OSError as error:
         raise UsageError(f"cannot read {file}", error.strerror or str(error), "give the evidence") from None
     evidence, _ = unseal(data, pinned)
-    materials = [_found(each, file.parent) for each in evidence["materials"]]
-    again = figures(find(materials, Settings(**evidence["settings"])))
-    return Repeated(again, tuple(differences(evidence["finding"], again)))
+    try:
+        asked = [(each["role"], Path(each["path"]), each["sha256"]) for each in evidence["materials"]]
+        settings = Settings(**evidence["settings"])
+    except (KeyError, TypeError) as error:
+        raise LedgerError(
+            "the evidence cannot be repeated",
+            f"it is signed, but does not say what was tested as this version of stillhouse does ({error})",
+            "use the version that it names",
+        ) from None
+    again = figures(find([_found(*each, file.parent) for each in asked], settings))
+    return Repeated(again, tuple(differences(evidence.get("finding"), again)))
 
 
 def _membership(
@@ -125,15 +138,24 @@ def _one(materials: Sequence[Material], role: str) -> Material:
     raise UsageError(f"no --{role} was given", "the test compares with it", f"give --{role} PATH")
 
 
-def _found(recorded: dict[str, str], beside: Path) -> Material:
-    path = Path(recorded["path"])
+def _named_apart(materials: Sequence[Material]) -> None:
+    """Suspect, teacher and controls are told apart by name in all that is written of them."""
+    names = [each.name for each in materials if each.role in ("suspect", "teacher", "control")]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"two of the models are called {twice}", "they have one file name", "rename one of the files"
+        )
+
+
+def _found(role: str, path: Path, sha256: str, beside: Path) -> Material:
     tried = [each for each in (path, beside / path, beside / path.name) if each.exists()]
     for place in tried:
-        there = material(recorded["role"], place)
-        if there.sha256 == recorded["sha256"]:
+        there = material(role, place)
+        if there.sha256 == sha256:
             return there
     raise LedgerError(
-        f"{recorded['role']} {path} is not what was tested",
+        f"{role} {path} is not what was tested",
         "it is not there" if not tried else "its SHA-256 is not the one in the evidence",
         "lay the file of that hash beside the evidence",
     )
