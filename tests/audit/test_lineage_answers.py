@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,3 +236,23 @@ def test_a_part_of_the_prompts_keeps_groups_together():
     part = subset(whole, [5, 1])
     assert part.prompts == ("prompt 5", "prompt 1")
     assert part.texts[0] == whole.texts[5]
+
+
+MANY = Path(__file__).parents[2].parent / "shared/data/many_models"
+
+
+@pytest.mark.skipif(not MANY.is_dir(), reason="data sets are not part of the project")
+def test_a_real_student_is_found_among_real_models_and_a_stranger_is_not():
+    """Of one maker's two models the small one was taught by the large one, as the maker states."""
+    files = [file for file in sorted(MANY.glob("*.json.gz")) if "lama" not in file.name][::3]
+    small, large = (MANY / f"Meta-Llama-3.1-{size}-Instruct-Turbo.json.gz" for size in ("8B", "405B"))
+
+    def asked(suspect, teacher, controls):
+        paths = [suspect, teacher, *controls]
+        whole = align([(file.name, *read_answers(file)) for file in paths])
+        return behaviour.compare_answers(subset(whole, range(0, len(whole.prompts), 6)), 0.05)
+
+    found = asked(small, large, files)
+    assert found.verdict == "supported", found.why
+    assert next(test for test in found.tests if test.name == "content").adjusted <= 0.05
+    assert asked(files[0], large, files[1:]).verdict == "not decided"
