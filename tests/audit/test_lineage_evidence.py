@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from crowd import answers, crowd
@@ -15,6 +17,8 @@ from stillhouse.errors import LedgerError, UsageError
 from stillhouse.ledger.keys import public_bytes, read_public_pem, read_signing_key
 from stillhouse.report.lineage import page
 from stillhouse.workspace import init_workspace
+
+MODELS = Path(__file__).parents[2].parent / "shared/data/models"
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +115,18 @@ def test_a_repeat_gives_the_same_figures_where_the_materials_lie_beside_it(seale
     (tmp_path / "teacher.jsonl").write_text((tmp_path / "teacher.jsonl").read_text() + "\n{}")
     with pytest.raises(LedgerError, match="is not what was tested"):
         repeat(tmp_path / "e.json")
+
+
+@pytest.mark.skipif(not MODELS.is_dir(), reason="data sets are not part of the project")
+def test_a_test_of_weights_is_repeated_from_the_same_folders(sealed, tmp_path):
+    roles = (("suspect", MODELS / "stories260K"), ("teacher", MODELS / "babyllama361"))
+    given_ = [material(role, folder) for role, folder in roles]
+    found = find(given_, Settings())
+    assert found.kind == "weights"
+    assert "<caption>layers</caption>" in page({**sealed[2], "finding": figures(found)}, b"")
+    whole = body(found, given_, asdict(Settings()), {}, "2026-01-02T03:04:05Z")
+    (tmp_path / "e.json").write_bytes(seal(whole, sealed[1]))
+    assert repeat(tmp_path / "e.json").differences == ()
 
 
 def test_figures_that_do_not_come_out_are_named_though_the_signature_is_right(sealed, tmp_path):

@@ -44,6 +44,7 @@ def page(evidence: Mapping[str, Any], sealed: bytes) -> str:
 
 
 def _tests(found: Mapping[str, Any]) -> Html:
+    facts = found["facts"]
     rows = [
         (
             test["name"],
@@ -67,7 +68,8 @@ def _tests(found: Mapping[str, Any]) -> Html:
             rows,
             words=(0, 2, 5, 7),
         ),
-        pairs([(name.replace("_", " "), _plain(value)) for name, value in found["facts"].items()]),
+        pairs([(name.replace("_", " "), _plain(value)) for name, value in facts.items() if not _rows(value)]),
+        [_listed(name, value) for name, value in facts.items() if _rows(value)],
     )
 
 
@@ -103,6 +105,21 @@ def _repeat(evidence: Mapping[str, Any], sealed: bytes) -> Html:
     return section("repeat", "How to repeat it", lead, pairs(entries))
 
 
+def _rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) for each in value)
+
+
+def _listed(name: str, rows: Sequence[Mapping[str, Any]]) -> Html:
+    head = list(rows[0])
+    texts = [n for n, column in enumerate(head) if any(isinstance(row[column], str) for row in rows)]
+    return table(
+        name,
+        [each.replace("_", " ") for each in head],
+        [[_plain(row[c]) for c in head] for row in rows],
+        words=texts,
+    )
+
+
 def _effect(effect: Mapping[str, float | None]) -> Html | str:
     value, low, high = (effect[name] for name in ("value", "low", "high"))
     if low is None or high is None:
@@ -124,4 +141,4 @@ def _plain(value: Any) -> str:
         return ", ".join(f"{name}: {_plain(each)}" for name, each in value.items()) or "none"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "; ".join(_plain(each) for each in value) or "none"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return UNKNOWN if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

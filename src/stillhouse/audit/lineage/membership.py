@@ -24,6 +24,7 @@ from stillhouse.stats import Floats, Interval, wilson
 
 _SHUFFLES = 9_999
 _AT_ONCE = 500  # of them: bounds memory
+_DIGITS = 4  # of a loss: what is finer differs from one processor to another
 _MATCHED = 0.05  # below it rows in and out differ before any training
 
 LIMITS = (
@@ -191,7 +192,8 @@ def losses(source: Path, members: Sequence[Row], held_out: Sequence[Row]) -> Los
                 found.append(math.nan)
                 continue
             tokens = next(scored)[each[1] :]
-            found.append(-float(np.mean([token.logprob for token in tokens if token is not None])))
+            mean = np.mean([token.logprob for token in tokens if token is not None])
+            found.append(-round(float(mean), _DIGITS))
         return np.array(found)
 
     return Losses(source.name, of(members), of(held_out))
