@@ -7,9 +7,13 @@ from typing import Annotated
 
 import typer
 
+from stillhouse.cli import lineage
 from stillhouse.cli.options import Json
 
-audit_app = typer.Typer(rich_markup_mode=None, help="Check a release, and prove single rows.")
+audit_app = typer.Typer(
+    rich_markup_mode=None, help="Check a release, prove single rows, and test who was taught by whom."
+)
+lineage.add_to(audit_app)
 
 
 @audit_app.command("verify")
