@@ -2,8 +2,8 @@
 words that its program sends each time), what it asks (smallest hashes of runs of its own words: MinHash with
 one permutation, Li, Owen and Zhang 2012), and when. A fixed number of bytes, and no text.
 
-Hashes are those of the guard's evidence, under its key; what the evidence knows for a program's template never
-counts for the account's own words.
+Hashes are those of the guard's evidence, under its key; what the evidence knows for a program's template
+never counts for the account's own words.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from zlib import crc32
 
 from stillhouse.guard.evidence import CELLS, TEMPLATE, Evidence, Seen
 
-REQUESTS = 200  # of a month's first: later ones change nothing
+REQUESTS = 128  # of a month's first: later ones change nothing
 SLOT, DAYS = 1800, 32  # seconds of a slot of time; days of slots, more than a month has
 SETTINGS = 6  # that an account used most
 WORDING, ASKED = 16, 64  # smallest hashes of a program's runs of words, and of own ones
@@ -28,7 +28,18 @@ _NUMBERS = struct.Struct("<HdddI")
 class Sketch:
     """What is kept of one account for a month: `SIZE` bytes packed, and no text."""
 
-    __slots__ = ("asked", "counts", "first", "last", "model", "requests", "settings", "slots", "turned", "wording")
+    __slots__ = (
+        "asked",
+        "counts",
+        "first",
+        "last",
+        "model",
+        "requests",
+        "settings",
+        "slots",
+        "turned",
+        "wording",
+    )
 
     def __init__(self) -> None:
         self.requests = 0
@@ -74,7 +85,7 @@ SIZE = _NUMBERS.size + _SLOTS // 8 + 5 * SETTINGS + 4 * (WORDING + ASKED)
 
 def note(sketch: Sketch, evidence: Evidence, seen: Seen, model: str) -> None:
     """Takes one request into the sketch, after `observe` took it into the evidence, which knows by then which
-    runs of words the account's program sends each time. Neither time nor memory depends on what came before."""
+    runs of words the account's program sends each time. Time and memory do not depend on what came before."""
     if sketch.requests >= REQUESTS:
         return
     sketch.requests += 1
@@ -93,8 +104,7 @@ def note(sketch: Sketch, evidence: Evidence, seen: Seen, model: str) -> None:
         at = 2 * (mark % CELLS)
         mixed = mark * _SPREAD & EMPTY
         if cells[at] == mark >> 24 and cells[at + 1] > TEMPLATE:
-            if mixed < wording[mark % WORDING]:
-                wording[mark % WORDING] = mixed
+            wording[mark % WORDING] = min(wording[mark % WORDING], mixed)
             if asked[mark % ASKED] == mixed:  # came before it was known for the program's
                 asked[mark % ASKED] = EMPTY
         elif mixed < asked[mark % ASKED]:
