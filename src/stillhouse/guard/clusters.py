@@ -4,10 +4,10 @@ Two kinds of evidence must meet, both from the accounts' sketches (`likeness`). 
 where they share how they ask: settings with the system message, or words that their programs send each time.
 Within such a group two are linked where their times are more alike than those of either and nearly all
 accounts that share nothing with it. A cluster is a part of the group in which each account has several links
-(a k-core: Seidman 1983). It counts only where no group of as many accounts drawn from elsewhere has as large
-a one, in so many tries that fewer than `ALARMS` false clusters are expected in a month. So neither the
-customers of one application nor those who work at the same hours are a cluster, and a public test set that
-many ask is none. Addresses are not looked at.
+(a k-core: Seidman 1983). It counts only where no group of as many equally busy accounts drawn from elsewhere
+has as large a one, in so many tries that fewer than `ALARMS` false clusters are expected in a month. So
+neither the customers of one application nor those who work at the same hours are a cluster, and a public test
+set that many ask is none. Addresses are not looked at.
 
 It rests on this: honest accounts that ask in the same way do not also keep the same times. Where a vendor's
 application works at its customers' hours of its own choice, they do act as one, and are found.
@@ -20,8 +20,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from operator import add
+from itertools import accumulate, combinations
 from random import Random
 from typing import Literal
 
@@ -33,10 +32,11 @@ WIDE = 6 * 3600 // SLOT  # slots that are looked at as one
 TURN = (
     5 * 86_400.0
 )  # seconds apart that an account which turned to another model counts from one that did not
-OTHERS = 600  # accounts that share nothing with an account, to say what is alike
-NEAREST = 12  # of them that may be as near as one that is linked; fewer in large groups
+OTHERS = 400  # accounts that share nothing with an account, to say what is alike
+NEAREST = 8  # of them that may be as near as one that is linked; fewer in large groups
 DEGREE, LEAST = 5, 8  # links of each account of a cluster; accounts of one
 ASKED, HOLDERS = 3, 8  # own runs of words that join two accounts, if no more accounts than that hold them
+ABOUT = 0.03  # share of accounts, on either side, that count as equally busy
 LARGEST = 700  # accounts of a group that are compared with each other; a larger one is split by its begin
 DRAWN = 150  # accounts of a group in which its significance is looked at
 ALARMS = 0.5  # false clusters a month, expected at most
@@ -97,9 +97,9 @@ def in_words(cluster: Cluster) -> str:
     """What joins the accounts, for the person who decides."""
     joined = f", {cluster.joined} of them by their questions," if cluster.joined else ""
     return (
-        f"{len(cluster.accounts)} accounts{joined} {WORDS[cluster.shared]}; {cluster.linked:.0%} of the "
-        f"pairs begin, pause and end more alike than at least {1 - NEAREST / OTHERS:.0%} of unrelated accounts; "
-        f"as many would by chance with a probability of at most {cluster.chance:.2g}"
+        f"{len(cluster.accounts)} accounts{joined} {WORDS[cluster.shared]}; {cluster.linked:.0%} of the pairs "
+        f"begin, pause and end more alike than either and {1 - NEAREST / OTHERS:.0%} of unrelated accounts; "
+        f"so many would by chance with a probability of at most {cluster.chance:.2g}"
     )
 
 
@@ -193,22 +193,35 @@ class _Times:
     program by program, so that many accounts with one program count once and do not make their own time a
     usual one."""
 
-    def __init__(self, known: Iterable[_Account], draw: Random) -> None:
-        programs: dict[int, list[_Account]] = defaultdict(list)
-        for account in known:
-            programs[account.program].append(account)
-        self.programs = list(programs.values())
+    def __init__(self, known: Sequence[_Account], draw: Random) -> None:
         self.draw = draw
-        self.others = [self.other() for _ in range(OTHERS)] if programs else []
+        self.ranked = sorted(known, key=lambda account: account.root)
+        self.roots = [account.root for account in self.ranked]
+        sizes = Counter(account.program for account in known)
+        self.until = list(accumulate(1.0 / sizes[account.program] for account in self.ranked))
+        self.others = [self.drawn(0.0, self.until[-1]) for _ in range(OTHERS)] if known else []
         self.bits = [-math.log2((rank + 1) / (OTHERS + 1)) for rank in range(OTHERS + 1)]
         self.views: dict[str, _View] = {}
 
-    def other(self) -> _Account:
-        return self.draw.choice(self.draw.choice(self.programs))
+    def drawn(self, low: float, high: float) -> _Account:
+        place = bisect_left(self.until, self.draw.uniform(low, high))
+        return self.ranked[min(place, len(self.ranked) - 1)]
+
+    def like(self, account: _Account) -> _Account:
+        """Another account, about as busy."""
+        whole = self.until[-1]
+        at = self.until[bisect_left(self.roots, account.root)]
+        low = min(max(0.0, at - ABOUT * whole), whole * (1 - 2 * ABOUT))
+        return self.drawn(low, low + 2 * ABOUT * whole)
 
     def linked(self, one: _Account, two: _Account, nearest: int) -> bool:
         """Whether either is nearer to the other than all but so many of those that share nothing with it."""
-        together, apart = _together(one, two), _apart(one, two)
+        together = (one.busy & two.busy).bit_count() / (one.root * two.root)
+        apart = abs(one.first - two.first) + abs(one.last - two.last)
+        if one.turned and two.turned:
+            apart += abs(one.turned - two.turned)
+        elif one.turned or two.turned:
+            apart += TURN
         return self._near(one, together, apart, nearest) and self._near(two, together, apart, nearest)
 
     def _near(self, account: _Account, together: float, apart: float, nearest: int) -> bool:
@@ -218,33 +231,37 @@ class _Times:
         return len(view.totals) > nearest and bits > view.totals[nearest]
 
     def _view(self, account: _Account) -> _View:
+        busy, root, first, last, turned = (
+            account.busy,
+            account.root,
+            account.first,
+            account.last,
+            account.turned,
+        )
         some = [
             other for other in self.others if other.keys.isdisjoint(account.keys) and other is not account
         ]
-        with_it = [_together(account, other) for other in some]
-        from_it = [_apart(account, other) for other in some]
-        together, apart, bits = sorted(with_it), sorted(from_it), self.bits
-        by_both = map(
-            add,
-            (bits[len(some) - bisect_left(together, each)] for each in with_it),
-            (bits[bisect_left(apart, each)] for each in from_it),
-        )
-        view = _View(together, apart, sorted(by_both, reverse=True)[: NEAREST + 1])
+        with_it = [(busy & other.busy).bit_count() / (root * other.root) for other in some]
+        from_it = [
+            abs(first - other.first)
+            + abs(last - other.last)
+            + (
+                (abs(turned - other.turned) if other.turned else TURN)
+                if turned
+                else TURN
+                if other.turned
+                else 0.0
+            )
+            for other in some
+        ]
+        together, apart, bits, count = sorted(with_it), sorted(from_it), self.bits, len(some)
+        totals = [
+            bits[count - bisect_left(together, one)] + bits[bisect_left(apart, two)]
+            for one, two in zip(with_it, from_it, strict=True)
+        ]
+        view = _View(together, apart, sorted(totals, reverse=True)[: NEAREST + 1])
         self.views[account.name] = view
         return view
-
-
-def _together(one: _Account, two: _Account) -> float:
-    """The cosine of the quarters of days in which each was at work."""
-    return (one.busy & two.busy).bit_count() / (one.root * two.root)
-
-
-def _apart(one: _Account, two: _Account) -> float:
-    """Seconds between their begins, ends and turns to another model, together."""
-    apart = abs(one.first - two.first) + abs(one.last - two.last)
-    if one.turned and two.turned:
-        return apart + abs(one.turned - two.turned)
-    return apart + (TURN if one.turned or two.turned else 0.0)
 
 
 def _core(members: Sequence[_Account], times: _Times) -> tuple[list[_Account], float]:
@@ -278,7 +295,7 @@ def _chance(members: Sequence[_Account], times: _Times, draw: Random, tries: int
     if size < LEAST:
         return 1.0
     for tried in range(1, tries + 1):
-        if len(_core([times.other() for _ in some], times)[0]) >= size:
+        if len(_core([times.like(account) for account in some], times)[0]) >= size:
             return 2.0 / (tried + 1)
     return 1.0 / (tries + 1)
 
