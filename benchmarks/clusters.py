@@ -32,7 +32,7 @@ from traffic.wording import Month
 from stillhouse.guard.clusters import LEAST, clusters
 from stillhouse.guard.evidence import SIZE as EVIDENCE
 from stillhouse.guard.evidence import Evidence, observe, seen_of
-from stillhouse.guard.likeness import REQUESTS, SIZE, Sketch, note
+from stillhouse.guard.likeness import REQUESTS, SIZE, Sketch, came, note
 from stillhouse.stats import wilson
 
 KEY = b"the benchmark's key, of 32 bytes"
@@ -75,10 +75,13 @@ def as_bought(person: Person, request: Request) -> Request:
 
 def sketch_of(asked: Iterable[Request]) -> Sketch:
     evidence, sketch = Evidence(), Sketch()
-    for request in islice(asked, REQUESTS):
-        seen = seen_of(KEY, request.body(), "chat/completions", request.output_tokens, request.at)
-        observe(evidence, seen)
-        note(sketch, evidence, seen, request.model)
+    for number, request in enumerate(asked):
+        if number < REQUESTS:
+            seen = seen_of(KEY, request.body(), "chat/completions", request.output_tokens, request.at)
+            observe(evidence, seen)
+            note(sketch, evidence, seen, request.model)
+        else:
+            came(sketch, request.at, request.model)
     return sketch
 
 
@@ -89,10 +92,7 @@ def honest(month: Month, number: int, folder: Path, seed: int) -> dict[str, Sket
     named = (person(month, seed, "app:support", place) for place in count(number))
     everyone += islice((one for one in named if one.application == APPLICATION), CUSTOMERS)
     if not file.exists():
-        asked = (
-            (as_bought(one, each) for each in islice(requests(one, month, seed), REQUESTS))
-            for one in everyone
-        )
+        asked = ((as_bought(one, each) for each in requests(one, month, seed)) for one in everyone)
         unfinished = file.with_suffix(".part")
         unfinished.write_bytes(b"".join(sketch_of(each).packed() for each in asked))
         unfinished.rename(file)

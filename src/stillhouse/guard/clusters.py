@@ -97,7 +97,7 @@ def in_words(cluster: Cluster) -> str:
     """What joins the accounts, for the person who decides."""
     joined = f", {cluster.joined} of them by their questions," if cluster.joined else ""
     return (
-        f"{len(cluster.accounts)} accounts{joined} {WORDS[cluster.shared]}; {cluster.linked:.0%} of the pairs "
+        f"{len(cluster.accounts)} accounts{joined} {WORDS[cluster.shared]}; {cluster.linked:.0%} of pairs "
         f"begin, pause and end more alike than either and {1 - NEAREST / OTHERS:.0%} of unrelated accounts; "
         f"so many would by chance with a probability of at most {cluster.chance:.2g}"
     )
@@ -301,14 +301,15 @@ def _chance(members: Sequence[_Account], times: _Times, draw: Random, tries: int
 
 
 def _joined(core: Sequence[_Account], known: Iterable[_Account], times: _Times) -> list[_Account]:
-    """Accounts that ask in another way, but what some of these ask, and at the times of half of them."""
+    """Accounts that ask in another way, but what one of these asks, and at the times of half of them."""
     inside = {account.name for account in core}
-    own = Counter(mark for account in core for mark in account.own)
+    own = {mark for account in core for mark in account.own}
     return [
         account
         for account in known
         if account.name not in inside
-        and sum(mark in own for mark in account.own) >= ASKED
+        and len(own & account.own) >= ASKED
+        and any(len(account.own & other.own) >= ASKED for other in core)
         and 2 * sum(times.linked(account, other, NEAREST) for other in core) >= len(core)
     ]
 

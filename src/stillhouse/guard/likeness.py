@@ -14,7 +14,7 @@ from zlib import crc32
 
 from stillhouse.guard.evidence import CELLS, TEMPLATE, Evidence, Seen
 
-REQUESTS = 128  # of a month's first: later ones change nothing
+REQUESTS = 128  # of a month's first: of later ones only the times count
 SLOT, DAYS = 1800, 32  # seconds of a slot of time; days of slots, more than a month has
 SETTINGS = 6  # that an account used most
 WORDING, ASKED = 16, 64  # smallest hashes of a program's runs of words, and of own ones
@@ -86,17 +86,9 @@ SIZE = _NUMBERS.size + _SLOTS // 8 + 5 * SETTINGS + 4 * (WORDING + ASKED)
 def note(sketch: Sketch, evidence: Evidence, seen: Seen, model: str) -> None:
     """Takes one request into the sketch, after `observe` took it into the evidence, which knows by then which
     runs of words the account's program sends each time. Time and memory do not depend on what came before."""
-    if sketch.requests >= REQUESTS:
+    came(sketch, seen.at, model)
+    if sketch.requests > REQUESTS:
         return
-    sketch.requests += 1
-    sketch.first, sketch.last = sketch.first or seen.at, seen.at
-    name = crc32(model.encode())
-    if not sketch.model:
-        sketch.model = name
-    elif name != sketch.model and not sketch.turned:
-        sketch.turned = seen.at
-    slot = int(seen.at) // SLOT % _SLOTS
-    sketch.slots[slot >> 3] |= 1 << (slot & 7)
     _count(sketch, seen.settings)
     cells, wording, asked = evidence.chunks, sketch.wording, sketch.asked
     for chunk in seen.chunks:
@@ -109,6 +101,19 @@ def note(sketch: Sketch, evidence: Evidence, seen: Seen, model: str) -> None:
                 asked[mark % ASKED] = EMPTY
         elif mixed < asked[mark % ASKED]:
             asked[mark % ASKED] = mixed
+
+
+def came(sketch: Sketch, at: float, model: str) -> None:
+    """That a request came, and when: all that counts of those after the first `REQUESTS`."""
+    sketch.requests = min(0xFFFF, sketch.requests + 1)
+    sketch.first, sketch.last = sketch.first or at, at
+    name = crc32(model.encode())
+    if not sketch.model:
+        sketch.model = name
+    elif name != sketch.model and not sketch.turned:
+        sketch.turned = at
+    slot = int(at) // SLOT % _SLOTS
+    sketch.slots[slot >> 3] |= 1 << (slot & 7)
 
 
 def _count(sketch: Sketch, settings: int) -> None:
