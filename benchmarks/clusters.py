@@ -199,7 +199,7 @@ def share(what: str, trials: Sequence[Trial], target: float | None = None) -> Ro
         f"of {len(trials)}",
         span.low,
         span.high,
-        peer="same settings alone",
+        peer="same settings alone" if rule else None,
         peer_value=rule,
         ratio=span.value / rule if rule else None,
         target=None if target is None else f">= {target:g} of at least 100",
@@ -216,7 +216,7 @@ def a_month(what: str, events: int, months: int, rule: float | None = None) -> R
         return row
     return replace(
         row,
-        peer="same settings alone",
+        peer="same settings alone" if rule else None,
         peer_value=rule,
         ratio=events / months / rule if rule else None,
         target="<= 1 over at least 30",

@@ -1,0 +1,132 @@
+"""Writes docs/arena.svg from benchmarks/results/arena.json: for each way to copy what its answers teach,
+against the share of ordinary accounts that a defence harms. `--check` only compares."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from stillhouse.report.markup import Html, tag
+from stillhouse.report.svg import Scale
+
+DOCS = Path(__file__).parent
+FILE, RESULTS = DOCS / "arena.svg", DOCS.parent / "benchmarks" / "results" / "arena.json"
+WIDTH, PANEL_WIDTH, PANEL_HEIGHT = 960, 310, 270
+LEFT, RIGHT, TOP, BOTTOM = 44, 14, 44, 50  # margins within a panel, in pixels
+LEAST, MOST = 0.0003, 0.3  # of the axis of harm; less stands at its beginning
+DEFENCES = {
+    "limits": "limit of requests",
+    "prices": "rising prices",
+    "detection": "detection of accounts",
+    "clusters": "clusters of accounts",
+    "together": "all together",
+}
+STYLE = """
+svg{--bg:#fdfdfc;--ink:#1b1f23;--soft:#586069;--line:#e2e5e8;--a:#0072b2;--b:#d55e00;--c:#009e73;--d:#8a5a9e;--e:#1b1f23}
+@media(prefers-color-scheme:dark){
+svg{--bg:#121517;--ink:#e9ebed;--soft:#a3abb3;--line:#2c3238;--a:#58aee6;--b:#f28b3f;--c:#3fc79a;--d:#c795dc;--e:#e9ebed}}
+text{font:12px -apple-system,BlinkMacSystemFont,"Segoe UI",Roboto,"Noto Sans","Liberation Sans",Arial,
+sans-serif;fill:var(--soft);font-variant-numeric:tabular-nums}
+.back{fill:var(--bg)}.title{font-size:13px;font-weight:600;fill:var(--ink)}
+.grid{stroke:var(--line)}path{fill:none;stroke-width:2;stroke-linejoin:round}
+.limits{stroke:var(--a)}.prices{stroke:var(--b);stroke-dasharray:7 3}.detection{stroke:var(--c)}
+.clusters{stroke:var(--d);stroke-dasharray:2 3}.together{stroke:var(--e);stroke-width:3}
+.none{stroke:var(--soft);stroke-width:1;stroke-dasharray:1 4}
+"""
+
+
+def picture(rows: Sequence[dict[str, Any]]) -> str:
+    values = {row["what"]: row["value"] for row in rows}
+    begin, end = "none, set to ", ": ordinary accounts harmed"
+    shares = [
+        what[len(begin) : -len(end)] for what in values if what.startswith(begin) and what.endswith(end)
+    ]
+    ways = list(
+        dict.fromkeys(
+            what.split("; ")[1].removesuffix(": kept") for what in values if what.endswith(": kept")
+        )
+    )
+    parts: list[object] = []
+    for place, way in enumerate(ways):
+        parts += _panel(
+            values, shares, way, 6 + (place % 3) * (PANEL_WIDTH + 6), 6 + place // 3 * PANEL_HEIGHT
+        )
+    parts += _legend(6 + 2 * (PANEL_WIDTH + 6) + LEFT, PANEL_HEIGHT + 60)
+    about = "Share of the teacher's score that a copy keeps, against the share of ordinary accounts harmed."
+    height = 2 * PANEL_HEIGHT + 12
+    return (
+        tag(
+            "svg",
+            tag("title", "What a copy still learns, by defence", id="t"),
+            tag("desc", about, id="d"),
+            tag("style", Html(STYLE)),
+            tag("rect", width=WIDTH, height=height, rx=8, class_="back"),
+            parts,
+            xmlns="http://www.w3.org/2000/svg",
+            viewBox=f"0 0 {WIDTH} {height}",
+            role="img",
+            aria_labelledby="t d",
+        )
+        + "\n"
+    )
+
+
+def _panel(values: dict[str, float], shares: Sequence[str], way: str, x0: float, y0: float) -> Iterator[Html]:
+    x = Scale(LEAST, MOST, x0 + LEFT, x0 + PANEL_WIDTH - RIGHT, log=True)
+    y = Scale(0.0, 1.0, y0 + PANEL_HEIGHT - BOTTOM, y0 + TOP)
+    yield _text(x0 + LEFT, y0 + 20, way, "title")
+    for value in (0.0, 0.25, 0.5, 0.75, 1.0):
+        yield _line(x.start, y(value), x.end, y(value))
+        yield _text(x0 + LEFT - 7, y(value) + 4, f"{value:.0%}", anchor="end")
+    for value, words in ((LEAST, "less"), (0.001, "0.1 %"), (0.01, "1 %"), (0.1, "10 %")):
+        yield _text(x(value), y.start + 17, words, anchor="middle")
+    yield _text((x.start + x.end) / 2, y.start + 36, "ordinary accounts harmed", anchor="middle")
+    unhindered = values[f"none, set to {shares[0]}; {way}: kept"]
+    yield _path([(x.start, y(unhindered)), (x.end, y(unhindered))], "none")
+    for name in DEFENCES:
+        points = []
+        for share in shares:
+            what = f"{name}, set to {share}"
+            harm = min(MOST, max(LEAST, values[f"{what}: ordinary accounts harmed"]))
+            points.append((x(harm), y(values[f"{what}; {way}: kept"])))
+        if name == "clusters":
+            points = [points[0], (x.end, points[0][1])]
+        yield _path(sorted(points), name)
+
+
+def _legend(x: float, y: float) -> Iterator[Html]:
+    lines = (*DEFENCES.items(), ("none", "without any"))
+    yield _text(x, y, "share of the teacher's score", "title")
+    yield _text(x, y + 18, "that the answers got through teach", "title")
+    for place, (name, words) in enumerate(lines):
+        at = y + 44 + 22 * place
+        yield _path([(x, at), (x + 26, at)], name)
+        yield _text(x + 34, at + 4, words)
+
+
+def _path(points: Sequence[tuple[float, float]], class_: str) -> Html:
+    drawn = "".join(f"{'ML'[place > 0]}{_px(a)} {_px(b)}" for place, (a, b) in enumerate(points))
+    return tag("path", d=drawn, class_=class_)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float) -> Html:
+    return tag("line", x1=_px(x1), y1=_px(y1), x2=_px(x2), y2=_px(y2), class_="grid")
+
+
+def _text(x: float, y: float, words: str, class_: str | None = None, anchor: str | None = None) -> Html:
+    return tag("text", words, x=_px(x), y=_px(y), class_=class_, text_anchor=anchor)
+
+
+def _px(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+if __name__ == "__main__":
+    drawn = picture(json.loads(RESULTS.read_text())["rows"])
+    if "--check" not in sys.argv:
+        FILE.write_text(drawn)
+    elif not FILE.exists() or FILE.read_text() != drawn:
+        sys.exit(f"out of date: {FILE.name}; run `make docs`")
