@@ -40,7 +40,7 @@ sans-serif;fill:var(--soft);font-variant-numeric:tabular-nums}
 
 def picture(rows: Sequence[dict[str, Any]]) -> str:
     values = {row["what"]: row["value"] for row in rows}
-    begin, end = "none, set to ", ": ordinary accounts harmed"
+    begin, end = "limits, set to ", ": ordinary accounts harmed"
     shares = [
         what[len(begin) : -len(end)] for what in values if what.startswith(begin) and what.endswith(end)
     ]
@@ -84,16 +84,15 @@ def _panel(values: dict[str, float], shares: Sequence[str], way: str, x0: float,
     for value, words in ((LEAST, "less"), (0.001, "0.1 %"), (0.01, "1 %"), (0.1, "10 %")):
         yield _text(x(value), y.start + 17, words, anchor="middle")
     yield _text((x.start + x.end) / 2, y.start + 36, "ordinary accounts harmed", anchor="middle")
-    unhindered = values[f"none, set to {shares[0]}; {way}: kept"]
-    yield _path([(x.start, y(unhindered)), (x.end, y(unhindered))], "none")
+    unhindered = y(values[f"none; {way}: kept"])
+    yield _path([(x.start, unhindered), (x.end, unhindered)], "none")
     for name in DEFENCES:
         points = []
-        for share in shares:
-            what = f"{name}, set to {share}"
+        for what in ["clusters"] if name == "clusters" else [f"{name}, set to {share}" for share in shares]:
             harm = min(MOST, max(LEAST, values[f"{what}: ordinary accounts harmed"]))
             points.append((x(harm), y(values[f"{what}; {way}: kept"])))
         if name == "clusters":
-            points = [points[0], (x.end, points[0][1])]
+            points.append((x.end, points[0][1]))
         yield _path(sorted(points), name)
 
 
