@@ -8,7 +8,8 @@ comes after a defence ended an account was not answered. The train stage makes s
 exchanges, by which the exchanges that got through are turned into the share of the teacher's score that they
 buy. The same defences, set on ordinary accounts of the calibration month, look at ordinary accounts of the
 test month. A copier has the way that it is given and keeps to it, except that it knows nothing is to be had
-from an account that was ended. --quick trains nothing: its curve is the example of prices_study.py.
+from an account that was ended. --quick trains nothing: its curve is the example of prices_study.py. The
+students are those of queries.py, whose --folder can be given here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 from random import Random
+from statistics import fmean
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -49,7 +51,6 @@ CAMPAIGN = 3.0  # days that an account works
 SHARES = (0.001, 0.01, 0.03, 0.1)  # of ordinary accounts, that a defence may stop as it was set
 SEARCHED = (12, 16, 20, 30, 40, 60, 100, 200)  # exchanges of an account at which clusters are looked for
 FOUND = 0.4  # of an operator's accounts
-SEED_OF_TRAINING = 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Scale:
     budgets: Sequence[int]
 
 
-FULL = Scale(3_000, 3_000, (375, 750, 1_500, 3_000))
+FULL = Scale(3_000, 3_000, (750, 1_500, 3_000))
 QUICK = Scale(40, 100, ())
 
 
@@ -129,7 +130,7 @@ def customers(month: Month, count: int) -> dict[str, Watch]:
 
 def collected(folder: Path, count: int) -> list[Exchange]:
     """What stillhouse's collect stage asks the shipped teacher, and how long the answers are."""
-    tree = recipe_of("text", count, SEED_OF_TRAINING, TRAINING)
+    tree = recipe_of("text", count, TRAINING.seeds[0], TRAINING)
     path = folder / "collected.json"
     path.write_text(json.dumps(tree))
     run = Path(stillhouse(folder, "collect", path.name)["folder"])
@@ -151,8 +152,8 @@ def collected(folder: Path, count: int) -> list[Exchange]:
 
 
 def curve_of(folder: Path, budgets: Sequence[int]) -> tuple[Learned, ...]:
-    """The share of the teacher's score that a student of so many exchanges keeps, by stillhouse's own train
-    stage."""
+    """The share of the teacher's score that students of so many exchanges keep, by stillhouse's own train
+    stage: the mean over seeds, and never less than with fewer exchanges."""
     if not budgets:
         return EXAMPLE
     teacher = folder / "teacher" / "model"
@@ -160,11 +161,10 @@ def curve_of(folder: Path, budgets: Sequence[int]) -> tuple[Learned, ...]:
     if not teacher.exists():
         teacher.symlink_to(source_folder("embedded:desk"))
     level = score_of(teacher, TRAINING.test)
-    kept = 0.0
-    points = []
+    kept, points = 0.0, []
     for budget in budgets:
-        run = student_of(folder, "text", budget, SEED_OF_TRAINING, TRAINING, None)
-        kept = max(kept, score_of(run / "student", TRAINING.test) / level)
+        runs = [student_of(folder, "text", budget, seed, TRAINING, None) for seed in TRAINING.seeds]
+        kept = max(kept, fmean(score_of(run / "student", TRAINING.test) for run in runs) / level)
         points.append(Learned(budget, kept))
     return tuple(points)
 
