@@ -62,7 +62,7 @@ class Scale:
     budgets: Sequence[int]
 
 
-FULL = Scale(3_000, 3_000, (750, 1_500, 3_000))
+FULL = Scale(1_000, 3_000, (750, 1_500, 3_000))
 QUICK = Scale(40, 100, ())
 
 

@@ -54,7 +54,7 @@ class Scale:
     large: int
 
 
-FULL = Scale(30, 1_500, 120, 20)
+FULL = Scale(30, 500, 120, 10)
 QUICK = Scale(1, 250, 4, 0)
 
 

@@ -16,13 +16,14 @@ DOCS = Path(__file__).parent
 FILE, RESULTS = DOCS / "arena.svg", DOCS.parent / "benchmarks" / "results" / "arena.json"
 WIDTH, PANEL_WIDTH, PANEL_HEIGHT = 960, 310, 270
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 44, 50  # margins within a panel, in pixels
+APART = 3  # pixels between lines that would lie on each other
 LEAST, MOST = 0.0003, 0.3  # of the axis of harm; less stands at its beginning
 DEFENCES = {
+    "together": "all together",
     "limits": "limit of requests",
     "prices": "rising prices",
     "detection": "detection of accounts",
     "clusters": "clusters of accounts",
-    "together": "all together",
 }
 STYLE = """
 svg{--bg:#fdfdfc;--ink:#1b1f23;--soft:#586069;--line:#e2e5e8;--a:#0072b2;--b:#d55e00;--c:#009e73;--d:#8a5a9e;--e:#1b1f23}
@@ -31,9 +32,9 @@ svg{--bg:#121517;--ink:#e9ebed;--soft:#a3abb3;--line:#2c3238;--a:#58aee6;--b:#f2
 text{font:12px -apple-system,BlinkMacSystemFont,"Segoe UI",Roboto,"Noto Sans","Liberation Sans",Arial,
 sans-serif;fill:var(--soft);font-variant-numeric:tabular-nums}
 .back{fill:var(--bg)}.title{font-size:13px;font-weight:600;fill:var(--ink)}
-.grid{stroke:var(--line)}path{fill:none;stroke-width:2;stroke-linejoin:round}
+.grid{stroke:var(--line)}path,circle{fill:none;stroke-width:2;stroke-linejoin:round}circle{stroke-dasharray:none!important;fill:var(--bg)}
 .limits{stroke:var(--a)}.prices{stroke:var(--b);stroke-dasharray:7 3}.detection{stroke:var(--c)}
-.clusters{stroke:var(--d);stroke-dasharray:2 3}.together{stroke:var(--e);stroke-width:3}
+.clusters{stroke:var(--d);stroke-dasharray:2 3}.together{stroke:var(--e);stroke-width:3.5}
 .none{stroke:var(--soft);stroke-width:1;stroke-dasharray:1 4}
 """
 
@@ -86,24 +87,29 @@ def _panel(values: dict[str, float], shares: Sequence[str], way: str, x0: float,
     yield _text((x.start + x.end) / 2, y.start + 36, "ordinary accounts harmed", anchor="middle")
     unhindered = y(values[f"none; {way}: kept"])
     yield _path([(x.start, unhindered), (x.end, unhindered)], "none")
-    for name in DEFENCES:
-        points = []
+    for place, name in enumerate(DEFENCES):
+        points, aside = [], APART * (place - 2)
         for what in ["clusters"] if name == "clusters" else [f"{name}, set to {share}" for share in shares]:
             harm = min(MOST, max(LEAST, values[f"{what}: ordinary accounts harmed"]))
-            points.append((x(harm), y(values[f"{what}; {way}: kept"])))
+            points.append((x(harm), y(values[f"{what}; {way}: kept"]) + aside))
         if name == "clusters":
             points.append((x.end, points[0][1]))
         yield _path(sorted(points), name)
+        for px, py in points[:1] if name == "clusters" else points:
+            yield tag("circle", cx=_px(px), cy=_px(py), r=3, class_=name)
 
 
 def _legend(x: float, y: float) -> Iterator[Html]:
     lines = (*DEFENCES.items(), ("none", "without any"))
-    yield _text(x, y, "share of the teacher's score", "title")
-    yield _text(x, y + 18, "that the answers got through teach", "title")
+    yield _text(x, y, "Share of the teacher's score", "title")
+    yield _text(x, y + 18, "that the copy keeps", "title")
     for place, (name, words) in enumerate(lines):
         at = y + 44 + 22 * place
         yield _path([(x, at), (x + 26, at)], name)
+        if name != "none":
+            yield tag("circle", cx=_px(x + 13), cy=_px(at), r=3, class_=name)
         yield _text(x + 34, at + 4, words)
+    yield _text(x, y + 56 + 22 * len(lines), "Lines are set 3 pixels apart.")
 
 
 def _path(points: Sequence[tuple[float, float]], class_: str) -> Html:

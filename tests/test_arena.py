@@ -1,5 +1,10 @@
 """The arena's reckoning: what gets through, what it costs, what it teaches."""
 
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
 import pytest
 
 pytest.importorskip("torch")
@@ -10,6 +15,7 @@ from prices_study import EXAMPLE, TODAY
 from stillhouse.guard.limits import Step
 from stillhouse.guard.pricing import Month
 
+ROOT = Path(__file__).parents[1]
 EXCHANGE = Month("", 100, 50)
 DEAR = (TODAY, Step(15_000, 10 * TODAY.input, 10 * TODAY.output))  # from the hundredth exchange on
 
@@ -61,3 +67,13 @@ def test_together_they_let_no_more_through_than_the_strictest_alone():
         for each in ("limits", "prices", "detection", "clusters")
     ]
     assert through(found, "together", strict, EXCHANGE, today(300) * 1.001) == 8 * 12 + 2 * 20 < min(alone)
+
+
+def test_the_plot_is_that_of_the_results_and_without_script_or_outside_source():
+    done = subprocess.run(
+        [sys.executable, "docs/arena.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for element in ElementTree.parse(ROOT / "docs" / "arena.svg").getroot().iter():
+        assert not element.tag.endswith(("script", "image", "foreignObject"))
+        assert not any(name.endswith("href") for name in element.attrib)
