@@ -30,6 +30,7 @@ from queries import FULL as TRAINING
 from queries import recipe_of, score_of, stillhouse, student_of
 from rows import DATA, Row, arguments, header, need, show, working_folder
 from traffic.people import people, requests
+from traffic.sources import shelf
 from traffic.wording import Month
 
 from stillhouse.guard.calibrating import threshold
@@ -76,12 +77,14 @@ class Exchange:
 @dataclass(frozen=True, slots=True)
 class Way:
     """How a copy is made: over how many accounts, with so many ordinary requests to each of its own, all
-    accounts in the same days or each in days of its own."""
+    accounts in the same days or each in days of its own; `broad` asks instructions of every kind in place of
+    the desk's questions."""
 
     name: str
     accounts: int
     cover: int = 0
     together: bool = True
+    broad: bool = False
 
 
 WAYS = (
@@ -90,6 +93,7 @@ WAYS = (
     Way("50 accounts in the same days", 50),
     Way("50 accounts, each in days of its own", 50, together=False),
     Way("500 accounts in the same days", 500),
+    Way("one account, broad questions", 1, broad=True),
 )
 FIXED, SET = ("none", "clusters"), ("limits", "prices", "detection", "together")
 
@@ -135,20 +139,49 @@ def collected(folder: Path, count: int) -> list[Exchange]:
     path.write_text(json.dumps(tree))
     run = Path(stillhouse(folder, "collect", path.name)["folder"])
     rows = pq.read_table(run / "exchanges.parquet").to_pylist()
+    longest = tree["collect"]["max_tokens"]
     return [
         Exchange(
-            {
-                "model": "house-large-1",
-                "messages": [{"role": each["role"], "content": each["content"]} for each in row["messages"]],
-                "temperature": 0.0,
-                "top_p": 1.0,
-                "max_tokens": tree["collect"]["max_tokens"],
-            },
+            body_of(
+                [{"role": each["role"], "content": each["content"]} for each in row["messages"]], longest
+            ),
             row["prompt_tokens"],
             row["completion_tokens"],
         )
         for row in rows
     ]
+
+
+def broad(count: int) -> list[Exchange]:
+    """The same collector with the test month's instructions of every kind. No student is made of these: what
+    they teach is taken from the desk's curve, as if as many of them were needed."""
+    draw = Random(SEED)
+    various, school = (
+        [text for pool in shelf("test").of(names) for text in pool.prompts]
+        for names in ("ultrafeedback+alpacaeval+wizardlm", "gsm8k")
+    )
+    texts = draw.sample(various, min(count, len(various)))
+    texts += draw.sample(school, count - len(texts))
+    draw.shuffle(texts)
+    return [
+        Exchange(
+            body_of([{"role": "user", "content": text.prompt}], 1_024),
+            len(text.prompt) // 4 + 8,
+            min(1_024, len(text.answer) // 4 or round(draw.lognormvariate(5.2, 0.6))),
+        )
+        for text in texts
+    ]
+
+
+def body_of(messages: list[dict[str, str]], longest: int) -> dict[str, Any]:
+    """As the collect stage asks."""
+    return {
+        "model": "house-large-1",
+        "messages": messages,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "max_tokens": longest,
+    }
 
 
 def curve_of(folder: Path, budgets: Sequence[int]) -> tuple[Learned, ...]:
@@ -307,17 +340,21 @@ def harmed(defence: str, at: Settings, honest: dict[str, Watch], clustered: set[
     return found
 
 
+def mean_of(exchanges: Sequence[Exchange]) -> Used:
+    sides = ([each.input_tokens for each in exchanges], [each.output_tokens for each in exchanges])
+    return Used("", *(round(fmean(side)) for side in sides))
+
+
 def figures(folder: Path, scale: Scale) -> list[Row]:
     first, second = customers("calibrate", scale.ordinary), customers("test", scale.ordinary)
     exchanges = collected(folder, scale.wanted)
     curve = curve_of(folder, scale.budgets)
-    taken = Used("", sum(e.input_tokens for e in exchanges), sum(e.output_tokens for e in exchanges))
-    mean = Used("", *(round(tokens / len(exchanges)) for tokens in (taken.input_tokens, taken.output_tokens)))
-    whole = copied(mean, len(exchanges))
-    budget = bill((TODAY,), whole) * 1.000_001
+    asked = {False: exchanges, True: broad(scale.wanted)}
+    means = {of: mean_of(each) for of, each in asked.items()}
+    budgets = {of: bill((TODAY,), copied(mean, scale.wanted)) * 1.000_001 for of, mean in means.items()}
     sketches = {name: watch.sketch for name, watch in second.items()}
     alone = {name for each in clusters(sketches, Random(SEED)).clusters for name in each.accounts}
-    copies = {way: made(way, exchanges, second) for way in WAYS}
+    copies = {way: made(way, asked[way.broad], second) for way in WAYS}
     rows = [
         Row("ordinary accounts of either month", len(second), ""),
         Row("exchanges that a copy wants", len(exchanges), ""),
@@ -334,14 +371,15 @@ def figures(folder: Path, scale: Scale) -> list[Row]:
         if way.accounts > 1:
             rows.append(Row(f"{way.name}: exchanges an account until found as one", copy.found_at, ""))
     for share in SHARES:
-        at = settings(share, first.values(), whole)
+        at = {of: settings(share, first.values(), copied(mean, scale.wanted)) for of, mean in means.items()}
         for defence in (*(FIXED if share == SHARES[0] else ()), *SET):
             what = defence if defence in FIXED else f"{defence}, set to {share:.1%}"
-            hits = harmed(defence, at, second, alone)
+            hits = harmed(defence, at[False], second, alone)
             span = wilson(sum(hits), len(hits))
             rows.append(Row(f"{what}: ordinary accounts harmed", span.value, "", span.low, span.high))
             for way, copy in copies.items():
-                count = through(copy, defence, at, mean, budget)
+                of = way.broad
+                count = through(copy, defence, at[of], means[of], budgets[of])
                 rows.append(
                     Row(f"{what}; {way.name}: kept", retention(curve, count), f"({count:,} exchanges)")
                 )

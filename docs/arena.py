@@ -22,8 +22,8 @@ DEFENCES = {
     "together": "all together",
     "limits": "limit of requests",
     "prices": "rising prices",
-    "detection": "detection of accounts",
-    "clusters": "clusters of accounts",
+    "detection": "detection",
+    "clusters": "clusters",
 }
 STYLE = """
 svg{--bg:#fdfdfc;--ink:#1b1f23;--soft:#586069;--line:#e2e5e8;--a:#0072b2;--b:#d55e00;--c:#009e73;--d:#8a5a9e;--e:#1b1f23}
@@ -55,9 +55,9 @@ def picture(rows: Sequence[dict[str, Any]]) -> str:
         parts += _panel(
             values, shares, way, 6 + (place % 3) * (PANEL_WIDTH + 6), 6 + place // 3 * PANEL_HEIGHT
         )
-    parts += _legend(6 + 2 * (PANEL_WIDTH + 6) + LEFT, PANEL_HEIGHT + 60)
+    parts += _legend(LEFT + 6, 2 * PANEL_HEIGHT + 34)
     about = "Share of the teacher's score that a copy keeps, against the share of ordinary accounts harmed."
-    height = 2 * PANEL_HEIGHT + 12
+    height = 2 * PANEL_HEIGHT + 86
     return (
         tag(
             "svg",
@@ -100,16 +100,15 @@ def _panel(values: dict[str, float], shares: Sequence[str], way: str, x0: float,
 
 
 def _legend(x: float, y: float) -> Iterator[Html]:
-    lines = (*DEFENCES.items(), ("none", "without any"))
-    yield _text(x, y, "Share of the teacher's score", "title")
-    yield _text(x, y + 18, "that the copy keeps", "title")
-    for place, (name, words) in enumerate(lines):
-        at = y + 44 + 22 * place
-        yield _path([(x, at), (x + 26, at)], name)
+    yield _text(
+        x, y, "Share of the teacher's score that the copy keeps. Lines are set 3 pixels apart.", "title"
+    )
+    for place, (name, words) in enumerate((*DEFENCES.items(), ("none", "without any"))):
+        at = x + 150 * place
+        yield _path([(at, y + 26), (at + 26, y + 26)], name)
         if name != "none":
-            yield tag("circle", cx=_px(x + 13), cy=_px(at), r=3, class_=name)
-        yield _text(x + 34, at + 4, words)
-    yield _text(x, y + 56 + 22 * len(lines), "Lines are set 3 pixels apart.")
+            yield tag("circle", cx=_px(at + 13), cy=_px(y + 26), r=3, class_=name)
+        yield _text(at + 34, y + 30, words)
 
 
 def _path(points: Sequence[tuple[float, float]], class_: str) -> Html:

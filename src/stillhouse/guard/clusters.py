@@ -33,7 +33,7 @@ TURN = (
     5 * 86_400.0
 )  # seconds apart that an account which turned to another model counts from one that did not
 OTHERS = 400  # accounts that share nothing with an account, to say what is alike
-NEAREST = 8  # of them that may be as near as one that is linked; fewer in large groups
+NEAREST = 16  # of them that may be as near as one that is linked; fewer in large groups
 DEGREE, LEAST = 5, 8  # links of each account of a cluster; accounts of one
 ASKED, HOLDERS = 3, 8  # own runs of words that join two accounts, if no more accounts than that hold them
 ABOUT = 0.03  # share of accounts, on either side, that count as equally busy
