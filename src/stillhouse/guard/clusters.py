@@ -29,9 +29,7 @@ from stillhouse.guard.likeness import EMPTY, SLOT, Sketch
 OFTEN = 5  # requests with a setting, from which on it may join accounts
 FEWEST = 12  # requests of an account that is compared
 WIDE = 6 * 3600 // SLOT  # slots that are looked at as one
-TURN = (
-    5 * 86_400.0
-)  # seconds apart that an account which turned to another model counts from one that did not
+TURN = 5 * 86_400.0  # seconds between an account that turned to another model and one that did not
 OTHERS = 400  # accounts that share nothing with an account, to say what is alike
 NEAREST = 16  # of them that may be as near as one that is linked; fewer in large groups
 DEGREE, LEAST = 5, 8  # links of each account of a cluster; accounts of one
@@ -51,8 +49,8 @@ WORDS: Mapping[Shared, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Accounts that act as one, of which the last `joined` share questions and times with the others, but not
-    how they ask. `linked` is the share of the others' pairs that are linked; `chance` bounds how probable so
+    """Accounts that act as one, of which `joined` share questions and times with the others, but not how they
+    ask. `linked` is the share of the others' pairs that are linked; `chance` bounds how probable so
     large a cluster is among as many accounts of other groups."""
 
     accounts: tuple[str, ...]
