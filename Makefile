@@ -51,10 +51,12 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python docs/controller.py --check
+	$(BIN)/python docs/arena_plot.py --check
 
 docs: setup
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/controller.py
+	$(BIN)/python docs/arena_plot.py
 
 # Trains the shipped teacher and base student from nothing; hours on a CPU.
 teacher: setup
