@@ -31,7 +31,9 @@ def test_tokens_are_read_as_a_server_tells_them():
     assert told == (Token(-0.5, (-0.5, -1.5)), Token(-50.0, (-0.1,)))
 
 
-odd = st.sampled_from([None, True, 7, -1.5, math.inf, "x", [], {}, [None], [{"logprob": "x"}], [{"logprob": True}]])
+odd = st.sampled_from(
+    [None, True, 7, -1.5, math.inf, "x", [], {}, [None], [{"logprob": "x"}], [{"logprob": True}]]
+)
 
 
 @given(odd, odd)
@@ -60,7 +62,7 @@ def test_entropy_and_margin_of_known_laws():
 
 @pytest.mark.parametrize(
     ("text", "broken"),
-    [("", True), ("{\"a\": 1", True), ('{"a": 1}', False), ("no " * 40, True), ("a plain answer", False)],
+    [("", True), ('{"a": 1', True), ('{"a": 1}', False), ("no " * 40, True), ("a plain answer", False)],
 )
 def test_forms_that_no_question_asks_for(text, broken):
     assert is_broken(text) is broken
@@ -102,7 +104,7 @@ def test_the_score_is_calibrated_and_ranks_losses_above_the_rest():
 def test_rows_without_a_loss_are_not_said_to_be_without_risk():
     signals, _ = rows(np.random.default_rng(1), 50)
     risk = risks(fit(signals, np.zeros(50)), signals)
-    assert 0 < risk.min()
+    assert risk.min() > 0
     assert risk.max() < 0.2
     with pytest.raises(ValueError, match="no rows"):
         fit(np.zeros((0, len(SIGNALS))), np.zeros(0))

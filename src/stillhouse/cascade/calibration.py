@@ -13,7 +13,7 @@ import numpy as np
 
 from stillhouse.cascade.drift import STRANGE, upper_rate
 from stillhouse.cascade.risk import LEVEL, MOST, Guarantee, control, families, thresholds_of
-from stillhouse.cascade.scores import SIGNALS, Scale, Sketch, fit, risks, unfamiliar
+from stillhouse.cascade.scores import SIGNALS, Scale, Sketch, Token, fit, risks, signals_of, unfamiliar
 from stillhouse.errors import UsageError
 from stillhouse.stats import Floats, Marks, clustered_share
 from stillhouse.text import normalise
@@ -88,9 +88,13 @@ def differ(first: str, second: str) -> bool:
     return normalise(first) != normalise(second)
 
 
-def strangeness(sketch: Sketch, prompt: str) -> float:
-    """How far a prompt lies from those of the training: the mean of the shares of words and pairs it lacks."""
-    return sum(unfamiliar(sketch, prompt)) / 2
+def judge(
+    calibration: Calibration, tokens: Sequence[Token], text: str, finish_reason: str, prompt: str
+) -> tuple[float, bool]:
+    """The risk of one answer, and whether its prompt is unfamiliar."""
+    strange = unfamiliar(calibration.sketch, prompt)
+    signals = signals_of(tokens, text, finish_reason, strange)
+    return float(risks(calibration.scale, signals)), sum(strange) / 2 > calibration.strange
 
 
 def is_fitted_on(id: str) -> bool:
@@ -165,7 +169,7 @@ def area(rows: Rows, order: Floats) -> float:
 
 
 def mean_logprob_order(rows: Rows) -> Floats:
-    """The plain rule that the score is held against: the lower the mean log-probability, the sooner deferred."""
+    """The plain rule that the score is held against: deferred by the lowest mean log-probability."""
     return -rows.signals[:, SIGNALS.index("mean log-probability")]
 
 

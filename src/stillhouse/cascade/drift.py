@@ -2,10 +2,11 @@
 
 Two things are counted that have a known rate while nothing changes: prompts that are unfamiliar (further from
 the training prompts than all but a few of the calibration's), and audited answers that were kept though the
-teacher answers otherwise. For each, evidence that the rate has risen is gathered by an e-detector (Shin, Ramdas
-and Rinaldo 2023, arXiv:2203.03532) of the kind of Shiryaev and Roberts: M becomes (M + 1) * e, where e is the
-likelihood ratio of a raised rate to the usual one. While the rate is at most the usual one, M less the number
-of steps is a supermartingale, so the chance of M reaching `CERTAIN` within t steps is at most t / CERTAIN.
+teacher answers otherwise. For each, evidence that the rate has risen is gathered by an e-detector (Shin,
+Ramdas and Rinaldo 2023, arXiv:2203.03532) of the kind of Shiryaev and Roberts: M becomes (M + 1) * e, where e
+is the likelihood ratio of a raised rate to the usual one. While the rate is at most the usual one, M less the
+number of steps is a supermartingale, so the chance of M reaching `CERTAIN` within t steps is at most t /
+CERTAIN.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def add(evidence: Evidence, happened: bool) -> Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What is known of the traffic so far. `alarm` is the number of the request at which the traffic was found
-    to have changed, None while it was not; `labels` unfamiliar prompts have been answered by both since."""
+    """What is known of the traffic so far. `alarm` is the number of the request at which it was found to have
+    changed, None while it was not; `labels` unfamiliar prompts have been answered by both since."""
 
     strange: Evidence
     differing: Evidence
@@ -87,9 +88,7 @@ def seen(state: Watch, unfamiliar: bool, deferred: bool) -> Watch:
 def audited(state: Watch, differs: bool) -> Watch:
     """After one more answer that was to be kept and that the teacher was asked for as well."""
     differing = add(state.differing, differs)
-    state = replace(
-        state, differing=differing, audited=state.audited + 1, differed=state.differed + differs
-    )
+    state = replace(state, differing=differing, audited=state.audited + 1, differed=state.differed + differs)
     return _alarmed(state, differing, "the teacher differs from answers that were to be kept more often")
 
 

@@ -1,9 +1,12 @@
-"""Which threshold keeps a promise: "with so much confidence the cascade loses at most this against the teacher".
+"""Which threshold keeps a promise: "with 95 % confidence the cascade loses at most 1 point of the teacher's".
 
-The loss of an answer that is kept is the teacher's score less the student's, in [-1, 1], and that of one that
-is deferred is 0, so that its mean is what the cascade's score lacks of the teacher's. It is signed because that
-is what the promise speaks of: a student that is right where the teacher is wrong makes up for a loss. Where
-answers cannot be scored the loss is 1 where the two differ and 0 where they do not; that promise is stricter.
+What is lost by an answer that is kept is what the teacher's score is above the student's, and 0 where it is
+not above; by one that is deferred it is 0. The mean of that bounds what the cascade's score lacks of the
+teacher's. It does not set answers that only the student has right against answers that only the teacher has:
+those who lose an answer do not get one back, and a student's luck where its teacher errs is the first thing
+that changes with the traffic. Whoever wants the scores alone compared takes the difference itself, which is
+`signed`: the promise is then weaker, and needs more rows for its luck. Where answers cannot be scored, one
+that differs from the teacher's is lost.
 
 Learn then Test (Angelopoulos, Bates, Candès, Jordan and Lei 2021, arXiv:2110.01052): each threshold is a
 hypothesis "the mean loss is more than `most`", tested from the safest on (fixed sequence), and the last that
@@ -48,8 +51,9 @@ class Guarantee:
 def at_most(total: int, n: int, up: Floats | float, down: Floats | float = 0.0) -> Floats:
     """P(sum <= total) of n independent values that are 1 with chance `up`, -1 with chance `down`, else 0.
 
-    By the discrete Fourier transform of the law (the characteristic function to the n-th power), taken so wide
-    that what wraps around lies 12 standard deviations away. Exact to about 1e-12, not to a share of itself.
+    By the discrete Fourier transform of the law (the characteristic function to the n-th power), taken so
+    wide that what wraps around lies 12 standard deviations away. Exact to about 1e-12, not to a share of
+    itself.
     """
     up, down = np.atleast_1d(np.asarray(up, float)), np.atleast_1d(np.asarray(down, float))
     middle = n * float(np.max(np.abs(up - down)))
@@ -61,7 +65,8 @@ def at_most(total: int, n: int, up: Floats | float, down: Floats | float = 0.0) 
     low = min(total, n) + 1
     below = law[:, size // 2 :].sum(axis=1)  # every value under 0
     found = below + law[:, :low].sum(axis=1) if low > 0 else law[:, size // 2 : size + low].sum(axis=1)
-    return np.clip(found, 0.0, 1.0)
+    chances: Floats = np.clip(found, 0.0, 1.0)
+    return chances
 
 
 def binomial_p(losses: int, n: int, most: float) -> float:
@@ -75,7 +80,7 @@ def binomial_p(losses: int, n: int, most: float) -> float:
 
 
 def hoeffding_bentkus_p(mean: float, n: int, most: float) -> float:
-    """The same for losses anywhere in [0, 1] (Bates, Angelopoulos, Lei, Malik and Jordan 2021, JACM 68:43)."""
+    """The same for losses in [0, 1] (Bates, Angelopoulos, Lei, Malik and Jordan 2021, JACM 68:43)."""
     if mean >= most:
         return 1.0
     kl = most and mean * math.log(mean / most) if mean > 0 else 0.0
@@ -98,8 +103,8 @@ def signed_p(lost: int, gained: int, n: int, most: float) -> float:
 
 
 def betting_p(losses: Floats, most: float) -> float:
-    """The same for losses anywhere in [-1, 1], in the order in which they come: 1 over the most that a gambler
-    has had who bets against it (Waudby-Smith and Ramdas 2024, JRSS B 86:1)."""
+    """The same for losses anywhere in [-1, 1], in the order in which they come: 1 over the most that a
+    gambler has had who bets against it (Waudby-Smith and Ramdas 2024, JRSS B 86:1)."""
     away = most - np.asarray(losses, float)  # in [most - 1, most + 1]; its mean is at most 0
     count = np.arange(1, len(away) + 1)
     spread = np.concatenate([[0.25], (0.25 + np.cumsum((away - np.cumsum(away) / count) ** 2)) / (count + 1)])
@@ -109,8 +114,8 @@ def betting_p(losses: Floats, most: float) -> float:
 
 
 def p_value(losses: Floats, most: float, signed: bool) -> float:
-    """The p-value of "the mean loss is at least `most`", by the kind of losses: in [0, 1], or in [-1, 1] where
-    `signed`; whole ones have an exact test. 1.0 without rows."""
+    """The p-value of "the mean loss is at least `most`", by the kind of losses: in [0, 1], or in [-1, 1]
+    where `signed`; whole ones have an exact test. 1.0 without rows."""
     n, whole = len(losses), bool(np.all(losses == np.rint(losses)))
     if n == 0:
         return 1.0
@@ -154,7 +159,9 @@ def control(
         taken = Guarantee(float(threshold), float(1 - kept.mean()), mean, p, len(losses))
     if taken.threshold is not None:
         return taken
-    more = [needed(np.where(risks <= threshold, losses, 0.0), signed, most, level) for threshold in thresholds]
+    more = [
+        needed(np.where(risks <= threshold, losses, 0.0), signed, most, level) for threshold in thresholds
+    ]
     return Guarantee(None, 1.0, 0.0, 1.0, len(losses), min((each for each in more if each), default=None))
 
 
@@ -178,8 +185,8 @@ def families(
 
 
 def needed(losses: Floats, signed: bool, most: float, level: float) -> int | None:
-    """How many more rows, with losses in the same shares, would keep the promise; 0 where these do, None where
-    none would. Without any rows: as many as show that nothing is lost."""
+    """How many more rows, with losses in the same shares, would keep the promise; 0 where these do, None
+    where none would. Without any rows: as many as show that nothing is lost."""
     n = len(losses)
     if n == 0:
         return least_rows(most, level)
@@ -205,7 +212,7 @@ def needed(losses: Floats, signed: bool, most: float, level: float) -> int | Non
 
 
 def least_rows(most: float = MOST, level: float = LEVEL) -> int:
-    """Rows with which the promise can be kept at all, where none of them loses anything: (1 - most)^n <= level."""
+    """Rows with which the promise can be kept where none of them loses anything: (1 - most)^n <= level."""
     return math.ceil(math.log(level) / math.log1p(-most))
 
 

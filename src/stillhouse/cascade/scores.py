@@ -1,8 +1,8 @@
 """How likely a student's answer is to cost something: signals from what any OpenAI-compatible server tells,
 and a small logistic model over them.
 
-Nothing here needs the text to leave the machine. How far a prompt lies from the training prompts is read off a
-sketch of them, which holds hashes of words and of pairs of words and no text.
+Nothing here needs the text to leave the machine. How far a prompt lies from the training prompts is read off
+a sketch of them, which holds hashes of words and of pairs of words and no text.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Token(NamedTuple):
 
 
 def tokens_told(choice: Mapping[str, Any]) -> tuple[Token, ...] | None:
-    """The tokens of one choice of a chat completion; None where it tells no probabilities that can be read."""
+    """The tokens of one choice of a chat completion; None where it tells no probabilities to read."""
     told = choice.get("logprobs")
     content = told.get("content") if isinstance(told, dict) else None
     if not isinstance(content, list):
@@ -106,7 +106,7 @@ def is_broken(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """Hashes of the words and pairs of words of the training prompts: one bit for each, 8 * len(bits) bits."""
+    """Hashes of the words and pairs of words of the training prompts: one bit for each."""
 
     bits: bytes
 

@@ -15,7 +15,7 @@ from stillhouse.gateway.answers import Headers, Send
 from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Gateway, Served, Trail
 from stillhouse.gateway.store.counts import StoreDown
-from stillhouse.gateway.stream import MOST, Passing, Unwritable, usage_of, written
+from stillhouse.gateway.stream import MOST, Passing, Unwritable, as_stream, usage_of, written
 from stillhouse.gateway.upstream import Behind, NoneAnswers
 from stillhouse.guard.answers import Cut
 from stillhouse.guard.asked import LENGTHS, Asked, Denied, Route
@@ -47,6 +47,9 @@ class Exchange:
         self.headers: Headers = []
         self.parent: bytes | None = None  # of the trace
         self.kept: list[bytes] | None = None  # what left of the answer, where its text is to be kept
+        self.before: Used | None = None  # what another model took of this request, and whether that was told
+        self.before_told = True
+        self.elsewhere = 0.0  # seconds that it took
         self._gateway = gateway
         self._trail = trail
         self._served = served
@@ -54,7 +57,7 @@ class Exchange:
         self._cut = cut
         self._began = began
         self._patience = patience
-        self._sent = False
+        self._sent = False  # to the model itself
         self._events: int | None = None
         self._told: tuple[int, int] | None = None
         self._partly = False  # what was told is of the part of a stream that had come by then
@@ -68,13 +71,13 @@ class Exchange:
         if self.parent is not None:
             passed["traceparent"] = self.parent.decode()
         self._sent = True
-        trail.added = gateway.clock() - self._began
+        trail.added = gateway.clock() - self._began - self.elsewhere
         try:
             behind, response = await upstream.send(
                 gateway.session,
                 self._served.behind,
                 trail.route,
-                lambda behind: _body(body, self._asked, behind, trail.route),
+                lambda behind: sent_body(body, self._asked, behind, trail.route),
                 passed,
                 gateway.clock,
                 self._patience,
@@ -123,6 +126,27 @@ class Exchange:
         streamed = self._asked.stream and status < 400 and response.content_type == "text/event-stream"
         await (self._stream(response, send) if streamed else self._whole(response, send))
 
+    async def give(self, told: dict[str, Any], send: Send) -> None:
+        """An answer of a chat that is whole already, in the form that was asked for. Raises Unwritable before
+        anything has left."""
+        trail, cut = self._trail, self._cut
+        if cut is not None and cut.apply(told):
+            trail.changed += tuple(sorted(cut.changed))
+        if self._asked.stream:
+            data = as_stream(told, self._asked.usage_wanted)
+            more = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
+        else:
+            data, more = written(told), [answers.JSON]
+        trail.ended, trail.status = "whole", 200
+        trail.first_byte = self._gateway.clock() - self._began
+        trail.added = trail.first_byte - self.elsewhere
+        await self.settle()
+        trail.began = True
+        if self.kept is not None:
+            self.kept.clear()  # of a model that then gave no answer
+        self._keep(data)
+        await answers.respond(send, 200, data, [*self.headers, *more])
+
     def _pass_back(self, name: bytes, value: str | None) -> None:
         said = value.encode("latin-1", "replace") if value is not None else b"\0"
         if not _CONTROL.search(said):
@@ -133,7 +157,7 @@ class Exchange:
         parts = []
         size = 0
         with self._patience:
-            async for part in _heard(response, trail.behind, self._patience):
+            async for part in heard(response, trail.behind, self._patience):
                 size += len(part)
                 if size > LONGEST_ANSWER:
                     raise aiohttp.ClientPayloadError("the answer is too long")
@@ -166,7 +190,7 @@ class Exchange:
         await send({"type": "http.response.start", "status": response.status, "headers": self.headers})
         trail.began = True
         with self._patience:
-            async for chunk in _heard(response, trail.behind, self._patience):
+            async for chunk in heard(response, trail.behind, self._patience):
                 if trail.first_byte is None:
                     trail.first_byte = gateway.clock() - self._began
                 out = passing.feed(chunk)
@@ -219,6 +243,11 @@ class Exchange:
                 used = _bound(asked, behind, self._events, seconds)
                 if self._told is not None:
                     used = Used(max(used.input_tokens, self._told[0]), max(used.output_tokens, self._told[1]))
+        if self.before is not None:
+            used = Used(
+                used.input_tokens + self.before.input_tokens, used.output_tokens + self.before.output_tokens
+            )
+            trail.counted = trail.counted if self.before_told else "bound"
         trail.used = used.input_tokens, used.output_tokens
         try:
             trail.cost = await self._gateway.counts.settle(trail.id, used)
@@ -232,7 +261,7 @@ class Exchange:
         self._settled = True  # only now: what is cancelled before is settled again, which changes nothing
 
 
-async def _heard(
+async def heard(
     response: aiohttp.ClientResponse, behind: Behind | None, patience: Patience
 ) -> AsyncIterator[bytes]:
     """What arrives of an answer, as it arrives; `patience` ends a silence or an answer that is too long."""
@@ -258,7 +287,7 @@ def _bound(asked: Asked, behind: Behind | None, events: int | None, seconds: flo
     return Used(taken, given)
 
 
-def _body(body: Mapping[str, Any], asked: Asked, behind: Behind, route: Route) -> bytes:
+def sent_body(body: Mapping[str, Any], asked: Asked, behind: Behind, route: Route) -> bytes:
     """What is sent on: written anew from what was read, so that nothing reaches the server unseen (a field
     that stood twice, say)."""
     sent = dict(body)

@@ -136,7 +136,11 @@ class Metrics:
 
     def watch(self, record: Record) -> None:
         """Show how the record keeps up."""
-        self._registry.register(_Kept(record))
+        self.show(_Kept(record))
+
+    def show(self, figures: Collector) -> None:
+        """Figures that are read when Prometheus asks."""
+        self._registry.register(figures)
 
     def text(self) -> bytes:
         """Prometheus' text format, of the content type CONTENT_TYPE."""

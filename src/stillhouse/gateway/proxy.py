@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stillhouse.gateway import answers, logs
+from stillhouse.gateway import answers, cascading, logs
 from stillhouse.gateway.answers import Receive, Scope, Send
 from stillhouse.gateway.connections import CLIENT, Client
 from stillhouse.gateway.exchange import Exchange, object_of, own_headers
@@ -100,7 +100,10 @@ async def _answer(
             raise asyncio.CancelledError
         exchange.headers = [*own_headers(trail), *answers.room_headers(granted.room)]
         exchange.parent, span = gateway.traces.began(parent)
-        await exchange.run(decision.body, headers, send)
+        await cascading.run(
+            served.cascade,
+            cascading.Request(gateway, trail, asked, exchange, patience, decision.body, headers, send),
+        )
     except asyncio.CancelledError:
         if not client.left:
             trail.reason = "shutdown"
@@ -249,13 +252,19 @@ def _wanted(trail: Trail, caller: Caller, served: Served, tier: Tier) -> Wanted:
     asked = trail.asked
     assert asked is not None
     seconds = max(each.config.first_byte_seconds + each.config.answer_seconds for each in served.behind)
+    asked_of = 1
+    if served.cascade is not None:  # each of two may answer
+        asked_of = 2
+        seconds += max(
+            each.config.first_byte_seconds + each.config.answer_seconds for each in served.cascade.behind
+        )
     return Wanted(
         trail.id,
         subjects.subjects_of(
             caller.organisation, caller.account, caller.key, tier, served.config.name, served.config.limits
         ),
-        asked.input_tokens,
-        asked.output_tokens,
+        asked_of * asked.input_tokens,
+        asked_of * asked.output_tokens,
         seconds + LEASE,
         f"account:{caller.account.id}",
         served.schedule,

@@ -15,7 +15,7 @@ from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from stillhouse.errors import UsageError
-from stillhouse.guard.config import Guard, Upstream
+from stillhouse.guard.config import Guard, Model, Upstream
 from stillhouse.recipe.strict import checked, read_tree
 
 # Where a secret may stand, by right or by mistake: never echoed.
@@ -75,7 +75,15 @@ def read_config(path: Path) -> Guard:
     folder = path.resolve().parent
     store = config.store.model_copy(update={"folder": str(folder / config.store.folder)})
     terms = config.terms and config.terms.model_copy(update={"document": str(folder / config.terms.document)})
-    return config.model_copy(update={"store": store, "terms": terms})
+    models = [_placed(model, folder) for model in config.models]
+    return config.model_copy(update={"store": store, "terms": terms, "models": models})
+
+
+def _placed(model: Model, folder: Path) -> Model:
+    if model.cascade is None:
+        return model
+    calibration = str(folder / model.cascade.calibration)
+    return model.model_copy(update={"cascade": model.cascade.model_copy(update={"calibration": calibration})})
 
 
 def check(config: Guard, environ: Mapping[str, str]) -> list[Finding]:
@@ -244,8 +252,11 @@ def _store(config: Guard, environ: Mapping[str, str]) -> Iterator[Finding]:
 
 def _upstreams(config: Guard, environ: Mapping[str, str]) -> Iterator[Finding]:
     for number, model in enumerate(config.models):
-        for place, upstream in enumerate(model.upstreams):
-            where = f"models.{number}.upstreams.{place}"
+        students = model.cascade.upstreams if model.cascade is not None else ()
+        for where, upstream in (
+            *((f"models.{number}.upstreams.{n}", each) for n, each in enumerate(model.upstreams)),
+            *((f"models.{number}.cascade.upstreams.{n}", each) for n, each in enumerate(students)),
+        ):
             if why := url_fault(upstream.url):
                 yield Finding(
                     "error", f"{where}.url", f"an upstream of {model.name} is refused: {why}", "name another"

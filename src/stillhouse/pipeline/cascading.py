@@ -1,16 +1,32 @@
-"""A cascade's calibration from a run: its student answers the test prompts again, and tells how sure it was."""
+"""A cascade's calibration: the run's student answers the test prompts again, and tells how sure it was."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
-from stillhouse.cascade.calibration import Rows, differ
-from stillhouse.cascade.scores import TOP, Sketch, Token, signals_of, unfamiliar
+from stillhouse.cascade.calibration import (
+    Calibration,
+    Rows,
+    area,
+    calibrate,
+    curve,
+    differ,
+    held_back,
+    mean_logprob_order,
+    written,
+)
+from stillhouse.cascade.risk import LEVEL, MOST
+from stillhouse.cascade.scores import TOP, Sketch, Token, risks, signals_of, sketch_of, unfamiliar
 from stillhouse.errors import UsageError
-from stillhouse.records import Prompt
+from stillhouse.models import weights_digest
+from stillhouse.records import Message, Progress, Prompt, Watch, unwatched
+from stillhouse.scoring import Scorer, score
+from stillhouse.scoring import scorers as installed_scorers
+from stillhouse.workspace import RunFolder, write_json
 
 BATCH = 256  # prompts answered between two reports of progress
 
@@ -112,3 +128,105 @@ def rows_of(
         np.array([other for _, _, other in taken], dtype=np.bool_),
         signed and scored,
     )
+
+
+def calibrate_run(
+    run: RunFolder,
+    most: float = MOST,
+    level: float = LEVEL,
+    signed: bool = False,
+    watch: Watch = unwatched,
+    scorers: Mapping[str, Scorer] | None = None,
+) -> tuple[Calibration, dict[str, Any]]:
+    """Let a finished run's student answer its test prompts, compare with the teacher's recorded answers, and
+    write `cascade.json` and `cascade-curve.json`. Nobody else is asked.
+
+    Returns the calibration and the figures of the curve:
+
+        n, fitted            rows that set the threshold, and rows that the score was fitted on
+        left_out             test prompts without an answer or a score of either
+        teacher, student     mean score over the n rows
+        promise              see `risk.Guarantee`; most, level and what is lost (`regressions`, `score`,
+                             `differences`)
+        families             the promises of families, by name
+        score, logprob       by the fitted score and by the mean log-probability: `area` above random
+                             deferral, and `points`
+
+    Raises UsageError for a run that was not evaluated, or that has too few rows.
+    """
+    known = installed_scorers() if scorers is None else scorers
+    learned, tested = _prompts(run)
+    teacher = _teacher(run)
+    sketch = sketch_of(asked_text(prompt) for prompt in learned)
+    asked = [prompt for prompt in tested if prompt.id in teacher]
+    seen = 0
+
+    def done(more: int) -> None:
+        nonlocal seen
+        seen += more
+        watch(Progress("cascade", seen, len(asked), "answers"))
+
+    told = told_answers(str(run.student), asked, _max_tokens(run), done)
+    student = {
+        prompt.id: None if one is None else score(prompt.scorer, one.text, prompt.reference, known).value
+        for prompt, one in zip(asked, told, strict=True)
+    }
+    rows = rows_of(asked, told, teacher, student, sketch, signed)
+    calibration = calibrate(rows, sketch, weights_digest(run.student), most, level)
+    figures = _figures(rows, calibration, any(value is not None for value in student.values()))
+    figures["left_out"] = len(tested) - len(rows.ids)
+    write_json(run.cascade, written(calibration))
+    write_json(run.cascade_curve, figures)
+    return calibration, figures
+
+
+def _figures(rows: Rows, calibration: Calibration, scored: bool) -> dict[str, Any]:
+    kept = held_back(rows)
+    by_score, by_logprob = risks(calibration.scale, kept.signals), mean_logprob_order(kept)
+    return {
+        "n": len(kept.ids),
+        "fitted": len(rows.ids) - len(kept.ids),
+        "teacher": float(kept.teacher.mean()),
+        "student": float(kept.student.mean()),
+        "most": calibration.most,
+        "level": calibration.level,
+        "lost": ("score" if rows.signed else "regressions") if scored else "differences",
+        "promise": asdict(calibration.promise),
+        "families": {name: asdict(each) for name, each in calibration.families.items()},
+        "score": {"area": area(kept, by_score), "points": curve(kept, by_score)},
+        "logprob": {"area": area(kept, by_logprob), "points": curve(kept, by_logprob)},
+    }
+
+
+def _prompts(run: RunFolder) -> tuple[list[Prompt], list[Prompt]]:
+    """Those that were learned from, and those that were tested on."""
+    from pyarrow import parquet
+
+    if not run.prompts.exists() or not run.predictions.exists():
+        raise UsageError(
+            f"the run {run.root.name} was not evaluated",
+            "a cascade is calibrated on the test prompts that its teacher answered",
+            "finish it with `stillhouse run RECIPE`",
+        )
+    rows: dict[str, list[Prompt]] = {"train": [], "test": []}
+    for row in parquet.read_table(run.prompts).to_pylist():
+        split, messages = row.pop("split"), tuple(Message(**each) for each in row.pop("messages"))
+        rows[split].append(Prompt(messages=messages, **{k: v for k, v in row.items() if k != "tools"}))
+    return rows["train"], rows["test"]
+
+
+def _teacher(run: RunFolder) -> dict[str, tuple[str, float | None]]:
+    from stillhouse.evaluate import read_predictions
+
+    return {
+        row.prompt_id: (row.answer, row.score)
+        for row in read_predictions(run.predictions)
+        if row.system == "teacher" and row.answer is not None
+    }
+
+
+def _max_tokens(run: RunFolder) -> int:
+    from stillhouse.recipe import load_recipe
+
+    recipe = load_recipe(run.recipe)
+    return recipe.evaluate.max_tokens or recipe.collect.max_tokens
