@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from behind import USAGE, WORDS, Behind
-from gate import gate
+from gate import SECRET, gate
 
 from stillhouse.cascade.calibration import Calibration, written
 from stillhouse.cascade.risk import Guarantee
@@ -68,10 +68,10 @@ def cascade(tmp_path, student, teacher, models, threshold=0.5, **more):
         {
             "name": name,
             "upstreams": [
-                {"url": teacher.url, "model": behind, "first_byte_seconds": 0.5, "silent_seconds": 0.5}
+                {"url": teacher.url, "model": behind, "first_byte_seconds": 2.0, "silent_seconds": 2.0}
             ],
             "cascade": {
-                "upstreams": [{"url": student.url, "model": first, "first_byte_seconds": 0.5}],
+                "upstreams": [{"url": student.url, "model": first, "first_byte_seconds": 2.0}],
                 "calibration": str(file),
                 "audit": 0.0,
                 **more,
@@ -229,7 +229,7 @@ def test_a_limit_has_room_for_both_and_counts_both(tmp_path, student, behind):
 
 
 def figures(made):
-    with made.client() as client:
+    with made.client(SECRET) as client:
         text = client.get(made.url.removesuffix("/v1") + "/metrics").text
     lines = [line.split() for line in text.splitlines() if line.startswith("stillhouse_guard_cascade")]
     return {name: float(value) for name, value in lines}
