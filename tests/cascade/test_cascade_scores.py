@@ -82,7 +82,7 @@ def rows(rng, n):
     """Answers whose loss follows two of the signals."""
     signals = np.column_stack([rng.normal(size=n) for _ in SIGNALS])
     signals[:, -1] = math.nan
-    chance = 1 / (1 + np.exp(2 - 1.5 * signals[:, 3] + 1.0 * signals[:, 5]))
+    chance = 1 / (1 + np.exp(2 - 1.5 * signals[:, 3] + 1.0 * signals[:, 4]))
     return signals, (rng.random(n) < chance).astype(float)
 
 

@@ -51,10 +51,10 @@ def student():
 
 
 def calibration(threshold=0.5):
-    """The risk is 1/2 where the mean log-probability is log 1/2."""
+    """The risk is 1/2 where the mean probability of a token is 1/2."""
     weight = [0.0] * len(SIGNALS)
-    weight[SIGNALS.index("mean log-probability")] = -4.0
-    scale = Scale((math.log(0.5),) + (0.0,) * (len(SIGNALS) - 1), tuple(weight), 0.0)
+    weight[SIGNALS.index("mean surprise")] = 4.0
+    scale = Scale((math.log(math.log(2)),) + (0.0,) * (len(SIGNALS) - 1), tuple(weight), 0.0)
     promise = Guarantee(threshold, 0.3, 0.0, 0.01, 1000)
     return Calibration("student", scale, sketch_of([ASKED]), promise, {}, 0.01, 0.05, False, 0.4, 0.02, 0.02)
 
@@ -194,7 +194,6 @@ def test_a_teacher_that_breaks_off_in_the_middle_is_never_joined_by_the_student(
         assert "student" not in said.text
         assert "w4" in said.text
         assert '"error"' in said.text
-    behind.release()
 
 
 def test_what_no_calibration_speaks_of_goes_to_the_teacher_at_once(tmp_path, student, behind):

@@ -170,7 +170,7 @@ def area(rows: Rows, order: Floats) -> float:
 
 def mean_logprob_order(rows: Rows) -> Floats:
     """The plain rule that the score is held against: deferred by the lowest mean log-probability."""
-    return -rows.signals[:, SIGNALS.index("mean log-probability")]
+    return rows.signals[:, SIGNALS.index("mean surprise")]
 
 
 def held_back(rows: Rows) -> Rows:

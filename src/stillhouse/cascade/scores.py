@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -22,25 +23,30 @@ from stillhouse.text import tokens as pieces_of
 
 TOP = 5  # likeliest tokens that a student is asked to tell
 FAINTEST = -50.0  # nats; servers write -9999 for "very unlikely"
-RIDGE = 1.0  # penalty on weights of standardised signals, in rows
 _ROOM = 16  # bits of a sketch for each hash in it: about 6 % of unknown ones seem known
 _STEPS = 50
 
-SIGNALS = (
-    "mean log-probability",
-    "least log-probability",
-    "first log-probability",
-    "mean entropy",
-    "greatest entropy",
-    "least margin",
-    "length",
-    "cut short",
-    "broken form",
-    "unfamiliar words",
-    "unfamiliar pairs",
-    "draws that differ",
+RIDGE: Mapping[str, float] = MappingProxyType(
+    {
+        "mean surprise": 1.0,
+        "greatest surprise": 1.0,
+        "mean entropy": 1.0,
+        "greatest entropy": 1.0,
+        "least margin": 1.0,
+        "length": 1.0,
+        "cut short": 10.0,
+        "broken form": 10.0,
+        "unfamiliar words": 10.0,
+        "unfamiliar pairs": 10.0,
+        "draws that differ": 1.0,
+    }
 )
-"""In the order of `signals_of`; log-probabilities, entropies and margins in nats."""
+"""The signals in the order of `signals_of`, each with the penalty on its standardised weight, in rows: those
+that are the same for most answers are told from chance by few rows.
+
+Surprise is -log of a token's probability; surprise and entropy enter by their logarithms (nats), since they
+span decades, margins in nats as they are."""
+SIGNALS = tuple(RIDGE)
 
 
 class Token(NamedTuple):
@@ -156,11 +162,10 @@ def signals_of(
     spread = [entropy(token) for token in tokens] or [0.0]
     return np.array(
         [
-            sum(own) / len(own),
-            min(own),
-            own[0],
-            sum(spread) / len(spread),
-            max(spread),
+            _log(-sum(own) / len(own)),
+            _log(-min(own)),
+            _log(sum(spread) / len(spread)),
+            _log(max(spread)),
             min((margin(token) for token in tokens), default=0.0),
             math.log1p(len(tokens)),
             float(finish_reason != "stop"),
@@ -169,6 +174,10 @@ def signals_of(
             math.nan if differing is None else differing,
         ]
     )
+
+
+def _log(nats: float) -> float:
+    return math.log(1e-4 + max(0.0, nats))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +208,7 @@ def fit(signals: Floats, costs: Floats) -> Scale:
     design = np.column_stack([np.ones(len(filled)), filled * inverse])
     design = np.vstack([design, np.eye(1, design.shape[1])])  # the half rows, at the mean
     target, rows = np.append(costs, 0.5), np.append(np.ones(len(costs)), 1.0)
-    penalty = np.diag([0.0, *([RIDGE] * filled.shape[1])])
+    penalty = np.diag([0.0, *RIDGE.values()])
     weights = np.zeros(design.shape[1])
     for _ in range(_STEPS):
         chance = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))

@@ -65,8 +65,8 @@ def cascaded(facts: Facts) -> Html | None:
         ),
         tag(
             "p",
-            f"On the {count(number(found, 'n'))} test prompts on which the score was not fitted; 95% intervals"
-            " of independent rows by Wilson’s method. The threshold by Learn then Test with exact tests. ",
+            f"On the {count(number(found, 'n'))} test prompts on which the score was not fitted. Intervals of"
+            " 95% for independent rows, by Wilson’s method; the threshold by Learn then Test, exactly. ",
             rows_link(facts.run.cascade_curve),
             class_="method",
         ),
