@@ -6,24 +6,27 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from cascade_pool import Pool, answered, answered_by, joined
 from rows import Row
 
-from stillhouse.cascade.calibration import calibrate
-from stillhouse.cascade.scores import Sketch, risks, sketch_of
+from stillhouse.cascade.calibration import Rows, calibrate
+from stillhouse.cascade.scores import Sketch, risks, signals_of, sketch_of, unfamiliar
 from stillhouse.models import source_folder
 from stillhouse.models.embedded import world
-from stillhouse.pipeline.cascading import asked_text
+from stillhouse.pipeline.cascading import asked_text, told_answers
 from stillhouse.records import Prompt
+from stillhouse.scoring import score, scorers
+from stillhouse.stats import Floats
 
 DESK = Path(__file__).parents[1] / "examples" / "quickstart" / "recipe.toml"
 TEACHER = "embedded:desk"
 LEARNED, LEARNED_SEED = 6000, 1  # the recipe's prompts
 SEEDS = range(3001, 3009)  # of the generator; the recipe's are 1 and 1001
-TRAFFIC_SEEDS = range(4001, 4005)  # what is asked between the two rounds
+TRAFFIC_SEEDS = range(4001, 4004)  # what is asked between the two rounds
 PROMPTS = 1000  # of each
 MAX_TOKENS = 128
 AGAIN = """\
@@ -84,20 +87,19 @@ def desk_pool(folder: Path, run: Path, quick: bool) -> Pool:
 
 
 def second_round(folder: Path, run: Path, pool: Pool, quick: bool) -> list[Row]:
-    """Shares that either student defers at the same promise, on the same prompts."""
+    """Shares that either student defers at the same promise, calibrated on the same prompts."""
     seeds, count = (TRAFFIC_SEEDS[:1], 100) if quick else (TRAFFIC_SEEDS, PROMPTS)
     sketch = sketch_of(map(asked_text, learned()))
     first = calibrate(pool.rows, sketch, "first")
-    traffic = pool_of(folder, run / "student", sketch, seeds, "traffic", count)
-    threshold = first.promise.threshold
-    risk = risks(first.scale, traffic.rows.signals)
-    chosen = set(np.array(traffic.rows.ids)[risk > (-1.0 if threshold is None else threshold)].tolist())
+    threshold = -1.0 if first.promise.threshold is None else first.promise.threshold
     asked = [prompt for seed in seeds for prompt in world.prompts("test", count, seed)]
-    deferred = [prompt for prompt in asked if prompt.id in chosen]
+    signals = student_signals(folder / "traffic.npz", run / "student", asked, sketch)[0]
+    deferred = [
+        prompt for prompt, risk in zip(asked, risks(first.scale, signals), strict=True) if risk > threshold
+    ]
     student = _trained(folder, run / "student", deferred)
     both = sketch_of(map(asked_text, [*learned(), *deferred]))
-    fresh, number = (SEEDS[:1], 200) if quick else (SEEDS, PROMPTS)
-    second = calibrate(pool_of(folder, student, both, fresh, "second", number).rows, both, "second")
+    second = calibrate(_with_student(folder, pool.rows, student, both, quick), both, "second")
     before, after = first.promise.deferred, second.promise.deferred
     return [
         Row("desk, second round: prompts asked in between", len(asked), ""),
@@ -115,21 +117,52 @@ def second_round(folder: Path, run: Path, pool: Pool, quick: bool) -> list[Row]:
     ]
 
 
+def student_signals(
+    file: Path, student: Path, prompts: Sequence[Prompt], sketch: Sketch
+) -> tuple[Floats, Floats]:
+    """Signals and scores of a student's answers alone."""
+    if not file.exists():
+        told, known = told_answers(str(student), prompts, MAX_TOKENS), scorers()
+        rows = [(prompt, answer) for prompt, answer in zip(prompts, told, strict=True) if answer is not None]
+        assert len(rows) == len(prompts)
+        signals = [
+            signals_of(
+                answer.tokens, answer.text, answer.finish_reason, unfamiliar(sketch, asked_text(prompt))
+            )
+            for prompt, answer in rows
+        ]
+        values = [score(prompt.scorer, answer.text, prompt.reference, known).value for prompt, answer in rows]
+        part = file.with_suffix(".part.npz")
+        np.savez(part, signals=np.array(signals), scores=np.array(values, dtype=np.float64))
+        part.rename(file)
+    with np.load(file) as found:
+        return found["signals"], found["scores"]
+
+
+def _with_student(folder: Path, rows: Rows, student: Path, sketch: Sketch, quick: bool) -> Rows:
+    """The pool with another student's answers in it; the teacher's stay as they are."""
+    seeds, count = (SEEDS[:1], 200) if quick else (SEEDS, PROMPTS)
+    prompts = {prompt.id: prompt for seed in seeds for prompt in world.prompts("test", count, seed)}
+    signals, scores = student_signals(
+        folder / "second.npz", student, [prompts[id] for id in rows.ids], sketch
+    )
+    losses = np.maximum(rows.teacher - scores, 0.0)
+    return replace(rows, signals=signals, student=scores, losses=losses)
+
+
 def _trained(folder: Path, student: Path, deferred: Sequence[Prompt]) -> Path:
     """The first student, trained on with the teacher's answers to what it deferred and, lest it forgets, to
     as many of the first round's prompts."""
-    again = folder / "again"
-    found = sorted(again.glob(".stillhouse/runs/second-*/student/config.json"))
+    found = sorted(folder.glob(".stillhouse/runs/second-*/student/config.json"))
     if found:
         return found[-1].parent
-    again.mkdir(exist_ok=True)
     kept = learned()[: max(50, len(deferred))]
-    _write(again / "again.jsonl", [*deferred, *kept])
-    _write(again / "tested.jsonl", world.prompts("test", 200, 5001))
-    recipe = again / "recipe.toml"
+    _write(folder / "again.jsonl", [*deferred, *kept])
+    _write(folder / "tested.jsonl", world.prompts("test", 200, 5001))
+    recipe = folder / "second.toml"
     recipe.write_text(AGAIN.format(student=json.dumps(str(student.resolve()))))
     command = [sys.executable, "-m", "stillhouse.cli", "run", recipe.name, "--json"]
-    done = subprocess.run(command, cwd=again, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
     return Path(json.loads(done.stdout)["folder"], "student")
 
 

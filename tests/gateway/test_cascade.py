@@ -12,7 +12,11 @@ from gate import SECRET, gate
 from stillhouse.cascade.calibration import Calibration, written
 from stillhouse.cascade.risk import Guarantee
 from stillhouse.cascade.scores import SIGNALS, Scale, sketch_of
+from stillhouse.errors import UsageError
+from stillhouse.gateway.cascading import opened
 from stillhouse.gateway.store.events import Events
+from stillhouse.guard.config import Cascade
+from stillhouse.guard.reading import check, read_config
 
 ASKED = "where is my order"
 HELLO = [{"role": "user", "content": ASKED}]
@@ -276,3 +280,46 @@ def test_a_client_that_leaves_while_the_student_thinks_is_counted_and_nobody_els
         assert not behind.seen
         assert made.stop() == 0
     assert [event.ended for event in events(made)] == ["client_left"]
+
+
+CONFIG = """
+[[models]]
+name = "desk"
+upstreams = [{ url = "http://127.0.0.1:8001/v1" }]
+
+[models.cascade]
+upstreams = [{ url = "http://169.254.169.254/v1" }]
+calibration = "cascade.json"
+"""
+
+
+def test_a_calibration_lies_beside_the_settings_and_a_students_server_is_checked_like_any(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("STILLHOUSE_ADMIN_SECRET", "f7Qp2-mWz9_Lk4RtYb8sXvNc")
+    (tmp_path / "guard.toml").write_text(CONFIG)
+    config = read_config(tmp_path / "guard.toml")
+    wrong = {finding.where: finding for finding in check(config, {}) if finding.level == "error"}
+    assert "metadata" in wrong["models.0.cascade.upstreams.0.url"].what
+    assert str(tmp_path / "cascade.json") in wrong["models.0.cascade.calibration"].what
+    (tmp_path / "cascade.json").write_text("{}")
+    assert "models.0.cascade.calibration" not in {finding.where for finding in check(config, {})}
+
+
+@pytest.mark.parametrize(
+    ("text", "family", "said"),
+    [
+        (None, None, "cannot read"),
+        ("no JSON", None, "no calibration"),
+        ("[]", None, "no calibration"),
+        ('{"form": "stillhouse cascade 0", "signals": []}', None, "another version"),
+        (json.dumps(written(calibration())), "legal", "no family 'legal'"),
+    ],
+)
+def test_a_calibration_that_cannot_be_used_is_refused_before_anything_is_served(tmp_path, text, family, said):
+    file = tmp_path / "cascade.json"
+    if text is not None:
+        file.write_text(text)
+    settings = Cascade(upstreams=[{"url": "http://127.0.0.1:1/v1"}], calibration=str(file), family=family)
+    with pytest.raises(UsageError, match=said):
+        opened(settings, ())

@@ -93,6 +93,7 @@ def check(config: Guard, environ: Mapping[str, str]) -> list[Finding]:
         *_server(config),
         *_store(config, environ),
         *_upstreams(config, environ),
+        *_calibrations(config),
         *_prices(config),
         *_tiers(config),
         *_terms(config),
@@ -275,6 +276,17 @@ def _upstreams(config: Guard, environ: Mapping[str, str]) -> Iterator[Finding]:
                     f"the variable {upstream.key_env} with the key of an upstream is not set",
                     f"set {upstream.key_env}, or leave `key_env` out",
                 )
+
+
+def _calibrations(config: Guard) -> Iterator[Finding]:
+    for number, model in enumerate(config.models):
+        if model.cascade is not None and not Path(model.cascade.calibration).is_file():
+            yield Finding(
+                "error",
+                f"models.{number}.cascade.calibration",
+                f"there is no file {model.cascade.calibration}",
+                "make one: `stillhouse cascade calibrate RUN`",
+            )
 
 
 def _in_clear(upstream: Upstream) -> bool:
