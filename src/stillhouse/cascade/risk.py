@@ -127,7 +127,7 @@ def p_value(losses: Floats, most: float, signed: bool) -> float:
     return hoeffding_bentkus_p(float(losses.mean()), n, most)
 
 
-def thresholds_of(risks: Floats, steps: int = 50) -> Floats:
+def thresholds_of(risks: Floats, steps: int = 100) -> Floats:
     """Thresholds that keep 1/steps, 2/steps, ... of answers like these; rising, the last keeps all.
 
     Of rows that are not those of the calibration.

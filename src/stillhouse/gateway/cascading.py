@@ -224,7 +224,7 @@ def _judged(cascade: Cascading, request: Request, tried: Tried) -> Tried:
     choice = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
     message = choice.get("message") if isinstance(choice, dict) else None
     text = message.get("content") if isinstance(message, dict) else None
-    if choice is None or not isinstance(text, str) or message.get("tool_calls"):
+    if choice is None or message is None or not isinstance(text, str) or message.get("tool_calls"):
         return Tried()
     tokens = tokens_told(choice)
     choice["logprobs"] = None
