@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/cascade.py [--quick] [--folder FOLDER] [--json FILE]
 
 On `embedded:desk` (the quickstart's student) and on CLINC150 (the example's, taught by a linear SVM). Both
-answer a pool of prompts that neither run has seen. A calibration takes 1,500 of them (a third to fit the
+answer a pool of prompts that neither run has seen. A calibration takes 3,000 of them (a third to fit the
 score on), the others are what it is judged by; 200 times, drawn anew. What is lost is an answer that the
 teacher has right and the cascade has not; `score` takes the difference of the scores instead. What is in
 --folder is not done again. --quick takes small runs and pools: it shows that the path works, not what it
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,12 @@ from stillhouse.cascade.calibration import (
 )
 from stillhouse.cascade.risk import MOST
 from stillhouse.cascade.scores import Sketch, Token, risks
+from stillhouse.stats import Floats
 
 SEED = 17
 REPEATS = 200
 BROKEN = 15  # of 200 calibrations, where 10 are allowed on average
-CALIBRATED = 1500
+CALIBRATED = 3000
 SHOWN = (0.0, 0.1, 0.25, 0.5, 1.0)  # shares deferred
 NO_SKETCH = Sketch(bytes(128))  # the pool's signals hold what a sketch said
 
@@ -62,24 +64,38 @@ def kept_by(calibration: Calibration, rows: Rows) -> np.ndarray:
     return np.zeros(len(risk), np.bool_) if threshold is None else risk <= threshold
 
 
-def curves(name: str, pool: Pool, count: int) -> list[Row]:
-    """One calibration's order, on the rows that it has not seen."""
-    first, rest = split(pool, np.random.default_rng(SEED), count)
-    calibration = calibrate(first.rows, NO_SKETCH, name)
-    rows = rest.rows
-    order, plain = risks(calibration.scale, rows.signals), mean_logprob_order(rows)
-    points = {point["deferred"]: point for point in curve(rows, order)}
-    worth, by_logprob = area(rows, order), area(rows, plain)
-    lost = replace(rows, teacher=rows.losses, student=np.zeros(len(rows.ids)))  # what deferring saves
-    saved, saved_plain = area(lost, order), area(lost, plain)
+def curves(name: str, pool: Pool, count: int, repeats: int) -> list[Row]:
+    """The scores of the first calibration's order, on the rows that it has not seen; areas of them all."""
+    rng, rows, areas = np.random.default_rng(SEED), [], []
+    for repeat in range(repeats):
+        first, rest = split(pool, rng, count)
+        order = risks(calibrate(first.rows, NO_SKETCH, name).scale, rest.rows.signals)
+        plain = mean_logprob_order(rest.rows)
+        if repeat == 0:
+            points = {point["deferred"]: point for point in curve(rest.rows, order)}
+            rows = [
+                Row(f"{name}: score, {share:.0%} deferred", points[share]["score"], "", *_ends(points[share]))
+                for share in SHOWN
+            ]
+        lost = replace(rest.rows, teacher=rest.rows.losses, student=np.zeros(len(order)))
+        areas.append([area(*each) for each in product((rest.rows, lost), (order, plain))])
+    score, by_logprob, saved, saved_plain = np.array(areas).T
     return [
-        *(
-            Row(f"{name}: score, {share:.0%} deferred", points[share]["score"], "", *_ends(points[share]))
-            for share in SHOWN
+        *rows,
+        _above(f"{name}: area of the score above random", score, "random", None),
+        _above(
+            f"{name}: the same, above mean log-probability",
+            score - by_logprob,
+            "mean log-probability",
+            by_logprob,
         ),
-        Row(f"{name}: area above random deferral", worth, "", target="> 0", holds=worth > 0),
-        _beside(f"{name}: area, right answers saved", saved, "mean log-probability", saved_plain),
-        Row(f"{name}: area by mean log-probability, of the score", by_logprob, ""),
+        _above(f"{name}: area of lost answers saved, above random", saved, "random", None),
+        _above(
+            f"{name}: the same, above mean log-probability",
+            saved - saved_plain,
+            "mean log-probability",
+            saved_plain,
+        ),
     ]
 
 
@@ -87,9 +103,16 @@ def _ends(point: dict[str, Any]) -> tuple[float | None, float | None]:
     return point["low"], point["high"]
 
 
-def _beside(what: str, value: float, peer: str, other: float) -> Row:
-    ratio = value / other if other else None
-    return Row(what, value, "", None, None, peer, other, ratio, "> the peer's", value > other)
+def _above(what: str, gains: Floats, peer: str, base: Floats | None) -> Row:
+    """What an order is worth above another: the mean share of prompts over all shares deferred."""
+    row = replace(_spread(what, gains.tolist()), target="> 0", holds=float(gains.mean()) > 0)
+    return (
+        row
+        if base is None
+        else replace(
+            row, peer=peer, peer_value=float(base.mean()), ratio=1 + float(gains.mean() / base.mean())
+        )
+    )
 
 
 def promises(name: str, pool: Pool, count: int, repeats: int, signed: bool = False) -> list[Row]:
@@ -199,7 +222,7 @@ def measured(name: str, pool: Pool, quick: bool) -> list[Row]:
         Row(f"{name}: prompts of the pool", len(pool.rows.ids), ""),
         Row(f"{name}: score of the teacher", float(pool.rows.teacher.mean()), ""),
         Row(f"{name}: score of the student alone", float(pool.rows.student.mean()), ""),
-        *curves(name, pool, count),
+        *curves(name, pool, count, repeats),
         *promises(name, pool, count, repeats),
         *promises(name, pool, count, repeats, signed=True),
     ]
