@@ -26,7 +26,7 @@ from stillhouse.cascade.scores import TOP, tokens_told
 from stillhouse.errors import UsageError
 from stillhouse.gateway import logs, upstream
 from stillhouse.gateway.answers import Message, Send
-from stillhouse.gateway.exchange import LONGEST_ANSWER, Exchange, heard, object_of, sent_body
+from stillhouse.gateway.exchange import Exchange, object_of, sent_body, whole_of
 from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Gateway, Served, Trail
 from stillhouse.gateway.stream import Unwritable, usage_of
@@ -179,7 +179,7 @@ async def _ask_student(cascade: Cascading, request: Request) -> Tried:
     wanted |= {"stream": False, "logprobs": True, "top_logprobs": TOP}
     exchange.before, exchange.before_told = Used(asked.input_tokens, asked.output_tokens), False
     behind = response = None
-    parts, size, whole = [], 0, False
+    whole = False
     try:
         behind, response = await upstream.send(
             gateway.session,
@@ -190,12 +190,7 @@ async def _ask_student(cascade: Cascading, request: Request) -> Tried:
             gateway.clock,
             patience,
         )
-        with patience:
-            async for part in heard(response, behind, patience):
-                size += len(part)
-                if size > LONGEST_ANSWER:
-                    raise aiohttp.ClientPayloadError("the answer is too long")
-                parts.append(part)
+        data = await whole_of(response, behind, patience)
         whole = True
     except NoneAnswers:
         exchange.before = None
@@ -207,7 +202,7 @@ async def _ask_student(cascade: Cascading, request: Request) -> Tried:
     finally:
         if response is not None:
             response.release() if whole else response.close()
-    told = object_of(b"".join(parts))
+    told = object_of(data)
     if response.status >= 400:
         exchange.before = None
         return Tried()

@@ -154,15 +154,7 @@ class Exchange:
 
     async def _whole(self, response: aiohttp.ClientResponse, send: Send) -> None:
         trail = self._trail
-        parts = []
-        size = 0
-        with self._patience:
-            async for part in heard(response, trail.behind, self._patience):
-                size += len(part)
-                if size > LONGEST_ANSWER:
-                    raise aiohttp.ClientPayloadError("the answer is too long")
-                parts.append(part)
-        data = b"".join(parts)
+        data = await whole_of(response, trail.behind, self._patience)
         trail.first_byte = self._gateway.clock() - self._began
         told = object_of(data)
         if response.status < 400:
@@ -190,7 +182,7 @@ class Exchange:
         await send({"type": "http.response.start", "status": response.status, "headers": self.headers})
         trail.began = True
         with self._patience:
-            async for chunk in heard(response, trail.behind, self._patience):
+            async for chunk in _heard(response, trail.behind, self._patience):
                 if trail.first_byte is None:
                     trail.first_byte = gateway.clock() - self._began
                 out = passing.feed(chunk)
@@ -261,7 +253,7 @@ class Exchange:
         self._settled = True  # only now: what is cancelled before is settled again, which changes nothing
 
 
-async def heard(
+async def _heard(
     response: aiohttp.ClientResponse, behind: Behind | None, patience: Patience
 ) -> AsyncIterator[bytes]:
     """What arrives of an answer, as it arrives; `patience` ends a silence or an answer that is too long."""
@@ -304,6 +296,19 @@ def sent_body(body: Mapping[str, Any], asked: Asked, behind: Behind, route: Rout
         return orjson.dumps(sent)
     except orjson.JSONEncodeError as error:  # reads 1,024 levels and writes 253
         raise Denied(400, "invalid_json", "the request's body is nested too deeply") from error
+
+
+async def whole_of(response: aiohttp.ClientResponse, behind: Behind | None, patience: Patience) -> bytes:
+    """All of an answer. Raises aiohttp.ClientPayloadError for one that is too long, and what reading raises."""
+    parts: list[bytes] = []
+    size = 0
+    with patience:
+        async for part in _heard(response, behind, patience):
+            size += len(part)
+            if size > LONGEST_ANSWER:
+                raise aiohttp.ClientPayloadError("the answer is too long")
+            parts.append(part)
+    return b"".join(parts)
 
 
 def own_headers(trail: Trail) -> Headers:
