@@ -299,7 +299,7 @@ def sent_body(body: Mapping[str, Any], asked: Asked, behind: Behind, route: Rout
 
 
 async def whole_of(response: aiohttp.ClientResponse, behind: Behind | None, patience: Patience) -> bytes:
-    """All of an answer. Raises aiohttp.ClientPayloadError for one that is too long, and what reading raises."""
+    """All of an answer. Raises aiohttp.ClientPayloadError for one that is too long."""
     parts: list[bytes] = []
     size = 0
     with patience:
