@@ -141,6 +141,7 @@ def guard_page() -> str:
         ("Store", "[store]"),
         ("Model", "[[models]]"),
         ("Upstream", "[[models.upstreams]]"),
+        ("Cascade", "[models.cascade]"),
         ("Schedule", "[prices.NAME]"),
         ("Step", "[[prices.NAME.steps]]"),
         ("Tier", "[tiers.NAME]"),

@@ -238,6 +238,16 @@ class RunFolder:
         return self.root / "evaluation.json"
 
     @property
+    def cascade(self) -> Path:
+        """Which of the student's answers a gateway may keep: `stillhouse cascade calibrate`."""
+        return self.root / "cascade.json"
+
+    @property
+    def cascade_curve(self) -> Path:
+        """What a cascade would score, by the share that it defers."""
+        return self.root / "cascade-curve.json"
+
+    @property
     def release(self) -> Path:
         return self.root / "release"
 

@@ -10,6 +10,7 @@ import typer
 
 from stillhouse.cli import anchoring, keeping, pushing, runs, terms_check
 from stillhouse.cli.audits import audit_app
+from stillhouse.cli.cascades import cascade_app
 from stillhouse.cli.later import guard_later
 from stillhouse.cli.options import Json
 from stillhouse.cli.terms import terms_app
@@ -42,6 +43,7 @@ for name, command in anchoring.KEYS.items():
 targets_app = typer.Typer(rich_markup_mode=None, help="Look at the teacher's probabilities of a run.")
 app.add_typer(targets_app, name="targets")
 app.add_typer(audit_app, name="audit")
+app.add_typer(cascade_app, name="cascade")
 app.add_typer(terms_app, name="terms")
 app.add_typer(guard_later, name="guard")
 app.add_typer(watermark_app, name="watermark")

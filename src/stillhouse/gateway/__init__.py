@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillhouse.errors import UsageError, storage
 from stillhouse.gateway import logs
-from stillhouse.guard.config import Guard, Store
+from stillhouse.guard.config import Guard, Store, Upstream
 
 if TYPE_CHECKING:
     import uvicorn
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from stillhouse.gateway.app import Standing
     from stillhouse.gateway.state import Served
     from stillhouse.gateway.store.counts import Counts
+    from stillhouse.gateway.upstream import Behind
     from stillhouse.guard.events import Rate
 
 Reread = Callable[[], Guard]
@@ -170,6 +171,7 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     import aiohttp
 
     from stillhouse.gateway.app import Standing
+    from stillhouse.gateway.cascading import CascadeFigures
     from stillhouse.gateway.metrics import Metrics
     from stillhouse.gateway.record import Record
     from stillhouse.gateway.state import Gateway
@@ -228,7 +230,9 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     gateway = Gateway(
         config, models, accounts, pepper, counts, record, metrics, traces, session, watching=watching
     )
-    return Standing(gateway, secret.encode())
+    standing = Standing(gateway, secret.encode())
+    metrics.show(CascadeFigures(lambda: standing.gateway.models))
+    return standing
 
 
 async def _counts(config: Guard, stack: AsyncExitStack) -> Counts:
@@ -285,32 +289,43 @@ def documents(config: Guard, origin: str) -> dict[str, tuple[bytes, bytes]]:
 
 def models_of(config: Guard, environ: Mapping[str, str]) -> dict[str, Served]:
     """The models with their servers and the keys of these. Raises UsageError for a key that is not there."""
+    from stillhouse.gateway import cascading
     from stillhouse.gateway.state import Served
-    from stillhouse.gateway.upstream import Behind
 
     charged = rates(config)
     models = {}
     for model in config.models:
-        behind = []
-        for each in model.upstreams:
-            headers = {}
-            if each.key_env is not None:
-                key = environ.get(each.key_env, "")
-                if not key:
-                    raise UsageError(
-                        f"no key for {each.url}",
-                        f"the variable {each.key_env} is not set",
-                        "set it, or leave out `key_env` for a server that wants none",
-                    )
-                headers["authorization"] = f"Bearer {key}"
-            behind.append(Behind(each, headers))
-        models[model.name] = Served(model, tuple(behind), *charged[model.name])
+        student = None
+        if model.cascade is not None:
+            student = cascading.opened(model.cascade, _behind(model.cascade.upstreams, environ))
+        behind = _behind(model.upstreams, environ)
+        models[model.name] = Served(model, behind, *charged[model.name], student)
     return models
+
+
+def _behind(upstreams: Sequence[Upstream], environ: Mapping[str, str]) -> tuple[Behind, ...]:
+    from stillhouse.gateway.upstream import Behind
+
+    behind = []
+    for each in upstreams:
+        headers = {}
+        if each.key_env is not None:
+            key = environ.get(each.key_env, "")
+            if not key:
+                raise UsageError(
+                    f"no key for {each.url}",
+                    f"the variable {each.key_env} is not set",
+                    "set it, or leave out `key_env` for a server that wants none",
+                )
+            headers["authorization"] = f"Bearer {key}"
+        behind.append(Behind(each, headers))
+    return tuple(behind)
 
 
 def _reload(standing: Standing, reread: Reread) -> None:
     """The new settings if they can be served, else the old ones and a word in the log."""
     from stillhouse.errors import StillhouseError
+    from stillhouse.gateway import cascading
     from stillhouse.guard.lines import read_lines
 
     old = standing.gateway
@@ -322,6 +337,7 @@ def _reload(standing: Standing, reread: Reread) -> None:
         refuse_wrong(config)
         lines = read_lines(config.detection.thresholds)
         fresh = replace(old, config=config, models=models_of(config, os.environ))
+        cascading.go_on(old.models, fresh.models)
         standing.documents = documents(config, standing.origin)
         old.metrics.serve(model.name for model in config.models)
         old.record.apply(config.record, rates(config))
@@ -344,7 +360,10 @@ async def _look_after(standing: Standing) -> None:
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         gateway = standing.gateway
-        ill = [each for model in gateway.models.values() for each in model.behind if each.failures]
+        served = gateway.models.values()
+        students = [each for model in served if model.cascade is not None for each in model.cascade.behind]
+        ill = [each for model in served for each in model.behind if each.failures]
+        ill += [each for each in students if each.failures]
         found = await asyncio.gather(
             *(upstream.look(gateway.session, each) for each in ill), return_exceptions=True
         )

@@ -103,7 +103,8 @@ async def _other(standing: Standing, path: str, scope: Scope, receive: Receive, 
         elif path == "/metrics":
             _check_admin(standing, scope)
             for model in gateway.models.values():
-                for each in model.behind:
+                student = () if model.cascade is None else model.cascade.behind
+                for each in (*model.behind, *student):
                     gateway.metrics.upstream(model.config.name, each.url, each.failures == 0)
             kind = (b"content-type", CONTENT_TYPE.encode())
             await answers.respond(send, 200, gateway.metrics.text(), [kind])

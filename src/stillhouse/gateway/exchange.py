@@ -15,7 +15,7 @@ from stillhouse.gateway.answers import Headers, Send
 from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Gateway, Served, Trail
 from stillhouse.gateway.store.counts import StoreDown
-from stillhouse.gateway.stream import MOST, Passing, Unwritable, usage_of, written
+from stillhouse.gateway.stream import MOST, Passing, Unwritable, as_stream, usage_of, written
 from stillhouse.gateway.upstream import Behind, NoneAnswers
 from stillhouse.guard.answers import Cut
 from stillhouse.guard.asked import LENGTHS, Asked, Denied, Route
@@ -49,6 +49,9 @@ class Exchange:
         self.parent: bytes | None = None  # of the trace
         self.reserved = 0  # billionths of a dollar
         self.kept: list[bytes] | None = None  # what left of the answer, where its text is to be kept
+        self.before: Used | None = None  # what another model took of this request, and whether that was told
+        self.before_told = True
+        self.elsewhere = 0.0  # seconds that it took
         self._gateway = gateway
         self._trail = trail
         self._served = served
@@ -56,7 +59,7 @@ class Exchange:
         self._cut = cut
         self._began = began
         self._patience = patience
-        self._sent = False
+        self._sent = False  # to the model itself
         self._events: int | None = None
         self._told: tuple[int, int] | None = None
         self._partly = False  # what was told may be of a part of the answer alone
@@ -71,13 +74,13 @@ class Exchange:
         if self.parent is not None:
             passed["traceparent"] = self.parent.decode()
         self._sent = True
-        trail.added = gateway.clock() - self._began
+        trail.added = gateway.clock() - self._began - self.elsewhere
         try:
             behind, response = await upstream.send(
                 gateway.session,
                 self._served.behind,
                 trail.route,
-                lambda behind: _body(body, self._asked, behind, trail.route),
+                lambda behind: sent_body(body, self._asked, behind, trail.route),
                 passed,
                 gateway.clock,
                 self._patience,
@@ -126,6 +129,27 @@ class Exchange:
         streamed = self._asked.stream and status < 400 and response.content_type == "text/event-stream"
         await (self._stream(response, send) if streamed else self._whole(response, send))
 
+    async def give(self, told: dict[str, Any], send: Send) -> None:
+        """An answer of a chat that is whole already, in the form that was asked for. Raises Unwritable before
+        anything has left."""
+        trail, cut = self._trail, self._cut
+        if cut is not None and cut.apply(told):
+            trail.changed += tuple(sorted(cut.changed))
+        if self._asked.stream:
+            data = as_stream(told, self._asked.usage_wanted)
+            more = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
+        else:
+            data, more = written(told), [answers.JSON]
+        trail.ended, trail.status = "whole", 200
+        trail.first_byte = self._gateway.clock() - self._began
+        trail.added = trail.first_byte - self.elsewhere
+        await self.settle()
+        trail.began = True
+        if self.kept is not None:
+            self.kept.clear()  # of a model that then gave no answer
+        self._keep(data)
+        await answers.respond(send, 200, data, [*self.headers, *more])
+
     def _pass_back(self, name: bytes, value: str | None) -> None:
         said = value.encode("latin-1", "replace") if value is not None else b"\0"
         if not _CONTROL.search(said):
@@ -133,15 +157,7 @@ class Exchange:
 
     async def _whole(self, response: aiohttp.ClientResponse, send: Send) -> None:
         trail = self._trail
-        parts = []
-        size = 0
-        with self._patience:
-            async for part in _heard(response, trail.behind, self._patience):
-                size += len(part)
-                if size > LONGEST_ANSWER:
-                    raise aiohttp.ClientPayloadError("the answer is too long")
-                parts.append(part)
-        data = b"".join(parts)
+        data = await whole_of(response, trail.behind, self._patience)
         trail.first_byte = self._gateway.clock() - self._began
         told = object_of(data)
         if response.status < 400:
@@ -236,6 +252,11 @@ class Exchange:
                     used = Used(used.input_tokens, min(used.output_tokens, self._bytes))
                 if self._told is not None:
                     used = Used(max(used.input_tokens, self._told[0]), max(used.output_tokens, self._told[1]))
+        if self.before is not None:
+            used = Used(
+                used.input_tokens + self.before.input_tokens, used.output_tokens + self.before.output_tokens
+            )
+            trail.counted = trail.counted if self.before_told else "bound"
         trail.used = used.input_tokens, used.output_tokens
         try:
             trail.cost = await self._gateway.counts.settle(trail.id, used)
@@ -279,7 +300,7 @@ def _bound(asked: Asked, behind: Behind | None, events: int | None, seconds: flo
     return Used(taken, given)
 
 
-def _body(body: Mapping[str, Any], asked: Asked, behind: Behind, route: Route) -> bytes:
+def sent_body(body: Mapping[str, Any], asked: Asked, behind: Behind, route: Route) -> bytes:
     """What is sent on: written anew from what was read, so that nothing reaches the server unseen (a field
     that stood twice, say)."""
     sent = dict(body)
@@ -296,6 +317,19 @@ def _body(body: Mapping[str, Any], asked: Asked, behind: Behind, route: Route) -
         return orjson.dumps(sent)
     except orjson.JSONEncodeError as error:  # reads 1,024 levels and writes 253
         raise Denied(400, "invalid_json", "the request's body is nested too deeply") from error
+
+
+async def whole_of(response: aiohttp.ClientResponse, behind: Behind | None, patience: Patience) -> bytes:
+    """All of an answer. Raises aiohttp.ClientPayloadError for one that is too long."""
+    parts: list[bytes] = []
+    size = 0
+    with patience:
+        async for part in _heard(response, behind, patience):
+            size += len(part)
+            if size > LONGEST_ANSWER:
+                raise aiohttp.ClientPayloadError("the answer is too long")
+            parts.append(part)
+    return b"".join(parts)
 
 
 def own_headers(trail: Trail) -> Headers:

@@ -137,7 +137,11 @@ class Metrics:
 
     def watch(self, record: Record) -> None:
         """Show how the record keeps up."""
-        self._registry.register(_Kept(record))
+        self.show(_Kept(record))
+
+    def show(self, figures: Collector) -> None:
+        """Figures that are read when Prometheus asks."""
+        self._registry.register(figures)
 
     def watch_accounts(self, watching: Watching) -> None:
         """Show how many requests were looked at, and how many accounts stand on each step."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from stillhouse.gateway import answers, logs
+from stillhouse.gateway import answers, cascading, logs
 from stillhouse.gateway.answers import Receive, Scope, Send
 from stillhouse.gateway.connections import CLIENT, Client
 from stillhouse.gateway.exchange import Exchange, object_of, own_headers
@@ -103,7 +103,10 @@ async def _answer(
         exchange.reserved = granted.cost
         exchange.headers = [*own_headers(trail), *answers.room_headers(granted.room)]
         exchange.parent, span = gateway.traces.began(parent)
-        await exchange.run(decision.body, headers, send)
+        await cascading.run(
+            served.cascade,
+            cascading.Request(gateway, trail, asked, exchange, patience, decision.body, headers, send),
+        )
     except asyncio.CancelledError:
         if not client.left:
             trail.reason = "shutdown"
@@ -277,11 +280,17 @@ def _wanted(gateway: Gateway, trail: Trail, caller: Caller, served: Served, tier
     if trail.standing is not None and ladder.takes(trail.standing.rung, "throttle"):
         limited = ladder.slowed(limited, gateway.config.detection)
     seconds = max(each.config.first_byte_seconds + each.config.answer_seconds for each in served.behind)
+    asked_of = 1
+    if served.cascade is not None:  # each of two may answer
+        asked_of = 2
+        seconds += max(
+            each.config.first_byte_seconds + each.config.answer_seconds for each in served.cascade.behind
+        )
     return Wanted(
         trail.id,
         limited,
-        asked.input_tokens,
-        asked.output_tokens,
+        asked_of * asked.input_tokens,
+        asked_of * asked.output_tokens,
         seconds + LEASE,
         f"account:{caller.account.id}",
         served.schedule,

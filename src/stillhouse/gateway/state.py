@@ -21,6 +21,7 @@ from stillhouse.guard.limits import Step, Used
 if TYPE_CHECKING:
     import aiohttp
 
+    from stillhouse.gateway.cascading import Cascading
     from stillhouse.gateway.metrics import Metrics
     from stillhouse.gateway.record import Record
     from stillhouse.gateway.store.accounts import Accounts
@@ -43,6 +44,7 @@ class Served:
     behind: Sequence[Behind]
     schedule: str
     steps: tuple[Step, ...]
+    cascade: Cascading | None = None  # with a student that answers first
 
 
 @dataclass(slots=True)

@@ -159,6 +159,22 @@ def written(told: object) -> bytes:
         raise Unwritable(str(error)) from error
 
 
+def as_stream(told: Mapping[str, Any], usage_wanted: bool) -> bytes:
+    """A whole chat completion as the events of a stream. Raises Unwritable."""
+    shared = {name: told[name] for name in ("id", "created", "model", "system_fingerprint") if name in told}
+    shared["object"] = "chat.completion.chunk"
+    events = []
+    for choice in told["choices"]:
+        more = {"delta": choice["message"], "finish_reason": None}
+        if choice.get("logprobs") is not None:
+            more["logprobs"] = choice["logprobs"]
+        end = {"delta": {}, "finish_reason": choice.get("finish_reason")}
+        events += [{**shared, "choices": [{"index": choice.get("index", 0), **each}]} for each in (more, end)]
+    if usage_wanted:
+        events.append({**shared, "choices": [], "usage": told.get("usage")})
+    return b"".join(b"data: " + written(event) + b"\n\n" for event in events) + b"data: [DONE]\n\n"
+
+
 @cache
 def _telling(names: tuple[str, ...]) -> re.Pattern[bytes]:
     """What an event has in it that tells more than text, or that has one of these names in it; some servers

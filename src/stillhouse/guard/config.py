@@ -94,9 +94,28 @@ class Limits(Table):
     concurrent: Amount | None = Field(default=None, description="Requests in flight.")
 
 
+class Cascade(Table):
+    """A student that answers first. The model's own `upstreams` are then the teacher's."""
+
+    upstreams: list[Upstream] = Field(min_length=1, description="The student's servers, tried in order.")
+    calibration: str = Field(description="File that `stillhouse cascade calibrate` wrote for this student.")
+    family: str | None = Field(
+        default=None, description="Family of prompts asked here, whose own threshold is then taken."
+    )
+    teacher_down: Literal["student", "error"] = Field(
+        default="error", description="Where the teacher gives no answer: the student's, marked, or the error."
+    )
+    audit: float = Field(
+        default=0.02, ge=0, le=1, description="Share of sure answers for which the teacher is asked as well."
+    )
+
+
 class Model(Table):
     name: Name
     upstreams: list[Upstream] = Field(min_length=1, description="Tried in order; the next when one is down.")
+    cascade: Cascade | None = Field(
+        default=None, description="A distilled student that is asked before the `upstreams`."
+    )
     price: str | None = Field(default=None, description="Name of a schedule in `prices`; none: no charge.")
     max_output_tokens: Positive = Field(
         default=4096, description="Given to a request without `max_tokens`, and the most that one may ask."

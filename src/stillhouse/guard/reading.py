@@ -15,7 +15,7 @@ from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from stillhouse.errors import UsageError
-from stillhouse.guard.config import Guard, Upstream
+from stillhouse.guard.config import Guard, Model, Upstream
 from stillhouse.guard.lines import read_lines
 from stillhouse.recipe.strict import checked, read_tree
 
@@ -80,7 +80,17 @@ def read_config(path: Path) -> Guard:
     if detection.thresholds is not None:
         lines = str(folder / detection.thresholds)
         detection = detection.model_copy(update={"thresholds": lines})
-    return config.model_copy(update={"store": store, "terms": terms, "detection": detection})
+    models = [_placed(model, folder) for model in config.models]
+    return config.model_copy(
+        update={"store": store, "terms": terms, "detection": detection, "models": models}
+    )
+
+
+def _placed(model: Model, folder: Path) -> Model:
+    if model.cascade is None:
+        return model
+    calibration = str(folder / model.cascade.calibration)
+    return model.model_copy(update={"cascade": model.cascade.model_copy(update={"calibration": calibration})})
 
 
 def check(config: Guard, environ: Mapping[str, str]) -> list[Finding]:
@@ -90,6 +100,7 @@ def check(config: Guard, environ: Mapping[str, str]) -> list[Finding]:
         *_server(config),
         *_store(config, environ),
         *_upstreams(config, environ),
+        *_calibrations(config),
         *_prices(config),
         *_tiers(config),
         *_terms(config),
@@ -250,8 +261,11 @@ def _store(config: Guard, environ: Mapping[str, str]) -> Iterator[Finding]:
 
 def _upstreams(config: Guard, environ: Mapping[str, str]) -> Iterator[Finding]:
     for number, model in enumerate(config.models):
-        for place, upstream in enumerate(model.upstreams):
-            where = f"models.{number}.upstreams.{place}"
+        students = model.cascade.upstreams if model.cascade is not None else ()
+        for where, upstream in (
+            *((f"models.{number}.upstreams.{n}", each) for n, each in enumerate(model.upstreams)),
+            *((f"models.{number}.cascade.upstreams.{n}", each) for n, each in enumerate(students)),
+        ):
             if why := url_fault(upstream.url):
                 yield Finding(
                     "error", f"{where}.url", f"an upstream of {model.name} is refused: {why}", "name another"
@@ -270,6 +284,17 @@ def _upstreams(config: Guard, environ: Mapping[str, str]) -> Iterator[Finding]:
                     f"the variable {upstream.key_env} with the key of an upstream is not set",
                     f"set {upstream.key_env}, or leave `key_env` out",
                 )
+
+
+def _calibrations(config: Guard) -> Iterator[Finding]:
+    for number, model in enumerate(config.models):
+        if model.cascade is not None and not Path(model.cascade.calibration).is_file():
+            yield Finding(
+                "error",
+                f"models.{number}.cascade.calibration",
+                f"there is no file {model.cascade.calibration}",
+                "make one: `stillhouse cascade calibrate RUN`",
+            )
 
 
 def _in_clear(upstream: Upstream) -> bool:

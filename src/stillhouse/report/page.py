@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stillhouse.report.cascaded import cascaded
 from stillhouse.report.changed import changed
 from stillhouse.report.cost import cost
 from stillhouse.report.further import further
@@ -18,6 +19,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 _SECTIONS = (
     ("quality", "Quality"),
     ("families", "Families"),
+    ("cascade", "Cascade"),
     ("further", "Other students"),
     ("changed", "Changes"),
     ("judge", "Judge"),
@@ -43,7 +45,7 @@ def render(facts: Facts, shown: int) -> str:
         tag("title", f"{facts.name}: {headline(facts)}"),
         tag("style", Html(CSS)),
     )
-    optional = {"further": further(facts), "judge": judged(facts)}
+    optional = {"cascade": cascaded(facts), "further": further(facts), "judge": judged(facts)}
     links = [tag("a", words, href=f"#{name}") for name, words in _SECTIONS if optional.get(name, True)]
     body = tag(
         "body",
@@ -54,6 +56,7 @@ def render(facts: Facts, shown: int) -> str:
             tag("nav", links, aria_label="Sections"),
             against_cost(facts),
             families(facts, shown),
+            optional["cascade"],
             optional["further"],
             changed(facts),
             optional["judge"],

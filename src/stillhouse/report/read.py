@@ -97,6 +97,7 @@ class Facts:
     recipe: dict[str, Any]
     markers: dict[str, dict[str, Any]]
     evaluation: dict[str, Any]
+    cascade: dict[str, Any]
     steps: tuple[Step, ...]
     drops: dict[str, tuple[Drop, ...]]
     pairs: tuple[Pair, ...]
@@ -131,6 +132,7 @@ def read_facts(run: RunFolder) -> Facts:
         recipe=recipe,
         markers=markers,
         evaluation=_json(run.evaluation, problems),
+        cascade=_json(run.cascade_curve, problems),
         steps=tuple(_steps(run.losses, problems)),
         drops=_drops(run.dropped, reasons, problems),
         pairs=pairs,

@@ -186,6 +186,42 @@ def trend(
     return _figure(name, width, height, *titles, parts)
 
 
+def shares(
+    lines: Sequence[tuple[str, Sequence[tuple[float, Measure]]]],
+    chosen: float | None,
+    width: int,
+    titles: tuple[str, str],
+    axes: tuple[str, str],
+) -> Html:
+    """Scores over shares from 0 to 1, one line for each CSS class; the first has whiskers at quarters, and
+    `chosen` is marked on it."""
+    height, left, top, right = (340 if width > 500 else 300), 56, 26, width - 30
+    bottom = height - 52
+    values = [v for _, line in lines for _, m in line for v in (m.value,) if v is not None]
+    values += [v for _, m in lines[0][1] for v in (m.low, m.high) if v is not None]
+    low, high = min(values), max(values)
+    room = max(0.01, (high - low) / 10)
+    y = Scale(low - room, high + room, bottom, top)
+    x = Scale(0.0, 1.0, left, right)
+    parts: list[object] = [_rows(y, left, right, percent)]
+    parts.append(tag("text", axes[0], x=left, y=top - 11, class_="axis"))
+    for share, m in lines[0][1]:
+        if 4 * share == round(4 * share) and m.low is not None and m.high is not None:
+            parts.append(_line(x(share), y(m.low), x(share), y(m.high), "whisker student"))
+    for class_, line in lines:
+        shown = [(share, m.value) for share, m in line if m.value is not None]
+        parts.append(_path(shown, x, y, f"line {class_}"))
+    if chosen is not None:
+        parts.append(_line(x(chosen), top, x(chosen), bottom, "level"))
+        anchor = "end" if chosen > 0.6 else "start"
+        place = x(chosen) + (-6 if anchor == "end" else 6)
+        parts.append(_text(place, top + 12, f"promised at {percent(chosen)}", "label", anchor))
+    for tick in x.ticks(5):
+        parts.append(_text(x(tick), bottom + 19, percent(tick, 0), "axis", "middle"))
+    parts.append(_text((left + right) / 2, height - 10, axes[1], "axis", "middle"))
+    return _figure("cascade", width, height, *titles, parts)
+
+
 def shape(kind: str, x: float = 9, y: float = 9) -> Html:
     """The mark of a system, 18 pixels wide: square, disc, ring or diamond."""
     if kind == "teacher":

@@ -1,0 +1,352 @@
+"""A model that a student answers and its teacher stands behind.
+
+The student is asked first and its answer waited for whole, with its probabilities, before anything leaves:
+until then the decision can change. What the client gets is one model's answer from its first byte to its
+last.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import aiohttp
+import orjson
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from stillhouse.cascade import drift
+from stillhouse.cascade.calibration import Calibration, differ, judge, read
+from stillhouse.cascade.risk import Guarantee
+from stillhouse.cascade.scores import TOP, tokens_told
+from stillhouse.errors import UsageError
+from stillhouse.gateway import logs, upstream
+from stillhouse.gateway.answers import Message, Send
+from stillhouse.gateway.exchange import Exchange, object_of, sent_body, whole_of
+from stillhouse.gateway.patience import Patience
+from stillhouse.gateway.state import Gateway, Served, Trail
+from stillhouse.gateway.stream import Unwritable, usage_of
+from stillhouse.gateway.upstream import Behind, NoneAnswers
+from stillhouse.guard.asked import Asked, Denied
+from stillhouse.guard.config import Cascade
+from stillhouse.guard.limits import Used
+
+Why = Literal[
+    "sure",
+    "unsure",
+    "audit",
+    "traffic_changed",
+    "not_judged",
+    "student_failed",
+    "nothing_promised",
+    "teacher_down",
+]
+HEADER = b"x-stillhouse-cascade"
+# What of a request leads to an answer whose text alone says too little: tools, and more than one answer
+_NOT_JUDGED = ("tools", "functions", "response_format", "logprobs", "audio", "modalities", "prediction")
+
+
+@dataclass(slots=True)
+class Cascading:
+    """A student with its calibration, and what was seen of the traffic since. Of one process alone."""
+
+    config: Cascade
+    behind: tuple[Behind, ...]
+    calibration: Calibration
+    digest: str
+    watch: drift.Watch
+    answered: dict[tuple[str, Why], int] = field(default_factory=dict)
+    draw: Callable[[], float] = random.random
+
+    @property
+    def promise(self) -> Guarantee:
+        return self.calibration.promised(self.config.family)
+
+    def count(self, who: str, why: Why) -> None:
+        self.answered[who, why] = self.answered.get((who, why), 0) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request that was admitted, and what answering it needs; `body` is what may be sent on."""
+
+    gateway: Gateway
+    trail: Trail
+    asked: Asked
+    exchange: Exchange
+    patience: Patience
+    body: Mapping[str, Any]
+    headers: Sequence[tuple[bytes, bytes]]
+    send: Send
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What the student answered: the completion as it was told, None where there is none; and whose it is."""
+
+    told: dict[str, Any] | None = None
+    behind: Behind | None = None
+    text: str = ""
+    risk: float | None = None
+    strange: bool = False
+
+
+def opened(config: Cascade, behind: tuple[Behind, ...]) -> Cascading:
+    """Raises UsageError for a calibration that cannot be read, or that lacks the family."""
+    path = Path(config.calibration)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}",
+            error.strerror or str(error),
+            "name the file that `stillhouse cascade calibrate RUN` wrote",
+        ) from None
+    calibration = read(data, str(path))
+    calibration.promised(config.family)
+    fresh = drift.watch(calibration.usual_strange, calibration.usual_differing)
+    return Cascading(config, behind, calibration, sha256(data).hexdigest(), fresh)
+
+
+def go_on(old: Mapping[str, Served], new: Mapping[str, Served]) -> None:
+    """After a reload: what was seen of the traffic stays as long as the calibration is the same."""
+    for name, served in new.items():
+        before = old[name].cascade if name in old else None
+        if served.cascade is not None and before is not None and before.digest == served.cascade.digest:
+            served.cascade.watch, served.cascade.answered = before.watch, before.answered
+
+
+async def run(cascade: Cascading | None, request: Request) -> None:
+    """Answer by the student where there is one that is sure enough, else by the model behind it. Raises what
+    Exchange.run raises."""
+    if cascade is None:
+        await request.exchange.run(request.body, request.headers, request.send)
+        return
+    tried, why = Tried(), _not_asked(cascade, request)
+    if why is None:
+        began = request.gateway.clock()
+        tried = await _ask_student(cascade, request)
+        request.exchange.elsewhere = request.gateway.clock() - began
+        tried = _judged(cascade, request, tried)
+        why = _decide(cascade, tried)
+        seen = drift.seen(cascade.watch, tried.strange, why != "sure")
+        _go_on_watching(cascade, request, seen)
+    if why == "sure":
+        try:
+            await _give(cascade, request, tried, why)
+            return
+        except Unwritable:
+            tried, why = Tried(), "student_failed"
+    await _ask_teacher(cascade, request, tried, why)
+
+
+def _not_asked(cascade: Cascading, request: Request) -> Why | None:
+    """Why the student is not even asked. Of a request that is more than one chat in words to be answered once
+    a calibration says nothing."""
+    body = request.body
+    if cascade.promise.threshold is None:
+        return "nothing_promised"
+    if request.trail.route != "chat/completions" or request.asked.choices != 1:
+        return "not_judged"
+    if any(body.get(name) for name in _NOT_JUDGED):
+        return "not_judged"
+    plain = all(isinstance(each, dict) and isinstance(each.get("content"), str) for each in body["messages"])
+    return None if plain else "not_judged"
+
+
+def _decide(cascade: Cascading, tried: Tried) -> Why:
+    threshold = cascade.promise.threshold
+    if tried.told is None:
+        return "student_failed"
+    if tried.risk is None or threshold is None:
+        return "not_judged"
+    if drift.must_defer(cascade.watch, tried.strange):
+        return "traffic_changed"
+    if tried.risk > threshold:
+        return "unsure"
+    return "audit" if cascade.draw() < cascade.config.audit else "sure"
+
+
+async def _ask_student(cascade: Cascading, request: Request) -> Tried:
+    """Never raises for what the student does wrong; what it took is counted, at most what was set aside."""
+    gateway, exchange, patience, id = request.gateway, request.exchange, request.patience, request.trail.id
+    asked = replace(request.asked, stream=False)
+    wanted = {name: value for name, value in request.body.items() if name != "stream_options"}
+    wanted |= {"stream": False, "logprobs": True, "top_logprobs": TOP}
+    exchange.before, exchange.before_told = Used(asked.input_tokens, asked.output_tokens), False
+    behind = response = None
+    whole = False
+    try:
+        behind, response = await upstream.send(
+            gateway.session,
+            cascade.behind,
+            request.trail.route,
+            lambda behind: sent_body(wanted, asked, behind, "chat/completions"),
+            {"content-type": "application/json", "x-request-id": id},
+            gateway.clock,
+            patience,
+        )
+        data = await whole_of(response, behind, patience)
+        whole = True
+    except NoneAnswers:
+        exchange.before = None
+        return Tried()
+    except (aiohttp.ClientError, OSError):
+        if behind is not None:
+            behind.failed(gateway.clock())
+        return Tried()
+    finally:
+        if response is not None:
+            response.release() if whole else response.close()
+    told = object_of(data)
+    if response.status >= 400:
+        exchange.before = None
+        return Tried()
+    if told is None:
+        return Tried()
+    if (used := usage_of(told)) is not None:
+        exchange.before, exchange.before_told = Used(*used), True
+    return Tried(told, behind)
+
+
+def _judged(cascade: Cascading, request: Request, tried: Tried) -> Tried:
+    """The answer with its risk, where that is known, and without the probabilities that nobody asked for."""
+    choices = (tried.told or {}).get("choices")
+    choice = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    text = message.get("content") if isinstance(message, dict) else None
+    if choice is None or message is None or not isinstance(text, str) or message.get("tool_calls"):
+        return Tried()
+    tokens = tokens_told(choice)
+    choice["logprobs"] = None
+    if tokens is None:
+        return replace(tried, text=text)
+    prompt = "\n".join(each["content"] for each in request.body["messages"])
+    risk, strange = judge(cascade.calibration, tokens, text, str(choice.get("finish_reason")), prompt)
+    return replace(tried, text=text, risk=risk, strange=strange)
+
+
+async def _give(cascade: Cascading, request: Request, tried: Tried, why: Why) -> None:
+    assert tried.told is not None
+    request.trail.behind = tried.behind
+    _say(request, "student", why)
+    await request.exchange.give(tried.told, request.send)
+    cascade.count("student", why)
+
+
+async def _ask_teacher(cascade: Cascading, request: Request, tried: Tried, why: Why) -> None:
+    exchange = request.exchange
+    spare = tried.told is not None and cascade.config.teacher_down == "student"
+    passing, own = _Passing(request.send, spare, why == "audit"), list(exchange.headers)
+    _say(request, "teacher", why)
+    try:
+        await exchange.run(request.body, request.headers, passing)
+        cascade.count("teacher", why)
+        if (text := passing.text()) is not None:
+            audited = drift.audited(cascade.watch, differ(tried.text, text))
+            _go_on_watching(cascade, request, audited)
+        return
+    except _Down:
+        pass
+    except Denied as denied:
+        if not spare or request.trail.began or denied.status < 500:
+            raise
+    exchange.headers = own
+    await _give(cascade, request, tried, "teacher_down")
+
+
+def _say(request: Request, who: str, why: Why) -> None:
+    request.exchange.headers = [each for each in request.exchange.headers if each[0] != HEADER]
+    request.exchange.headers.append((HEADER, f"{who}; {why}".encode()))
+    request.trail.reason = f"cascade_{why}"
+
+
+class _Down(Exception):
+    """The teacher said that it cannot answer, and nothing of that has left."""
+
+
+class _Passing:
+    """Passes the teacher's answer on. With `spare` one that only says that there is none is kept back; with
+    `listening` its text is kept to be compared."""
+
+    def __init__(self, send: Send, spare: bool, listening: bool) -> None:
+        self._send = send
+        self._spare = spare
+        self._parts: list[bytes] | None = [] if listening else None
+        self._status = 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            if self._spare and (self._status == 429 or self._status >= 500):
+                raise _Down
+        elif self._parts is not None:
+            self._parts.append(message.get("body", b""))
+        await self._send(message)
+
+    def text(self) -> str | None:
+        """What the teacher answered, whole or in the events of a stream; None where it cannot be read."""
+        if self._parts is None or self._status != 200:
+            return None
+        data = b"".join(self._parts)
+        try:
+            if not data.startswith(b"data:"):
+                return str(orjson.loads(data)["choices"][0]["message"]["content"])
+            events = [line[5:].strip() for line in data.splitlines() if line.startswith(b"data:")]
+            told = [orjson.loads(event) for event in events if event != b"[DONE]"]
+            deltas = [choice["delta"] for each in told for choice in each["choices"]]
+            return "".join(delta.get("content") or "" for delta in deltas)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return None
+
+
+def _go_on_watching(cascade: Cascading, request: Request, watch: drift.Watch) -> None:
+    before, cascade.watch = cascade.watch, watch
+    if watch.alarm is not None and before.alarm is None:
+        logs.say(
+            "cascade alarm",
+            model=request.trail.model,
+            why=watch.why,
+            requests=watch.requests,
+            labels_needed=watch.owed,
+        )
+
+
+class CascadeFigures(Collector):
+    """Of each cascade: who answered and why, and what was seen of the traffic."""
+
+    def __init__(self, models: Callable[[], Mapping[str, Served]]) -> None:
+        self._models = models
+
+    def collect(self) -> Iterator[Metric]:
+        name, model = "stillhouse_guard_cascade", ["model"]
+        answers = CounterMetricFamily(f"{name}_answers", "Answers, by whose.", labels=[*model, "by", "why"])
+        gauges = {
+            what: GaugeMetricFamily(f"{name}_{what}", said, labels=model)
+            for what, said in (
+                ("deferred_share", "Share of requests that went to the teacher."),
+                ("unfamiliar_share", "Share of prompts unlike those of the training."),
+                ("agreement", "Share of audited answers that the teacher gives as well."),
+                ("alarm", "1 after the traffic was found to have changed."),
+                ("labels_needed", "Unfamiliar prompts that are still to be answered by both."),
+            )
+        }
+        for served in self._models().values():
+            if served.cascade is None:
+                continue
+            watch, label = served.cascade.watch, [served.config.name]
+            for (who, why), count in served.cascade.answered.copy().items():
+                answers.add_metric([*label, who, why], count)
+            gauges["alarm"].add_metric(label, watch.alarm is not None)
+            gauges["labels_needed"].add_metric(label, watch.owed)
+            if watch.requests:
+                gauges["deferred_share"].add_metric(label, watch.deferred / watch.requests)
+                gauges["unfamiliar_share"].add_metric(label, watch.unfamiliar / watch.requests)
+            if watch.audited:
+                gauges["agreement"].add_metric(label, 1 - watch.differed / watch.audited)
+        yield answers
+        yield from gauges.values()

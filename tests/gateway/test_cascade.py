@@ -1,0 +1,325 @@
+"""A model that a student answers and its teacher stands behind: one whole answer of one, whatever fails."""
+
+import json
+import math
+import time
+from contextlib import contextmanager
+
+import pytest
+from behind import USAGE, WORDS, Behind
+from gate import SECRET, gate
+
+from stillhouse.cascade.calibration import Calibration, written
+from stillhouse.cascade.risk import Guarantee
+from stillhouse.cascade.scores import SIGNALS, Scale, sketch_of
+from stillhouse.errors import UsageError
+from stillhouse.gateway.cascading import opened
+from stillhouse.gateway.store.events import Events
+from stillhouse.guard.config import Cascade
+from stillhouse.guard.reading import check, read_config
+
+ASKED = "where is my order"
+HELLO = [{"role": "user", "content": ASKED}]
+STUDENT = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+ANSWER = "the student"
+TEACHER = "word " * WORDS
+STREAMED = "".join(f"w{n} " for n in range(WORDS))
+
+
+class Student(Behind):
+    """`sure` and `unsure` answer with probabilities; `silent` tells none; others as the name says."""
+
+    async def _answer(self, model, path, body, writer):
+        if model not in ("sure", "unsure", "silent"):
+            return await super()._answer(model, path, body, writer)
+        chance = math.log(0.99 if model == "sure" else 0.3)
+        token = {"token": "x", "logprob": chance, "top_logprobs": [{"token": "x", "logprob": chance}]}
+        choice = {"index": 0, "message": {"role": "assistant", "content": ANSWER}, "finish_reason": "stop"}
+        if model != "silent":
+            choice["logprobs"] = {"content": [token] * 2}
+        told = {
+            "id": "s1",
+            "object": "chat.completion",
+            "model": model,
+            "choices": [choice],
+            "usage": STUDENT,
+        }
+        await self._say(writer, 200, json.dumps(told).encode())
+        return True
+
+
+@pytest.fixture(scope="module")
+def student():
+    with Student() as server:
+        yield server
+
+
+def calibration(threshold=0.5):
+    """The risk is 1/2 where the mean probability of a token is 1/2."""
+    weight = [0.0] * len(SIGNALS)
+    weight[SIGNALS.index("mean surprise")] = 4.0
+    scale = Scale((math.log(math.log(2)),) + (0.0,) * (len(SIGNALS) - 1), tuple(weight), 0.0)
+    promise = Guarantee(threshold, 0.3, 0.0, 0.01, 1000)
+    return Calibration("student", scale, sketch_of([ASKED]), promise, {}, 0.01, 0.05, False, 0.4, 0.02, 0.02)
+
+
+@contextmanager
+def cascade(tmp_path, student, teacher, models, threshold=0.5, **more):
+    """`models` by name: what the student and the teacher do."""
+    file = tmp_path / "cascade.json"
+    file.write_text(json.dumps(written(calibration(threshold))))
+    served = [
+        {
+            "name": name,
+            "upstreams": [
+                {"url": teacher.url, "model": behind, "first_byte_seconds": 2.0, "silent_seconds": 2.0}
+            ],
+            "cascade": {
+                "upstreams": [{"url": student.url, "model": first, "first_byte_seconds": 2.0}],
+                "calibration": str(file),
+                "audit": 0.0,
+                **more,
+            },
+            "max_output_tokens": 100,
+        }
+        for name, (first, behind) in models.items()
+    ]
+    tree = {"server": {"port": 0, "drain_seconds": 5}, "store": {"folder": str(tmp_path / "store")}}
+    tree |= {"models": served, "tiers": {"default": {"limits": {"output_tokens_per_minute": 10**6}}}}
+    with gate(tmp_path, tree) as made:
+        yield made
+
+
+def ask(made, model, stream=False, **more):
+    body = {"model": model, "messages": HELLO, **more}
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    with made.client() as client:
+        return client.post("/chat/completions", json=body)
+
+
+def told(said):
+    """Text, usage and whether the answer is whole."""
+    if not said.headers["content-type"].startswith("text/event-stream"):
+        found = said.json()
+        return found["choices"][0]["message"]["content"], found["usage"], True
+    events = [line.removeprefix("data: ") for line in said.text.split("\n\n") if line]
+    parts = [json.loads(event) for event in events if event != "[DONE]"]
+    text = "".join(c["delta"].get("content", "") for each in parts for c in each.get("choices", ()))
+    usage = next((each["usage"] for each in parts if each.get("usage")), None)
+    return text, usage, events[-1] == "[DONE]"
+
+
+def events(made):
+    kept = Events(made.config.store)
+    try:
+        return kept.newest(most=1000)
+    finally:
+        kept.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_sure_answer_is_the_students_and_an_unsure_one_the_teachers(tmp_path, student, behind, stream):
+    models = {"sure": ("sure", "whole"), "unsure": ("unsure", "whole")}
+    with cascade(tmp_path, student, behind, models) as made:
+        behind.seen.clear()
+        first = ask(made, "sure", stream)
+        assert told(first) == (ANSWER, STUDENT, True)
+        assert first.headers["x-stillhouse-cascade"] == "student; sure"
+        assert "logprob" not in first.text.replace('"logprobs":null', "")
+        assert not behind.seen
+        second = ask(made, "unsure", stream)
+        assert told(second) == (STREAMED if stream else TEACHER, USAGE, True)
+        assert second.headers["x-stillhouse-cascade"] == "teacher; unsure"
+        assert made.stop() == 0
+    kept = {event.model: event for event in events(made)}
+    assert (kept["sure"].input_tokens, kept["sure"].output_tokens) == (5, 2)
+    assert kept["sure"].upstream == student.url
+    both = (5 + USAGE["prompt_tokens"], 2 + USAGE["completion_tokens"])
+    assert (kept["unsure"].input_tokens, kept["unsure"].output_tokens) == both
+    assert kept["unsure"].upstream == behind.url
+    assert all(event.ended == "whole" and event.counted == "told" for event in kept.values())
+
+
+FAULTS = ["close", "half", "no-json", "status-500", "status-429", "status-400", "hang", "silent"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_whatever_the_student_does_wrong_the_teachers_answer_comes_whole_and_alone(
+    tmp_path, student, behind, stream
+):
+    with cascade(tmp_path, student, behind, {name: (name, "whole") for name in FAULTS}) as made:
+        for name in FAULTS:
+            said = ask(made, name, stream)
+            assert told(said) == (STREAMED if stream else TEACHER, USAGE, True), name
+            why = "not_judged" if name == "silent" else "student_failed"
+            assert said.headers["x-stillhouse-cascade"] == f"teacher; {why}", name
+        assert made.stop() == 0
+    counted = {event.model: event.counted for event in events(made)}
+    assert counted["status-500"] == "told"
+    assert counted["hang"] == "bound"  # what a server that is silent took is not known
+
+
+DOWN = ["close", "half", "no-json", "status-500", "status-429", "status-401", "hang"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_teacher_that_is_down_leaves_the_students_answer_marked(tmp_path, student, behind, stream):
+    models = {name: ("unsure", name) for name in [*DOWN, "status-400"]}
+    with cascade(tmp_path, student, behind, models, teacher_down="student") as made:
+        for name in DOWN:
+            if stream and name in ("half", "no-json"):
+                continue
+            said = ask(made, name, stream)
+            assert said.status_code == 200, name
+            assert told(said) == (ANSWER, STUDENT, True), name
+            assert said.headers["x-stillhouse-cascade"] == "student; teacher_down", name
+        refused = ask(made, "status-400", stream)  # the teacher answers: that the request is wrong
+        assert refused.status_code == 400
+        assert refused.json()["error"]["code"] == "odd"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_teacher_that_is_down_is_an_error_where_that_is_declared(tmp_path, student, behind, stream):
+    with cascade(tmp_path, student, behind, {name: ("unsure", name) for name in DOWN}) as made:
+        for name in DOWN:
+            said = ask(made, name, stream)
+            assert said.status_code >= 429, name
+            assert ANSWER not in said.text
+
+
+@pytest.mark.parametrize("name", ["cut", "stall", "late-error", "no-end"])
+def test_a_teacher_that_breaks_off_in_the_middle_is_never_joined_by_the_student(
+    tmp_path, student, behind, name
+):
+    with cascade(tmp_path, student, behind, {name: ("unsure", name)}, teacher_down="student") as made:
+        said = ask(made, name, stream=True)
+        assert said.text.startswith("data: ")
+        assert "student" not in said.text
+        assert "w4" in said.text
+        assert '"error"' in said.text
+
+
+def test_what_no_calibration_speaks_of_goes_to_the_teacher_at_once(tmp_path, student, behind):
+    with cascade(tmp_path, student, behind, {"m": ("sure", "whole")}) as made:
+        student.seen.clear()
+        for more in (
+            {"n": 2},
+            {"tools": [{"type": "function", "function": {"name": "f"}}]},
+            {"logprobs": True},
+        ):
+            said = ask(made, "m", **more)
+            assert said.status_code == 200
+            assert said.headers["x-stillhouse-cascade"] == "teacher; not_judged"
+        parts = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
+        assert ask(made, "m", messages=parts).headers["x-stillhouse-cascade"] == "teacher; not_judged"
+        assert not student.seen
+
+
+def test_where_nothing_could_be_promised_nothing_is_kept(tmp_path, student, behind):
+    with cascade(tmp_path, student, behind, {"m": ("sure", "whole")}, threshold=None) as made:
+        assert ask(made, "m").headers["x-stillhouse-cascade"] == "teacher; nothing_promised"
+
+
+def test_a_limit_has_room_for_both_and_counts_both(tmp_path, student, behind):
+    with cascade(tmp_path, student, behind, {"m": ("unsure", "whole")}) as made:
+        first = ask(made, "m", max_tokens=50)
+        left = int(first.headers["x-ratelimit-remaining-output-tokens"])
+        assert left == 10**6 - 2 * 50
+        second = ask(made, "m", max_tokens=50)
+        took = STUDENT["completion_tokens"] + USAGE["completion_tokens"]
+        assert int(second.headers["x-ratelimit-remaining-output-tokens"]) == left - took
+
+
+def figures(made):
+    with made.client(SECRET) as client:
+        text = client.get(made.url.removesuffix("/v1") + "/metrics").text
+    lines = [line.split() for line in text.splitlines() if line.startswith("stillhouse_guard_cascade")]
+    return {name: float(value) for name, value in lines}
+
+
+def test_audited_answers_are_compared_and_an_alarm_defers_everything(tmp_path, student, behind):
+    with cascade(tmp_path, student, behind, {"m": ("sure", "whole")}, audit=1.0) as made:
+        said = ask(made, "m", stream=True)
+        assert said.headers["x-stillhouse-cascade"] == "teacher; audit"
+        seen = figures(made)
+        assert seen['stillhouse_guard_cascade_agreement{model="m"}'] == 0.0
+        for _ in range(20):
+            said = ask(made, "m")
+        assert said.headers["x-stillhouse-cascade"] == "teacher; traffic_changed"
+        seen = figures(made)
+        assert seen['stillhouse_guard_cascade_alarm{model="m"}'] == 1.0
+        assert seen['stillhouse_guard_cascade_labels_needed{model="m"}'] == 299
+        made.reload()  # the calibration is the same: the alarm stays
+        time.sleep(0.5)
+        assert ask(made, "m").headers["x-stillhouse-cascade"] == "teacher; traffic_changed"
+        assert made.stop() == 0
+    assert "cascade alarm" in (tmp_path / "log").read_text()
+
+
+def test_prompts_of_another_kind_raise_an_alarm_and_are_deferred_and_familiar_ones_are_not(
+    tmp_path, student, behind
+):
+    strange = [{"role": "user", "content": "translate quartz fjords into verse"}]
+    with cascade(tmp_path, student, behind, {"m": ("sure", "whole")}) as made:
+        assert ask(made, "m", messages=strange).headers["x-stillhouse-cascade"] == "student; sure"
+        for _ in range(20):
+            said = ask(made, "m", messages=strange)
+        assert said.headers["x-stillhouse-cascade"] == "teacher; traffic_changed"
+        assert ask(made, "m").headers["x-stillhouse-cascade"] == "student; sure"
+
+
+def test_a_client_that_leaves_while_the_student_thinks_is_counted_and_nobody_else_is_asked(
+    tmp_path, student, behind
+):
+    with cascade(tmp_path, student, behind, {"m": ("hang", "whole")}) as made:
+        behind.seen.clear()
+        with made.client() as client, pytest.raises(Exception, match="timed out"):
+            client.post("/chat/completions", json={"model": "m", "messages": HELLO}, timeout=0.2)
+        time.sleep(0.8)
+        assert not behind.seen
+        assert made.stop() == 0
+    assert [event.ended for event in events(made)] == ["client_left"]
+
+
+CONFIG = """
+[[models]]
+name = "desk"
+upstreams = [{ url = "http://127.0.0.1:8001/v1" }]
+
+[models.cascade]
+upstreams = [{ url = "http://169.254.169.254/v1" }]
+calibration = "cascade.json"
+"""
+
+
+def test_a_calibration_lies_beside_the_settings_and_a_students_server_is_checked_like_any(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("STILLHOUSE_ADMIN_SECRET", "f7Qp2-mWz9_Lk4RtYb8sXvNc")
+    (tmp_path / "guard.toml").write_text(CONFIG)
+    config = read_config(tmp_path / "guard.toml")
+    wrong = {finding.where: finding for finding in check(config, {}) if finding.level == "error"}
+    assert "metadata" in wrong["models.0.cascade.upstreams.0.url"].what
+    assert str(tmp_path / "cascade.json") in wrong["models.0.cascade.calibration"].what
+    (tmp_path / "cascade.json").write_text("{}")
+    assert "models.0.cascade.calibration" not in {finding.where for finding in check(config, {})}
+
+
+@pytest.mark.parametrize(
+    ("text", "family", "said"),
+    [
+        (None, None, "cannot read"),
+        ("no JSON", None, "no calibration"),
+        ("[]", None, "no calibration"),
+        ('{"form": "stillhouse cascade 0", "signals": []}', None, "another version"),
+        (json.dumps(written(calibration())), "legal", "no family 'legal'"),
+    ],
+)
+def test_a_calibration_that_cannot_be_used_is_refused_before_anything_is_served(tmp_path, text, family, said):
+    file = tmp_path / "cascade.json"
+    if text is not None:
+        file.write_text(text)
+    settings = Cascade(upstreams=[{"url": "http://127.0.0.1:1/v1"}], calibration=str(file), family=family)
+    with pytest.raises(UsageError, match=said):
+        opened(settings, ())
