@@ -35,13 +35,16 @@ class Row:
     holds: bool | None = None
 
 
-def arguments(description: str, resumable: bool = False) -> argparse.Namespace:
-    """With `resumable` also `folder`, None where a folder of its own will do that is deleted afterwards."""
+def arguments(description: str, resumable: bool = False, portions: int = 0) -> argparse.Namespace:
+    """With `resumable` also `folder`, None where a folder of its own will do that is deleted afterwards; of a
+    benchmark in `portions` also how many of them."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="under a minute: smaller, but honest")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write header and rows there")
     if resumable:
         parser.add_argument("--folder", type=Path, help="work there, and go on with what is there")
+    if portions:
+        parser.add_argument("--portions", type=int, default=portions, metavar="N", help="end after so many")
     return parser.parse_args()
 
 
