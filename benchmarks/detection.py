@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from detection_rules import BY_HAND, RULES, first_above, highest
 from detection_watch import PORTIONS, SEED, Look, Watched, best_time, watched
@@ -25,7 +25,7 @@ from traffic.people import KINDS
 
 from stillhouse.guard.calibrating import Threshold, accounts_needed, threshold, upper_bound
 from stillhouse.guard.evidence import SIZE
-from stillhouse.stats import clustered_share, group_codes, wilson
+from stillhouse.stats import Interval, clustered_error, clustered_share, group_codes, wilson
 
 SIZES: dict[str, int] = {"ordinary": 10_000, "hard": 500, "distiller": 500}  # accounts of a month
 QUICK = 0.03  # of these
@@ -53,6 +53,13 @@ def main() -> None:
         Row("portions of the months", options.portions, f"of {PORTIONS}"),
         Row("flag: threshold", finite(flag.score), "score"),
         Row("kill: threshold", finite(kill.score), "score"),
+        Row(
+            "kill: alarms to an account-month, at most",
+            kill.alarm,
+            "",
+            target=f"{KILL:g}",
+            holds=kill.alarm <= KILL,
+        ),
         Row("kill, declared use: threshold", finite(declared.score), "score"),
         Row("calibration accounts, ordinary", flag.accounts, ""),
         Row("calibration accounts that a kill's threshold needs", accounts_needed(KILL), ""),
@@ -86,7 +93,7 @@ def all_looks(part: float) -> dict[str, Look]:
 
 
 def numbers(parts: Mapping[str, float]) -> dict[str, int]:
-    """How many accounts of each kind, a part of `SIZES`, in the proportions of the simulation within a side."""
+    """How many accounts of each kind: a part of `SIZES`, and within a side as the simulation has them."""
     whole = {side: sum(kind.share for kind in KINDS.values() if kind.side == side) for side in parts}
     return {
         name: max(1, round(parts[kind.side] * SIZES[kind.side] * kind.share / whole[kind.side]))
@@ -99,7 +106,12 @@ def lines(accounts: Sequence[Watched]) -> tuple[Threshold, Threshold, Threshold]
     """Of a flag, of a kill, and of a kill where a use is declared, which is calibrated on such accounts."""
     reached = [each.highest for each in accounts if each.side == "ordinary"]
     told = [each.highest for each in accounts if each.side == "hard" and each.declared]
-    return threshold(reached, FLAG), threshold(reached, KILL), threshold(told, DECLARED)
+    return limit(reached, FLAG), limit(reached, KILL), limit(told, DECLARED)
+
+
+def limit(reached: Sequence[float], alarm: float) -> Threshold:
+    """Where there are fewer accounts than the alarm needs, it is as rare as they can make it."""
+    return threshold(reached, max(alarm, 1.0 / (len(reached) + 1)))
 
 
 def left_out(accounts: Sequence[Watched]) -> list[Row]:
@@ -109,9 +121,9 @@ def left_out(accounts: Sequence[Watched]) -> list[Row]:
     for name, alarm in (("flag", FLAG), ("kill", KILL)):
         shares, alarms, total = {}, 0, 0
         for source in sorted({each.source for each in some}):
-            line = threshold([each.highest for each in some if each.source != source], alarm).score
+            bound = limit([each.highest for each in some if each.source != source], alarm).score
             theirs = [each for each in some if each.source == source]
-            hits = sum(each.highest > line for each in theirs)
+            hits = sum(each.highest > bound for each in theirs)
             shares[source], alarms, total = hits / len(theirs), alarms + hits, total + len(theirs)
         worst = max(shares, key=lambda source: shares[source])
         rows += [
@@ -141,20 +153,10 @@ def ordinary(accounts: Sequence[Watched], flag: Threshold, kill: Threshold) -> l
                 holds=high <= MOST_FALSE_KILLS if kills else None,
             )
         )
-        for what, of in (("source", by_source), ("trace", by_trace)):
-            span = clustered_share(
-                [float(hit) for hit in hits],
-                group_codes([of(each) for each in some], [each.id for each in some]),
-            )
-            rows.append(
-                Row(
-                    f"false {name}s, accounts of one {what} as a cluster",
-                    span.value,
-                    "of account-months",
-                    span.low,
-                    span.high,
-                )
-            )
+        rows += [
+            Row(f"false {name}s, {what} as a cluster", span.value, "of account-months", span.low, span.high)
+            for what, span in clustered(some, hits)
+        ]
         for what, of in (("source", by_source), ("kind", by_kind)):
             members: dict[str, list[bool]] = defaultdict(list)
             for each, hit in zip(some, hits, strict=True):
@@ -162,9 +164,35 @@ def ordinary(accounts: Sequence[Watched], flag: Threshold, kill: Threshold) -> l
             rows += [
                 share(f"false {name}s, {what} {group}", sum(theirs), len(theirs))
                 for group, theirs in sorted(members.items())
-                if what == "kind" or any(theirs)
+                if any(theirs) or not kills
             ]
     return rows
+
+
+def clustered(accounts: Sequence[Watched], hits: Sequence[bool]) -> Iterator[tuple[str, Interval]]:
+    """Intervals where accounts of one source, of one trace, or of either are alike.
+
+    The last by the variance in two ways, that of sources and that of traces less that of both together
+    (Cameron, Gelbach and Miller 2011), and never less than either.
+    """
+    values = [float(hit) for hit in hits]
+    ids = [each.id for each in accounts]
+    codes = [
+        group_codes(groups, ids)
+        for groups in (
+            [each.source for each in accounts],
+            [each.trace for each in accounts],
+            [each.trace and f"{each.source} {each.trace}" for each in accounts],
+        )
+    ]
+    yield "accounts of one source", clustered_share(values, codes[0])
+    yield "accounts of one trace", clustered_share(values, codes[1])
+    if any(hits):
+        one, two, both = (clustered_error(values, code) or 0.0 for code in codes)
+        variance = max(one**2 + two**2 - both**2, one**2, two**2)
+        mean = statistics.fmean(values)
+        effective = min(len(values), mean * (1 - mean) / variance)
+        yield "accounts of one source or one trace", wilson(mean * effective, effective)
 
 
 def hard(accounts: Sequence[Watched], flag: Threshold, kill: Threshold, declared: Threshold) -> list[Row]:
@@ -306,10 +334,6 @@ def kinds(accounts: Sequence[Watched], side: str) -> list[tuple[str, list[Watche
 
 def by_source(account: Watched) -> str:
     return account.source
-
-
-def by_trace(account: Watched) -> str:
-    return account.trace
 
 
 def by_kind(account: Watched) -> str:

@@ -6,8 +6,8 @@ Under seeds of its own: the accounts on which `detection.py` sets thresholds, an
 others. One pattern is fitted for each way of copying, as a logistic regression between the request at which
 an honest account looks worst and the one at which a distiller does, within the requests in which it should
 be found; which those are depends on the weights, so it is done again until it settles. Honest are ordinary
-accounts and those hard ones that something tells apart. What is a reason and what speaks against one is set by
-hand, in `REASONS`: the fit says only how much. A pattern is scaled so that its share of ordinary accounts,
+accounts and those hard ones that something tells apart. What is a reason and what speaks against one is set
+by hand, in `REASONS`: the fit says only how much. A pattern is scaled so that its share of ordinary accounts,
 in `ALARMS`, reaches 1.
 """
 
@@ -73,7 +73,8 @@ WORDS = {
     "reasoning": "Looks like collecting reasoning to train another model on",
     "grades": "Looks like having answers graded to train another model on",
 }
-ALARMS = {"answers": 0.01, "hidden": 0.01, "reasoning": 0.01, "grades": 0.01}
+# Of ordinary accounts: most for what is hardest to see, which the others would have found in any case.
+ALARMS = {"answers": 0.003, "hidden": 0.01, "reasoning": 0.002, "grades": 0.001}
 WITHIN = {  # the requests in which each kind should be found
     "distiller:pure": 200,
     "distiller:slow": 200,
@@ -87,12 +88,22 @@ WITHIN = {  # the requests in which each kind should be found
 }
 PRIOR = 8.0  # requests that an ordinary account's means count for
 RIDGE = 1.0
-ROUNDS = 8
-DENSE, SPARSE = 300, 4  # requests that are all kept, and of those after them each so many
-DISTILLERS_WEIGH, HARD_WEIGH = (
-    0.2,
-    0.5,
-)  # all distillers, with all honest accounts as 1; a hard account, with 1
+ROUNDS, STEPS = 5, 80
+DENSE, SPARSE = 200, 4  # requests that are all kept, and of those after them each so many
+LOOKED = 1_000  # requests of a hard account
+DISTILLERS_WEIGH = 0.2  # what all distillers weigh, with all honest accounts as 1
+HARD_WEIGH = 2.0  # a hard account, with an ordinary one as 1
+# Half of what distillers weigh is as if one of these were as in ordinary accounts, so that no pattern rests
+# on a single trait, which another set of questions may not have.
+TRAITS = (
+    ("asks", "harvest"),
+    ("tidy",),
+    ("answer", "ratio", "harvest"),
+    ("new", "far"),
+    ("room",),
+    ("length",),
+)
+WITHOUT = 0.5
 FIRST = {"grades": {"grades": 5.0}}  # where to begin
 FIRST_ELSE = {"harvest": 5.0, "single": 1.0}
 FOR_COPYING = (
@@ -104,7 +115,7 @@ REASONS = {
     "answers": FOR_COPYING,
     "hidden": FOR_COPYING,
     "reasoning": FOR_COPYING,
-    "grades": (["single", "new", "far", "logprobs", "choices", "grades"], ["repeat"]),
+    "grades": ("single new far logprobs choices grades length answer".split(), ["repeat", "label"]),
 }
 # What is hidden differs from the rest of its account, whichever way: of the account any feature may speak.
 UNLIKE_ITS_ACCOUNT = ("hidden",)
@@ -140,12 +151,16 @@ def collected(folder: Path | None) -> list[Account]:
     with working_folder(folder) as here:
         files = walked(LOOKS, here)
         return [
-            Account(account.kind, account.side, kept(means(walk), walk.counted, WITHIN.get(account.kind)))
+            Account(account.kind, account.side, kept(means(walk), walk.counted, looked_at(account)))
             for some in files.values()
             for file in some
             for account, walk in read(file)
             if not _harvests(account)
         ]
+
+
+def looked_at(account: Watched) -> int | None:
+    return LOOKED if account.side == "hard" else WITHIN.get(account.kind)
 
 
 def kept(found: tuple[Floats, Floats, Floats], counted: Floats, most: int | None) -> Rows:
@@ -213,10 +228,12 @@ def regression(
     first: Rows,
     limits: list[tuple[float | None, float | None]],
 ) -> Rows:
-    """`weigh` are the weights of the good; the bad have one weight, together so much of theirs."""
-    points = np.vstack((bad, good))
-    is_bad = np.repeat([1.0, 0.0], [len(bad), len(good)])
-    weight = np.append(np.full(len(bad), DISTILLERS_WEIGH * weigh.sum() / len(bad)), weigh)
+    """`weigh` are the weights of the good; those of the bad are alike, and together so much of theirs."""
+    without = [_without(bad, trait) for trait in TRAITS]
+    points = np.vstack((bad, *without, good))
+    is_bad = np.repeat([1.0, 0.0], [len(points) - len(good), len(good)])
+    each = np.repeat([1.0 - WITHOUT, WITHOUT / len(TRAITS)], [len(bad), len(points) - len(good) - len(bad)])
+    weight = np.append(each * DISTILLERS_WEIGH * weigh.sum() / len(bad), weigh)
 
     def loss(at: Floats) -> tuple[float, Floats]:
         logit = points @ at[:-1] + at[-1]
@@ -225,9 +242,17 @@ def regression(
         return float(value), np.append(points.T @ slope + RIDGE * at[:-1], slope.sum())
 
     best = minimize(
-        loss, np.append(first, -3.0), jac=True, bounds=limits, method="L-BFGS-B", options={"maxiter": 300}
+        loss, np.append(first, -3.0), jac=True, bounds=limits, method="L-BFGS-B", options={"maxiter": STEPS}
     )
     return np.asarray(best.x[:-1], np.float32)
+
+
+def _without(points: Floats, trait: Sequence[str]) -> Floats:
+    """The same points, in these features like ordinary accounts."""
+    changed = points.copy()
+    for feature in trait:
+        changed[:, [FEATURES.index(feature), K + FEATURES.index(feature)]] = 0.0
+    return changed
 
 
 def written(base: Rows, patterns: dict[str, Rows]) -> str:

@@ -1,7 +1,7 @@
 """A simulated month as the detector and the rules beside it see it: how high each account rose.
 
-The months are walked once. What the evidence says of every request is kept in a folder, so that an interrupted
-run goes on where it stopped, and is scored from there as `stillhouse.guard.scoring` scores it.
+The months are walked once. What the evidence says of every request is kept in a folder, so that a run that
+was interrupted goes on where it stopped, and is scored from there as `stillhouse.guard.scoring` scores it.
 """
 
 from __future__ import annotations
@@ -108,9 +108,11 @@ def walked(looks: Mapping[str, Look], folder: Path, portions: int = PORTIONS) ->
         for portion in range(portions):
             for name, look in looks.items():
                 file = folder / f"{name}-{len(everyone[name])}-{portion}.npz"
-                files[name].append(file)
-                if not file.exists():
-                    pool.submit(_write, everyone[name][portion::PORTIONS], look, file)
+                some = everyone[name][portion::PORTIONS]
+                if some:
+                    files[name].append(file)
+                if some and not file.exists():
+                    pool.submit(_write, some, look, file)
     return files
 
 
