@@ -273,7 +273,7 @@ def compared(name: str, accounts: Sequence[Watched], flag: float, rule: str, lin
 
 def against(what: str, ours: float, name: str, theirs: float) -> Row:
     return Row(
-        what, ours, "of accounts", peer=name, peer_value=theirs, ratio=ours / theirs if theirs else math.inf
+        what, ours, "of accounts", peer=name, peer_value=theirs, ratio=ours / theirs if theirs else None
     )
 
 

@@ -96,7 +96,8 @@ def show(head: dict[str, Any], rows: Sequence[Row], file: Path | None) -> None:
     for row in rows:
         interval = "" if row.low is None or row.high is None else f" ({row.low:.4g} to {row.high:.4g})"
         value = "unknown" if row.value is None else f"{row.value:.4g}"
-        peer = "" if row.peer is None else f"   {row.peer}: {row.peer_value:.4g}, ratio {row.ratio:.3g}"
+        peer = "" if row.peer is None else f"   {row.peer}: {row.peer_value:.4g}"
+        peer += "" if row.ratio is None else f", ratio {row.ratio:.3g}"
         target = "" if row.target is None else f"   target {row.target}: {'holds' if row.holds else 'MISSED'}"
         print(f"{row.what:<58} {value} {row.unit}{interval}{peer}{target}")
     if file is not None:

@@ -36,7 +36,7 @@ LABELS: Final = (
 # What the guard measures of an account (`guard.evidence`), each from 0 to 1.
 BEHAVIOUR: Final = (
     "single tidy length answer label logprobs choices room cold hot reasoning steps grades preamble new far "
-    "repeat templated asks ratio harvest even clock".split()
+    "repeat templated asks ratio harvest even clock followed".split()
 )
 MOST_MARKS = 16
 MOST_DAYS = 180  # of validity
