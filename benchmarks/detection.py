@@ -213,8 +213,8 @@ def hard(accounts: Sequence[Watched], flag: Threshold, kill: Threshold, declared
         Row(
             "all with a declared use: killed",
             rate,
-            "of account-months",
-            None,
+            f"of {total}",
+            wilson(killed, total).low,
             upper_bound(killed, total),
             target=f"<= {MOST_DECLARED_KILLS:g}",
             holds=rate is not None and rate <= MOST_DECLARED_KILLS,
