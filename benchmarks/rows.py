@@ -35,13 +35,16 @@ class Row:
     holds: bool | None = None
 
 
-def arguments(description: str, resumable: bool = False) -> argparse.Namespace:
-    """With `resumable` also `folder`, None where a folder of its own will do that is deleted afterwards."""
+def arguments(description: str, resumable: bool = False, portions: int = 0) -> argparse.Namespace:
+    """With `resumable` also `folder`, None where a folder of its own will do that is deleted afterwards; of a
+    benchmark in `portions` also how many of them."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="under a minute: smaller, but honest")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write header and rows there")
     if resumable:
         parser.add_argument("--folder", type=Path, help="work there, and go on with what is there")
+    if portions:
+        parser.add_argument("--portions", type=int, default=portions, metavar="N", help="end after so many")
     return parser.parse_args()
 
 
@@ -93,7 +96,8 @@ def show(head: dict[str, Any], rows: Sequence[Row], file: Path | None) -> None:
     for row in rows:
         interval = "" if row.low is None or row.high is None else f" ({row.low:.4g} to {row.high:.4g})"
         value = "unknown" if row.value is None else f"{row.value:.4g}"
-        peer = "" if row.peer is None else f"   {row.peer}: {row.peer_value:.4g}, ratio {row.ratio:.3g}"
+        peer = "" if row.peer is None else f"   {row.peer}: {row.peer_value:.4g}"
+        peer += "" if row.ratio is None else f", ratio {row.ratio:.3g}"
         target = "" if row.target is None else f"   target {row.target}: {'holds' if row.holds else 'MISSED'}"
         print(f"{row.what:<58} {value} {row.unit}{interval}{peer}{target}")
     if file is not None:

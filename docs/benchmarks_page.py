@@ -34,11 +34,8 @@ def section(name: str, run: dict[str, Any]) -> str:
     lines += ["| what | value | beside | target |", "|---|---|---|---|"]
     for row in run["rows"]:
         interval = "" if row["low"] is None else f" ({number(row['low'])} to {number(row['high'])})"
-        beside = (
-            ""
-            if row["peer"] is None
-            else f"{row['peer']}: {number(row['peer_value'])} (x {row['ratio']:.3g})"
-        )
+        beside = "" if row["peer"] is None else f"{row['peer']}: {number(row['peer_value'])}"
+        beside += "" if row["ratio"] is None else f" (x {row['ratio']:.3g})"
         target = (
             "" if row["target"] is None else f"{row['target']}: {'holds' if row['holds'] else '**missed**'}"
         )

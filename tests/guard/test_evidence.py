@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.guard.evidence import FEATURES, SETTLED, SIZE, USES, Evidence, means_of, observe, seen_of
+from stillhouse.guard.signals.form import BEHAVIOUR
 
 KEY = b"a key of the guard, 32 bytes long"
 letters = st.text("abcdefghijklmnopqrstuvwxyzäöüß ABC,.?", min_size=12, max_size=400)
@@ -142,6 +143,10 @@ def test_without_the_key_the_traces_say_nothing_of_a_guess():
     assert alike(one, two) == pytest.approx(alike(one, other), abs=0.1)
 
 
+def test_a_signal_can_say_of_an_account_all_that_is_measured_of_it():
+    assert tuple(BEHAVIOUR) == FEATURES
+
+
 def lines_run(evidence: Evidence, seen) -> int:
     count = 0
 
@@ -258,6 +263,43 @@ def test_the_clock_counts_the_hours_of_the_day_before():
         )
     assert means(night)["clock"] > 0.9
     assert means(office)["clock"] == pytest.approx(8 / 24, abs=0.02)
+
+
+def talks(texts: list[str], goes_on: float, **settings: object) -> Evidence:
+    """Questions one after the other, a share of which is taken up in the same conversation."""
+    draw, evidence = random.Random(20), Evidence()
+    for number, text in enumerate(texts):
+        bodies = [chat(text, **settings)]
+        if draw.random() < goes_on:
+            begun = bodies[0]["messages"]
+            said = [*begun, {"role": "assistant", "content": "Well."}, {"role": "user", "content": "Why?"}]
+            bodies.append({**bodies[0], "messages": said})
+        for body in bodies:
+            observe(evidence, seen_of(KEY, body, "chat/completions", 90, 1.8e9 + 60 * number))
+    return evidence
+
+
+def test_questions_that_are_taken_up_are_told_from_those_that_never_are():
+    assert means(talks(sentences(19, 200), 0.0))["followed"] == 0.0
+    assert means(talks(sentences(19, 200), 0.5))["followed"] > 0.9
+
+
+def test_conversations_of_one_program_say_nothing_of_the_questions_of_another():
+    """Both within an account: what the program asks stays as lonely as it is."""
+    draw, evidence, found = random.Random(21), Evidence(), []
+    for number, text in enumerate(sentences(22, 600)):
+        if draw.random() < 0.3:
+            seen = seen_of(KEY, chat(text, temperature=1.0), "chat/completions", 90, 1.8e9 + number)
+            found.append(observe(evidence, seen))
+            continue
+        begun = chat(text)
+        said = [*begun["messages"], {"role": "assistant", "content": ""}, {"role": "user", "content": "More"}]
+        for body in (begun, {**begun, "messages": said}):
+            observe(evidence, seen_of(KEY, body, "chat/completions", 90, 1.8e9 + number))
+    sums, weight, _, _ = means_of(evidence, found[-1])
+    assert found[-1] != 0
+    assert sums[FEATURES.index("followed")] / weight < 0.01
+    assert means(evidence)["followed"] > 0.7
 
 
 def test_two_programs_of_one_account_have_means_of_their_own():

@@ -127,6 +127,6 @@ def test_a_stream_of_new_instructions_outranks_an_application_and_a_test_that_is
     ask = "Summarise this story for parents, in one sentence.\n\n"
     summaries = [ask + story[n * 900 : n * 900 + 800] for n in range(200)]
     harvest, repeated = scores(tasks, max_tokens=2048), scores(tasks[:20] * 10, max_tokens=2048)
-    assert max(harvest) > 1.5
+    assert max(harvest) > 1.25
     assert max(scores(summaries, tokens=40, max_tokens=100)) < 1.0
     assert repeated[-1] < harvest[-1]

@@ -15,8 +15,8 @@ from typing import Any
 import orjson
 
 from stillhouse.errors import LedgerError, UsageError
-from stillhouse.gateway.store.place import replica_of
 from stillhouse.gateway.store.changing import Act, Conflict
+from stillhouse.gateway.store.place import replica_of
 from stillhouse.gateway.store.standings import Standings, Step
 from stillhouse.guard import config, ladder
 from stillhouse.guard.config import Detection

@@ -40,6 +40,8 @@ SETTLED = 400  # own words after which a new one says that the subject is new, a
 USES = 6  # with running means of their own; the first takes in all that are too rare
 IDLE = 64  # requests after which a use may lose its place to another
 FADES = 256  # requests of a use after which what was seen counts 1 / e
+TALKS = 16  # requests that stood alone, whose conversation may go on; what goes on is followed
+FOLLOWED = 8  # such requests of a use, one of which was followed: more tell no more
 
 # What a request shows by itself, and what it shows beside those before it; each from 0 to 1.
 FACTS: Final = (
@@ -68,6 +70,7 @@ BESIDE: Final = (
     "harvest",
     "even",
     "clock",
+    "followed",
 )
 FEATURES: Final = FACTS + BESIDE
 _K, _USE = len(FEATURES), 5
@@ -132,13 +135,14 @@ class Chunk(NamedTuple):
 class Seen:
     """One request as facts and hashes of 32 bits; it lives for the length of a call to `observe`.
 
-    `settings` stands for model, system message and parameters, `whole` for the message; `facts` are in the
-    order of `FACTS`.
+    `settings` stands for model, system message and parameters, `whole` for the message, `begun` for the one
+    that its conversation began with, 0 where there is none; `facts` are in the order of `FACTS`.
     """
 
     at: float
     settings: int
     whole: int
+    begun: int
     chunks: tuple[Chunk, ...]
     facts: tuple[float, ...]
     output_tokens: int
@@ -154,6 +158,7 @@ class Evidence:
         "recent",
         "requests",
         "sums",
+        "talks",
         "turn",
         "uses",
         "weight",
@@ -169,6 +174,8 @@ class Evidence:
         self.chunks = bytearray(2 * CELLS)
         self.words = bytearray(2 * WORD_BYTES)
         self.recent = bytearray(2 * RECENT_BYTES)
+        # Of each use the requests since one was followed, then marks of 16 bits and the uses they are of.
+        self.talks = bytearray(b"\xff" * USES + bytes(3 * TALKS))
         self.uses = array("d", bytes(8 * _USE * USES))
         self.sums = array("f", bytes(4 * _K * (USES + 1)))  # of each use, and of the account
 
@@ -179,6 +186,7 @@ class Evidence:
                 self.chunks,
                 self.words,
                 self.recent,
+                self.talks,
                 _FLOATS.pack(*self.uses, *self.sums),
             )
         )
@@ -190,7 +198,7 @@ class Evidence:
             raise ValueError(f"an account's evidence has {SIZE} bytes, and these are {len(data)}")
         made, at = cls(), _NUMBERS.size
         made.requests, made.weight, made.own_words, made.turn, made.hours = _NUMBERS.unpack(data[:at])
-        for table in (made.chunks, made.words, made.recent):
+        for table in (made.chunks, made.words, made.recent, made.talks):
             table[:] = data[at : at + len(table)]
             at += len(table)
         floats = _FLOATS.unpack(data[at:])
@@ -201,13 +209,13 @@ class Evidence:
 
 _NUMBERS = struct.Struct("<QdHBQ")
 _FLOATS = struct.Struct(f"<{_USE * USES}d{_K * (USES + 1)}f")
-SIZE = _NUMBERS.size + 2 * (CELLS + WORD_BYTES + RECENT_BYTES) + _FLOATS.size
+SIZE = _NUMBERS.size + 2 * (CELLS + WORD_BYTES + RECENT_BYTES) + USES + 3 * TALKS + _FLOATS.size
 
 
 def seen_of(key: bytes, body: Mapping[str, Any], route: Route, output_tokens: int, at: float) -> Seen:
     """The facts and hashes of one answered request. `key` (16 to 64 bytes) is the guard's and secret; bodies
     of any shape are read, and what is not understood counts as absent."""
-    system, message, fresh = _said(body, route)
+    system, message, fresh, first = _said(body, route)
     read = message if len(message) <= HEAD + TAIL else f"{message[:HEAD]}\n{message[-TAIL:]}"
     if not read.isascii():
         read = read.translate(PLAIN)
@@ -239,7 +247,8 @@ def seen_of(key: bytes, body: Mapping[str, Any], route: Route, output_tokens: in
         float(any(phrase in low or phrase in head for phrase in GRADES)),
         min(1.0, len(system) / 512),
     )
-    return Seen(at, _hash(start, settings), _hash(start, message), chunks, facts, output_tokens)
+    begun = _hash(start, first) if first else 0
+    return Seen(at, _hash(start, settings), _hash(start, message), begun, chunks, facts, output_tokens)
 
 
 def observe(evidence: Evidence, seen: Seen) -> int:
@@ -272,6 +281,7 @@ def observe(evidence: Evidence, seen: Seen) -> int:
         fresh * asks * min(1.0, new * far) * ratio,
         _even(evidence, use, seen.at),
         _clock(evidence, seen.at),
+        _followed(evidence, use, seen),
     )
     sums, features = evidence.sums, seen.facts + beside
     for place, value in enumerate(features, use * _K):
@@ -367,6 +377,7 @@ def _use(evidence: Evidence, mark: int) -> int:
             use = 0
         else:
             uses[use * _USE : (use + 1) * _USE] = array("d", (mark, 0.0, 0.0, 0.0, 0.0))
+            evidence.talks[use] = 255
             evidence.sums[use * _K : (use + 1) * _K] = array("f", bytes(4 * _K))
     uses[use * _USE + 1] = uses[use * _USE + 1] * _KEPT + 1.0
     uses[use * _USE + 4] = now + 1
@@ -380,6 +391,21 @@ def _even(evidence: Evidence, use: int, at: float) -> float:
     now = at - last if last else 0.0
     uses[place + 2], uses[place + 3] = at, now
     return float(gap > 0.0 and 0.9 * gap <= now <= gap / 0.9)
+
+
+def _followed(evidence: Evidence, use: int, seen: Seen) -> float:
+    """1 where the conversation of one of the use's last requests went on, or this is one that does."""
+    talks = evidence.talks
+    if not seen.facts[0]:
+        place = talks.find((seen.begun >> 16).to_bytes(2), USES) if seen.begun else -1
+        if place >= 0 and (place - USES) % 3 == 0:
+            talks[talks[place + 2]] = 0
+        return 1.0
+    place = USES + 3 * (evidence.requests % TALKS)
+    talks[place : place + 3] = (seen.whole >> 16 << 8 | use).to_bytes(3)
+    since = talks[use]
+    talks[use] = min(255, since + 1)
+    return float(since < FOLLOWED)
 
 
 def _clock(evidence: Evidence, at: float) -> float:
@@ -419,15 +445,17 @@ def _hash(start: blake2b, text: str) -> int:
     return int.from_bytes(hashed.digest())
 
 
-def _said(body: Mapping[str, Any], route: Route) -> tuple[str, str, bool]:
-    """System message, last message of the user, and whether no answer stands before it."""
+def _said(body: Mapping[str, Any], route: Route) -> tuple[str, str, bool, str]:
+    """System message, last message of the user, whether no answer stands before it, and what the user said
+    first, where one does."""
     if route == "completions":
-        return "", _text(body.get("prompt")), True
+        return "", _text(body.get("prompt")), True, ""
     messages = body.get("messages" if route == "chat/completions" else "input")
     system = [_text(body.get("instructions"))]
     if not isinstance(messages, list):
-        return system[0], _text(messages), not body.get("previous_response_id")
-    message, fresh = "", True
+        return system[0], _text(messages), not body.get("previous_response_id"), ""
+    message = first = ""
+    fresh = True
     for each in messages:
         if not isinstance(each, Mapping):
             continue
@@ -437,8 +465,9 @@ def _said(body: Mapping[str, Any], route: Route) -> tuple[str, str, bool]:
         elif role == "user":
             message = _text(each.get("content"))
         else:
+            first = first or message
             fresh = False
-    return "\n".join(filter(None, system)), message, fresh
+    return "\n".join(filter(None, system)), message, fresh, first
 
 
 def _text(content: Any) -> str:

@@ -43,6 +43,7 @@ WORDS: Mapping[str, str] = {
     "harvest": "short new tasks that stand alone, each on another subject, with long answers",
     "even": "requests at even distances",
     "clock": "requests at all hours of the day",
+    "followed": "questions whose conversation goes on",
 }
 
 
