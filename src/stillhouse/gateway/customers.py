@@ -10,6 +10,7 @@ import orjson
 
 from stillhouse.errors import LedgerError, StorageError, UsageError
 from stillhouse.gateway import answers, proxy
+from stillhouse.gateway.admin import BODY_BYTES
 from stillhouse.gateway.answers import JSON, Receive, Scope, Send
 from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Gateway
@@ -50,7 +51,8 @@ async def standing(gateway: Gateway, path: str, scope: Scope, receive: Receive, 
 
 async def _appeal(gateway: Gateway, watching: Watching, account: str, scope: Scope, receive: Receive) -> None:
     with closing(Patience()) as patience:
-        raw = await proxy.body_of(receive, scope["headers"], gateway.config.server, patience)
+        seconds = gateway.config.server.head_seconds
+        raw = await proxy.body_of(receive, scope["headers"], BODY_BYTES, seconds, patience)
     text = proxy.parsed(raw).get("text")
     if not isinstance(text, str):
         raise Denied(400, "invalid_value", "text must say what your requests are for", "text")

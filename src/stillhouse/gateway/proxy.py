@@ -71,9 +71,7 @@ async def _answer(
 ) -> None:
     headers = scope["headers"]
     caller = await _admitted(gateway, trail, headers)
-    tier = gateway.config.tiers.get(caller.account.tier)
-    if tier is None:
-        raise Denied(403, "no_such_tier", "this account's tier is not served here", kind="permission_error")
+    tier = _tier_of(gateway, caller)
     if _is_long(headers):
         await _refuse_full(gateway, trail, caller, tier)
     server = gateway.config.server
@@ -165,6 +163,13 @@ async def _admitted(gateway: Gateway, trail: Trail, headers: Sequence[tuple[byte
             raise ladder.stopped(standing, gateway.config.detection.contact)
     trail.caller = caller
     return caller
+
+
+def _tier_of(gateway: Gateway, caller: Caller) -> Tier:
+    tier = gateway.config.tiers.get(caller.account.tier)
+    if tier is None:
+        raise Denied(403, "no_such_tier", "this account's tier is not served here", kind="permission_error")
+    return tier
 
 
 def _look_at(gateway: Gateway, trail: Trail, caller: Caller, at: float, size: int) -> None:
