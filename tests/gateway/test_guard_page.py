@@ -115,9 +115,8 @@ def test_the_commands_of_the_page_do_what_it_says(stranger):
     assert streamed.endswith("data: [DONE]\n\n")
     assert answer
     assert re.findall(r"^HTTP/1.1 (\d+)", more, re.M) == ["200", "429"]
-    assert (
-        5 <= int(re.search(r"retry-after: (\d+)", more)[1]) <= 65
-    )  # a minute after the first of them, which a slow machine answered long ago
+    # A minute after the first of them, which on a slow machine was answered long ago
+    assert 5 <= int(re.search(r"retry-after: (\d+)", more)[1]) <= 65
     assert stranger.known["ACCOUNT"] in usage
     assert re.search(r"^first +standard .* 4 ", invoice, re.M)
     assert 'stillhouse_guard_requests_total{ended="whole",model="first",status="2xx"} 4.0' in metrics
