@@ -281,8 +281,8 @@ class Watching:
     def _refresh(self) -> None:
         """What was decided since the last look, here or by another process."""
         standings = self._steps.standings
+        newest = standings.newest()
         changed, gone = standings.changed(self._known)
-        self._known = standings.newest()
         for account in gone:
             self._standings.pop(account, None)
             self._entries.pop(account, None)
@@ -293,6 +293,7 @@ class Watching:
             self._reached = [row for row in self._reached if row[0] not in gone]
             self._steps.erase()
         self._standings |= {each.account: each for each in changed}
+        self._known = newest
 
     def _save(self, before: float) -> None:
         """Write what changed before that moment of the monotonic clock."""
