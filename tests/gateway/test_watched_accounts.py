@@ -118,8 +118,6 @@ def test_a_store_that_fails_is_counted_and_harms_no_request(file_store):
         with closing(sqlite3.connect(Path(file_store.folder) / "standings.sqlite")) as db:
             db.execute("ALTER TABLE watched RENAME TO elsewhere")
         put(made, 3)
-        with pytest.raises(TimeoutError):
-            made._worker.flush(0.01)
         wait_for(lambda: made.unobserved["the store failed"] == 3)
         with closing(sqlite3.connect(Path(file_store.folder) / "standings.sqlite")) as db:
             db.execute("ALTER TABLE elsewhere RENAME TO watched")
@@ -236,7 +234,7 @@ def test_an_account_that_is_forgotten_leaves_nothing(store):
         ]
         assert steps.ledger.verify().ok
     with Ledger.open(open_workspace(Path(store.folder))) as ledger:
-        assert len(list(ledger.leaves("tombstone"))) == 5
+        assert len(list(ledger.leaves("tombstone"))) == 1
     data = b"".join(path.read_bytes() for path in Path(store.folder).rglob("*") if path.is_file())
     assert b"encyclopaedias" not in data
 
@@ -247,7 +245,7 @@ def test_two_processes_erase_the_same_at_once(file_store):
         made.flush(60)
         with closing(Steps(file_store)) as other:
             to_erase = other.standings.to_erase
-            made.do(lambda steps: steps.standings.forget(steps.standings.steps("acct_1")[0]))
+            other.standings.forget(other.standings.steps("acct_1")[0]._replace(act="forget"))
             rows = to_erase(other.replica)
             wait_for(lambda: not to_erase(other.replica))
             other.standings.to_erase = lambda _: rows  # as it was before the other one began
@@ -275,7 +273,7 @@ def test_replicas_keep_evidence_of_their_own_and_share_the_standing(server, tmp_
             assert {fault.partition(" in ")[0] for _, fault in trail[1:]} == {"its leaf is"}
             two.do(lambda steps: steps.forget("acct_1", "Ada", "asked for", AT + 20))
             wait_for(lambda: one.in_force("acct_1") is None)
-            wait_for(lambda: one.do(lambda steps: len(list(steps.ledger.leaves("tombstone")))) == 4)
+            wait_for(lambda: one.do(lambda steps: len(list(steps.ledger.leaves("tombstone")))) == 1)
             assert one.do(lambda steps: steps.ledger.verify()).ok
             assert one.do(lambda steps: steps.standings.ranked(10)) == []
 

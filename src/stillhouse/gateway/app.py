@@ -12,9 +12,10 @@ from typing import Any
 
 import orjson
 
-from stillhouse.gateway import answers, customers, logs, proxy
+from stillhouse.gateway import answers, logs, proxy
 from stillhouse.gateway.admin import BODY_BYTES, accept_terms
 from stillhouse.gateway.answers import JSON, Receive, Scope, Send
+from stillhouse.gateway.customers import tell_standing
 from stillhouse.gateway.metrics import CONTENT_TYPE
 from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Gateway
@@ -88,7 +89,7 @@ async def _other(standing: Standing, path: str, scope: Scope, receive: Receive, 
             await _accept(gateway, scope, receive, send)
             return
         if path in (ladder.STANDING, ladder.APPEAL):
-            await customers.standing(gateway, path, scope, receive, send)
+            await tell_standing(gateway, path, scope, receive, send)
             return
         if scope["method"] not in ("GET", "HEAD"):
             raise _method(b"GET") if _known(standing, path) else _nothing(path)

@@ -26,7 +26,7 @@ from stillhouse.guard.ladder import Standing
 STEPS = 20  # the newest that are told
 
 
-async def standing(gateway: Gateway, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+async def tell_standing(gateway: Gateway, path: str, scope: Scope, receive: Receive, send: Send) -> None:
     """GET the standing, or POST an appeal. Raises Denied, StoreDown."""
     appeals = path == ladder.APPEAL
     method = "POST" if appeals else "GET"

@@ -23,6 +23,7 @@ from stillhouse.guard.config import Detection
 from stillhouse.guard.ladder import Decision, Standing
 from stillhouse.guard.scoring import Reading
 from stillhouse.ledger import Ledger, canonical
+from stillhouse.ledger.tombstones import bury
 from stillhouse.workspace import init_workspace
 
 LADDER, CUSTOMER = "ladder", "customer"  # who, where it is no person
@@ -96,14 +97,16 @@ class Steps:
     def erase(self) -> bool:
         """Erase what the ledger here still has of steps that were forgotten, by this replica or another."""
         rows = self.standings.to_erase(self.replica)
-        for number, leaf in rows:
-            try:
-                self.ledger.erase(leaf, "the account was forgotten")
-            except LedgerError:
-                # Nothing is left to erase where another process of this replica did it just then
-                if any(content is not None for content in self.ledger.contents(leaf).values()):
-                    raise
-            self.standings.drop(number)
+        if not rows:
+            return self.standings.scrub()
+        leaves = [leaf for _, leaf in rows]
+        try:
+            bury(self.ledger, leaves, "an account was forgotten")
+        except LedgerError:
+            # Nothing is left to erase where another process of this replica did it just then
+            if any(content is not None for leaf in leaves for content in self.ledger.contents(leaf).values()):
+                raise
+        self.standings.drop([number for number, _ in rows])
         return self.standings.scrub()
 
     def link(self) -> None:
@@ -195,7 +198,8 @@ def reasons_of(told: Reading) -> list[dict[str, Any]]:
 def why(reasons: Sequence[dict[str, Any]]) -> str:
     """The terms of a score in words."""
     return "; ".join(
-        f"{each['words']} ({each['found']:.2f}, in ordinary accounts {each['ordinary']:.2f})"
+        f"{each['words']} ({each['found']:.2f}, in ordinary accounts {each['ordinary']:.2f}"
+        f"{', over the whole account' if each['of'] == 'account' else ''})"
         for each in reasons
     )
 

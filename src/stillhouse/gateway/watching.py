@@ -110,7 +110,7 @@ class Watching:
         self._came = self._went = 0  # bytes put, and taken out
         self._known = self._steps.standings.newest()
         self._standings = {each.account: each for each in self._steps.standings.changed(0)[0]}
-        self._looked = self._tidied = time.monotonic()
+        self._looked = self._tidied = self._beaten = time.monotonic()
         self._worker: Worker[Asked] = Worker(
             "watching", self._work, batch=BATCH, linger=LINGER, failed=self._complain, beat=self._beat
         )
@@ -214,7 +214,7 @@ class Watching:
         entry.use = use = observe(entry.evidence, seen)
         reached = score(entry.evidence, use, self._weights)
         entry.highest = max(entry.highest, reached)
-        self._changed.setdefault(account, time.monotonic())
+        self._changed.setdefault(account, self._beaten)
         standing = self._standings.get(account) or Standing(account)
         if reached > self.lines.flag_of(standing.declared):
             self._alarmed[account] = at
@@ -266,7 +266,7 @@ class Watching:
             del self._entries[account]
 
     def _beat(self, last: bool) -> None:
-        now = time.monotonic()
+        now = self._beaten = time.monotonic()
         with self._using:
             if self._steps.standings.newest() != self._known:
                 self._refresh()
@@ -281,8 +281,8 @@ class Watching:
     def _refresh(self) -> None:
         """What was decided since the last look, here or by another process."""
         standings = self._steps.standings
+        newest = standings.newest()
         changed, gone = standings.changed(self._known)
-        self._known = standings.newest()
         for account in gone:
             self._standings.pop(account, None)
             self._entries.pop(account, None)
@@ -293,6 +293,7 @@ class Watching:
             self._reached = [row for row in self._reached if row[0] not in gone]
             self._steps.erase()
         self._standings |= {each.account: each for each in changed}
+        self._known = newest
 
     def _save(self, before: float) -> None:
         """Write what changed before that moment of the monotonic clock."""

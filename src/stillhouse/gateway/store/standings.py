@@ -274,8 +274,9 @@ class Standings:
             (replica,),
         )
 
-    def drop(self, step: int) -> None:
-        self._tables.change(lambda db: db.execute("DELETE FROM standing_step WHERE id = ?", (step,)))
+    def drop(self, steps: Sequence[int]) -> None:
+        statement = "DELETE FROM standing_step WHERE id = ?"
+        self._tables.change(lambda db: db.executemany(statement, [(step,) for step in steps]))
 
     def scrub(self) -> bool:
         """Remove the bytes of deleted rows; False where another process has to end its reading first."""
