@@ -2,10 +2,9 @@
 
     .venv/bin/python benchmarks/watermark.py [--quick] [--json FILE]
 
-Unmarked windows of 200 tokens (of GPT-2's tokenizer; of words for `selection`): written by people, by
-models, from templates, and 40 tokens said five times, under many keys. Power on two small real models:
-embedded:desk is nearly certain of most of its tokens, so that little can be marked; stories260K has about
-1.3 nats a token.
+Unmarked windows of 200 tokens (of GPT-2's tokenizer; of words for `selection`): written by people, by models,
+from templates, and 40 tokens said five times, under many keys. Power on two small real models: stories260K
+has about 1.3 nats a token; embedded:desk is so certain of most of its tokens that little can be marked.
 """
 
 from __future__ import annotations
