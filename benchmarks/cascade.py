@@ -3,11 +3,12 @@
     .venv/bin/python benchmarks/cascade.py [--quick] [--folder FOLDER] [--json FILE]
 
 On `embedded:desk` (the quickstart's student) and on CLINC150 (the example's, taught by a linear SVM). Both
-answer a pool of prompts that neither run has seen. A calibration takes 3,000 of them (a third to fit the
-score on), the others are what it is judged by; 200 times, drawn anew. What is lost is an answer that the
-teacher has right and the cascade has not; `score` takes the difference of the scores instead. What is in
---folder is not done again. --quick takes small runs and pools: it shows that the path works, not what it
-reaches.
+answer a pool of prompts that neither run has seen. The pool is taken for the distribution itself: a
+calibration takes 3,000 draws from it, 200 times anew, and its promise is held against what the threshold
+loses on the pool, which is then known exactly. A third of the pool, by the prompts' ids, only ever fits
+scores and is not judged by. What is lost is an answer that the teacher has right and the cascade has not;
+`score` takes the difference of the scores instead. What is in --folder is not done again. --quick takes small
+runs and pools: it shows that the path works, not what it reaches.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,13 @@ from stillhouse.cascade.calibration import (
     area,
     calibrate,
     curve,
+    is_fitted_on,
     judge,
     mean_logprob_order,
+    risk_of,
 )
 from stillhouse.cascade.risk import MOST
-from stillhouse.cascade.scores import Sketch, Token, risks
-from stillhouse.stats import Floats
+from stillhouse.cascade.scores import Sketch, Token
 
 SEED = 17
 REPEATS = 200
@@ -51,51 +52,45 @@ SHOWN = (0.0, 0.1, 0.25, 0.5, 1.0)  # shares deferred
 NO_SKETCH = Sketch(bytes(128))  # the pool's signals hold what a sketch said
 
 
-def split(pool: Pool, rng: np.random.Generator, count: int) -> tuple[Pool, Pool]:
-    """Rows to calibrate on, and the others."""
-    chosen = np.zeros(len(pool.rows.ids), dtype=np.bool_)
-    chosen[rng.permutation(len(chosen))[:count]] = True
-    return pool.part(chosen), pool.part(~chosen)
+def drawn(pool: Pool, rng: np.random.Generator, count: int) -> Pool:
+    """So many independent draws from the pool."""
+    return pool.part(rng.integers(0, len(pool.rows.ids), count))
+
+
+def judged_by(pool: Pool) -> Pool:
+    """The rows of the pool that no score is fitted on: all that the promise is made of, so that the true loss
+    under a threshold is known and not estimated."""
+    return pool.part(np.array([not is_fitted_on(id) for id in pool.rows.ids], dtype=np.bool_))
 
 
 def kept_by(calibration: Calibration, rows: Rows) -> np.ndarray:
     threshold = calibration.promise.threshold
-    risk = risks(calibration.scale, rows.signals)
+    risk = risk_of(calibration, rows.signals)
     return np.zeros(len(risk), np.bool_) if threshold is None else risk <= threshold
 
 
 def curves(name: str, pool: Pool, count: int, repeats: int) -> list[Row]:
-    """The scores of the first calibration's order, on the rows that it has not seen; areas of them all."""
-    rng, rows, areas = np.random.default_rng(SEED), [], []
+    """The scores of the first calibration's order, and what the orders of all save."""
+    rng, truth = np.random.default_rng(SEED), judged_by(pool)
+    plain, rows, saved, gained = mean_logprob_order(truth.rows), [], [], []
     for repeat in range(repeats):
-        first, rest = split(pool, rng, count)
-        order = risks(calibrate(first.rows, NO_SKETCH, name).scale, rest.rows.signals)
-        plain = mean_logprob_order(rest.rows)
+        sample = drawn(pool, rng, count)
+        order, net = (
+            risk_of(calibrate(each, NO_SKETCH, name), truth.rows.signals)
+            for each in (sample.rows, sample.netted())
+        )
         if repeat == 0:
-            points = {point["deferred"]: point for point in curve(rest.rows, order)}
+            points = {point["deferred"]: point for point in curve(truth.rows, net)}
             rows = [
                 Row(f"{name}: score, {share:.0%} deferred", points[share]["score"], "", *_ends(points[share]))
                 for share in SHOWN
             ]
-        lost = replace(rest.rows, teacher=rest.rows.losses, student=np.zeros(len(order)))
-        areas.append([area(*each) for each in product((rest.rows, lost), (order, plain))])
-    score, by_logprob, saved, saved_plain = np.array(areas).T
+        saved.append(area(truth.rows.losses, order))
+        gained.append(area(truth.net, net))
     return [
         *rows,
-        _above(f"{name}: area of the score above random", score, "random", None),
-        _above(
-            f"{name}: the same, above mean log-probability",
-            score - by_logprob,
-            "mean log-probability",
-            by_logprob,
-        ),
-        _above(f"{name}: area of lost answers saved, above random", saved, "random", None),
-        _above(
-            f"{name}: the same, above mean log-probability",
-            saved - saved_plain,
-            "mean log-probability",
-            saved_plain,
-        ),
+        _above(f"{name}: area of the score above random deferral", gained, area(truth.net, plain)),
+        _above(f"{name}: area of right answers saved above it", saved, area(truth.rows.losses, plain)),
     ]
 
 
@@ -103,32 +98,27 @@ def _ends(point: dict[str, Any]) -> tuple[float | None, float | None]:
     return point["low"], point["high"]
 
 
-def _above(what: str, gains: Floats, peer: str, base: Floats | None) -> Row:
-    """What an order is worth above another: the mean share of prompts over all shares deferred."""
-    row = replace(_spread(what, gains.tolist()), target="> 0", holds=float(gains.mean()) > 0)
-    return (
-        row
-        if base is None
-        else replace(
-            row, peer=peer, peer_value=float(base.mean()), ratio=1 + float(gains.mean() / base.mean())
-        )
-    )
+def _above(what: str, gains: Sequence[float], plain: float) -> Row:
+    """What an order is worth, on average over all shares, beside that of the mean log-probability."""
+    row, mean = _spread(what, gains), float(np.mean(gains))
+    row = replace(row, peer="mean log-probability", peer_value=plain, ratio=mean / plain)
+    return replace(row, target="> 0 and > the peer's", holds=mean > max(0.0, plain))
 
 
 def promises(name: str, pool: Pool, count: int, repeats: int, signed: bool = False) -> list[Row]:
-    """Calibrations drawn anew, each judged by all other rows."""
-    rng, what = np.random.default_rng(SEED), "score" if signed else "right answers"
+    """Calibrations drawn anew, each judged by what it promised for."""
+    rng, truth, what = np.random.default_rng(SEED), judged_by(pool), "score" if signed else "right answers"
     broken, none, deferred, losses, kept, costs = 0, 0, [], [], [], []
     for _ in range(repeats):
-        first, rest = split(pool, rng, count)
-        calibration = calibrate(first.netted() if signed else first.rows, NO_SKETCH, name)
-        keep, rows = kept_by(calibration, rest.rows), rest.rows
+        sample = drawn(pool, rng, count)
+        calibration = calibrate(sample.netted() if signed else sample.rows, NO_SKETCH, name)
+        keep, rows = kept_by(calibration, truth.rows), truth.rows
         none += calibration.promise.threshold is None
-        losses.append(float(np.where(keep, rest.net if signed else rows.losses, 0.0).mean()))
+        losses.append(float(np.where(keep, truth.net if signed else rows.losses, 0.0).mean()))
         broken += losses[-1] > MOST
         deferred.append(float(1 - keep.mean()))
         kept.append(float(np.where(keep, rows.student, rows.teacher).mean() / rows.teacher.mean()))
-        costs.append(_cost(rest, keep))
+        costs.append(_cost(truth, keep))
     full = repeats == REPEATS
     label = f"{name}, {what}"
     rows_ = [
@@ -216,7 +206,7 @@ def desk_run(folder: Path, quick: bool) -> Path:
 
 
 def measured(name: str, pool: Pool, quick: bool) -> list[Row]:
-    count = min(CALIBRATED, len(pool.rows.ids) // 2)
+    count = CALIBRATED
     repeats = 20 if quick else REPEATS
     return [
         Row(f"{name}: prompts of the pool", len(pool.rows.ids), ""),

@@ -13,8 +13,8 @@ import numpy as np
 from cascade_pool import Pool, answered, answered_by, joined
 from rows import Row
 
-from stillhouse.cascade.calibration import Rows, calibrate
-from stillhouse.cascade.scores import Sketch, risks, signals_of, sketch_of, unfamiliar
+from stillhouse.cascade.calibration import Rows, calibrate, risk_of
+from stillhouse.cascade.scores import Sketch, signals_of, sketch_of, unfamiliar
 from stillhouse.models import source_folder
 from stillhouse.models.embedded import world
 from stillhouse.pipeline.cascading import asked_text, told_answers
@@ -95,7 +95,7 @@ def second_round(folder: Path, run: Path, pool: Pool, quick: bool) -> list[Row]:
     asked = [prompt for seed in seeds for prompt in world.prompts("test", count, seed)]
     signals = student_signals(folder / "traffic.npz", run / "student", asked, sketch)[0]
     deferred = [
-        prompt for prompt, risk in zip(asked, risks(first.scale, signals), strict=True) if risk > threshold
+        prompt for prompt, risk in zip(asked, risk_of(first, signals), strict=True) if risk > threshold
     ]
     student = _trained(folder, run / "student", deferred)
     both = sketch_of(map(asked_text, [*learned(), *deferred]))

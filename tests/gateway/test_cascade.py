@@ -60,7 +60,9 @@ def calibration(threshold=0.5):
     weight[SIGNALS.index("mean surprise")] = 4.0
     scale = Scale((math.log(math.log(2)),) + (0.0,) * (len(SIGNALS) - 1), tuple(weight), 0.0)
     promise = Guarantee(threshold, 0.3, 0.0, 0.01, 1000)
-    return Calibration("student", scale, sketch_of([ASKED]), promise, {}, 0.01, 0.05, False, 0.4, 0.02, 0.02)
+    return Calibration(
+        "student", scale, None, sketch_of([ASKED]), promise, {}, 0.01, 0.05, False, 0.4, 0.02, 0.02
+    )
 
 
 @contextmanager

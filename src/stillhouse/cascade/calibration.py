@@ -15,7 +15,7 @@ from stillhouse.cascade.drift import STRANGE, upper_rate
 from stillhouse.cascade.risk import LEVEL, MOST, Guarantee, control, families, thresholds_of
 from stillhouse.cascade.scores import SIGNALS, Scale, Sketch, Token, fit, risks, signals_of, unfamiliar
 from stillhouse.errors import UsageError
-from stillhouse.stats import Floats, Marks, clustered_share
+from stillhouse.stats import Codes, Floats, Marks, clustered_share
 from stillhouse.text import normalise
 
 FORM = "stillhouse cascade 1"
@@ -38,8 +38,9 @@ class Rows:
     differs: Marks
     signed: bool
 
-    def part(self, chosen: Marks) -> Rows:
-        at = np.flatnonzero(chosen)
+    def part(self, chosen: Marks | Codes) -> Rows:
+        """Some of the rows, by marks or by their numbers."""
+        at = np.arange(len(self.ids))[chosen]
         return Rows(
             tuple(self.ids[i] for i in at),
             tuple(self.families[i] for i in at),
@@ -60,6 +61,7 @@ class Calibration:
 
     student: str
     scale: Scale
+    gain: Scale | None  # of the chance that only the student is right; where gains count
     sketch: Sketch
     promise: Guarantee
     families: Mapping[str, Guarantee]
@@ -83,6 +85,12 @@ class Calibration:
         return self.families[family]
 
 
+def risk_of(calibration: Calibration, signals: Floats) -> Floats:
+    """The chance of a loss, less that of a gain where gains count."""
+    lost = risks(calibration.scale, signals)
+    return lost if calibration.gain is None else lost - risks(calibration.gain, signals)
+
+
 def differ(first: str, second: str) -> bool:
     """But for case and white space."""
     return normalise(first) != normalise(second)
@@ -94,7 +102,7 @@ def judge(
     """The risk of one answer, and whether its prompt is unfamiliar."""
     strange = unfamiliar(calibration.sketch, prompt)
     signals = signals_of(tokens, text, finish_reason, strange)
-    return float(risks(calibration.scale, signals)), sum(strange) / 2 > calibration.strange
+    return float(risk_of(calibration, signals)), sum(strange) / 2 > calibration.strange
 
 
 def is_fitted_on(id: str) -> bool:
@@ -118,8 +126,12 @@ def calibrate(
             "raise `evaluate.count`, or give more test prompts, and evaluate again",
         )
     scale = fit(first.signals, np.maximum(first.losses, 0.0))
-    thresholds = thresholds_of(risks(scale, first.signals))
-    risk = risks(scale, second.signals)
+    gain = fit(first.signals, np.maximum(-first.losses, 0.0)) if rows.signed else None
+    ordered, risk = (
+        risks(scale, part.signals) - (0.0 if gain is None else risks(gain, part.signals))
+        for part in (first, second)
+    )
+    thresholds = thresholds_of(ordered)
     promise = control(risk, second.losses, thresholds, rows.signed, most, level)
     each = families(risk, second.losses, second.families, thresholds, rows.signed, most, level)
     strange = float(np.quantile(_strangeness(first.signals), 1 - STRANGE, method="higher"))
@@ -128,6 +140,7 @@ def calibrate(
     return Calibration(
         student,
         scale,
+        gain,
         sketch,
         promise,
         each if len(each) > 1 else {},
@@ -161,9 +174,9 @@ def curve(rows: Rows, order: Floats) -> list[dict[str, Any]]:
     return points
 
 
-def area(rows: Rows, order: Floats) -> float:
-    """The mean score over all shares deferred, less that of deferring at random: what the order is worth."""
-    gains = (rows.teacher - rows.student)[np.argsort(-order, kind="stable")]
+def area(losses: Floats, order: Floats) -> float:
+    """What is lost less, on average over all shares deferred, than by deferring at random."""
+    gains = losses[np.argsort(-order, kind="stable")]
     path = np.concatenate([[0.0], np.cumsum(gains)]) / len(gains)
     return float(((path[1:] + path[:-1]) / 2).mean() - path[-1] / 2)
 
@@ -191,12 +204,15 @@ def read(told: bytes, where: str) -> Calibration:
         found = json.loads(told)
         if found.pop("form") != FORM or found.pop("signals") != list(SIGNALS):
             raise UsageError(f"{where} is of another version", f"this stillhouse reads {FORM!r}", mend)
-        found["scale"] = Scale(
-            tuple(found["scale"]["mean"]), tuple(found["scale"]["weight"]), found["scale"]["bias"]
-        )
+        found["scale"] = _scale(found["scale"])
+        found["gain"] = None if found["gain"] is None else _scale(found["gain"])
         found["sketch"] = Sketch(base64.b64decode(found["sketch"], validate=True))
         found["promise"] = Guarantee(**found["promise"])
         found["families"] = {name: Guarantee(**each) for name, each in found["families"].items()}
         return Calibration(**found)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{where} is no calibration of a cascade", str(error), mend) from error
+
+
+def _scale(told: Mapping[str, Any]) -> Scale:
+    return Scale(tuple(told["mean"]), tuple(told["weight"]), told["bias"])

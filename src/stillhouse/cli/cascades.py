@@ -54,7 +54,7 @@ def _text(figures: dict[str, Any]) -> str:
         f" the student alone {figures['student']:.1%}",
         _promised("promise", promise, figures),
         *(_promised(f"  {name}", each, figures) for name, each in figures["families"].items()),
-        f"order      worth {100 * figures['score']['area']:.2f} points over random deferral, on average;"
+        f"order      saves {100 * figures['score']['area']:.2f} points over random deferral, on average;"
         f" the mean log-probability alone {100 * figures['logprob']['area']:.2f}",
         f"written    {figures['calibration']}",
     ]

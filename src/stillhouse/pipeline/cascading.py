@@ -17,10 +17,11 @@ from stillhouse.cascade.calibration import (
     differ,
     held_back,
     mean_logprob_order,
+    risk_of,
     written,
 )
 from stillhouse.cascade.risk import LEVEL, MOST
-from stillhouse.cascade.scores import TOP, Sketch, Token, risks, signals_of, sketch_of, unfamiliar
+from stillhouse.cascade.scores import TOP, Sketch, Token, signals_of, sketch_of, unfamiliar
 from stillhouse.errors import UsageError
 from stillhouse.models import weights_digest
 from stillhouse.records import Message, Progress, Prompt, Watch, unwatched
@@ -149,8 +150,8 @@ def calibrate_run(
         promise              see `risk.Guarantee`; most, level and what is lost (`regressions`, `score`,
                              `differences`)
         families             the promises of families, by name
-        score, logprob       by the fitted score and by the mean log-probability: `area` above random
-                             deferral, and `points`
+        score, logprob       by the fitted score and by the mean log-probability: `area`, what is lost
+                             less than by random deferral on average over all shares, and `points`
 
     Raises UsageError for a run that was not evaluated, or that has too few rows.
     """
@@ -182,7 +183,7 @@ def calibrate_run(
 
 def _figures(rows: Rows, calibration: Calibration, scored: bool) -> dict[str, Any]:
     kept = held_back(rows)
-    by_score, by_logprob = risks(calibration.scale, kept.signals), mean_logprob_order(kept)
+    by_score, by_logprob = risk_of(calibration, kept.signals), mean_logprob_order(kept)
     return {
         "n": len(kept.ids),
         "fitted": len(rows.ids) - len(kept.ids),
@@ -193,8 +194,8 @@ def _figures(rows: Rows, calibration: Calibration, scored: bool) -> dict[str, An
         "lost": ("score" if rows.signed else "regressions") if scored else "differences",
         "promise": asdict(calibration.promise),
         "families": {name: asdict(each) for name, each in calibration.families.items()},
-        "score": {"area": area(kept, by_score), "points": curve(kept, by_score)},
-        "logprob": {"area": area(kept, by_logprob), "points": curve(kept, by_logprob)},
+        "score": {"area": area(kept.losses, by_score), "points": curve(kept, by_score)},
+        "logprob": {"area": area(kept.losses, by_logprob), "points": curve(kept, by_logprob)},
     }
 
 
