@@ -122,7 +122,7 @@ class Watch:
 
 def customers(month: Month, count: int) -> dict[str, Watch]:
     """A month of so many ordinary accounts."""
-    found = {}
+    found: dict[str, Watch] = {}
     for person in people(month, SEED, round(count / 0.8)):
         if person.side == "ordinary" and len(found) < count:
             watch = found[person.id] = Watch()
@@ -231,7 +231,8 @@ def made(way: Way, exchanges: Sequence[Exchange], honest: dict[str, Watch]) -> C
     parts = [exchanges[number :: way.accounts] for number in range(way.accounts)]
     longest = max(map(len, parts))
     marks = [mark for mark in SEARCHED if mark < longest] + [longest]
-    trails, sketches = [], {mark: {} for mark in marks}
+    trails: list[tuple[tuple[int, float], ...]] = []
+    sketches: dict[int, dict[str, Sketch]] = {mark: {} for mark in marks}
     for number, part in enumerate(parts):
         draw = Random(f"{way.name}/{number}")
         first = 10.0 if way.together else draw.uniform(0.0, 27.0)
@@ -279,21 +280,17 @@ class Settings:
     """The defences, each set so that it stops a share of the calibration month's ordinary accounts: requests
     a month, a schedule of prices, a score."""
 
-    requests: int
+    requests: float
     steps: tuple[Step, ...]
     line: float
 
 
 def settings(share: float, honest: Iterable[Watch], copy: Used) -> Settings:
     seen = list(honest)
-    steps = (TODAY,)
     levels = best_levels([each.used for each in seen], TODAY, copy.tokens, Bounds(share=share))
-    steps = steps_of(levels, TODAY)
     return Settings(
-        math.ceil(threshold([each.evidence.requests for each in seen], share).score)
-        if len(seen) * share >= 1
-        else 1 << 40,
-        steps,
+        threshold([each.evidence.requests for each in seen], share).score,
+        steps_of(levels, TODAY),
         threshold([each.highest for each in seen], share).score,
     )
 
@@ -304,7 +301,7 @@ def through(copy: Copy, defence: str, at: Settings, exchange: Used, budget: floa
     left = list(copy.wanted)
     for number, trail in enumerate(copy.trails):
         if defence == "limits" or everything:
-            left[number] = min(left[number], at.requests // (1 + copy.cover))
+            left[number] = int(min(left[number], at.requests // (1 + copy.cover)))
         if defence == "detection" or everything:
             passed = next((count for count, reached in trail if reached > at.line), left[number])
             left[number] = min(left[number], passed)

@@ -192,18 +192,18 @@ def share(what: str, trials: Sequence[Trial], target: float | None = None) -> Ro
     """How many operators were found."""
     hits = sum(each.found for each in trials)
     rule = sum(each.by_settings for each in trials) / len(trials)
-    span = wilson(hits, len(trials))
+    part, span = hits / len(trials), wilson(hits, len(trials))
     return Row(
         f"{what}: found",
-        span.value,
+        part,
         f"of {len(trials)}",
         span.low,
         span.high,
         peer="same settings alone" if rule else None,
         peer_value=rule,
-        ratio=span.value / rule if rule else None,
+        ratio=part / rule if rule else None,
         target=None if target is None else f">= {target:g} of at least 100",
-        holds=None if target is None else span.value >= target and len(trials) >= 100,
+        holds=None if target is None else part >= target and len(trials) >= 100,
     )
 
 
@@ -275,10 +275,10 @@ def cost(month: Month) -> list[Row]:
             for each, model in seen:
                 note(sketch, evidence, each, model)
         times.append(time.process_time() - before)
-    each = 1e6 * min(times) / sum(len(seen) for _, seen in taken)
+    spent = 1e6 * min(times) / sum(len(seen) for _, seen in taken)
     whole = EVIDENCE + SIZE
     return [
-        Row("the sketch, a request", each, "us CPU"),
+        Row("the sketch, a request", spent, "us CPU"),
         Row("the sketch", SIZE, "bytes an account"),
         Row("sketch and evidence", whole, "bytes an account", target="<= 4,096", holds=whole <= 4_096),
     ]
