@@ -71,7 +71,11 @@ def test_together_they_let_no_more_through_than_the_strictest_alone():
 
 def test_the_plot_is_that_of_the_results_and_without_script_or_outside_source():
     done = subprocess.run(
-        [sys.executable, "docs/arena_plot.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "docs/arena_plot.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     for element in ElementTree.parse(ROOT / "docs" / "arena.svg").getroot().iter():
