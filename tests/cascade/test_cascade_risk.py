@@ -29,7 +29,7 @@ def test_the_binomial_p_value_is_that_of_scipy(losses, n, most):
     assert binomial_p(losses, n, most) == pytest.approx(stats.binom.cdf(losses, n, most), abs=1e-10)
 
 
-@given(st.integers(-60, 60), st.integers(1, 400), st.floats(0, 0.4), st.floats(0, 0.4))
+@given(st.integers(-60, 60), st.integers(1, 400), st.floats(1e-6, 0.4), st.floats(1e-6, 0.4))
 @settings(max_examples=100, deadline=None)
 def test_a_sum_of_gains_and_losses_has_the_law_of_two_multinomial_counts(total, n, up, down):
     counts = np.arange(n + 1)

@@ -21,6 +21,7 @@ from stillhouse.text import normalise
 FORM = "stillhouse cascade 1"
 FITTED = 3  # one row in so many is fitted on; the others set the threshold
 POINTS = 20  # of the curve
+GAINS = 10.0  # more caution with gains than with losses: signals tell less of a luck than of a fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def calibrate(
             "raise `evaluate.count`, or give more test prompts, and evaluate again",
         )
     scale = fit(first.signals, np.maximum(first.losses, 0.0))
-    gain = fit(first.signals, np.maximum(-first.losses, 0.0)) if rows.signed else None
+    gain = fit(first.signals, np.maximum(-first.losses, 0.0), GAINS) if rows.signed else None
     ordered, risk = (
         risks(scale, part.signals) - (0.0 if gain is None else risks(gain, part.signals))
         for part in (first, second)

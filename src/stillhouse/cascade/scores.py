@@ -190,10 +190,11 @@ class Scale:
     bias: float
 
 
-def fit(signals: Floats, costs: Floats) -> Scale:
+def fit(signals: Floats, costs: Floats, caution: float = 1.0) -> Scale:
     """Logistic regression with a ridge penalty on standardised signals, by Newton's method; no chance in it.
 
     signals [N, len(SIGNALS)]; costs [N] in [0, 1]: 1 where the teacher was right and the student was not.
+    The penalties of RIDGE are taken `caution` times.
     Half a row of either outcome is added, so that the risk of rows without a cost is not said to be 0.
     Raises ValueError without rows.
     """
@@ -208,7 +209,7 @@ def fit(signals: Floats, costs: Floats) -> Scale:
     design = np.column_stack([np.ones(len(filled)), filled * inverse])
     design = np.vstack([design, np.eye(1, design.shape[1])])  # the half rows, at the mean
     target, rows = np.append(costs, 0.5), np.append(np.ones(len(costs)), 1.0)
-    penalty = np.diag([0.0, *RIDGE.values()])
+    penalty = caution * np.diag([0.0, *RIDGE.values()])
     weights = np.zeros(design.shape[1])
     for _ in range(_STEPS):
         chance = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
