@@ -207,6 +207,7 @@ def test_what_no_calibration_speaks_of_goes_to_the_teacher_at_once(tmp_path, stu
         student.seen.clear()
         for more in (
             {"n": 2},
+            {"temperature": 0.7},
             {"tools": [{"type": "function", "function": {"name": "f"}}]},
             {"logprobs": True},
         ):

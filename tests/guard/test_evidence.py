@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillhouse.guard.evidence import FEATURES, SETTLED, SIZE, USES, Evidence, means_of, observe, seen_of
-from stillhouse.guard.signals.form import BEHAVIOUR
 
 KEY = b"a key of the guard, 32 bytes long"
 letters = st.text("abcdefghijklmnopqrstuvwxyzäöüß ABC,.?", min_size=12, max_size=400)
@@ -141,10 +140,6 @@ def test_without_the_key_the_traces_say_nothing_of_a_guess():
 
     assert alike(one, account(map(chat, texts))) == 1.0
     assert alike(one, two) == pytest.approx(alike(one, other), abs=0.1)
-
-
-def test_a_signal_can_say_of_an_account_all_that_is_measured_of_it():
-    assert tuple(BEHAVIOUR) == FEATURES
 
 
 def lines_run(evidence: Evidence, seen) -> int:

@@ -127,7 +127,7 @@ def test_a_served_student_tells_the_same_as_was_calibrated_on(made, tmp_path):
     one = prompt(3, "test")
     (told,) = told_answers(str(run.student), [one], TOKENS)
     body = {"model": "student", "messages": [{"role": "user", "content": one.messages[0].content}]}
-    body |= {"max_tokens": TOKENS, "logprobs": True, "top_logprobs": TOP}
+    body |= {"max_tokens": TOKENS, "temperature": 0, "logprobs": True, "top_logprobs": TOP}
     with background(str(run.student), tmp_path / "log") as url:
         said = httpx.post(f"{url}/chat/completions", json=body, timeout=60).json()["choices"][0]
     assert said["message"]["content"] == told.text

@@ -152,7 +152,7 @@ def _not_asked(cascade: Cascading, request: Request) -> Why | None:
         return "nothing_promised"
     if request.trail.route != "chat/completions" or request.asked.choices != 1:
         return "not_judged"
-    if any(body.get(name) for name in _NOT_JUDGED):
+    if any(body.get(name) for name in _NOT_JUDGED) or body.get("temperature"):  # calibrated on greedy answers
         return "not_judged"
     plain = all(isinstance(each, dict) and isinstance(each.get("content"), str) for each in body["messages"])
     return None if plain else "not_judged"
@@ -176,7 +176,7 @@ async def _ask_student(cascade: Cascading, request: Request) -> Tried:
     gateway, exchange, patience, id = request.gateway, request.exchange, request.patience, request.trail.id
     asked = replace(request.asked, stream=False)
     wanted = {name: value for name, value in request.body.items() if name != "stream_options"}
-    wanted |= {"stream": False, "logprobs": True, "top_logprobs": TOP}
+    wanted |= {"stream": False, "temperature": 0, "logprobs": True, "top_logprobs": TOP}
     exchange.before, exchange.before_told = Used(asked.input_tokens, asked.output_tokens), False
     behind = response = None
     whole = False
