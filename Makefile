@@ -18,7 +18,7 @@ quickstart: setup
 	$(BIN)/stillhouse audit verify "$$(ls -td .stillhouse/runs/quickstart-*/release | head -1)"
 
 # In two processes, which take about as long: most tests keep one core busy.
-APART := tests/ask tests/cli tests/collect tests/curate tests/gateway tests/guard tests/ledger
+APART := tests/ask tests/cli tests/collect tests/gateway tests/ledger
 
 test: setup lint
 	$(MAKE) --jobs 2 --keep-going test-apart test-rest

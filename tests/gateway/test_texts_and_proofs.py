@@ -1,5 +1,7 @@
 """Over the admin API of a gateway that runs: an account's texts erased, an event shown."""
 
+import time
+
 import httpx2 as httpx
 from gate import SECRET, gate, tree_of
 
@@ -15,6 +17,14 @@ HELLO = [{"role": "user", "content": "hello"}]
 def operator(made) -> httpx.Client:
     headers = {"authorization": f"Bearer {SECRET}", "x-operator": "tester"}
     return httpx.Client(base_url=made.url.removesuffix("/v1") + "/admin/api", headers=headers, timeout=60)
+
+
+def until(done, seconds: float = 10.0) -> bool:
+    """An event is on disk a moment after its answer."""
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return done()
 
 
 def test_what_was_just_said_is_erased_and_an_event_can_be_shown(tmp_path, behind):
@@ -35,7 +45,7 @@ def test_what_was_just_said_is_erased_and_an_event_can_be_shown(tmp_path, behind
                 200,
                 {"account": account, "texts": 3, "complete": True},
             )
-            assert asked.get(f"/events/{ids[0]}/proof").status_code == 409, "it is under no leaf yet"
+            assert until(lambda: asked.get(f"/events/{ids[0]}/proof").status_code == 409), "under no leaf yet"
             assert asked.get("/events/req_nothing/proof").status_code == 404
         assert made.stop() == 0
         texts, events = TextStore(made.config.store), Events(made.config.store)
