@@ -31,8 +31,9 @@ def page(evidence: Mapping[str, Any], sealed: bytes) -> str:
         "body",
         tag(
             "main",
-            tag("h1", found["question"]),
-            tag("p", tag("b", found["verdict"]), ": ", found["why"], class_="lead"),
+            tag("h1", f"Lineage: {found['verdict']}"),
+            tag("p", found["question"], class_="lead"),
+            tag("p", f"{found['verdict']}: {found['why']}"),
             _tests(found),
             _materials(evidence),
             _limits(found),
