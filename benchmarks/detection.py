@@ -23,9 +23,9 @@ from detection_watch import PORTIONS, SEED, Look, Watched, best_time, watched
 from rows import DATA, Row, arguments, header, need, show, working_folder
 from traffic.people import KINDS
 
-from stillhouse.guard.calibrating import Threshold, accounts_needed, threshold, upper_bound
+from stillhouse.guard.calibrating import Threshold, accounts_needed, threshold
 from stillhouse.guard.evidence import SIZE
-from stillhouse.stats import Interval, clustered_error, clustered_share, group_codes, wilson
+from stillhouse.stats import Interval, binomial_upper, clustered_error, clustered_share, group_codes, wilson
 
 SIZES: dict[str, int] = {"ordinary": 10_000, "hard": 500, "distiller": 500}  # accounts of a month
 QUICK = 0.03  # of these
@@ -140,7 +140,7 @@ def ordinary(accounts: Sequence[Watched], flag: Threshold, kill: Threshold) -> l
     for name, line in (("flag", flag.score), ("kill", kill.score)):
         hits = [each.highest > line for each in some]
         low = wilson(sum(hits), len(hits)).low
-        high = upper_bound(sum(hits), len(hits))
+        high = binomial_upper(sum(hits), len(hits))
         kills = name == "kill"
         rows.append(
             Row(
@@ -215,7 +215,7 @@ def hard(accounts: Sequence[Watched], flag: Threshold, kill: Threshold, declared
             rate,
             f"of {total}",
             wilson(killed, total).low,
-            upper_bound(killed, total),
+            binomial_upper(killed, total),
             target=f"<= {MOST_DECLARED_KILLS:g}",
             holds=rate is not None and rate <= MOST_DECLARED_KILLS,
         ),

@@ -9,7 +9,6 @@ from scipy import stats
 from stillhouse.cascade.risk import (
     at_most,
     betting_p,
-    binomial_p,
     control,
     families,
     hoeffding_bentkus_p,
@@ -19,6 +18,7 @@ from stillhouse.cascade.risk import (
     signed_p,
     thresholds_of,
 )
+from stillhouse.stats import binomial_at_most
 
 LEVEL, MOST, DRAWS = 0.05, 0.01, 150
 
@@ -26,7 +26,7 @@ LEVEL, MOST, DRAWS = 0.05, 0.01, 150
 @given(st.integers(0, 40), st.integers(1, 3000), st.floats(1e-4, 0.6))
 @settings(max_examples=200, deadline=None)
 def test_the_binomial_p_value_is_that_of_scipy(losses, n, most):
-    assert binomial_p(losses, n, most) == pytest.approx(stats.binom.cdf(losses, n, most), abs=1e-10)
+    assert binomial_at_most(losses, n, most) == pytest.approx(stats.binom.cdf(losses, n, most), abs=1e-10)
 
 
 @given(st.integers(-60, 60), st.integers(1, 400), st.floats(1e-6, 0.4), st.floats(1e-6, 0.4))

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from stillhouse.guard.calibrating import accounts_needed, at_most, threshold, upper_bound
+from stillhouse.guard.calibrating import accounts_needed, threshold
+from stillhouse.stats import binomial_at_most, binomial_upper
 
 scores = st.lists(st.floats(-10, 10), min_size=1, max_size=60)
 chances = st.floats(0.001, 0.5)
@@ -27,20 +28,24 @@ def highest(draw: random.Random, level: float = 0.0, requests: int = 30) -> floa
 
 @pytest.mark.parametrize(("hits", "tries"), [(0, 10_000), (4, 10_000), (5, 10_000), (1, 3), (37, 50)])
 def test_the_upper_bound_is_clopper_and_pearsons(hits, tries):
-    assert upper_bound(hits, tries) == pytest.approx(stats.beta.ppf(0.95, hits + 1, tries - hits), rel=1e-9)
+    assert binomial_upper(hits, tries) == pytest.approx(
+        stats.beta.ppf(0.95, hits + 1, tries - hits), rel=1e-9
+    )
     exact = stats.binomtest(hits, tries).proportion_ci(0.9, method="exact")
-    assert upper_bound(hits, tries) == pytest.approx(exact.high, rel=1e-6)
+    assert binomial_upper(hits, tries) == pytest.approx(exact.high, rel=1e-6)
 
 
 def test_the_upper_bound_where_every_account_or_none_is_there():
-    assert upper_bound(3, 3) == 1.0
-    assert upper_bound(0, 0) == 1.0
+    assert binomial_upper(3, 3) == 1.0
+    assert binomial_upper(0, 0) == 1.0
 
 
 @settings(deadline=None)
 @given(st.integers(0, 60), st.integers(1, 50), st.floats(0, 1))
 def test_hits_are_counted_as_scipy_counts_them(hits, tries, chance):
-    assert at_most(hits, tries, chance) == pytest.approx(stats.binom.cdf(hits, tries, chance), abs=1e-9)
+    assert binomial_at_most(hits, tries, chance) == pytest.approx(
+        stats.binom.cdf(hits, tries, chance), abs=1e-9
+    )
 
 
 def test_a_threshold_needs_as_many_accounts_as_it_says():

@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from stillhouse.cascade.risk import LEVEL, MOST, binomial_p, least_rows
+from stillhouse.cascade.risk import LEVEL, MOST, least_rows
+from stillhouse.stats import binomial_upper
 
 CERTAIN = 1e7  # so that within 10,000 requests a false alarm has a chance of at most 1 in 1,000
 RAISED = (0.03, 0.06, 0.12, 0.25, 0.5)  # what is added to the usual rate, of the rest of 1
@@ -103,11 +104,7 @@ def upper_rate(happened: int, of: int) -> float:
     (Clopper and Pearson 1934); 1/2 without rows, since nothing is usual then."""
     if of == 0:
         return 0.5
-    low, high = happened / of, 1.0
-    while high - low > 1e-4 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if binomial_p(happened, of, middle) > SURE else (low, middle)
-    return min(0.5, high)
+    return min(0.5, binomial_upper(happened, of, 1 - SURE))
 
 
 def requests_to_alarm(usual: float, rate: float) -> float:

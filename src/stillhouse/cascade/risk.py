@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stillhouse.stats import Floats
+from stillhouse.stats import Floats, binomial_at_most, binomial_upper
 
 LEVEL = 0.05
 MOST = 0.01
@@ -69,23 +69,13 @@ def at_most(total: int, n: int, up: Floats | float, down: Floats | float = 0.0) 
     return chances
 
 
-def binomial_p(losses: int, n: int, most: float) -> float:
-    """The exact p-value of "the chance of a loss is at least `most`", with so many losses in n rows."""
-    if losses >= n:
-        return 1.0
-    j = np.arange(losses)
-    steps = np.log((n - j) / (j + 1)) + math.log(most / (1 - most))  # from one term of the sum to the next
-    logs = n * math.log1p(-most) + np.concatenate([[0.0], np.cumsum(steps)])
-    return min(1.0, float(np.exp(logs).sum()))
-
-
 def hoeffding_bentkus_p(mean: float, n: int, most: float) -> float:
     """The same for losses in [0, 1] (Bates, Angelopoulos, Lei, Malik and Jordan 2021, JACM 68:43)."""
     if mean >= most:
         return 1.0
     kl = most and mean * math.log(mean / most) if mean > 0 else 0.0
     kl += (1 - mean) * math.log((1 - mean) / (1 - most))
-    bentkus = math.e * binomial_p(math.ceil(n * mean - 1e-9), n, most)
+    bentkus = math.e * binomial_at_most(math.ceil(n * mean - 1e-9), n, most)
     return min(1.0, math.exp(-n * kl), bentkus)
 
 
@@ -97,7 +87,7 @@ def signed_p(lost: int, gained: int, n: int, most: float) -> float:
     all q that the gains seen allow (Berger and Boos 1994, JASA 89:1012: `NUISANCE` is added for that), on a
     grid of 24.
     """
-    limit = min(_upper(gained, n, NUISANCE), (1 - most) / 2)
+    limit = min(binomial_upper(gained, n, 1 - NUISANCE), (1 - most) / 2)
     chances = np.linspace(0.0, limit, _GRID)
     return min(1.0, float(at_most(lost - gained, n, most + chances, chances).max()) + NUISANCE)
 
@@ -123,7 +113,7 @@ def p_value(losses: Floats, most: float, signed: bool) -> float:
         lost, gained = int((losses > 0).sum()), int((losses < 0).sum())
         return signed_p(lost, gained, n, most) if whole else betting_p(losses, most)
     if whole:
-        return binomial_p(int(losses.sum()), n, most)
+        return binomial_at_most(int(losses.sum()), n, most)
     return hoeffding_bentkus_p(float(losses.mean()), n, most)
 
 
@@ -206,7 +196,7 @@ def needed(losses: Floats, signed: bool, most: float, level: float) -> int | Non
 
     def enough(rows: int) -> bool:
         a, b = math.ceil(lost * rows / n), math.floor(gained * rows / n)
-        return (signed_p(a, b, rows, most) if signed else binomial_p(a, rows, most)) <= level
+        return (signed_p(a, b, rows, most) if signed else binomial_at_most(a, rows, most)) <= level
 
     if enough(n):
         return 0
@@ -224,14 +214,3 @@ def needed(losses: Floats, signed: bool, most: float, level: float) -> int | Non
 def least_rows(most: float = MOST, level: float = LEVEL) -> int:
     """Rows with which the promise can be kept where none of them loses anything: (1 - most)^n <= level."""
     return math.ceil(math.log(level) / math.log1p(-most))
-
-
-def _upper(seen: int, n: int, level: float) -> float:
-    """The upper limit of a chance at confidence 1 - level (Clopper and Pearson 1934)."""
-    if seen >= n:
-        return 1.0
-    low, high = seen / n, 1.0
-    while high - low > 1e-6 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if binomial_p(seen, n, middle) > level else (low, middle)
-    return high

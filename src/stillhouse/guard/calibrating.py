@@ -14,6 +14,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stillhouse.stats import binomial_at_most
+
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
@@ -48,7 +50,7 @@ def threshold(maxima: Sequence[float], alarm: float, confidence: float | None = 
         above = n - math.ceil((n + 1) * (1.0 - alarm) - 1e-9)
     else:
         above = -1
-        while above + 1 < n and at_most(above + 1, n, alarm) <= 1.0 - confidence:
+        while above + 1 < n and binomial_at_most(above + 1, n, alarm) <= 1.0 - confidence:
             above += 1
     if above < 0:
         return Threshold(math.inf, alarm, n, 0, confidence)
@@ -61,33 +63,3 @@ def accounts_needed(alarm: float, confidence: float | None = None) -> int:
     if confidence is None:
         return math.ceil(1.0 / alarm - 1e-9) - 1
     return math.ceil(math.log(1.0 - confidence) / math.log1p(-alarm))
-
-
-def upper_bound(alarms: int, accounts: int, confidence: float = 0.95) -> float:
-    """The highest probability that `alarms` among independent `accounts` leave possible: one-sided and exact
-    (Clopper and Pearson 1934). 1 where there are no accounts."""
-    if alarms >= accounts:
-        return 1.0
-    low, high = alarms / accounts, 1.0
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        if at_most(alarms, accounts, middle) > 1.0 - confidence:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def at_most(hits: int, tries: int, chance: float) -> float:
-    """The probability of no more than `hits` hits in `tries` independent tries."""
-    if hits >= tries or chance <= 0.0:
-        return 1.0
-    if chance >= 1.0:
-        return 0.0
-    log, miss = math.log(chance), math.log1p(-chance)
-    whole = math.lgamma(tries + 1)
-    terms = (
-        whole - math.lgamma(k + 1) - math.lgamma(tries - k + 1) + k * log + (tries - k) * miss
-        for k in range(hits + 1)
-    )
-    return min(1.0, math.fsum(map(math.exp, terms)))

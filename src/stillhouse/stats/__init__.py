@@ -5,6 +5,7 @@ claims to speak of new prompts takes group codes and treats the group, not the r
 Randomness is passed in.
 """
 
+from stillhouse.stats.binomial import binomial_at_most, binomial_upper
 from stillhouse.stats.calibration import brier_score, expected_calibration_error, negative_log_likelihood
 from stillhouse.stats.intervals import (
     UNDEFINED,
@@ -38,6 +39,8 @@ __all__ = [
     "Interval",
     "Marks",
     "Table",
+    "binomial_at_most",
+    "binomial_upper",
     "bootstrap_ratio",
     "brier_score",
     "clustered_error",
