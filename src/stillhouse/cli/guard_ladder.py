@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stillhouse.cli.options import Json
+from stillhouse.cli.options import GUARD, Config, Json, Who, named
 
 if TYPE_CHECKING:
     from stillhouse.gateway.steps import Steps
@@ -19,12 +19,9 @@ if TYPE_CHECKING:
     from stillhouse.guard.ladder import Standing
     from stillhouse.guard.replaying import Past, Replayed
 
-Config = Annotated[Path, typer.Option("--config", metavar="CONFIG", help="The settings, a TOML file.")]
 Account = Annotated[str, typer.Argument(metavar="ACCOUNT", help="As `accounts list` shows it.")]
-Who = Annotated[str, typer.Option("--as", metavar="NAME", help="Who does it; by default the user.")]
 Reason = Annotated[str, typer.Option(help="Why: recorded, and shown to the customer.")]
 Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
-GUARD = Path("guard.toml")
 _DAY = 86_400.0
 
 
@@ -86,7 +83,6 @@ def decide(
     as_json: Json = False,
 ) -> None:
     """Put an account to review, turn its appeal down, undo its steps, or stop it after the review."""
-    import getpass
     import time
 
     from stillhouse.errors import UsageError
@@ -96,9 +92,7 @@ def decide(
         known = ", ".join(DECISIONS)
         raise UsageError(f"{decision} is no decision", f"there are {known}", "name one of them")
     with _steps(config, account) as (settings, steps):
-        done = steps.decide(
-            account, decision, settings.detection, who or getpass.getuser(), reason, time.time()
-        )
+        done = steps.decide(account, decision, settings.detection, named(who), reason, time.time())
     _show(done, as_json)
 
 
@@ -111,12 +105,11 @@ def declare(
     as_json: Json = False,
 ) -> None:
     """Record the use that an account declared: it is then compared with others that declared one."""
-    import getpass
     import time
 
     with _steps(config, account) as (_, steps):
         said = "" if use == "none" else use[:64]
-        done = steps.declare(account, said, who or getpass.getuser(), reason, time.time())
+        done = steps.declare(account, said, named(who), reason, time.time())
     _show(done, as_json)
 
 
@@ -124,13 +117,12 @@ def forget(
     account: Account, reason: Reason = "", who: Who = "", config: Config = GUARD, as_json: Json = False
 ) -> None:
     """Erase what is known of an account's requests, its steps and its standing."""
-    import getpass
     import time
 
     from stillhouse.cli import show
 
     with _steps(config) as (_, steps):
-        complete = steps.forget(account, who or getpass.getuser(), reason, time.time())
+        complete = steps.forget(account, named(who), reason, time.time())
     said = "" if complete else "\nagain      another process was reading: give the order once more"
     show.result({"account": account, "complete": complete}, f"forgotten  {account}{said}", as_json)
 

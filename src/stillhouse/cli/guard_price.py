@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stillhouse.cli.options import Json
+from stillhouse.cli.options import GUARD, Json
 from stillhouse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from stillhouse.guard.limits import Step
     from stillhouse.guard.price_tables import Counted
     from stillhouse.guard.pricing import Bounds, Effect, Month, Pricing
-
-GUARD = Path("guard.toml")
 
 
 def register(app: typer.Typer) -> None:

@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stillhouse.cli.options import Json
-
-GUARD = Path("guard.toml")
+from stillhouse.cli.options import GUARD, Json
 
 
 def register(app: typer.Typer) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stillhouse.cli.options import Json
+from stillhouse.cli.options import GUARD, Config, Json
 
 if TYPE_CHECKING:
     from stillhouse.guard.signals.shelf import Taken
@@ -19,13 +19,11 @@ if TYPE_CHECKING:
 
 signals_app = typer.Typer(rich_markup_mode=None, help="Signals of distillation, shared with other providers.")
 
-Config = Annotated[Path, typer.Option("--config", metavar="CONFIG", help="The settings, a TOML file.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="As `list` shows it.")]
 Recipient = Annotated[str, typer.Argument(metavar="RECIPIENT", help="The other provider: its domain.")]
 Sender = Annotated[str, typer.Argument(metavar="SENDER", help="The other provider: its domain.")]
 Texts = Annotated[Path, typer.Argument(metavar="TEXTS", help="Text, or JSONL of strings or {text}.")]
 Marks = Annotated[list[str] | None, typer.Option("--mark", help="A tool that was seen; as often as needed.")]
-GUARD = Path("guard.toml")
 
 
 @signals_app.command("add")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stillhouse.cli.options import Json
+from stillhouse.cli.options import GUARD, Config, Json
 from stillhouse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from stillhouse.guard.events import Part, Usage
     from stillhouse.guard.invoices import Invoice
 
-Config = Annotated[Path, typer.Option("--config", metavar="CONFIG", help="The settings, a TOML file.")]
 Csv = Annotated[bool, typer.Option("--csv", help="Print a table in CSV on stdout.")]
-GUARD = Path("guard.toml")
 
 
 def usage(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stillhouse.cli import guard_ladder, guard_price, guard_proof, guard_signals, guard_usage
-from stillhouse.cli.options import Json
+from stillhouse.cli.options import GUARD, Config, Json, Who, named
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -32,11 +32,8 @@ guard_price.register(guard_app)
 guard_ladder.register(guard_app)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The settings, a TOML file.")]
-Config = Annotated[Path, typer.Option("--config", metavar="CONFIG", help="The settings, a TOML file.")]
-GUARD = Path("guard.toml")
 _NONE = object()  # said to be none, where None is not said
 Id = Annotated[str, typer.Argument(metavar="ID", help="As `list` shows it.")]
-Who = Annotated[str, typer.Option("--as", metavar="NAME", help="Who does it; by default the user.")]
 Reason = Annotated[str, typer.Option(help="Why: recorded, and needed where it harms somebody.")]
 Search = Annotated[str, typer.Option(help="Only those with this in their name, or with this id.")]
 After = Annotated[str, typer.Option(metavar="ID", help="Only those after this id.")]
@@ -380,7 +377,6 @@ for _group, _kind, _end in (
 
 def _do(name: str, path: Path, as_json: bool, given: dict[str, Any], id: str = "", who: str = "") -> None:
     """One operation on the register of the settings at `path`. What is None is not given."""
-    import getpass
     import time
     from functools import partial
 
@@ -399,7 +395,7 @@ def _do(name: str, path: Path, as_json: bool, given: dict[str, Any], id: str = "
         order = _order(operation.order, {f: None if v is _NONE else v for f, v in said.items()})
     settings = read_config(path)
     with _opened(settings) as (register, pepper):
-        act = Act(who or getpass.getuser(), time.time(), given.get("reason", ""))
+        act = Act(named(who), time.time(), given.get("reason", ""))
         desk = Desk(
             register,
             settings,
