@@ -2,11 +2,12 @@
 
     .venv/bin/python benchmarks/gateway_memory.py [--quick] [--json FILE]
 
-One worker and the process in which accounts are watched, before the mock upstream of benchmarks/gateway.py. An account is live when it has asked of late:
-its holder, its key and the counts of its limits are in memory, those of everyone who asked longest ago are in
-the store alone. Whether such an account still is what it was is seen by one that may ask four times a day: it
-asks three times, is then driven out by others, and asks three times more. The store lies in memory here,
-since its speed is not in question. `--quick` asks less, and nobody is driven out.
+One worker and the process in which accounts are watched, before the mock upstream of benchmarks/gateway.py.
+An account is live when it has asked of late: its holder, its key and the counts of its limits are in memory,
+those of everyone who asked longest ago are in the store alone. Whether such an account still is what it was
+is seen by one that may ask four times a day: it asks three times, is then driven out by others, and asks
+three times more. The store lies in memory here, since its speed is not in question. `--quick` asks less, and
+nobody is driven out.
 """
 
 from __future__ import annotations
