@@ -253,3 +253,50 @@ def test_on_the_rung_alone_only_that_accounts_answers_are_marked_and_it_is_told(
         assert said.headers["x-stillhouse-watermark"] == account_key(key(1), made.account).id
         assert said.headers["x-stillhouse-standing"] == "review; code=by_hand"
         assert "x-stillhouse-watermark" not in ask(made, "whole", key=other).headers
+
+
+def look(made, body, key=SECRET, who="ann"):
+    with made.client(key) as client:
+        headers = {"x-operator": who} if who else {}
+        place = made.url.removesuffix("/v1") + "/admin/api/watermark"
+        return client.post(place, json=body, headers=headers)
+
+
+def test_the_operator_asks_whose_answers_a_text_contains(tmp_path, teller):
+    with gate(tmp_path, tree(tmp_path, teller.url, "whole", best_of=8)) as made:
+        other, other_key = made.new_key()
+        texts = [told(ask(made, "whole", key=other_key))[0] for _ in range(30)]
+        made.tree = tree(tmp_path, teller.url, "whole", number=2)  # what was marked before is found as well
+        made.reload()
+        end = time.monotonic() + 30
+        while '"reloaded"' not in (tmp_path / "log").read_text():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        said = look(made, {"texts": texts}).json()
+        first, *rest = said["keys"]
+        assert (first["account"], first["id"]) == (other, account_key(key(1), other).id)
+        assert first["adjusted_p"] < 4 * LOW
+        assert len(rest) == 3  # the other account, and both with the new key
+        assert all(row["adjusted_p"] > LOW for row in rest)
+        assert said["verdict"].startswith(f"marked with {first['id']}")
+        assert any("not the chance" in limit for limit in said["limits"])
+        named = look(made, {"texts": texts, "accounts": [made.account]}).json()
+        assert {row["account"] for row in named["keys"]} == {made.account}
+        assert all(row["p"] > LOW for row in named["keys"])
+        assert look(made, {"texts": texts}, key="wrong").status_code == 401
+        assert look(made, {"texts": texts}, who="").status_code == 400
+        assert look(made, {"texts": []}).status_code == 400
+        assert look(made, {"texts": ["x" * (1 << 20)]}).status_code == 413
+        many = {"texts": ["a b " * 200_000], "accounts": [f"acct_{n}" for n in range(1000)]}
+        assert look(made, many).status_code == 422
+        assert key(1).secret.hex() not in json.dumps(said)
+        loaded = subprocess.run(["grep", "-c", "torch", f"/proc/{made.process.pid}/maps"], check=False,
+                                capture_output=True, text=True)  # fmt: skip
+        assert loaded.stdout.strip() in ("0", "")
+        assert '"marks looked for"' in (tmp_path / "log").read_text()
+
+
+def test_where_nothing_marks_there_is_nothing_to_look_for(tmp_path, teller):
+    with gate(tmp_path, tree_of(tmp_path, teller.url, "whole")) as made:
+        said = look(made, {"texts": ["one two three four five"]})
+        assert (said.status_code, said.json()["error"]["code"]) == (422, "not_usable")
