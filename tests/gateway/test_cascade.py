@@ -4,10 +4,12 @@ import json
 import math
 import time
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import pytest
 from behind import USAGE, WORDS, Behind
 from gate import SECRET, gate
+from teller import Teller
 
 from stillhouse.cascade.calibration import Calibration, written
 from stillhouse.cascade.risk import Guarantee
@@ -17,6 +19,7 @@ from stillhouse.gateway.cascading import opened
 from stillhouse.gateway.store.events import Events
 from stillhouse.guard.config import Cascade
 from stillhouse.guard.reading import check, read_config
+from stillhouse.watermark import Selection, account_key, new_key, write_key
 
 ASKED = "where is my order"
 HELLO = [{"role": "user", "content": ASKED}]
@@ -283,6 +286,23 @@ def test_a_client_that_leaves_while_the_student_thinks_is_counted_and_nobody_els
         assert not behind.seen
         assert made.stop() == 0
     assert [event.ended for event in events(made)] == ["client_left"]
+
+
+def test_of_a_cascade_the_teachers_sampled_answers_are_marked_and_the_students_are_not(tmp_path, student):
+    key = new_key(Selection(), datetime.now(UTC))
+    file = tmp_path / "key.json"
+    write_key(key, file)
+    with Teller() as teller, cascade(tmp_path, student, teller, {"m": ("sure", "whole")}) as made:
+        made.tree["models"][0]["watermark"] = {"key": str(file)}
+        made.reload()
+        end = time.monotonic() + 30
+        while "x-stillhouse-watermark" not in (said := ask(made, "m")).headers:
+            assert time.monotonic() < end
+        assert said.headers["x-stillhouse-watermark"] == "none; why=student"
+        assert said.headers["x-stillhouse-cascade"] == "student; sure"
+        said = ask(made, "m", temperature=0.7, stream=True)
+        assert said.headers["x-stillhouse-cascade"] == "teacher; not_judged"
+        assert said.headers["x-stillhouse-watermark"] == account_key(key, made.account).id
 
 
 CONFIG = """

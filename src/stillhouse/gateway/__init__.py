@@ -288,9 +288,11 @@ def documents(config: Guard, origin: str) -> dict[str, tuple[bytes, bytes]]:
 
 
 def models_of(config: Guard, environ: Mapping[str, str]) -> dict[str, Served]:
-    """The models with their servers and the keys of these. Raises UsageError for a key that is not there."""
+    """The models with their servers, the keys of these and those of marks. Raises UsageError for a key that
+    is not there."""
     from stillhouse.gateway import cascading
     from stillhouse.gateway.state import Served
+    from stillhouse.guard.reading import marking_key
 
     charged = rates(config)
     models = {}
@@ -299,7 +301,8 @@ def models_of(config: Guard, environ: Mapping[str, str]) -> dict[str, Served]:
         if model.cascade is not None:
             student = cascading.opened(model.cascade, _behind(model.cascade.upstreams, environ))
         behind = _behind(model.upstreams, environ)
-        models[model.name] = Served(model, behind, *charged[model.name], student)
+        key = None if model.watermark is None else marking_key(model.watermark)
+        models[model.name] = Served(model, behind, *charged[model.name], student, key)
     return models
 
 

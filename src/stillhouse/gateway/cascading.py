@@ -8,13 +8,12 @@ last.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-import aiohttp
 import orjson
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -24,16 +23,17 @@ from stillhouse.cascade.calibration import Calibration, differ, judge, read
 from stillhouse.cascade.risk import Guarantee
 from stillhouse.cascade.scores import TOP, tokens_told
 from stillhouse.errors import UsageError
-from stillhouse.gateway import logs, upstream
+from stillhouse.gateway import logs, marking
 from stillhouse.gateway.answers import Message, Send
-from stillhouse.gateway.exchange import Exchange, object_of, sent_body, whole_of
-from stillhouse.gateway.patience import Patience
-from stillhouse.gateway.state import Gateway, Served, Trail
-from stillhouse.gateway.stream import Unwritable, usage_of
-from stillhouse.gateway.upstream import Behind, NoneAnswers
-from stillhouse.guard.asked import Asked, Denied
+from stillhouse.gateway.aside import ask_aside
+from stillhouse.gateway.marking import Request
+from stillhouse.gateway.state import Served
+from stillhouse.gateway.stream import Unwritable
+from stillhouse.gateway.upstream import Behind
+from stillhouse.guard.asked import Denied
 from stillhouse.guard.config import Cascade
 from stillhouse.guard.limits import Used
+from stillhouse.guard.marking import another
 
 Why = Literal[
     "sure",
@@ -68,20 +68,6 @@ class Cascading:
 
     def count(self, who: str, why: Why) -> None:
         self.answered[who, why] = self.answered.get((who, why), 0) + 1
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request that was admitted, and what answering it needs; `body` is what may be sent on."""
-
-    gateway: Gateway
-    trail: Trail
-    asked: Asked
-    exchange: Exchange
-    patience: Patience
-    body: Mapping[str, Any]
-    headers: Sequence[tuple[bytes, bytes]]
-    send: Send
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +110,7 @@ async def run(cascade: Cascading | None, request: Request) -> None:
     """Answer by the student where there is one that is sure enough, else by the model behind it. Raises what
     Exchange.run raises."""
     if cascade is None:
-        await request.exchange.run(request.body, request.headers, request.send)
+        await marking.run(request, request.send)
         return
     tried, why = Tried(), _not_asked(cascade, request)
     if why is None:
@@ -173,44 +159,17 @@ def _decide(cascade: Cascading, tried: Tried) -> Why:
 
 async def _ask_student(cascade: Cascading, request: Request) -> Tried:
     """Never raises for what the student does wrong; what it took is counted, at most what was set aside."""
-    gateway, exchange, patience, id = request.gateway, request.exchange, request.patience, request.trail.id
-    asked = replace(request.asked, stream=False)
-    wanted = {name: value for name, value in request.body.items() if name != "stream_options"}
-    wanted |= {"stream": False, "temperature": 0, "logprobs": True, "top_logprobs": TOP}
+    exchange, asked = request.exchange, request.asked
+    wanted = another(request.body, 0) | {"temperature": 0, "logprobs": True, "top_logprobs": TOP}
     exchange.before, exchange.before_told = Used(asked.input_tokens, asked.output_tokens), False
-    behind = response = None
-    whole = False
-    try:
-        behind, response = await upstream.send(
-            gateway.session,
-            cascade.behind,
-            request.trail.route,
-            lambda behind: sent_body(wanted, asked, behind, "chat/completions"),
-            {"content-type": "application/json", "x-request-id": id},
-            gateway.clock,
-            patience,
-        )
-        data = await whole_of(response, behind, patience)
-        whole = True
-    except NoneAnswers:
-        exchange.before = None
+    aside = await ask_aside(
+        request.gateway, cascade.behind, request.trail, wanted, request.asked, request.patience
+    )
+    if aside.used is not None:
+        exchange.before, exchange.before_told = aside.used if aside.used.sent else None, True
+    if aside.whole is None:
         return Tried()
-    except (aiohttp.ClientError, OSError):
-        if behind is not None:
-            behind.failed(gateway.clock())
-        return Tried()
-    finally:
-        if response is not None:
-            response.release() if whole else response.close()
-    told = object_of(data)
-    if response.status >= 400:
-        exchange.before = None
-        return Tried()
-    if told is None:
-        return Tried()
-    if (used := usage_of(told)) is not None:
-        exchange.before, exchange.before_told = Used(*used), True
-    return Tried(told, behind)
+    return Tried(aside.whole.told, aside.behind)
 
 
 def _judged(cascade: Cascading, request: Request, tried: Tried) -> Tried:
@@ -234,6 +193,8 @@ async def _give(cascade: Cascading, request: Request, tried: Tried, why: Why) ->
     assert tried.told is not None
     request.trail.behind = tried.behind
     _say(request, "student", why)
+    if request.marking is not None:
+        request.exchange.say_mark(marking.UNMARKED % b"student")
     await request.exchange.give(tried.told, request.send)
     cascade.count("student", why)
 
@@ -244,7 +205,7 @@ async def _ask_teacher(cascade: Cascading, request: Request, tried: Tried, why: 
     passing, own = _Passing(request.send, spare, why == "audit"), list(exchange.headers)
     _say(request, "teacher", why)
     try:
-        await exchange.run(request.body, request.headers, passing)
+        await marking.run(request, passing)
         cascade.count("teacher", why)
         if (text := passing.text()) is not None:
             audited = drift.audited(cascade.watch, differ(tried.text, text))

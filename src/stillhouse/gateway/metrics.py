@@ -44,6 +44,12 @@ class _Families:
         )
         self.refusals = Counter(f"{name}_refusals", "Requests refused, by why.", ["reason"], registry=to)
         self.tokens = Counter(f"{name}_tokens", "Tokens.", [*model, "direction"], registry=to)
+        self.not_given = Counter(
+            f"{name}_tokens_not_given",
+            "Tokens of answers that were only chosen from, at the operator's cost.",
+            [*model, "direction"],
+            registry=to,
+        )
         self.cost = Counter(f"{name}_cost_dollars", "What was charged.", model, registry=to)
         self.added = Histogram(
             f"{name}_added_seconds", "Time that the gateway added.", model, registry=to, buckets=ADDED
@@ -120,6 +126,11 @@ class Metrics:
         if event.first_byte is not None:
             model.first.observe(event.first_byte)
         model.whole.observe(event.seconds)
+
+    def not_given(self, model: str, input_tokens: int, output_tokens: int) -> None:
+        """What an answer took that was chosen from and not given, nor charged."""
+        self._families.not_given.labels(model, "input").inc(input_tokens)
+        self._families.not_given.labels(model, "output").inc(output_tokens)
 
     def in_flight(self) -> int:
         return round(next(iter(self._families.flying.collect())).samples[0].value)

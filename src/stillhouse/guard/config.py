@@ -110,12 +110,34 @@ class Cascade(Table):
     )
 
 
+class Watermark(Table):
+    """Marks in the answers to chats, an account's own in each: docs/guard-marks.md."""
+
+    key: str = Field(
+        description="Key file of the scheme `selection`; older ones in its folder find what they marked."
+    )
+    best_of: int = Field(
+        default=4,
+        ge=2,
+        le=16,
+        description="Answers that are asked for; the one that fits the key best is given.",
+    )
+    accounts: Literal["all", "on_mark"] = Field(
+        default="all", description="`on_mark`: only accounts on the ladder's rung `mark` or a higher one."
+    )
+    paid_by: Literal["operator", "customer"] = Field(
+        default="operator",
+        description="Who pays for the answers that are not given; `customer`: they also count in its limits.",
+    )
+
+
 class Model(Table):
     name: Name
     upstreams: list[Upstream] = Field(min_length=1, description="Tried in order; the next when one is down.")
     cascade: Cascade | None = Field(
         default=None, description="A distilled student that is asked before the `upstreams`."
     )
+    watermark: Watermark | None = Field(default=None, description="Answers are marked with this key.")
     price: str | None = Field(default=None, description="Name of a schedule in `prices`; none: no charge.")
     max_output_tokens: Positive = Field(
         default=4096, description="Given to a request without `max_tokens`, and the most that one may ask."
@@ -211,6 +233,10 @@ class Detection(Table):
         description="File that `stillhouse guard calibrate` wrote; without it those of simulated traffic.",
     )
     automatic: bool = Field(default=False, description="An account may be stopped without a person.")
+    mark: bool = Field(
+        default=False,
+        description="A rung `mark` before the review: answers are marked where a model has a `watermark`.",
+    )
     step_hours: float = Field(default=24.0, ge=0, le=8760, description="Least time between two steps.")
     throttle_share: float = Field(
         default=0.25,
