@@ -24,6 +24,7 @@ from stillhouse.gateway.stream import Unwritable, written
 from stillhouse.guard.answers import Cut, Filter
 from stillhouse.guard.asked import Asked, Denied
 from stillhouse.guard.config import Detection
+from stillhouse.guard.leaks import Passed
 from stillhouse.guard.limits import Used
 from stillhouse.guard.marking import another, chosen, is_due, text_of, unfit
 from stillhouse.watermark import Key, account_key
@@ -59,22 +60,21 @@ class Request:
     marking: Marking | None = None
 
 
-def marking_of(detection: Detection, served: Served, trail: Trail, filter: Filter | None) -> Marking | None:
+def marking_of(detection: Detection, served: Served, trail: Trail, passed: Passed) -> Marking | None:
     """None where this account's answers are not marked at all."""
     settings = served.config.watermark
     assert trail.caller is not None
     assert trail.asked is not None
-    assert trail.body is not None
     rung = "observe" if trail.standing is None else trail.standing.rung
     if settings is None or served.key is None or not is_due(settings, rung, detection):
         return None
-    why = unfit(trail.route, trail.body, trail.asked)
+    why = unfit(trail.route, passed.body, trail.asked)
     return Marking(
         account_key(served.key, trail.caller.account.id),
         1 if why else settings.best_of,
         settings.paid_by == "customer",
         why,
-        filter,
+        passed.filter,
     )
 
 

@@ -89,7 +89,7 @@ async def _answer(
     exchange = Exchange(gateway, trail, served, asked, cut, began, patience)
     if caller.account.consent and gateway.config.record.text == "with_consent":
         exchange.kept = []
-    marking = marking_of(gateway.config.detection, served, trail, decision.filter)
+    marking = marking_of(gateway.config.detection, served, trail, decision)
     granted = await gateway.counts.reserve(_wanted(gateway, trail, caller, served, tier, marking))
     if isinstance(granted, Refused):
         raise answers.over_limit(granted)
