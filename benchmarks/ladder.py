@@ -25,10 +25,11 @@ from rows import DATA, Row, arguments, header, need, show
 
 from stillhouse.gateway.watching import WAITING, Watching
 from stillhouse.guard.config import Detection, Store
-from stillhouse.guard.evidence import SIZE, Evidence, observe, seen_of
+from stillhouse.guard.evidence import SIZE, Evidence, observe
 from stillhouse.guard.lines import shipped
 from stillhouse.guard.scoring import score
 from stillhouse.guard.scoring import shipped as shipped_weights
+from stillhouse.guard.seen import seen_of
 
 SEED = 8
 ACCOUNTS, QUICK_ACCOUNTS = 100_000, 10_000
