@@ -11,8 +11,9 @@ write each.
 
 What a gateway adds is the difference of the medians (p50) or of the 99th percentiles (p99), in the same
 round, to asking the upstream directly. Values are medians of the rounds, in brackets the least and the most
-of them. CPU is user and system of the gateway and its children. A gateway that cannot keep up with a schedule
-is slow without bound: there the share that was answered within ten seconds says more than its latency.
+of them. CPU is user and system of the gateway and its children, that is the detector's too; memory counts
+what they share once (PSS). A gateway that cannot keep up with a schedule is slow without bound: there the
+share that was answered within ten seconds says more than its latency.
 """
 
 from __future__ import annotations

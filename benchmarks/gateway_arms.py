@@ -75,14 +75,15 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident(pid: int) -> int:
-    """Bytes in memory, of the process and its children."""
-    pages = 0
+    """Bytes in memory, of the process and its children; what they share counts once (PSS)."""
+    kilobytes = 0
     for one in family(pid):
         try:
-            pages += int(Path(f"/proc/{one}/statm").read_text().split()[1])
+            told = Path(f"/proc/{one}/smaps_rollup").read_text()
         except OSError:
             continue
-    return pages * os.sysconf("SC_PAGE_SIZE")
+        kilobytes += sum(int(line.split()[1]) for line in told.splitlines() if line.startswith("Pss:"))
+    return 1024 * kilobytes
 
 
 def until_idle(pid: int, most: float = 60.0) -> None:

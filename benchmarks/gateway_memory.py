@@ -2,11 +2,12 @@
 
     .venv/bin/python benchmarks/gateway_memory.py [--quick] [--json FILE]
 
-One worker, before the mock upstream of benchmarks/gateway.py. An account is live when it has asked of late:
-its holder, its key and the counts of its limits are in memory, those of everyone who asked longest ago are in
-the store alone. Whether such an account still is what it was is seen by one that may ask four times a day: it
-asks three times, is then driven out by others, and asks three times more. The store lies in memory here,
-since its speed is not in question. `--quick` asks less, and nobody is driven out.
+One worker and the process in which accounts are watched, before the mock upstream of benchmarks/gateway.py.
+An account is live when it has asked of late: its holder, its key and the counts of its limits are in memory,
+those of everyone who asked longest ago are in the store alone. Whether such an account still is what it was
+is seen by one that may ask four times a day: it asks three times, is then driven out by others, and asks
+three times more. The store lies in memory here, since its speed is not in question. `--quick` asks less, and
+nobody is driven out.
 """
 
 from __future__ import annotations
@@ -46,8 +47,31 @@ def asked(arm: Arm, keys: Sequence[str], requests: int, folder: Path, in_flight:
 
 def memory(quick: bool) -> list[Row]:
     live, requests = (QUICK_LIVE, QUICK_REQUESTS) if quick else (LIVE, REQUESTS)
-    with tempfile.TemporaryDirectory(dir=SHORT if SHORT.is_dir() else None) as name:
-        return _memory(Path(name), live, requests, 0 if quick else DRIVING)
+    place = SHORT if SHORT.is_dir() else None
+    with tempfile.TemporaryDirectory(dir=place) as name, tempfile.TemporaryDirectory(dir=place) as other:
+        return [*_memory(Path(name), live, requests, 0 if quick else DRIVING), *_unwatched(Path(other), live)]
+
+
+def _unwatched(folder: Path, live: int) -> list[Row]:
+    """The same accounts where `detection.mode` is off."""
+    with upstream(folder / "upstream") as direct:
+        (folder / "guard.toml").write_text(toml(settings(direct.port, detection={"mode": "off"})))
+        first, *keys = customers(folder, 1 + live)
+        with serving(folder, first) as arm:
+            asked(arm, [first], 2_000, folder)
+            start = resident(arm.process.pid)
+            asked(arm, keys, 3 * live, folder)
+            held = resident(arm.process.pid)
+    return [
+        _below("nobody watched: memory after the start", start / 1e6, "MB", START, f"< {START:.0f} MB"),
+        _below(
+            "nobody watched: memory of a live account",
+            (held - start) / 1e3 / live,
+            "kB",
+            EACH,
+            f"<= {EACH:.0f} kB",
+        ),
+    ]
 
 
 def _memory(folder: Path, live: int, requests: int, driving: int) -> list[Row]:
@@ -74,7 +98,7 @@ def _memory(folder: Path, live: int, requests: int, driving: int) -> list[Row]:
     most = START + EACH * live / 1e3
     growth = course[-1] - course[0]
     rows = [
-        Row("memory after the start", start, "MB"),
+        _below("memory after the start", start, "MB", START, f"< {START:.0f} MB"),
         _below(f"memory with {live:,} live accounts", held, "MB", most, f"< {most:.0f} MB"),
         _below("memory of a live account", each, "kB", EACH, f"<= {EACH:.0f} kB"),
         _below(

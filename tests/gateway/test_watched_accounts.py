@@ -8,40 +8,22 @@ import threading
 import time
 from contextlib import closing, contextmanager
 from pathlib import Path
-from random import Random
 
 import pytest
 from recorded import schema_of
+from watched import AT, ENFORCED, EVERYBODY, KEY, NOBODY, SECRET_WORD, body, direct, evidence_of
 
 from stillhouse.errors import UsageError
 from stillhouse.gateway import watching as module
 from stillhouse.gateway.steps import Steps, forget_in
 from stillhouse.gateway.store.changing import Act, Conflict
-from stillhouse.gateway.store.standings import Standings, Step
+from stillhouse.gateway.store.standings import Step
 from stillhouse.gateway.watching import Watching
 from stillhouse.guard.config import Detection
-from stillhouse.guard.evidence import Evidence, observe
 from stillhouse.guard.ladder import Standing
 from stillhouse.guard.likeness import month_of
-from stillhouse.guard.lines import Lines, shipped
-from stillhouse.guard.seen import seen_of
 from stillhouse.ledger import Ledger
 from stillhouse.workspace import open_workspace
-
-KEY = b"a key of the test, 32 bytes long"
-AT = 1_790_000_000.0
-ENFORCED = Detection(mode="enforce", step_hours=0.0)
-NOBODY = shipped().model_copy(update={"source": "nobody"})
-EVERYBODY = Lines.model_validate(
-    shipped().model_dump() | {"flag": {"score": -1e9, "alarm": 0.5, "accounts": 9}, "source": "a test"}
-)
-SECRET_WORD = "quinquagesimal"
-
-
-def body(number, who="acct_1"):
-    draw = Random(f"{who}/{number}")
-    words = " ".join("".join(draw.choices("abcdefghij", k=6)) for _ in range(30))
-    return {"model": "m", "messages": [{"role": "user", "content": f"{SECRET_WORD} {words}"}]}
 
 
 @contextmanager
@@ -56,19 +38,6 @@ def watched(store, settings=ENFORCED, lines=EVERYBODY, **more):
 def put(made, count, who="acct_1", first=0):
     for number in range(first, first + count):
         made.put(who, "chat/completions", body(number, who), 50, AT + number, 300)
-
-
-def direct(count, who="acct_1"):
-    evidence = Evidence()
-    for number in range(count):
-        observe(evidence, seen_of(KEY, body(number, who), "chat/completions", 50, AT + number))
-    return evidence.packed()
-
-
-def evidence_of(store, who="acct_1"):
-    with closing(Standings(store)) as standings:
-        found = standings.strongest(who)
-    return found and found.evidence
 
 
 def test_what_is_known_survives_a_restart(store):

@@ -179,7 +179,7 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     from stillhouse.gateway.store.place import evidence_key, pepper_of, replica_of, sealing_key
     from stillhouse.gateway.tracing import Traces
     from stillhouse.gateway.upstream import Resolver
-    from stillhouse.gateway.watching import Watching
+    from stillhouse.gateway.watcher import Watcher
     from stillhouse.guard.lines import read_lines
 
     stack.callback(logs.flush)
@@ -205,7 +205,7 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     )
     stack.callback(record.close)
     metrics.watch(record)
-    watching = Watching(
+    watching = Watcher(
         config.store,
         config.detection,
         read_lines(config.detection.thresholds),

@@ -17,7 +17,7 @@ from stillhouse.gateway.state import Gateway
 from stillhouse.gateway.steps import CUSTOMER, LADDER, Steps, read_reasons, why
 from stillhouse.gateway.store.changing import Conflict
 from stillhouse.gateway.store.standings import Step
-from stillhouse.gateway.watching import Watching
+from stillhouse.gateway.watcher import Watcher
 from stillhouse.guard import ladder
 from stillhouse.guard.asked import Denied
 from stillhouse.guard.config import Detection
@@ -49,7 +49,7 @@ async def tell_standing(gateway: Gateway, path: str, scope: Scope, receive: Rece
     await answers.respond(send, 201 if appeals else 200, orjson.dumps(told), [JSON])
 
 
-async def _appeal(gateway: Gateway, watching: Watching, account: str, scope: Scope, receive: Receive) -> None:
+async def _appeal(gateway: Gateway, watching: Watcher, account: str, scope: Scope, receive: Receive) -> None:
     with closing(Patience()) as patience:
         seconds = gateway.config.server.head_seconds
         raw = await proxy.body_of(receive, scope["headers"], BODY_BYTES, seconds, patience)

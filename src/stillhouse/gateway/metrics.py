@@ -23,7 +23,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from stillhouse.gateway.record import Record
-from stillhouse.gateway.watching import Watching
+from stillhouse.gateway.watcher import Watcher
 from stillhouse.guard.events import Event
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -143,7 +143,7 @@ class Metrics:
         """Figures that are read when Prometheus asks."""
         self._registry.register(figures)
 
-    def watch_accounts(self, watching: Watching) -> None:
+    def watch_accounts(self, watching: Watcher) -> None:
         """Show how many requests were looked at, and how many accounts stand on each step."""
         self._registry.register(_Watched(watching))
 
@@ -189,7 +189,7 @@ class _Kept(Collector):
 class _Watched(Collector):
     """Read from what is watched when Prometheus asks."""
 
-    def __init__(self, watching: Watching) -> None:
+    def __init__(self, watching: Watcher) -> None:
         self._watching = watching
 
     def collect(self) -> Iterator[Metric]:

@@ -120,7 +120,7 @@ async def _answer(
         if exchange.kept is not None:
             gateway.record.put_text(trail.id, caller.account, raw, b"".join(exchange.kept))
         if trail.began and trail.status < 400:
-            _look_at(gateway, trail, caller, at, len(raw))
+            _look_at(gateway, trail, caller, at, raw)
 
 
 async def authorised(
@@ -172,9 +172,9 @@ def _tier_of(gateway: Gateway, caller: Caller) -> Tier:
     return tier
 
 
-def _look_at(gateway: Gateway, trail: Trail, caller: Caller, at: float, size: int) -> None:
-    if gateway.watching is not None and trail.body is not None:
-        gateway.watching.put(caller.account.id, trail.route, trail.body, trail.used[1], at, size)
+def _look_at(gateway: Gateway, trail: Trail, caller: Caller, at: float, raw: bytes) -> None:
+    if gateway.watching is not None:
+        gateway.watching.put(caller.account.id, trail.route, raw, trail.used[1], at)
 
 
 async def body_of(
@@ -254,7 +254,6 @@ def _understood(
     served = _served(gateway, caller, tier, body)
     trail.model = served.config.name
     trail.asked = read(trail.route, body, len(raw), served.config)
-    trail.body = body
     sent: Mapping[str, Any] = body
     rules, withheld = tier.leaks, False
     if trail.standing is not None and ladder.takes(trail.standing.rung, "withhold"):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stillhouse.gateway.store.counts import Counts, StoreDown
 from stillhouse.guard.accounts import Caller
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stillhouse.gateway.store.changing import Act
     from stillhouse.gateway.tracing import Traces
     from stillhouse.gateway.upstream import Behind
-    from stillhouse.gateway.watching import Watching
+    from stillhouse.gateway.watcher import Watcher
     from stillhouse.guard.ladder import Standing
 
 _PROCESS = secrets.token_hex(8)  # a number a request costs less than asking the system for chance
@@ -63,7 +63,7 @@ class Gateway:
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
     late: set[asyncio.Task[None]] = field(default_factory=set)
-    watching: Watching | None = None
+    watching: Watcher | None = None
 
     def forget(self, account: str, act: Act) -> None:
         """Erase what is known of the requests of an account, and its standing. Raises StorageError."""
@@ -86,7 +86,6 @@ class Trail:
     caller: Caller | None = None
     model: str = ""
     asked: Asked | None = None
-    body: Mapping[str, Any] | None = None  # as the client wrote it
     standing: Standing | None = None  # where a step is taken against its account
     behind: Behind | None = None
     status: int = 0

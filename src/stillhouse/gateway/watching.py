@@ -47,8 +47,6 @@ SAVE_SECONDS = 30.0  # after which what changed is written
 LOOK_SECONDS = 60.0  # between looks at steps that may lapse
 TIDY_SECONDS = 3600.0  # between looks for what has expired
 LOOK_AGAIN = 1.0  # seconds between two looks of a customer at its standing
-PAUSE, SLICE = 50e-6, 4  # seconds after so many requests, for those that are being answered
-BUSY = WAITING // 4  # requests in the queue, from which on it takes no pauses
 MONTHS = 13  # for which the highest scores are kept
 NEVER = float("-inf")
 _DAY = 86_400
@@ -190,7 +188,7 @@ class Watching:
     # The worker's thread
 
     def _work(self, batch: list[Asked]) -> None:
-        for n, asked in enumerate(batch, 1):
+        for asked in batch:
             self._went += asked.size
             try:
                 with self._using:
@@ -203,8 +201,6 @@ class Watching:
                 # Its kind and not its text, in which words of the request could stand
                 self.unobserved["not understood"] += 1
                 self._log("a request was not understood", error=type(error).__name__)
-            if n % SLICE == 0 and len(self._worker) < BUSY:
-                time.sleep(PAUSE)
 
     def _observe(self, asked: Asked) -> None:
         account, at = asked.account, asked.at

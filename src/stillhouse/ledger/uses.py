@@ -7,7 +7,6 @@ from typing import Any
 
 from stillhouse.ledger.store import Ledger
 from stillhouse.ledger.subject import Found, read_rows, runs_of
-from stillhouse.ledger.targets import SUFFIX, open_shard, unsealed
 from stillhouse.workspace import Workspace
 
 
@@ -52,6 +51,8 @@ def rows_of_targets(workspace: Workspace, found: Found) -> set[str]:
 
 
 def _shards(workspace: Workspace, found: Found) -> set[str]:
+    from stillhouse.ledger.targets import SUFFIX, open_shard, unsealed  # numpy, which a gateway does without
+
     named = rows_of_targets(workspace, found)
     paths = set(workspace.targets.glob(f"*{SUFFIX}")) - set(unsealed(workspace.targets))
     return {path.stem for path in sorted(paths) if not named.isdisjoint(open_shard(path).sample_ids)}

@@ -13,7 +13,7 @@ from stillhouse.gateway.console.pages import names_of
 from stillhouse.gateway.console.visit import Visit, page, problem, status_of
 from stillhouse.gateway.steps import Steps, read_reasons, reasons_of
 from stillhouse.gateway.store.standings import Step
-from stillhouse.gateway.watching import Watching
+from stillhouse.gateway.watcher import Watcher
 from stillhouse.guard import ladder, orders
 from stillhouse.guard.evidence import Evidence
 from stillhouse.guard.ladder import Decision, Standing
@@ -154,5 +154,5 @@ def _seen(steps: Steps, id: str) -> str:
     return str(trail[0].id if trail else 0)
 
 
-def _watching(visit: Visit) -> Watching | None:
+def _watching(visit: Visit) -> Watcher | None:
     return visit.gateway.watching if visit.gateway.config.detection.mode != "off" else None
