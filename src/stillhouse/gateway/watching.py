@@ -188,6 +188,9 @@ class Watching:
     # The worker's thread
 
     def _work(self, batch: list[Asked]) -> None:
+        with self._using, suppress(StillhouseError):  # which each of them meets again
+            if new := list({asked.account for asked in batch} - self._entries.keys()):
+                self._take_up(new)
         for asked in batch:
             self._went += asked.size
             try:
@@ -245,21 +248,19 @@ class Watching:
             )
 
     def _entry(self, account: str) -> Entry:
-        """Moved to the end of what is held; the oldest go where there is no room."""
-        entry = self._entries.pop(account, None)
-        if entry is None:
-            if len(self._entries) >= self._held:
-                self._drop_oldest()
-            entry = self._stored(account)
-        self._entries[account] = entry
+        """Moved to the end of what is held."""
+        if account not in self._entries:
+            self._take_up([account])
+        entry = self._entries[account] = self._entries.pop(account)
         return entry
 
-    def _stored(self, account: str) -> Entry:
-        kept = self._steps.standings.evidence(account, self._steps.replica)
-        if kept is not None:
-            with suppress(ValueError):  # another version wrote it: the account begins anew
-                return Entry(Evidence.unpacked(kept.evidence), Sketch.unpacked(kept.sketch), kept.month)
-        return Entry(Evidence(), Sketch(), 0)
+    def _take_up(self, accounts: list[str]) -> None:
+        """Hold what is stored of these; the oldest go where there is no room."""
+        kept = self._steps.standings.evidence(accounts, self._steps.replica)
+        if len(self._entries) + len(accounts) > self._held:
+            self._drop_oldest()
+        for account in accounts:
+            self._entries[account] = _entry_of(kept.get(account))
 
     def _drop_oldest(self) -> None:
         some = list(self._entries)[:OLDEST]
@@ -347,3 +348,10 @@ class Watching:
     def _complain(self, error: Exception) -> None:
         why = f"{error.what}: {error.why}" if isinstance(error, StillhouseError) else repr(error)
         self._log("accounts are not being watched", waiting=self.waiting, why=why)
+
+
+def _entry_of(kept: Watched | None) -> Entry:
+    if kept is not None:
+        with suppress(ValueError):  # another version wrote it: the account begins anew
+            return Entry(Evidence.unpacked(kept.evidence), Sketch.unpacked(kept.sketch), kept.month)
+    return Entry(Evidence(), Sketch(), 0)

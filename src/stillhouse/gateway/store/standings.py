@@ -97,9 +97,11 @@ class Standings:
 
     # Evidence
 
-    def evidence(self, account: str, replica: str) -> Watched | None:
-        query = f"SELECT {_WATCHED} FROM evidence WHERE account = ? AND replica = ?"
-        return next((_watched(row) for row in self._read(query, (account, replica))), None)
+    def evidence(self, accounts: Sequence[str], replica: str) -> dict[str, Watched]:
+        """What the replica knows of these, of whom it knows anything."""
+        among = ", ".join("?" * len(accounts))
+        query = f"SELECT {_WATCHED} FROM evidence WHERE replica = ? AND account IN ({among})"
+        return {row[0]: _watched(row) for row in self._read(query, (replica, *accounts))}
 
     def strongest(self, account: str) -> Watched | None:
         """What the replica knows whose score is the highest."""
