@@ -35,12 +35,13 @@ from traffic.wording import Month
 
 from stillhouse.guard.calibrating import threshold
 from stillhouse.guard.clusters import clusters
-from stillhouse.guard.evidence import Evidence, observe, seen_of
+from stillhouse.guard.evidence import Evidence, observe
 from stillhouse.guard.likeness import Sketch, note
 from stillhouse.guard.limits import Step
 from stillhouse.guard.pricing import Bounds, Learned, best_levels, bill, copied, steps_of
 from stillhouse.guard.pricing import Month as Used
 from stillhouse.guard.scoring import score, shipped
+from stillhouse.guard.seen import seen_of
 from stillhouse.models import source_folder
 from stillhouse.stats import wilson
 

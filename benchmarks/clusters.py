@@ -31,8 +31,9 @@ from traffic.wording import Month
 
 from stillhouse.guard.clusters import LEAST, clusters
 from stillhouse.guard.evidence import SIZE as EVIDENCE
-from stillhouse.guard.evidence import Evidence, observe, seen_of
+from stillhouse.guard.evidence import Evidence, observe
 from stillhouse.guard.likeness import REQUESTS, SIZE, Sketch, came, note
+from stillhouse.guard.seen import seen_of
 from stillhouse.stats import wilson
 
 KEY = b"the benchmark's key, of 32 bytes"
@@ -170,7 +171,7 @@ def same_settings(sketches: dict[str, Sketch]) -> list[list[str]]:
     """The rule beside it: who uses one model with one system message and one set of parameters most."""
     groups: dict[int, list[str]] = defaultdict(list)
     for name, sketch in sketches.items():
-        groups[sketch.settings[sketch.counts.index(max(sketch.counts))]].append(name)
+        groups[max(sketch.settings, key=sketch.settings.__getitem__, default=0)].append(name)
     return [group for group in groups.values() if len(group) >= LEAST]
 
 

@@ -22,8 +22,9 @@ from scipy.signal import lfilter
 from traffic.people import Person, people, requests
 from traffic.wording import Month
 
-from stillhouse.guard.evidence import FADES, FEATURES, Evidence, means_of, observe, seen_of
+from stillhouse.guard.evidence import FADES, FEATURES, Evidence, means_of, observe
 from stillhouse.guard.scoring import Weights, score, shipped
+from stillhouse.guard.seen import seen_of
 
 Floats = NDArray[np.float64]
 

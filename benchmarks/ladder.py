@@ -25,16 +25,20 @@ from rows import DATA, Row, arguments, header, need, show
 
 from stillhouse.gateway.watching import WAITING, Watching
 from stillhouse.guard.config import Detection, Store
-from stillhouse.guard.evidence import SIZE, Evidence, observe, seen_of
+from stillhouse.guard.evidence import SIZE as EVIDENCE
+from stillhouse.guard.evidence import Evidence, observe
+from stillhouse.guard.likeness import SIZE as SKETCH
+from stillhouse.guard.likeness import Sketch, note
 from stillhouse.guard.lines import shipped
 from stillhouse.guard.scoring import score
 from stillhouse.guard.scoring import shipped as shipped_weights
+from stillhouse.guard.seen import seen_of
 
 SEED = 8
 ACCOUNTS, QUICK_ACCOUNTS = 100_000, 10_000
 EACH = 2  # requests of each account
 FEW = 100  # accounts that ask most
-ROUNDS, ROUND = 7, 1000  # the fastest of so many, of so many requests
+ROUNDS = 7  # the fastest of so many, each of all the texts
 SHORT = Path("/dev/shm")
 AT = 1_790_000_000.0
 Asked = tuple[dict[str, Any], int]
@@ -53,14 +57,15 @@ def texts() -> list[Asked]:
     return found
 
 
-def alone(count: int, bodies: Sequence[Asked]) -> float:
-    """CPU seconds of the detector by itself, for so many requests of as many accounts as ask most."""
-    held, weights, key = [Evidence() for _ in range(FEW)], shipped_weights(), bytes(32)
+def alone(bodies: Sequence[Asked]) -> float:
+    """CPU seconds of the detector by itself, for these requests of as many accounts as ask most."""
+    held, weights, key = [(Evidence(), Sketch()) for _ in range(FEW)], shipped_weights(), bytes(32)
     began = time.process_time()
-    for number in range(count):
-        body, tokens = bodies[number % len(bodies)]
-        evidence = held[number % FEW]
-        use = observe(evidence, seen_of(key, body, "chat/completions", tokens, AT + number))
+    for number, (body, tokens) in enumerate(bodies):
+        evidence, sketch = held[number % FEW]
+        seen = seen_of(key, body, "chat/completions", tokens, AT + number)
+        use = observe(evidence, seen)
+        note(sketch, evidence, seen, str(body["model"]))
         score(evidence, use, weights)
     return time.process_time() - began
 
@@ -86,9 +91,9 @@ def cost(accounts: int) -> list[Row]:
         try:
             asked(watching, names[:FEW], len(bodies), bodies)
             rounds = [
-                (asked(watching, names[:FEW], ROUND, bodies), alone(ROUND, bodies)) for _ in range(ROUNDS)
+                (asked(watching, names[:FEW], len(bodies), bodies), alone(bodies)) for _ in range(ROUNDS)
             ]
-            busy, detector = (min(times) / ROUND for times in zip(*rounds, strict=True))
+            busy, detector = (min(times) / len(bodies) for times in zip(*rounds, strict=True))
             gc.collect()
             start = resident(os.getpid())
             spread = asked(watching, names, EACH * accounts, bodies) / (EACH * accounts)
@@ -102,7 +107,7 @@ def cost(accounts: int) -> list[Row]:
         Row("memory with no account but a hundred", start / 1e6, "MB"),
         Row(f"memory with {accounts:,} accounts", held / 1e6, "MB"),
         Row("memory of a live account", each, "bytes", target="<= 4,096", holds=each <= 4096),
-        Row("evidence of an account in the store", SIZE, "bytes"),
+        Row("evidence and sketch of an account in the store", EVIDENCE + SKETCH, "bytes"),
         Row(
             f"CPU of a request, {FEW} busy accounts",
             1e6 * busy,

@@ -6,8 +6,9 @@ from detection_watch import KEY, Look, read, scores, walked, watched
 from rows import DATA
 from traffic.people import person, requests
 
-from stillhouse.guard.evidence import Evidence, observe, seen_of
+from stillhouse.guard.evidence import Evidence, observe
 from stillhouse.guard.scoring import score, shipped
+from stillhouse.guard.seen import seen_of
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="no shared data")
 LOOK = Look("calibrate", 5, {"chat:many": 2, "coding": 1, "distiller:mix25": 1}, rate=0.3)

@@ -7,8 +7,9 @@ from random import Random
 
 from stillhouse.gateway.store.standings import Standings
 from stillhouse.guard.config import Detection
-from stillhouse.guard.evidence import Evidence, observe, seen_of
+from stillhouse.guard.evidence import Evidence, observe
 from stillhouse.guard.lines import Lines, shipped
+from stillhouse.guard.seen import seen_of
 
 KEY = b"a key of the test, 32 bytes long"
 AT = 1_790_000_000.0

@@ -16,9 +16,9 @@ from rows import DATA
 from stillhouse.gateway.record import Record
 from stillhouse.gateway.store.place import pepper_of, sealing_key
 from stillhouse.gateway.store.standings import Standings, Watched
-from stillhouse.gateway.watching import month_of
 from stillhouse.guard import config
 from stillhouse.guard.accounts import Account
+from stillhouse.guard.likeness import month_of
 from stillhouse.guard.lines import read_lines
 
 if (DATA / "traffic").exists():
@@ -123,7 +123,7 @@ def test_stopped_accounts_are_no_measure(guard, store, account):
 
 def test_what_is_decided_is_shown_with_its_leaf(guard, store, account):
     with closing(Standings(store)) as standings:
-        standings.save("one", [Watched("acct_9", b"", 0, 0.7, 12, time.time())], [], [])
+        standings.save("one", [Watched("acct_9", b"", 0, 0.7, 12, time.time(), LAST, b"")], [], [])
     assert "kill comes after the review" in guard("decide", account, "kill", "--reason", "x", code=2)
     assert "needs a reason" in guard("decide", account, "review", code=2)
     assert "is no decision" in guard("decide", account, "promote", "--reason", "x", code=2)

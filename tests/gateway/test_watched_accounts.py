@@ -18,9 +18,10 @@ from stillhouse.gateway import watching as module
 from stillhouse.gateway.steps import Steps, forget_in
 from stillhouse.gateway.store.changing import Act, Conflict
 from stillhouse.gateway.store.standings import Step
-from stillhouse.gateway.watching import Watching, month_of
+from stillhouse.gateway.watching import Watching
 from stillhouse.guard.config import Detection
 from stillhouse.guard.ladder import Standing
+from stillhouse.guard.likeness import month_of
 from stillhouse.ledger import Ledger
 from stillhouse.workspace import open_workspace
 
@@ -86,11 +87,11 @@ def test_a_full_queue_is_counted_and_nobody_waits(file_store):
 def test_a_store_that_fails_is_counted_and_harms_no_request(file_store):
     with watched(file_store, lines=NOBODY) as made:
         with closing(sqlite3.connect(Path(file_store.folder) / "standings.sqlite")) as db:
-            db.execute("ALTER TABLE watched RENAME TO elsewhere")
+            db.execute("ALTER TABLE evidence RENAME TO elsewhere")
         put(made, 3)
         wait_for(lambda: made.unobserved["the store failed"] == 3)
         with closing(sqlite3.connect(Path(file_store.folder) / "standings.sqlite")) as db:
-            db.execute("ALTER TABLE elsewhere RENAME TO watched")
+            db.execute("ALTER TABLE elsewhere RENAME TO evidence")
         put(made, 2)
         wait_for(lambda: made.observed == 2)
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from stillhouse.guard.clusters import clusters, in_words
 from stillhouse.guard.evidence import SIZE as EVIDENCE
-from stillhouse.guard.evidence import Evidence, observe, seen_of
+from stillhouse.guard.evidence import Evidence, observe
 from stillhouse.guard.likeness import REQUESTS, SIZE, SLOT, Sketch, came, note
+from stillhouse.guard.seen import seen_of
 
 KEY = b"a key of the guard, of 32 bytes!"
 DAY = 86_400.0
@@ -149,7 +150,7 @@ def test_the_state_has_one_size_and_survives_being_written_down():
     assert SIZE + EVIDENCE <= 4096
     again = Sketch.unpacked(data)
     assert again.packed() == data
-    assert (again.requests, again.first, again.last) == (50, made.first, made.last)
+    assert (again.requests, again.numbers[1:3]) == (50, made.numbers[1:3])
     with pytest.raises(ValueError, match=f"{SIZE} bytes"):
         Sketch.unpacked(data[1:])
 
@@ -160,7 +161,7 @@ def test_of_what_comes_after_the_first_requests_only_the_times_count():
     times = busy(draw, 0, 30, len(texts))
     whole, part = sketch(times, texts), sketch(times[:REQUESTS], texts[:REQUESTS])
     assert (whole.asked, whole.wording, whole.settings) == (part.asked, part.wording, part.settings)
-    assert whole.last == times[-1]
+    assert whole.numbers[2] == times[-1]
 
 
 @given(st.lists(st.floats(0, 30 * DAY), min_size=1, max_size=30))
@@ -172,4 +173,4 @@ def test_every_slot_with_a_request_is_marked(offsets):
     assert {
         place for place in range(8 * len(made.slots)) if made.slots[place >> 3] >> (place & 7) & 1
     } == slots
-    assert (made.first, made.last, made.turned) == (times[0], times[-1], 0.0)
+    assert made.numbers[1:4] == (times[0], times[-1], 0.0)

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillhouse.guard.evidence import FEATURES, USES, Evidence, observe, seen_of
+from stillhouse.guard import evidence as module
+from stillhouse.guard.evidence import FEATURES, USES, Evidence, observe
 from stillhouse.guard.scoring import WORDS, in_words, read_weights, reading, score, shipped
+from stillhouse.guard.seen import seen_of
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 KEY = b"a key of the guard, 32 bytes long"
@@ -34,10 +36,12 @@ account = {}
 def evidence_of(use: int, requests: float, means: dict[str, float], whole: dict[str, float]) -> Evidence:
     """As if it had seen so many requests of one use, of these means."""
     evidence = Evidence()
-    evidence.uses[use * 5 + 1] = evidence.weight = requests
-    for place, feature in enumerate(FEATURES):
-        evidence.sums[use * K + place] = requests * means.get(feature, 0.0)
-        evidence.sums[USES * K + place] = requests * whole.get(feature, 0.0)
+    row = evidence.row
+    module._NUMBERS.pack_into(row, 0, 0, requests, 0, 0, 0)
+    module._TIMES.pack_into(row, module._TIMED + use * module._TIMES.size, requests, 0.0, 0.0)
+    for place, each in ((use, means), (USES, whole)):
+        sums = [requests * each.get(feature, 0.0) for feature in FEATURES]
+        module._SUMS.pack_into(row, module._SUMMED + place * module._SUMS.size, *sums)
     return evidence
 
 

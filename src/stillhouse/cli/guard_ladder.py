@@ -294,8 +294,8 @@ def _month(text: str) -> tuple[int, str]:
     """Months since January 1970, and the name of the month."""
     import time
 
-    from stillhouse.gateway.watching import month_of
     from stillhouse.guard.invoices import days_of
+    from stillhouse.guard.likeness import month_of
 
     number = month_of(days_of(text)[0]) if text else month_of(int(time.time() // _DAY)) - 1
     return number, f"{1970 + number // 12}-{number % 12 + 1:02}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from contextlib import suppress
@@ -19,6 +20,7 @@ from stillhouse.gateway.watching import Watching
 def main(descriptor: int) -> None:
     for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(sign, signal.SIG_IGN)  # meant for the gateway, which ends this process in its time
+    gc.set_threshold(50_000, 20, 100)  # what is held of accounts are bytes, and in no cycle
     said: list[tuple[str, dict[str, Any]]] = []
     with Connection(descriptor) as pipe, suppress(EOFError, OSError):  # the gateway may be killed
         watching = Watching(*pipe.recv(), log=lambda event, **fields: said.append((event, fields)))

@@ -17,8 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from functools import lru_cache
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,10 +28,12 @@ from stillhouse.gateway.worker import Worker
 from stillhouse.guard import config, ladder
 from stillhouse.guard.asked import Route
 from stillhouse.guard.config import Detection
-from stillhouse.guard.evidence import Evidence, last_day, last_time, observe, seen_of
+from stillhouse.guard.evidence import Evidence, last_day, last_time, observe
 from stillhouse.guard.ladder import Standing
+from stillhouse.guard.likeness import Sketch, month_of, note
 from stillhouse.guard.lines import Lines
 from stillhouse.guard.scoring import reading, score, shipped
+from stillhouse.guard.seen import seen_of
 
 Answer = TypeVar("Answer")
 Log = Callable[..., None]
@@ -46,8 +47,6 @@ SAVE_SECONDS = 30.0  # after which what changed is written
 LOOK_SECONDS = 60.0  # between looks at steps that may lapse
 TIDY_SECONDS = 3600.0  # between looks for what has expired
 LOOK_AGAIN = 1.0  # seconds between two looks of a customer at its standing
-PAUSE, SLICE = 50e-6, 4  # seconds after so many requests, for those that are being answered
-BUSY = WAITING // 4  # requests in the queue, from which on it takes no pauses
 MONTHS = 13  # for which the highest scores are kept
 NEVER = float("-inf")
 _DAY = 86_400
@@ -65,13 +64,14 @@ class Asked(NamedTuple):
 
 
 class Entry:
-    """What is held of a live account: its evidence, which use came last, the highest score of the month."""
+    """What is held of a live account: its evidence, how it is like others in a month (counted from January
+    1970), which use came last and its score, the highest score of the month."""
 
-    __slots__ = ("evidence", "highest", "use")
+    __slots__ = ("evidence", "highest", "month", "score", "sketch", "use")
 
-    def __init__(self, evidence: Evidence) -> None:
-        self.evidence = evidence
-        self.use = 0
+    def __init__(self, evidence: Evidence, sketch: Sketch, month: int) -> None:
+        self.evidence, self.sketch, self.month = evidence, sketch, month
+        self.use, self.score = 0, 0.0
         self.highest = NEVER
 
 
@@ -105,6 +105,7 @@ class Watching:
         self._entries: dict[str, Entry] = {}
         self._changed: dict[str, float] = {}  # accounts to be written, by since when
         self._reached: list[tuple[str, int, float]] = []  # of months that are over
+        self._ended: list[tuple[str, int, bytes]] = []  # sketches of these
         self._alarmed: dict[str, float] = {}  # when an account was last above the flag's threshold
         self._looks: dict[str, float] = {}  # when an account last looked at its standing
         self._came = self._went = 0  # bytes put, and taken out
@@ -187,7 +188,10 @@ class Watching:
     # The worker's thread
 
     def _work(self, batch: list[Asked]) -> None:
-        for n, asked in enumerate(batch, 1):
+        with self._using, suppress(StillhouseError):  # which each of them meets again
+            if new := list({asked.account for asked in batch} - self._entries.keys()):
+                self._take_up(new)
+        for asked in batch:
             self._went += asked.size
             try:
                 with self._using:
@@ -200,8 +204,6 @@ class Watching:
                 # Its kind and not its text, in which words of the request could stand
                 self.unobserved["not understood"] += 1
                 self._log("a request was not understood", error=type(error).__name__)
-            if n % SLICE == 0 and len(self._worker) < BUSY:
-                time.sleep(PAUSE)
 
     def _observe(self, asked: Asked) -> None:
         account, at = asked.account, asked.at
@@ -210,9 +212,14 @@ class Watching:
         if entry.highest > NEVER and month_of(int(at) // _DAY) != before:
             self._reached.append((account, before, entry.highest))
             entry.highest = NEVER
+        if (month := month_of(int(at) // _DAY)) > entry.month:
+            if entry.sketch.requests:
+                self._ended.append((account, entry.month, entry.sketch.packed()))
+            entry.sketch, entry.month = Sketch(), month
         seen = seen_of(self._key, asked.body, asked.route, asked.output_tokens, at)
         entry.use = use = observe(entry.evidence, seen)
-        reached = score(entry.evidence, use, self._weights)
+        note(entry.sketch, entry.evidence, seen, str(asked.body.get("model")))
+        entry.score = reached = score(entry.evidence, use, self._weights)
         entry.highest = max(entry.highest, reached)
         self._changed.setdefault(account, self._beaten)
         standing = self._standings.get(account) or Standing(account)
@@ -241,23 +248,19 @@ class Watching:
             )
 
     def _entry(self, account: str) -> Entry:
-        """Moved to the end of what is held; the oldest go where there is no room."""
-        entry = self._entries.pop(account, None)
-        if entry is None:
-            if len(self._entries) >= self._held:
-                self._drop_oldest()
-            entry = self._stored(account)
-        self._entries[account] = entry
+        """Moved to the end of what is held."""
+        if account not in self._entries:
+            self._take_up([account])
+        entry = self._entries[account] = self._entries.pop(account)
         return entry
 
-    def _stored(self, account: str) -> Entry:
-        kept = self._steps.standings.evidence(account, self._steps.replica)
-        if kept is None:
-            return Entry(Evidence())
-        try:
-            return Entry(Evidence.unpacked(kept.evidence))
-        except ValueError:  # another version wrote it: the account begins anew
-            return Entry(Evidence())
+    def _take_up(self, accounts: list[str]) -> None:
+        """Hold what is stored of these; the oldest go where there is no room."""
+        kept = self._steps.standings.evidence(accounts, self._steps.replica)
+        if len(self._entries) + len(accounts) > self._held:
+            self._drop_oldest()
+        for account in accounts:
+            self._entries[account] = _entry_of(kept.get(account))
 
     def _drop_oldest(self) -> None:
         some = list(self._entries)[:OLDEST]
@@ -291,6 +294,7 @@ class Watching:
             standings.drop_evidence(account)
         if gone:
             self._reached = [row for row in self._reached if row[0] not in gone]
+            self._ended = [row for row in self._ended if row[0] not in gone]
             self._steps.erase()
         self._standings |= {each.account: each for each in changed}
         self._known = newest
@@ -302,21 +306,21 @@ class Watching:
             self._write(due[at : at + OLDEST])
 
     def _write(self, accounts: list[str]) -> None:
-        if not accounts and not self._reached:
+        if not accounts and not self._reached and not self._ended:
             return
         entries = [(account, self._entries[account]) for account in accounts]
         watched, reached = [], list(self._reached)
         for account, entry in entries:
             evidence, use = entry.evidence, entry.use
-            now = score(evidence, use, self._weights)
-            watched.append(
-                Watched(account, evidence.packed(), use, now, evidence.requests, last_time(evidence, use))
-            )
+            told = evidence.packed(), use, entry.score, evidence.requests, last_time(evidence, use)
+            watched.append(Watched(account, *told, entry.month, entry.sketch.packed()))
             reached.append((account, month_of(last_day(evidence)), entry.highest))
-        self._steps.standings.save(self._steps.replica, watched, reached, self._alarmed.items())
-        self._reached, self._alarmed = [], {}
+        self._steps.standings.save(self._steps.replica, watched, reached, self._alarmed.items(), self._ended)
+        self._reached, self._ended, self._alarmed = [], [], {}
         for account in accounts:
             del self._changed[account]
+        if not self._changed:
+            self._changed = {}  # or it stayed as large as it ever was
 
     def _lapse(self) -> None:
         now = self._clock()
@@ -334,8 +338,10 @@ class Watching:
     def _tidy(self) -> None:
         self._steps.link()
         now = self._clock()
-        month = month_of(int(now) // _DAY) - MONTHS
-        gone = self._steps.standings.expire(now - self.settings.evidence_days * _DAY, month)
+        month = month_of(int(now) // _DAY)
+        gone = self._steps.standings.expire(
+            now - self.settings.evidence_days * _DAY, month - MONTHS, month - 1
+        )
         if gone:
             self._log("evidence deleted", accounts=gone)
 
@@ -344,8 +350,8 @@ class Watching:
         self._log("accounts are not being watched", waiting=self.waiting, why=why)
 
 
-@lru_cache(8)
-def month_of(day: int) -> int:
-    """Months since January 1970 (UTC), of a day counted from there."""
-    when = datetime.fromtimestamp(day * _DAY, UTC)
-    return 12 * (when.year - 1970) + when.month - 1
+def _entry_of(kept: Watched | None) -> Entry:
+    if kept is not None:
+        with suppress(ValueError):  # another version wrote it: the account begins anew
+            return Entry(Evidence.unpacked(kept.evidence), Sketch.unpacked(kept.sketch), kept.month)
+    return Entry(Evidence(), Sketch(), 0)

@@ -122,19 +122,14 @@ def _accounts(sketches: Mapping[str, Sketch]) -> list[_Account]:
     held = Counter(mark for sketch in some.values() for mark in set(sketch.asked))
     made = []
     for name, sketch in some.items():
-        busy = _wide(int.from_bytes(sketch.slots, "little"))
-        keys: list[Key] = [
-            ("settings", mark)
-            for mark, times in zip(sketch.settings, sketch.counts, strict=True)
-            if times >= OFTEN
-        ]
+        busy, settings = _wide(int.from_bytes(sketch.slots, "little")), sketch.settings
+        keys: list[Key] = [("settings", mark) for mark, times in settings.items() if times >= OFTEN]
         keys += [("wording", mark) for mark in sketch.wording if mark != EMPTY]
         own = frozenset(mark for mark in sketch.asked if 1 < held[mark] <= HOLDERS and mark != EMPTY)
-        program = sketch.settings[sketch.counts.index(max(sketch.counts))]
-        moments = sketch.first, sketch.last, sketch.turned
-        made.append(
-            _Account(name, busy, math.sqrt(busy.bit_count()), *moments, own, frozenset(keys), program)
-        )
+        program = max(settings, key=settings.__getitem__)
+        _, first, last, turned, _ = sketch.numbers
+        root = math.sqrt(busy.bit_count())
+        made.append(_Account(name, busy, root, first, last, turned, own, frozenset(keys), program))
     return made
 
 

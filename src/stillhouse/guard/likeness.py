@@ -10,9 +10,14 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections import Counter
+from datetime import UTC, datetime
+from functools import lru_cache
+from operator import or_
 from zlib import crc32
 
-from stillhouse.guard.evidence import CELLS, TEMPLATE, Evidence, Seen
+from stillhouse.guard.evidence import Evidence, of_program
+from stillhouse.guard.seen import Seen
 
 REQUESTS = 128  # of a month's first: of later ones only the times count
 SLOT, DAYS = 1800, 32  # seconds of a slot of time; days of slots, more than a month has
@@ -22,80 +27,81 @@ WORDING, ASKED = 16, 64  # smallest hashes of a program's runs of words, and of 
 EMPTY = 0xFFFF_FFFF
 _SPREAD = 0x9E37_79B1  # odd, so that it is one to one on 32 bits
 _SLOTS = DAYS * 86_400 // SLOT
-_NUMBERS = struct.Struct("<HdddI")
+_MARK = struct.Struct("=I")
+_NUMBERS = struct.Struct("<HdddI")  # requests; the first, the last, the turn to another model; the model
+
+# Where each part of a sketch's bytes begins.
+_TIMES = _NUMBERS.size
+_SETTINGS = _TIMES + _SLOTS // 8
+_COUNTS = _SETTINGS + 4 * SETTINGS
+_WORDING = _COUNTS + SETTINGS
+_ASKED = _WORDING + 4 * WORDING
+SIZE = _ASKED + 4 * ASKED
+_BLANK = bytes(_WORDING) + b"\xff" * (SIZE - _WORDING)
 
 
 class Sketch:
-    """What is kept of one account for a month: `SIZE` bytes packed, and no text."""
+    """What is kept of one account for a month: `row` has `SIZE` bytes, and no text. Moments are in Unix
+    seconds, `turned` is when a second model was first asked, 0 if never."""
 
-    __slots__ = (
-        "asked",
-        "counts",
-        "first",
-        "last",
-        "model",
-        "requests",
-        "settings",
-        "slots",
-        "turned",
-        "wording",
-    )
+    __slots__ = ("row",)
 
     def __init__(self) -> None:
-        self.requests = 0
-        self.first = self.last = 0.0  # Unix seconds
-        self.turned = 0.0  # when a second model was first asked, 0 if never
-        self.model = 0
-        self.slots = bytearray(_SLOTS // 8)
-        self.settings = array("I", bytes(4 * SETTINGS))
-        self.counts = bytearray(SETTINGS)
-        self.wording = array("I", [EMPTY]) * WORDING
-        self.asked = array("I", [EMPTY]) * ASKED
+        self.row = bytearray(_BLANK)
 
     def packed(self) -> bytes:
-        return b"".join(
-            (
-                _NUMBERS.pack(self.requests, self.first, self.last, self.turned, self.model),
-                self.slots,
-                self.settings.tobytes(),
-                self.counts,
-                self.wording.tobytes(),
-                self.asked.tobytes(),
-            )
-        )
+        return bytes(self.row)
 
     @classmethod
     def unpacked(cls, data: bytes) -> Sketch:
         """Raises ValueError for what `packed` did not write."""
         if len(data) != SIZE:
             raise ValueError(f"an account's sketch has {SIZE} bytes, and these are {len(data)}")
-        made, at = cls(), _NUMBERS.size
-        made.requests, made.first, made.last, made.turned, made.model = _NUMBERS.unpack(data[:at])
-        for name in ("slots", "settings", "counts", "wording", "asked"):
-            held = getattr(made, name)
-            size = len(held) * getattr(held, "itemsize", 1)
-            part = data[at : at + size]
-            setattr(made, name, bytearray(part) if isinstance(held, bytearray) else array("I", part))
-            at += size
+        made = cls.__new__(cls)
+        made.row = bytearray(data)
         return made
 
+    @property
+    def numbers(self) -> tuple[int, float, float, float, int]:
+        """Requests, the first and the last, the turn, and the first model."""
+        return _NUMBERS.unpack_from(self.row)
 
-SIZE = _NUMBERS.size + _SLOTS // 8 + 5 * SETTINGS + 4 * (WORDING + ASKED)
+    @property
+    def requests(self) -> int:
+        return self.numbers[0]
+
+    @property
+    def slots(self) -> bytes:
+        """A bit for each with a request."""
+        return bytes(self.row[_TIMES:_SETTINGS])
+
+    @property
+    def settings(self) -> dict[int, int]:
+        """Those used most, and how often."""
+        marks = array("I", self.row[_SETTINGS:_COUNTS])
+        return {mark: count for mark, count in zip(marks, self.row[_COUNTS:_WORDING], strict=True) if count}
+
+    @property
+    def wording(self) -> array[int]:
+        return array("I", self.row[_WORDING:_ASKED])
+
+    @property
+    def asked(self) -> array[int]:
+        return array("I", self.row[_ASKED:])
 
 
 def note(sketch: Sketch, evidence: Evidence, seen: Seen, model: str) -> None:
     """Takes one request into the sketch, after `observe` took it into the evidence, which knows by then which
     runs of words the account's program sends each time. Time and memory do not depend on what came before."""
-    came(sketch, seen.at, model)
-    if sketch.requests > REQUESTS:
+    if came(sketch, seen.at, model) > REQUESTS:
         return
-    _count(sketch, seen.settings)
-    cells, wording, asked = evidence.chunks, sketch.wording, sketch.asked
-    for chunk in seen.chunks:
-        mark = chunk.hash
-        at = 2 * (mark % CELLS)
+    _count(sketch.row, seen.settings)
+    hashes = memoryview(sketch.row)
+    wording, asked = hashes[_WORDING:_ASKED].cast("I"), hashes[_ASKED:].cast("I")
+    programs = of_program(evidence, seen.chunks)
+    for mark, _, _, _ in seen.chunks:
         mixed = mark * _SPREAD & EMPTY
-        if cells[at] == mark >> 24 and cells[at + 1] > TEMPLATE:
+        if mark in programs:
             wording[mark % WORDING] = min(wording[mark % WORDING], mixed)
             if asked[mark % ASKED] == mixed:  # came before it was known for the program's
                 asked[mark % ASKED] = EMPTY
@@ -103,25 +109,53 @@ def note(sketch: Sketch, evidence: Evidence, seen: Seen, model: str) -> None:
             asked[mark % ASKED] = mixed
 
 
-def came(sketch: Sketch, at: float, model: str) -> None:
-    """That a request came, and when: all that counts of those after the first `REQUESTS`."""
-    sketch.requests = min(0xFFFF, sketch.requests + 1)
-    sketch.first, sketch.last = sketch.first or at, at
-    name = crc32(model.encode())
-    if not sketch.model:
-        sketch.model = name
-    elif name != sketch.model and not sketch.turned:
-        sketch.turned = at
+def came(sketch: Sketch, at: float, model: str) -> int:
+    """That a request came, and when: all that counts of those after the first `REQUESTS`. How many came."""
+    requests, first, _, turned, known = sketch.numbers
+    requests, name = min(0xFFFF, requests + 1), crc32(model.encode(errors="surrogatepass"))
+    if known and name != known and not turned:
+        turned = at
+    _NUMBERS.pack_into(sketch.row, 0, requests, first or at, at, turned, known or name)
     slot = int(at) // SLOT % _SLOTS
-    sketch.slots[slot >> 3] |= 1 << (slot & 7)
+    sketch.row[_TIMES + (slot >> 3)] |= 1 << (slot & 7)
+    return requests
 
 
-def _count(sketch: Sketch, settings: int) -> None:
+def joined(one: Sketch, two: Sketch) -> Sketch:
+    """What two replicas saw of one account in a month, each a part of its requests: as if one had seen all,
+    but that either took its own first `REQUESTS`, and told the program's words by its own part."""
+    if two.numbers[1] < one.numbers[1]:
+        one, two = two, one
+    requests, first, last, turned, model = one.numbers
+    more, begun, ended, other, second = two.numbers
+    turns = [moment for moment in (turned, begun if second != model else other) if moment]
+    made = Sketch()
+    _NUMBERS.pack_into(
+        made.row, 0, min(0xFFFF, requests + more), first, max(last, ended), min(turns, default=0.0), model
+    )
+    made.row[_TIMES:_SETTINGS] = bytes(map(or_, one.slots, two.slots))
+    used = Counter(one.settings) + Counter(two.settings)
+    for place, (mark, count) in enumerate(used.most_common(SETTINGS)):
+        _MARK.pack_into(made.row, _SETTINGS + 4 * place, mark)
+        made.row[_COUNTS + place] = min(255, count)
+    made.row[_WORDING:_ASKED] = array("I", map(min, one.wording, two.wording)).tobytes()
+    made.row[_ASKED:] = array("I", map(min, one.asked, two.asked)).tobytes()
+    return made
+
+
+def _count(row: bytearray, settings: int) -> None:
     """A new one takes the place of the rarest, and begins at 1: counts are never too high."""
-    marks, counts = sketch.settings, sketch.counts
+    marks, counts = memoryview(row)[_SETTINGS:_COUNTS].cast("I"), row[_COUNTS:_WORDING]
     for place, mark in enumerate(marks):
         if mark == settings and counts[place]:
-            counts[place] = min(255, counts[place] + 1)
+            row[_COUNTS + place] = min(255, counts[place] + 1)
             return
     place = counts.index(min(counts))
-    marks[place], counts[place] = settings, 1
+    marks[place], row[_COUNTS + place] = settings, 1
+
+
+@lru_cache(8)
+def month_of(day: int) -> int:
+    """Months since January 1970 (UTC), of a day counted from there."""
+    when = datetime.fromtimestamp(day * 86_400, UTC)
+    return 12 * (when.year - 1970) + when.month - 1

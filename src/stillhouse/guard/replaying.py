@@ -17,10 +17,11 @@ import orjson
 from stillhouse.guard import ladder
 from stillhouse.guard.asked import Route
 from stillhouse.guard.config import Detection
-from stillhouse.guard.evidence import Evidence, observe, seen_of
+from stillhouse.guard.evidence import Evidence, observe
 from stillhouse.guard.ladder import Rung, Standing
 from stillhouse.guard.lines import Lines
 from stillhouse.guard.scoring import in_words, reading, score, shipped
+from stillhouse.guard.seen import seen_of
 
 _ROUTES = frozenset(get_args(Route))
 

@@ -16,12 +16,18 @@ from stillhouse.ledger.database import Connection
 
 FILE = "standings.sqlite"
 _SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS watched (
+    "DROP TABLE IF EXISTS watched",  # evidence of another form, which nobody reads
+    # Months are counted from January 1970 (UTC); a sketch is of one.
+    """CREATE TABLE IF NOT EXISTS evidence (
          account TEXT NOT NULL, replica TEXT NOT NULL, evidence BLOB NOT NULL, of_use INTEGER NOT NULL,
-         score REAL NOT NULL, requests INTEGER NOT NULL, at REAL NOT NULL,
-         PRIMARY KEY (account, replica)) STRICT""",
-    "CREATE INDEX IF NOT EXISTS watched_score ON watched (score)",
-    # The highest score of a month, counted from January 1970 (UTC).
+         score REAL NOT NULL, requests INTEGER NOT NULL, at REAL NOT NULL, month INTEGER NOT NULL,
+         sketch BLOB NOT NULL, PRIMARY KEY (account, replica)) STRICT""",
+    "CREATE INDEX IF NOT EXISTS evidence_score ON evidence (score)",
+    # Of months that are over.
+    """CREATE TABLE IF NOT EXISTS sketch (
+         account TEXT NOT NULL, replica TEXT NOT NULL, month INTEGER NOT NULL, sketch BLOB NOT NULL,
+         PRIMARY KEY (account, replica, month)) STRICT""",
+    # The highest score of a month.
     """CREATE TABLE IF NOT EXISTS reached (
          account TEXT NOT NULL, replica TEXT NOT NULL, month INTEGER NOT NULL, score REAL NOT NULL,
          PRIMARY KEY (account, replica, month)) STRICT""",
@@ -43,7 +49,7 @@ _SCHEMA = (
 
 class Watched(NamedTuple):
     """What is known of an account's requests, packed, and the score and number of the use that came last.
-    `at` is when (Unix seconds)."""
+    `at` is when (Unix seconds); `sketch` is of the `month`."""
 
     account: str
     evidence: bytes
@@ -51,6 +57,8 @@ class Watched(NamedTuple):
     score: float
     requests: int
     at: float
+    month: int
+    sketch: bytes
 
 
 class Step(NamedTuple):
@@ -74,7 +82,9 @@ class Step(NamedTuple):
     leaf: int | None
 
 
+_WATCHED = ", ".join(Watched._fields).replace("use", "of_use")
 _STEP = "id, account, at, act, who, was, rung, shadow, code, score, reasons, said, replica, leaf"
+_KNOWN = ("evidence", "sketch", "reached")  # tables of what is known of accounts' requests
 _STANDING = "account, rung, since, shadow, code, alarmed, spared, spared_until, declared, appeal"
 
 
@@ -87,19 +97,15 @@ class Standings:
 
     # Evidence
 
-    def evidence(self, account: str, replica: str) -> Watched | None:
-        query = (
-            "SELECT account, evidence, of_use, score, requests, at FROM watched"
-            " WHERE account = ? AND replica = ?"
-        )
-        return next((_watched(row) for row in self._read(query, (account, replica))), None)
+    def evidence(self, accounts: Sequence[str], replica: str) -> dict[str, Watched]:
+        """What the replica knows of these, of whom it knows anything."""
+        among = ", ".join("?" * len(accounts))
+        query = f"SELECT {_WATCHED} FROM evidence WHERE replica = ? AND account IN ({among})"
+        return {row[0]: _watched(row) for row in self._read(query, (replica, *accounts))}
 
     def strongest(self, account: str) -> Watched | None:
         """What the replica knows whose score is the highest."""
-        query = (
-            "SELECT account, evidence, of_use, score, requests, at FROM watched"
-            " WHERE account = ? ORDER BY score DESC LIMIT 1"
-        )
+        query = f"SELECT {_WATCHED} FROM evidence WHERE account = ? ORDER BY score DESC LIMIT 1"
         return next((_watched(row) for row in self._read(query, (account,))), None)
 
     def save(
@@ -108,17 +114,22 @@ class Standings:
         watched: Sequence[Watched],
         reached: Sequence[tuple[str, int, float]],
         alarmed: Iterable[tuple[str, float]],
+        ended: Iterable[tuple[str, int, bytes]] = (),
     ) -> None:
-        """Of a replica: the evidence, (account, month, highest score), and (account, when its score was last
-        above the threshold)."""
+        """Of a replica: the evidence, (account, month, highest score), (account, when its score was last
+        above the threshold), and (account, month, sketch) of months that are over."""
+        sets = ", ".join(f"{name} = excluded.{name}" for name in _WATCHED.split(", ")[1:])
 
         def change(db: Connection) -> None:
             db.executemany(
-                "INSERT INTO watched (account, replica, evidence, of_use, score, requests, at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (account, replica) DO UPDATE SET"
-                " evidence = excluded.evidence, of_use = excluded.of_use, score = excluded.score,"
-                " requests = excluded.requests, at = excluded.at",
-                [(row.account, replica, *row[1:]) for row in watched],
+                f"INSERT INTO evidence (replica, {_WATCHED}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                f" ON CONFLICT (account, replica) DO UPDATE SET {sets}",
+                [(replica, *row) for row in watched],
+            )
+            db.executemany(
+                "INSERT INTO sketch VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (account, replica, month) DO UPDATE SET sketch = excluded.sketch",
+                [(account, replica, month, sketch) for account, month, sketch in ended],
             )
             db.executemany(
                 "INSERT INTO reached VALUES (?, ?, ?, ?) ON CONFLICT (account, replica, month) DO UPDATE SET"
@@ -136,7 +147,7 @@ class Standings:
     def ranked(self, most: int) -> list[tuple[str, float, int, float]]:
         """(account, score, requests, last seen) by score, the highest first; what each replica knows is a row
         of its own."""
-        query = "SELECT account, score, requests, at FROM watched ORDER BY score DESC LIMIT ?"
+        query = "SELECT account, score, requests, at FROM evidence ORDER BY score DESC LIMIT ?"
         return self._read(query, (most,))
 
     def highest(self, month: int) -> list[tuple[str, float, str]]:
@@ -148,13 +159,14 @@ class Standings:
             (month,),
         )
 
-    def expire(self, before: float, month: int) -> int:
-        """Delete the evidence of accounts that asked nothing since a time, and what was reached before a
-        month; how many had evidence."""
+    def expire(self, before: float, reached: int, sketched: int) -> int:
+        """Delete the evidence of accounts that asked nothing since a time, and what was reached and sketched
+        before these months; how many had evidence."""
 
         def change(db: Connection) -> int:
-            db.execute("DELETE FROM reached WHERE month < ?", (month,))
-            return db.execute("DELETE FROM watched WHERE at < ?", (before,)).rowcount
+            db.execute("DELETE FROM reached WHERE month < ?", (reached,))
+            db.execute("DELETE FROM sketch WHERE month < ?", (sketched,))
+            return db.execute("DELETE FROM evidence WHERE at < ?", (before,)).rowcount
 
         return self._tables.change(change)
 
@@ -242,7 +254,7 @@ class Standings:
         account = step.account
 
         def change(db: Connection) -> int:
-            for table in ("watched", "reached", "standing"):
+            for table in (*_KNOWN, "standing"):
                 db.execute(f"DELETE FROM {table} WHERE account = ?", (account,))
             db.execute(
                 "UPDATE standing_step SET account = '', who = '', code = '', score = NULL, reasons = '[]',"
@@ -262,7 +274,7 @@ class Standings:
         """What a replica wrote of an account while another process forgot it."""
 
         def change(db: Connection) -> None:
-            for table in ("watched", "reached"):
+            for table in _KNOWN:
                 db.execute(f"DELETE FROM {table} WHERE account = ?", (account,))
 
         self._tables.change(change)
@@ -289,8 +301,8 @@ def _firm(standing: Standing) -> Standing:
 
 
 def _watched(row: Sequence[Any]) -> Watched:
-    account, evidence, *rest = row
-    return Watched(account, bytes(evidence), *rest)
+    account, evidence, *rest, sketch = row
+    return Watched(account, bytes(evidence), *rest, bytes(sketch))
 
 
 def _standing(row: Sequence[Any]) -> Standing:
