@@ -301,8 +301,8 @@ def _firm(standing: Standing) -> Standing:
 
 
 def _watched(row: Sequence[Any]) -> Watched:
-    account, evidence, *rest, sketch = row
-    return Watched(account, bytes(evidence), *rest, bytes(sketch))
+    found = Watched(*row)
+    return found._replace(evidence=bytes(found.evidence), sketch=bytes(found.sketch))
 
 
 def _standing(row: Sequence[Any]) -> Standing:
