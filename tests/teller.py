@@ -9,12 +9,16 @@ from behind import Behind
 
 WORDS = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "en", "ill")]
 LENGTH = 60
+PROSE = (
+    "For example, fish do not fly. In addition, birds help each other (e.g., at sea), "
+    "though some cannot sing."
+)
 
 
 class Teller(Behind):
     """Says words drawn at random, a token each. `seldom` fails but for the seed 0; `thinking`
-    thinks before; `same` says one thing; `marked` says that it marks; `short` says two words; `slow` waits,
-    but for the seed 0."""
+    thinks before; `same` says one thing; `marked` says that it marks; `short` says two words; `prose`
+    says what can be said otherwise; `slow` waits, but for the seed 0."""
 
     def __init__(self):
         super().__init__()
@@ -31,7 +35,7 @@ class Teller(Behind):
             return await super()._answer(model, path, body, writer)
         length = 2 if model == "short" else LENGTH + number % 7
         said = " ".join(self.rng.choices(WORDS, k=length))
-        text = "always this" if model == "same" else said
+        text = {"same": "always this", "prose": PROSE}.get(model, said)
         self.given.append(text)
         shown = f"<think>{said} and more</think>{text}" if model == "thinking" else text
         message = {"role": "assistant", "content": shown}

@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 
 import pytest
 from gate import SECRET, gate, tree_of
-from teller import Teller
+from teller import PROSE, Teller
 
 from stillhouse.gateway.store.events import Events
+from stillhouse.guard import markers
 from stillhouse.watermark import Gumbel, Key, Selection, account_key, evidence, word_ids, write_key
 
 LOW = 1e-6  # what chance gives once in a million runs, and these marks miss by five standard deviations
@@ -239,7 +240,7 @@ def test_another_key_marks_after_a_reload_and_events_keep_the_old_one(tmp_path, 
 
 
 def test_on_the_rung_alone_only_that_accounts_answers_are_marked_and_it_is_told(tmp_path, teller):
-    settings = tree(tmp_path, teller.url, "whole", accounts="on_mark")
+    settings = tree(tmp_path, teller.url, "whole", "prose", accounts="on_mark", markers=True)
     settings["detection"] = {"mode": "enforce", "mark": True}
     with gate(tmp_path, settings) as made:
         _, other = made.new_key()
@@ -252,7 +253,19 @@ def test_on_the_rung_alone_only_that_accounts_answers_are_marked_and_it_is_told(
             assert time.monotonic() < end
         assert said.headers["x-stillhouse-watermark"] == account_key(key(1), made.account).id
         assert said.headers["x-stillhouse-standing"] == "review; code=by_hand"
-        assert "x-stillhouse-watermark" not in ask(made, "whole", key=other).headers
+        mine = account_key(key(1), made.account)
+        for more in ({}, {"temperature": 0}, {"stream": True}):  # markers need no choice
+            said = ask(made, "prose", **more)
+            assert said.headers["x-stillhouse-watermark"] == mine.id
+            assert told(said)[0] == markers.marked(mine, PROSE)[0]
+        told_of = look(made, {"texts": [told(said)[0]], "accounts": [made.account]}).json()["markers"]
+        assert (told_of["keys"][0]["scored"], told_of["keys"][0]["mean"]) == (7, 1.0)
+        said = ask(made, "prose", key=other)
+        assert "x-stillhouse-watermark" not in said.headers
+        assert told(said)[0] == PROSE
+        assert made.stop() == 0
+    changed = [event.changed for event in events(made) if event.model == "prose"]
+    assert sorted(changed) == [(), *[(f"markers:{mine.id}",)] * 3]
 
 
 def look(made, body, key=SECRET, who="ann"):

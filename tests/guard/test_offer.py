@@ -21,7 +21,9 @@ def terms(training: str, competing: str) -> Terms:
 @pytest.mark.parametrize(("training", "competing"), [*itertools.product(WORDS, WORDS)])
 def test_what_is_written_is_what_is_read(training: str, competing: str) -> None:
     digest = sha256(TEXT).hexdigest()
-    said = document(terms(training, competing), digest, "https://guard.example/")
+    marks = {"selection": "all_accounts", "markers": "none"}
+    said = document(terms(training, competing), digest, "https://guard.example/", marks)
+    assert said["marks"] == marks
     offer = read(json.dumps(said).encode())
     strictest = min(training, competing, key=WORDS.index)
     assert (offer.training, offer.competing) == (training, strictest)

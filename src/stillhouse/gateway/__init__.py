@@ -273,6 +273,7 @@ def documents(config: Guard, origin: str) -> dict[str, tuple[bytes, bytes]]:
 
     from stillhouse.gateway import openapi
     from stillhouse.gateway.admin import openapi_paths
+    from stillhouse.guard.marking import disclosed
     from stillhouse.guard.offer import document
     from stillhouse.terms.offered import WELL_KNOWN
 
@@ -281,7 +282,8 @@ def documents(config: Guard, origin: str) -> dict[str, tuple[bytes, bytes]]:
         path = Path(config.terms.document)
         with storage("read the terms", path):
             text = path.read_bytes()
-        said = document(config.terms, sha256(text).hexdigest(), config.server.public_url or origin)
+        url = config.server.public_url or origin
+        said = document(config.terms, sha256(text).hexdigest(), url, disclosed(config))
         found["/terms"] = (b"text/plain; charset=utf-8", text)
         found[WELL_KNOWN] = (b"application/json", orjson.dumps(said))
     return found

@@ -10,11 +10,12 @@ from typing import Any
 from pydantic import Field
 
 from stillhouse.errors import UsageError
-from stillhouse.guard import orders
+from stillhouse.guard import markers, orders
 from stillhouse.guard.config import Guard
 from stillhouse.recipe.base import Table
-from stillhouse.watermark import Key, account_key, read_key, word_ids
-from stillhouse.watermark.telling import LIMITS, rows, tried, verdict
+from stillhouse.stats import holm
+from stillhouse.watermark import Key, account_key, decoy_keys, read_key, word_ids
+from stillhouse.watermark.telling import DECOYS, LIMITS, rows, tried, verdict
 
 BODY_BYTES = 1 << 20
 ACCOUNTS = 1000
@@ -61,4 +62,16 @@ def detected(keys: Sequence[Key], accounts: Sequence[str], texts: Sequence[str])
             "name fewer accounts, or give fewer texts",
         )
     found, decoys = tried(derived, {"selection": ids})
-    return {"texts": len(texts), **rows(found, decoys), "verdict": verdict(found), "limits": LIMITS}
+    selection = {**rows(found, decoys), "verdict": verdict(found)}
+    return {"texts": len(texts), **selection, "markers": _markers(derived, texts), "limits": LIMITS}
+
+
+def _markers(keys: Sequence[Key], texts: Sequence[str]) -> dict[str, Any]:
+    """The same of markers, which are a test of their own: where either is asked for alone its p-value holds,
+    the smaller of both is to be doubled."""
+    seen = markers.seen(texts)
+    said = [markers.heard(key, seen) for key in keys]
+    adjusted = [1.0 if p is None else p for p in holm([one.p for one in said])]
+    found = sorted(zip(keys, said, adjusted, strict=True), key=lambda row: row[1].log_p)
+    decoys = [markers.heard(key, seen) for key in decoy_keys(found[0][0], DECOYS)]
+    return {**rows(found, decoys), "verdict": verdict(found)}

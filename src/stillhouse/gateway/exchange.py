@@ -164,13 +164,15 @@ class Exchange:
         self.headers = [each for each in self.headers if each[0] != MARKED_BY]
         self.headers.append((MARKED_BY, value))
 
-    async def give(self, told: dict[str, Any], send: Send) -> None:
-        """An answer of a chat that is whole already, in the form that was asked for. Raises Unwritable before
-        anything has left."""
+    async def give(self, told: dict[str, Any], send: Send, text: str | None = None) -> None:
+        """An answer of a chat that is whole already, in the form that was asked for; with `text` in place of
+        its own. Raises Unwritable before anything has left."""
         trail, cut = self._trail, self._cut
         if cut is not None and cut.apply(told):
             trail.changed += tuple(sorted(cut.changed))
             self._say_changed()
+        if text is not None:
+            told["choices"][0]["message"]["content"] = text
         if self._asked.stream:
             data = as_stream(told, self._asked.usage_wanted)
             more = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]

@@ -1,5 +1,5 @@
 """Marks by selection: the model is asked for several answers, and the one that fits the account's key best is
-given, whole.
+given, whole; and markers in it, for an account under review.
 
 The first answer goes the way of every request, so that what fails fails as it does without marks. The others
 are asked for beside it; what becomes of them changes only how many there are to choose from.
@@ -21,12 +21,14 @@ from stillhouse.gateway.exchange import Exchange, Whole, is_chat
 from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Gateway, Served, Trail
 from stillhouse.gateway.stream import Unwritable, written
+from stillhouse.guard import markers
 from stillhouse.guard.answers import Cut, Filter
 from stillhouse.guard.asked import Asked, Denied
 from stillhouse.guard.config import Detection
+from stillhouse.guard.ladder import Rung
 from stillhouse.guard.leaks import Passed
 from stillhouse.guard.limits import Used
-from stillhouse.guard.marking import another, chosen, is_due, text_of, unfit
+from stillhouse.guard.marking import another, chosen, has_markers, is_chosen, text_of, unfit
 from stillhouse.watermark import Key, account_key
 
 UNMARKED = b"none; why=%s"
@@ -39,6 +41,7 @@ class Marking:
 
     key: Key
     answers: int
+    markers: bool
     customer_pays: bool
     unfit: str
     filter: Filter | None
@@ -65,13 +68,19 @@ def marking_of(detection: Detection, served: Served, trail: Trail, passed: Passe
     settings = served.config.watermark
     assert trail.caller is not None
     assert trail.asked is not None
-    rung = "observe" if trail.standing is None else trail.standing.rung
-    if settings is None or served.key is None or not is_due(settings, rung, detection):
+    if settings is None or served.key is None:
+        return None
+    rung: Rung = "observe" if trail.standing is None else trail.standing.rung
+    chooses, markers = is_chosen(settings, rung, detection), has_markers(settings, rung, detection)
+    if not chooses and not markers:
         return None
     why = unfit(trail.route, passed.body, trail.asked)
+    if why == "greedy" and markers:  # one answer can have markers
+        chooses, why = False, ""
     return Marking(
         account_key(served.key, trail.caller.account.id),
-        1 if why else settings.best_of,
+        settings.best_of if chooses and not why else 1,
+        markers,
         settings.paid_by == "customer",
         why,
         passed.filter,
@@ -106,17 +115,29 @@ async def run(request: Request, send: Send) -> None:
     came = [Aside(first.used, first), *others]
     wholes = [each.whole for each in came if each.whole is not None and is_chat(each.whole.told)]
     texts = [_shown(each, marking.filter) for each in wholes]
-    at, why = await asyncio.to_thread(chosen, marking.key, texts)
+    at, why, text, sites = await asyncio.to_thread(_marked, marking, texts)
     given = wholes[at]
     exchange.charge(given.used)
     _count(request, marking, [each.used for each in came if each.whole is not given])
-    _say(request, marking, given, why)
+    _say(request, marking, given, why, sites)
     try:
-        await exchange.give(given.told, send)
+        await exchange.give(given.told, send, text if sites else None)
     except Unwritable as error:
         request.trail.ended, request.trail.reason = "upstream_cut", "Unwritable"
         message = f"the server of {request.trail.model} gave an answer that cannot be passed on"
         raise Denied(502, "upstream_cut", message, kind="server_error") from error
+
+
+def _marked(marking: Marking, texts: Sequence[str | None]) -> tuple[int, str, str, int]:
+    """Which of the answers is given; why it was not chosen by the key, "" where it was; its text with its
+    markers, and how many it has. Markers come first: they change words, which the choice goes by."""
+    made = [
+        (text, 0) if text is None or not marking.markers else markers.marked(marking.key, text)
+        for text in texts
+    ]
+    at, why = chosen(marking.key, [text for text, _ in made])
+    text, sites = made[at]
+    return at, "no_site" if marking.answers == 1 else why, text or "", sites
 
 
 async def _ask(request: Request, number: int) -> Aside:
@@ -143,12 +164,15 @@ def _count(request: Request, marking: Marking, not_given: Sequence[Used | None])
     exchange.before_told = exchange.before_told and None not in not_given
 
 
-def _say(request: Request, marking: Marking, given: Whole, why: str) -> None:
+def _say(request: Request, marking: Marking, given: Whole, why: str, sites: int) -> None:
     """In the header, and in the event: by whom the answer is marked that is given."""
     ids, trail = [], request.trail
-    if not why:
+    if not why or sites:
         ids.append(marking.key.id)
+    if not why:
         trail.marks += (f"watermark:{marking.key.id}",)
+    if sites:
+        trail.marks += (f"markers:{marking.key.id}",)
     if given.mark is not None:
         ids.append(given.mark)
         trail.marks += (f"upstream_watermark:{given.mark}",)

@@ -118,9 +118,9 @@ class Watermark(Table):
     )
     best_of: int = Field(
         default=4,
-        ge=2,
+        ge=1,
         le=16,
-        description="Answers that are asked for; the one that fits the key best is given.",
+        description="Answers that are asked for; the one that fits the key best is given. 1: markers alone.",
     )
     accounts: Literal["all", "on_mark"] = Field(
         default="all", description="`on_mark`: only accounts on the ladder's rung `mark` or a higher one."
@@ -129,6 +129,16 @@ class Watermark(Table):
         default="operator",
         description="Who pays for the answers that are not given; `customer`: they also count in its limits.",
     )
+    markers: bool = Field(
+        default=False,
+        description="On the rung `mark` answers also have markers, wordings by key: docs/guard-markers.md.",
+    )
+
+    @model_validator(mode="after")
+    def marks_something(self) -> Self:
+        if self.best_of == 1 and not self.markers:
+            raise ValueError("nothing would be marked: one answer is no choice, and there are no markers")
+        return self
 
 
 class Model(Table):

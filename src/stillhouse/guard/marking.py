@@ -7,7 +7,7 @@ from typing import Any
 
 from stillhouse.guard import ladder
 from stillhouse.guard.asked import Asked, Route
-from stillhouse.guard.config import Detection, Watermark
+from stillhouse.guard.config import Detection, Guard, Watermark
 from stillhouse.guard.ladder import Rung
 from stillhouse.watermark import Key, evidence, word_ids
 from stillhouse.watermark.selection import select
@@ -23,12 +23,33 @@ NAMES: Mapping[str, str] = {
     "one_answer": "the server gave one answer that can be chosen",
     "alike": "all answers are the same",
     "short": "it has fewer words than a mark needs",
+    "no_site": "it has no place for a marker",
 }
 
 
-def is_due(watermark: Watermark, rung: Rung, detection: Detection) -> bool:
-    """Whether answers to an account are to be marked that stands on `rung`, as it is in force."""
-    return watermark.accounts == "all" or (detection.mark and ladder.takes(rung, "mark"))
+def is_chosen(watermark: Watermark, rung: Rung, detection: Detection) -> bool:
+    """Whether answers to an account are chosen from several that stands on `rung`, as it is in force."""
+    return watermark.best_of > 1 and (watermark.accounts == "all" or _is_on_mark(rung, detection))
+
+
+def has_markers(watermark: Watermark, rung: Rung, detection: Detection) -> bool:
+    return watermark.markers and _is_on_mark(rung, detection)
+
+
+def _is_on_mark(rung: Rung, detection: Detection) -> bool:
+    return detection.mark and ladder.takes(rung, "mark")
+
+
+def disclosed(config: Guard) -> dict[str, str]:
+    """Whose answers may be marked how, as the provider's terms say it to machines: those of `none`,
+    `accounts_under_review` or `all_accounts`."""
+    marked = [model.watermark for model in config.models if model.watermark is not None]
+    review = "accounts_under_review" if config.detection.mark else "none"
+    selects = [each for each in marked if each.best_of > 1]
+    chosen_for = "none" if not selects else review
+    if any(each.accounts == "all" for each in selects):
+        chosen_for = "all_accounts"
+    return {"selection": chosen_for, "markers": review if any(each.markers for each in marked) else "none"}
 
 
 def unfit(route: Route, body: Mapping[str, Any], asked: Asked) -> str:

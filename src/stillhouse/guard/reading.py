@@ -311,11 +311,11 @@ def _marks(config: Guard) -> Iterator[Finding]:
             marking_key(watermark)
         except UsageError as error:
             yield Finding("error", f"{where}.key", f"{error.what}: {error.why}", error.mend)
-        if watermark.accounts == "on_mark" and not config.detection.mark:
+        if (watermark.accounts == "on_mark" or watermark.markers) and not config.detection.mark:
             yield Finding(
                 "warning",
-                f"{where}.accounts",
-                "only accounts on the rung `mark` would be marked, and the ladder has none",
+                f"{where}.{'accounts' if watermark.accounts == 'on_mark' else 'markers'}",
+                "only accounts on the rung `mark` would be marked so, and the ladder has no such rung",
                 "set detection.mark = true",
             )
     if config.detection.mark and not marked:
