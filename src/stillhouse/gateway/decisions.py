@@ -42,7 +42,7 @@ class Declare(Because):
 class AnswerCluster(Because):
     """`review` puts every account of it there that is not yet, `dismiss` leaves them where they are."""
 
-    answer: Literal["review", "dismiss"]
+    decision: Literal["review", "dismiss"]
 
 
 def list_standings(desk: Desk, _: str, first: First, act: Act) -> Listed[Stands]:
@@ -83,7 +83,7 @@ def answer_cluster(desk: Desk, id: str, order: AnswerCluster, act: Act) -> ActAs
 
     def run(steps: Steps) -> ActAsOne:
         stands.one_cluster(steps, _number(id))
-        steps.answer(_number(id), order.answer, settings, act.who, act.reason, act.at)
+        steps.answer(_number(id), order.decision, settings, act.who, act.reason, act.at)
         return stands.one_cluster(steps, _number(id))
 
     return _asked(desk, run)
