@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from starlette.applications import Starlette
 
 from stillhouse.errors import UsageError
-from stillhouse.gateway.admin import Api, accept_terms, admin_routes, openapi_paths
-from stillhouse.gateway.operations import OPERATIONS
+from stillhouse.gateway.admin import ROUTES, Api, accept_terms, admin_routes, openapi_paths
 from stillhouse.gateway.store.accounts import Accounts
 from stillhouse.guard.accounts import digest_of
 from stillhouse.guard.config import Guard, Terms
@@ -157,7 +156,7 @@ def test_lists_are_searched_and_go_on_page_by_page(served):
     ],
 )
 def test_without_the_secret_nothing_is_told(served, headers):
-    for operation in OPERATIONS:
+    for operation in ROUTES:
         path = operation.path.replace("{id}", "acct_x")
         status, said = served.ask(operation.method, path, b"{}", **headers)
         assert (status, said["error"]["code"]) == (401, "unauthorised")
@@ -242,7 +241,7 @@ JSON = st.recursive(
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(OPERATIONS), JSON, st.text(max_size=12))
+@given(st.sampled_from(ROUTES), JSON, st.text(max_size=12))
 def test_no_request_whatever_is_answered_with_a_fault_of_our_own(served, operation, body, id):
     from urllib.parse import quote
 
@@ -293,7 +292,7 @@ def test_the_document_describes_every_route_and_each_reference_in_it_leads_somew
     document = openapi_paths()
     described = {(path, method.upper()) for path, of in document["paths"].items() for method in of}
     others = {("/admin/api/usage", "GET"), ("/admin/api/watermark", "POST")}
-    assert described == {(one.path, one.method) for one in OPERATIONS} | others
+    assert described == {(one.path, one.method) for one in ROUTES} | others
     ids = [entry["operationId"] for of in document["paths"].values() for entry in of.values()]
     assert len(set(ids)) == len(ids)
     text = json.dumps(document)

@@ -3,67 +3,13 @@
 from random import Random
 
 import pytest
+from acting import DAY, MONTH, PACKAGE, busy, customers, said, sketch, team
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.guard.clusters import clusters, in_words
+from stillhouse.guard.clusters import ALARMS, LOOKS, clusters, due, in_words
 from stillhouse.guard.evidence import SIZE as EVIDENCE
-from stillhouse.guard.evidence import Evidence, observe
-from stillhouse.guard.likeness import REQUESTS, SIZE, SLOT, Sketch, came, note
-from stillhouse.guard.seen import seen_of
-
-KEY = b"a key of the guard, of 32 bytes!"
-DAY = 86_400.0
-MONTH = 1_790_812_800.0  # 1 October 2026
-WORDS = [
-    f"{first}{last}" for first in ("ar", "bel", "cor", "dun", "esk") for last in ("an", "ith", "os", "um")
-]
-PACKAGE = "Keep to the text. Never promise a refund or a date. Answer in three sentences, politely."
-
-
-def said(draw, count=12):
-    return " ".join(f"{draw.choice(WORDS)}{draw.randrange(10_000)}" for _ in range(count))
-
-
-def sketch(times, texts, system="", model="house-1", heat=None):
-    evidence, made = Evidence(), Sketch()
-    for at, text in zip(times, texts, strict=False):
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-        body = {"model": model, "messages": messages, "temperature": heat}
-        seen = seen_of(KEY, body, "chat/completions", 100, at)
-        observe(evidence, seen)
-        note(made, evidence, seen, model)
-    return made
-
-
-def busy(draw, first, last, count):
-    return sorted(MONTH + draw.uniform(first, last) * DAY for _ in range(count))
-
-
-def customers(count, seed=1):
-    """Each has a program of its own, and comes and goes when it likes."""
-    made = {}
-    for number in range(count):
-        draw = Random(f"{seed}/{number}")
-        first = draw.uniform(0, 20)
-        times = busy(draw, first, draw.uniform(first + 3, 30), draw.randint(20, 60))
-        made[f"customer-{number}"] = sketch(
-            times, (said(draw) for _ in times), f"Program {number} of {seed}."
-        )
-    return made
-
-
-def team(count, seed, system="", span=(11.0, 14.0), before="", apart=False, questions=None):
-    """Accounts with one program, on one schedule, or with `apart` each on its own."""
-    made = {}
-    for number in range(count):
-        draw = Random(f"{seed}/{number}")
-        first = draw.uniform(0, 20)
-        low, high = (first, draw.uniform(first + 3, 30)) if apart else span
-        times = busy(draw, low, high, 40)
-        asked = questions or [said(draw) for _ in times]
-        made[f"team-{number}"] = sketch(times, (f"{before}{text}" for text in asked), system, heat=0.7)
-    return made
+from stillhouse.guard.likeness import REQUESTS, SIZE, SLOT, Sketch, came, joined, month_of
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +120,52 @@ def test_every_slot_with_a_request_is_marked(offsets):
         place for place in range(8 * len(made.slots)) if made.slots[place >> 3] >> (place & 7) & 1
     } == slots
     assert made.numbers[1:4] == (times[0], times[-1], 0.0)
+
+
+def test_several_looks_at_a_month_share_its_false_alarms_and_still_find(crowd):
+    found = clusters(crowd | team(20, "one"), Random(3), LOOKS)
+    (cluster,) = found.clusters
+    assert cluster.chance * found.groups * LOOKS <= ALARMS
+    assert found.left == 0
+
+
+def test_a_search_that_is_late_says_how_much_it_left(crowd):
+    everyone = crowd | team(20, "one")
+    assert clusters(everyone, Random(3), late=lambda: True).left == clusters(everyone, Random(3)).groups
+    asked = iter([False] + [True] * 1_000)  # late once it tries how probable its first core is
+    cut = clusters(everyone, Random(3), late=lambda: next(asked))
+    assert cut.clusters == ()
+    assert cut.left == cut.groups
+
+
+def test_each_month_is_looked_at_after_every_week_and_when_it_is_over():
+    month = month_of(int(MONTH // DAY))
+    looks = [due(MONTH + day * DAY) for day in (0, 6.99, 7, 13.9, 14, 21, 28, 30.9, 31, 38)]
+    last = (month - 1, LOOKS)
+    assert looks == [
+        last, last, *[(month, look) for look in (1, 1, 2, 3, 4, 4)], (month, LOOKS), (month + 1, 1),
+    ]  # fmt: skip
+
+
+rows = st.tuples(st.integers(0, 30 * 86_400), st.booleans(), st.booleans())
+
+
+@given(st.lists(rows, min_size=2, max_size=40, unique_by=lambda row: row[0]))
+def test_what_two_replicas_saw_comes_to_what_one_would_have_seen(requests):
+    whole, parts = Sketch(), [Sketch(), Sketch()]
+    for offset, replica, second in sorted(requests):
+        for each in (whole, parts[replica]):
+            came(each, MONTH + offset, "house-2" if second else "house-1")
+    if all(part.requests for part in parts):
+        made = joined(*parts)
+        assert (made.numbers, made.slots) == (whole.numbers, whole.slots)
+
+
+def test_hashes_of_two_replicas_are_joined():
+    draw = Random(9)
+    texts = [said(draw) for _ in range(60)]
+    times = busy(draw, 0, 30, len(texts))
+    one, two = (sketch(times[n::2], texts[n::2]) for n in (0, 1))
+    both, whole = joined(one, two), sketch(times, texts)
+    assert (both.asked, both.settings, both.numbers) == (whole.asked, whole.settings, whole.numbers)
+    assert joined(two, one).row == both.row

@@ -13,8 +13,8 @@ import typer
 from stillhouse.cli.options import GUARD, Config, Json, Who, named
 
 if TYPE_CHECKING:
+    from stillhouse.gateway.stands import Stands, TakenStep, Term
     from stillhouse.gateway.steps import Steps
-    from stillhouse.gateway.store.standings import Step
     from stillhouse.guard.config import Guard
     from stillhouse.guard.ladder import Standing
     from stillhouse.guard.replaying import Past, Replayed
@@ -43,35 +43,37 @@ def standing(
     as_json: Json = False,
 ) -> None:
     """Accounts on a step and those with the highest scores; of one account every step and why."""
-    from stillhouse.cli import show
+    from dataclasses import asdict
 
-    with _steps(config) as (settings, steps):
+    from stillhouse.cli import show
+    from stillhouse.gateway import stands
+
+    with opened_steps(config) as (settings, steps):
         if account is None:
-            found = _overview(steps, limit)
-            show.result(found, _overview_text(found, settings.detection.mode), as_json)
+            rows = stands.overview(steps, limit)
+            show.result(list(map(asdict, rows)), _overview_text(rows, settings.detection.mode), as_json)
             return
-        now, trail = steps.standings.standing(account), steps.standings.steps(account)
-        rows = [_step_row(step) | {"witness": steps.differs(step) or "shown"} for step in trail]
-        known = steps.standings.strongest(account)
-    told = now._asdict() | {
-        "score": known and round(known.score, 4),
-        "requests": known and known.requests,
-        "steps": rows,
-    }
-    lines = [f"{name:<13} {_said(name, value)}" for name, value in told.items() if name != "steps"]
-    for row in rows:
-        lines += ["", *_step_lines(row), f"  ledger: {_leaf(row)}"]
-    show.result(told, "\n".join(lines), as_json)
+        told = stands.told(steps, account)
+    row = asdict(told)
+    lists = ("steps", "reasons")
+    lines = [f"{name:<13} {_said(name, value)}" for name, value in row.items() if name not in lists]
+    lines += map(_term, told.reasons)
+    for step in told.steps:
+        lines += ["", *_step_lines(step), f"  ledger: {_leaf(step)}"]
+    show.result(row, "\n".join(lines), as_json)
 
 
 def appeals(config: Config = GUARD, as_json: Json = False) -> None:
     """Appeals that wait for a person, the oldest first."""
-    from stillhouse.cli import show
+    from dataclasses import asdict
 
-    with _steps(config) as (_, steps):
-        rows = [_step_row(step) for step in steps.standings.appeals()]
+    from stillhouse.cli import show
+    from stillhouse.gateway import stands
+
+    with opened_steps(config) as (_, steps):
+        rows = [stands.taken(steps, step) for step in steps.standings.appeals()]
     lines = [line for row in rows for line in _step_lines(row)]
-    show.result(rows, "\n".join(lines) or "none", as_json)
+    show.result(list(map(asdict, rows)), "\n".join(lines) or "none", as_json)
 
 
 def decide(
@@ -91,7 +93,7 @@ def decide(
     if decision not in DECISIONS:
         known = ", ".join(DECISIONS)
         raise UsageError(f"{decision} is no decision", f"there are {known}", "name one of them")
-    with _steps(config, account) as (settings, steps):
+    with opened_steps(config, account) as (settings, steps):
         done = steps.decide(account, decision, settings.detection, named(who), reason, time.time())
     _show(done, as_json)
 
@@ -107,7 +109,7 @@ def declare(
     """Record the use that an account declared: it is then compared with others that declared one."""
     import time
 
-    with _steps(config, account) as (_, steps):
+    with opened_steps(config, account) as (_, steps):
         said = "" if use == "none" else use[:64]
         done = steps.declare(account, said, named(who), reason, time.time())
     _show(done, as_json)
@@ -121,7 +123,7 @@ def forget(
 
     from stillhouse.cli import show
 
-    with _steps(config) as (_, steps):
+    with opened_steps(config) as (_, steps):
         complete = steps.forget(account, named(who), reason, time.time())
     said = "" if complete else "\nagain      another process was reading: give the order once more"
     show.result({"account": account, "complete": complete}, f"forgotten  {account}{said}", as_json)
@@ -170,7 +172,7 @@ def calibrate(
         if not 0.0 < value < 1.0:
             raise UsageError(f"--{name} {value} is no share", "it lies between 0 and 1", "write --flag 0.01")
     number, named = _month(month)
-    with _steps(config) as (_, steps):
+    with opened_steps(config) as (_, steps):
         reached = steps.standings.highest(number)
     if not reached:
         raise UsageError(
@@ -198,7 +200,7 @@ def calibrate(
 
 
 @contextmanager
-def _steps(config: Path, account: str | None = None) -> Iterator[tuple[Guard, Steps]]:
+def opened_steps(config: Path, account: str | None = None) -> Iterator[tuple[Guard, Steps]]:
     """The settings and the steps; of an account that is there, where one is named."""
     import os
 
@@ -221,56 +223,34 @@ def _steps(config: Path, account: str | None = None) -> Iterator[tuple[Guard, St
         steps.close()
 
 
-def _overview(steps: Steps, limit: int) -> list[dict[str, Any]]:
-    """Accounts on a step, and then by score."""
-    held = {each.account: each for each in steps.standings.held()}
-    rows: dict[str, dict[str, Any]] = {
-        id: {"account": id, "rung": each.rung, "code": each.code, "shadow": each.shadow, "score": None}
-        | {"requests": None, "appeal": bool(each.appeal)}
-        for id, each in held.items()
-    }
-    for id, score, requests, _ in steps.standings.ranked(limit):
-        row = rows.setdefault(
-            id, {"account": id, "rung": "observe", "code": "", "shadow": False, "appeal": False}
-        )
-        if row.get("score") is None:
-            row |= {"score": round(score, 4), "requests": requests}
-    return list(rows.values())
+def _overview_text(rows: list[Stands], mode: str) -> str:
+    lines = [f"mode {mode}; scores are at most half a minute old", "", *map(stands_line, rows)]
+    return "\n".join(lines) if rows else f"mode {mode}; no account is known"
 
 
-def _overview_text(rows: list[dict[str, Any]], mode: str) -> str:
-    lines = [f"mode {mode}; scores are at most half a minute old", ""]
-    for row in rows:
-        score = "      -" if row["score"] is None else f"{row['score']:7.3f}"
-        asked = "-" if row["requests"] is None else f"{row['requests']:,}"
-        notes = ["in shadow"] if row["shadow"] and row["rung"] != "observe" else []
-        notes += ["APPEAL OPEN"] if row["appeal"] else []
-        lines.append(
-            f"{row['account']:<24} {row['rung']:<9}{score} {asked:>9}  {row['code']} {' '.join(notes)}"
-        )
-    return "\n".join(line.rstrip() for line in lines) if rows else f"mode {mode}; no account is known"
+def stands_line(row: Stands) -> str:
+    score = "      -" if row.score is None else f"{row.score:7.3f}"
+    asked = "-" if row.requests is None else f"{row.requests:,}"
+    notes = ["in shadow"] if row.shadow and row.rung != "observe" else []
+    notes += ["APPEAL OPEN"] if row.appeal else []
+    return f"{row.account:<24} {row.rung:<9}{score} {asked:>9}  {row.code} {' '.join(notes)}".rstrip()
 
 
-def _step_row(step: Step) -> dict[str, Any]:
-    from stillhouse.gateway.steps import read_reasons
-
-    return step._asdict() | {"reasons": read_reasons(step)}
-
-
-def _step_lines(row: dict[str, Any]) -> list[str]:
-    shadow = " (in shadow)" if row["shadow"] and row["act"] in ("step", "lapse") else ""
-    moved = f"{row['was']} -> {row['rung']}" if row["was"] != row["rung"] else row["rung"]
-    lines = [f"{_stamp(row['at'])}  {row['act']} by {row['who']}: {moved}{shadow}  {row['code']}"]
-    lines += [f"  {row['account']}"] if row["act"] == "appeal" else []
-    lines += [
-        f"  {each['adds']:+.3f}  {each['words']}: {each['found']:.2f}, ordinary {each['ordinary']:.2f}"
-        for each in row["reasons"]
-    ]
-    return lines + ([f"  said: {row['said']}"] if row["said"] else [])
+def _step_lines(step: TakenStep) -> list[str]:
+    shadow = " (in shadow)" if step.shadow and step.act in ("step", "lapse") else ""
+    moved = f"{step.was} -> {step.rung}" if step.was != step.rung else step.rung
+    lines = [f"{stamp(step.at)}  {step.act} by {step.who}: {moved}{shadow}  {step.code}"]
+    lines += [f"  {step.account}"] if step.act == "appeal" else []
+    lines += [f"  {_term(each)}" for each in step.reasons]
+    return lines + ([f"  said: {step.said}"] if step.said else [])
 
 
-def _leaf(row: dict[str, Any]) -> str:
-    return f"leaf {row['leaf']}" if row["witness"] == "shown" else f"NOT SHOWN: {row['witness']}"
+def _term(each: Term) -> str:
+    return f"{each.adds:+.3f}  {each.words}: {each.found:.2f}, ordinary {each.ordinary:.2f}"
+
+
+def _leaf(step: TakenStep) -> str:
+    return f"leaf {step.leaf}" if step.witness == "shown" else f"NOT SHOWN: {step.witness}"
 
 
 def _show(done: Standing, as_json: bool) -> None:
@@ -282,11 +262,13 @@ def _show(done: Standing, as_json: bool) -> None:
 
 def _said(name: str, value: Any) -> str:
     if name in ("since", "alarmed", "spared_until"):
-        return _stamp(value) if value else "-"
+        return stamp(value) if value else "-"
+    if isinstance(value, list):
+        value = ", ".join(map(str, value))
     return "-" if value in ("", None, 0) and value is not False else str(value)
 
 
-def _stamp(at: float) -> str:
+def stamp(at: float) -> str:
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}"
 
 
@@ -319,6 +301,9 @@ def _past(file: Path | None, settings: Guard, pepper: bytes, days: float) -> Ite
 
 
 def _replay_object(done: Replayed, source: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from stillhouse.gateway.stands import month_named
     from stillhouse.guard.ladder import RUNGS
 
     return {
@@ -326,6 +311,11 @@ def _replay_object(done: Replayed, source: str) -> dict[str, Any]:
         "accounts": len(done.highest),
         "skipped": dict(done.skipped),
         "thresholds": source,
+        "clusters": [
+            {"month": month_named(month)} | asdict(cluster)
+            for month, found in done.found.items()
+            for cluster in found.clusters
+        ],
         "rungs": {rung: [each._asdict() for each in done.on(rung)] for rung in RUNGS[1:]},
         "highest": {account: round(score, 4) for account, score in sorted(done.highest.items())},
     }
@@ -334,6 +324,8 @@ def _replay_object(done: Replayed, source: str) -> dict[str, Any]:
 def _replay_lines(done: Replayed, source: str) -> list[str]:
     from collections import Counter
 
+    from stillhouse.gateway.stands import month_named
+    from stillhouse.guard.clusters import in_words as cluster_words
     from stillhouse.guard.ladder import RUNGS
 
     lines = [
@@ -345,8 +337,16 @@ def _replay_lines(done: Replayed, source: str) -> list[str]:
     for rung in RUNGS[1:]:
         taken = done.on(rung)
         codes = ", ".join(f"{code} {n:,}" for code, n in Counter(each.code for each in taken).most_common())
-        first = _stamp(taken[0].at) if taken else "-"
+        first = stamp(taken[0].at) if taken else "-"
         lines.append(f"{rung:<9} {len(taken):>9,}  {first:<19}  {codes}".rstrip())
+    for month, found in done.found.items():
+        lines += [
+            "",
+            f"{month_named(month)}: {len(found.clusters)} clusters among {found.compared:,} accounts; "
+            f"{found.too_few:,} asked too little to be compared",
+        ]
+        for cluster in found.clusters:
+            lines += [f"  {cluster_words(cluster)}", f"  {', '.join(cluster.accounts)}"]
     for each in done.on("notify")[:10]:
         lines += ["", f"{each.account} at its request {each.request:,} ({each.score:.2f})", f"  {each.why}"]
     return lines

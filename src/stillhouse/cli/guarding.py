@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stillhouse.cli import guard_ladder, guard_price, guard_proof, guard_signals, guard_usage
+from stillhouse.cli import guard_clusters, guard_ladder, guard_price, guard_proof, guard_signals, guard_usage
 from stillhouse.cli.options import GUARD, Config, Json, Who, named
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ guard_usage.register(guard_app)
 guard_proof.register(guard_app)
 guard_price.register(guard_app)
 guard_ladder.register(guard_app)
+guard_clusters.register(guard_app)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The settings, a TOML file.")]
 _NONE = object()  # said to be none, where None is not said

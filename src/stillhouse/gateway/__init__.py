@@ -108,6 +108,7 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None, conn
             usage,
             gateway.record.texts.erase,
             gateway.forget,
+            steps=gateway.watching.do if gateway.watching is not None else None,
         )
         listener = stack.enter_context(listen(config.server.host, config.server.port))
         host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host

@@ -24,7 +24,9 @@ from starlette.routing import Route
 from stillhouse.errors import StillhouseError, UsageError
 from stillhouse.gateway import detecting, logs
 from stillhouse.gateway.answers import bearer
+from stillhouse.gateway.decisions import DECISIONS
 from stillhouse.gateway.operations import OPERATIONS, Desk, Operation
+from stillhouse.gateway.steps import Steps
 from stillhouse.gateway.store.accounts import Accounts
 from stillhouse.gateway.store.changing import Act, Conflict
 from stillhouse.gateway.store.counts import StoreDown
@@ -40,6 +42,7 @@ from stillhouse.recipe.base import Table
 BODY_BYTES = 64 << 10
 OPERATOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._@+-]{0,63}")
 ID = re.compile(r"[A-Za-z0-9_-]{0,64}")
+ROUTES = (*OPERATIONS, *DECISIONS)
 USAGE_PATH = "/admin/api/usage"
 WATERMARK_PATH = "/admin/api/watermark"
 
@@ -56,7 +59,8 @@ class Period(Table):
 @dataclass(frozen=True, slots=True)
 class Api:
     """What the routes work with. `config` gives the settings as they are now; `usage` what was used in a
-    period; `erase` erases the kept texts of an account, `forget` what is known of its requests."""
+    period; `erase` erases the kept texts of an account, `forget` what is known of its requests; `steps`
+    answers questions about where accounts stand."""
 
     accounts: Accounts
     config: Callable[[], Guard]
@@ -66,6 +70,7 @@ class Api:
     erase: Callable[[str], Erased]
     forget: Callable[[str, Act], object]
     now: Callable[[], float] = time.time
+    steps: Callable[[Callable[[Steps], Any]], Any] | None = None
 
 
 def admin_routes(api: Api) -> list[Route]:
@@ -89,7 +94,7 @@ def admin_routes(api: Api) -> list[Route]:
         return _refused(request, known, "POST") or await _watermark(request, api, one_look)
 
     return [
-        *map(route, OPERATIONS),
+        *map(route, ROUTES),
         Route(USAGE_PATH, usage, methods=["GET"], name="usage"),
         Route(WATERMARK_PATH, watermark, methods=["POST"], name="watermark"),
     ]
@@ -123,14 +128,14 @@ async def accept_terms(
 
 def openapi_paths() -> dict[str, Any]:
     """`paths` and `components` of these routes, to be joined with others in one OpenAPI 3.1 document."""
-    named: dict[str, Any] = {one.name: one.answer for one in OPERATIONS}
-    named |= {f"{one.name} order": one.order for one in OPERATIONS if one.order and one.method != "GET"}
+    named: dict[str, Any] = {one.name: one.answer for one in ROUTES}
+    named |= {f"{one.name} order": one.order for one in ROUTES if one.order and one.method != "GET"}
     refs, document = TypeAdapter.json_schemas(
         [(name, "validation", TypeAdapter(model)) for name, model in named.items()],
         ref_template="#/components/schemas/{model}",
     )
     paths: dict[str, Any] = {}
-    for one in OPERATIONS:
+    for one in ROUTES:
         entry = _entry(one.name, one.summary, one.status, refs[one.name, "validation"])
         entry["parameters"] = [_OPERATOR_PARAMETER] if one.method != "GET" else []
         if "{id}" in one.path:
@@ -204,7 +209,8 @@ async def _answered(request: Request, operation: Operation, api: Api) -> Respons
             return _response(404, _error("There is no such id.", "not_found"))
 
         def work(register: Register) -> Any:
-            return operation.run(Desk(register, config, api.pepper, api.erase, api.forget), id, order, act)
+            desk = Desk(register, config, api.pepper, api.erase, api.forget, api.steps)
+            return operation.run(desk, id, order, act)
 
         done = await (api.accounts.ask(work) if operation.method == "GET" else api.accounts.order(work))
     except ClientDisconnect:

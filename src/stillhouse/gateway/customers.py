@@ -24,6 +24,7 @@ from stillhouse.guard.config import Detection
 from stillhouse.guard.ladder import Standing
 
 STEPS = 20  # the newest that are told
+FINDINGS = ("cluster", "dismiss")  # of the trail: they take nothing, and speak of other accounts
 
 
 async def tell_standing(gateway: Gateway, path: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,6 +98,7 @@ def said(now: Standing, steps: list[Step], settings: Detection) -> dict[str, Any
                 "why": why(read_reasons(step)) or step.said,
             }
             for step in steps
+            if step.act not in FINDINGS
         ],
     }
 

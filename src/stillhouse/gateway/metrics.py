@@ -216,3 +216,6 @@ class _Watched(Collector):
         for rung, accounts in watching.rungs().items():
             stand.add_metric([rung], accounts)
         yield stand
+        yield GaugeMetricFamily(
+            "stillhouse_guard_clusters", "Clusters that wait for a person.", value=watching.clusters
+        )

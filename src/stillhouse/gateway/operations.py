@@ -22,6 +22,7 @@ from stillhouse.guard.reading import checked_tier
 from stillhouse.recipe.base import Table
 
 if TYPE_CHECKING:
+    from stillhouse.gateway.steps import Steps
     from stillhouse.gateway.texts import Erased
 
 AnyShown = TypeVar("AnyShown")
@@ -122,13 +123,14 @@ class ErasedTexts:
 @dataclass(frozen=True, slots=True)
 class Desk:
     """What an operation works with. `erase` erases the kept texts of an account, `forget` what is known of
-    its requests."""
+    its requests; `steps` answers questions about where accounts stand, None where that is not known."""
 
     register: Register
     config: Guard
     pepper: bytes
     erase: Callable[[str], Erased]
     forget: Callable[[str, Act], object]
+    steps: Callable[[Callable[[Steps], Any]], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +287,7 @@ def _states(kind: Kind) -> tuple[tuple[str, State, str, type[BaseModel]], ...]:
     )
 
 
-_API = "/admin/api"
+API = "/admin/api"
 _HOLDERS: tuple[tuple[Kind, Any], ...] = (
     ("organisation", Organisation),
     ("account", Account),
@@ -295,7 +297,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "list_organisations",
         "GET",
-        f"{_API}/organisations",
+        f"{API}/organisations",
         "Organisations by id.",
         list_organisations,
         Listed[Organisation],
@@ -304,7 +306,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "add_organisation",
         "POST",
-        f"{_API}/organisations",
+        f"{API}/organisations",
         "Add an organisation.",
         add_organisation,
         Organisation,
@@ -314,7 +316,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "show_organisation",
         "GET",
-        f"{_API}/organisations/{{id}}",
+        f"{API}/organisations/{{id}}",
         "One organisation.",
         show_organisation,
         Organisation,
@@ -322,7 +324,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "change_organisation",
         "PATCH",
-        f"{_API}/organisations/{{id}}",
+        f"{API}/organisations/{{id}}",
         "Change its name or limits.",
         change_organisation,
         Organisation,
@@ -331,7 +333,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "list_accounts",
         "GET",
-        f"{_API}/accounts",
+        f"{API}/accounts",
         "Accounts by id.",
         list_accounts,
         Listed[Account],
@@ -340,18 +342,18 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "add_account",
         "POST",
-        f"{_API}/accounts",
+        f"{API}/accounts",
         "Add an account.",
         add_account,
         Account,
         orders.NewAccount,
         201,
     ),
-    Operation("show_account", "GET", f"{_API}/accounts/{{id}}", "One account.", show_account, Account),
+    Operation("show_account", "GET", f"{API}/accounts/{{id}}", "One account.", show_account, Account),
     Operation(
         "change_account",
         "PATCH",
-        f"{_API}/accounts/{{id}}",
+        f"{API}/accounts/{{id}}",
         "Change its name, tier, limits, budget or consent.",
         change_account,
         Account,
@@ -360,7 +362,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "list_payments",
         "GET",
-        f"{_API}/accounts/{{id}}/payments",
+        f"{API}/accounts/{{id}}/payments",
         "What was paid in.",
         list_payments,
         Listed[PaidIn],
@@ -368,7 +370,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "pay_in",
         "POST",
-        f"{_API}/accounts/{{id}}/payments",
+        f"{API}/accounts/{{id}}/payments",
         "Add to what was paid in; once for each reference.",
         pay_in,
         Account,
@@ -377,7 +379,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "list_acceptances",
         "GET",
-        f"{_API}/accounts/{{id}}/acceptances",
+        f"{API}/accounts/{{id}}/acceptances",
         "Which terms it accepted.",
         list_acceptances,
         Listed[Accepted],
@@ -385,7 +387,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "accept_terms",
         "POST",
-        f"{_API}/accounts/{{id}}/acceptances",
+        f"{API}/accounts/{{id}}/acceptances",
         "Record that it accepted the terms.",
         accept_terms,
         Account,
@@ -394,7 +396,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "erase_texts",
         "POST",
-        f"{_API}/accounts/{{id}}/texts/erase",
+        f"{API}/accounts/{{id}}/texts/erase",
         "Erase its kept prompts and answers.",
         erase_texts,
         ErasedTexts,
@@ -403,7 +405,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "prove_event",
         "GET",
-        f"{_API}/events/{{id}}/proof",
+        f"{API}/events/{{id}}/proof",
         "What shows that an event was recorded.",
         prove_event,
         dict[str, Any],
@@ -411,19 +413,19 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "add_key",
         "POST",
-        f"{_API}/accounts/{{id}}/keys",
+        f"{API}/accounts/{{id}}/keys",
         "Add a key; its secret is in this answer only.",
         add_key,
         NewSecret,
         orders.NewKey,
         201,
     ),
-    Operation("list_keys", "GET", f"{_API}/keys", "Keys by id.", list_keys, Listed[ShownKey], KeysPage),
-    Operation("show_key", "GET", f"{_API}/keys/{{id}}", "One key.", show_key, ShownKey),
+    Operation("list_keys", "GET", f"{API}/keys", "Keys by id.", list_keys, Listed[ShownKey], KeysPage),
+    Operation("show_key", "GET", f"{API}/keys/{{id}}", "One key.", show_key, ShownKey),
     Operation(
         "change_key",
         "PATCH",
-        f"{_API}/keys/{{id}}",
+        f"{API}/keys/{{id}}",
         "Change its name, models, expiry or limits.",
         change_key,
         ShownKey,
@@ -432,7 +434,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "rotate_key",
         "POST",
-        f"{_API}/keys/{{id}}/rotate",
+        f"{API}/keys/{{id}}/rotate",
         "Give it a new secret; the old one ends after a while.",
         rotate_key,
         NewSecret,
@@ -442,7 +444,7 @@ OPERATIONS: tuple[Operation, ...] = (
         Operation(
             f"{verb}_{kind}",
             "POST",
-            f"{_API}/{kind}s/{{id}}/{verb}",
+            f"{API}/{kind}s/{{id}}/{verb}",
             says,
             set_state(kind, state),
             answer,
@@ -454,7 +456,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "list_changes",
         "GET",
-        f"{_API}/changes",
+        f"{API}/changes",
         "Every act, oldest first.",
         list_changes,
         Listed[Change],

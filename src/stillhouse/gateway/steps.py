@@ -8,7 +8,7 @@ gets one when the next one begins.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import orjson
 
 from stillhouse.errors import LedgerError, UsageError
 from stillhouse.gateway.store.changing import Act, Conflict
+from stillhouse.gateway.store.findings import Answer
 from stillhouse.gateway.store.place import replica_of
 from stillhouse.gateway.store.standings import Standings, Step
 from stillhouse.guard import config, ladder
+from stillhouse.guard.clusters import Cluster, in_words
 from stillhouse.guard.config import Detection
 from stillhouse.guard.ladder import Decision, Standing
 from stillhouse.guard.scoring import Reading
@@ -49,6 +51,40 @@ class Steps:
     def climb(self, before: Standing, after: Standing, told: Reading, at: float) -> Standing | None:
         """The standing after a step that was due; None where somebody else took one."""
         return self._take(before, after, at, "step", LADDER, told=told)
+
+    def found(self, cluster: Cluster, month: int, at: float) -> int:
+        """Record a cluster, and with each account that is new to it that it was found there: no step, and
+        nothing follows but that a person is to look. Its number."""
+        findings = self.standings.findings
+        id, fresh = findings.take(cluster, month, at)
+        said = f"cluster {id}: {in_words(cluster)}"
+        for account in fresh:
+            self._note(account, at, "cluster", LADDER, said)
+            findings.join(id, account)
+        return id
+
+    def answer(
+        self, id: int, answer: Answer, settings: Detection, who: str, reason: str, at: float
+    ) -> list[str]:
+        """A person decides on a cluster: `review` puts each of its accounts there that is not yet, `dismiss`
+        leaves them where they are. Which accounts were put to review. Raises Conflict where there is no such
+        cluster."""
+        _need(reason, "decide on a cluster")
+        findings = self.standings.findings
+        if findings.cluster(id) is None:
+            raise Conflict(f"there is no cluster {id}", "none with that number was found", "see the list")
+        put = []
+        for account in findings.accounts(id):
+            if answer != "review":
+                self._note(account, at, answer, who, reason)
+                continue
+            with suppress(UsageError):  # it is there already
+                before = self.standings.standing(account)
+                after = ladder.decided(before, "review", settings, at, ladder.CLUSTER)
+                _done(self._take(before, after, at, "review", who, said=reason))
+                put.append(account)
+        findings.answer(id, answer, who, reason, at)
+        return put
 
     def lapse(self, before: Standing, after: Standing, at: float) -> Standing | None:
         return self._take(before, after, at, "lapse", LADDER)
@@ -136,6 +172,13 @@ class Steps:
         same = body == _body(step) and self.ledger.contents(step.leaf) == {"step": _content(step)}
         return "" if same else f"leaf {step.leaf} says something else"
 
+    def _note(self, account: str, at: float, act: str, who: str, said: str) -> None:
+        """A row of the trail that changes nothing."""
+        taken = None
+        while taken is None:  # another one came between
+            before = self.standings.standing(account)
+            taken = self._take(before, before, at, act, who, said, code=ladder.CLUSTER)
+
     def _take(
         self,
         before: Standing,
@@ -145,6 +188,7 @@ class Steps:
         who: str,
         said: str = "",
         told: Reading | None = None,
+        code: str = "",
     ) -> Standing | None:
         step = Step(
             0,
@@ -155,7 +199,7 @@ class Steps:
             before.rung,
             after.rung,
             after.shadow,
-            after.code or before.code,
+            code or after.code or before.code,
             None if told is None else round(told.score, 4),
             orjson.dumps([] if told is None else reasons_of(told)).decode(),
             said,

@@ -72,6 +72,7 @@ class Watcher:
         self._using = threading.Lock()  # the store
         self._known = self._steps.standings.newest()
         self._standings = {each.account: each for each in self._steps.standings.changed(0)[0]}
+        self.clusters = self._steps.standings.findings.open()  # that wait for a person
         self._talking = threading.Lock()  # with the process
         self._talk: _Talk | None = None
         self._not_before = 0.0  # of the monotonic clock, another process
@@ -224,6 +225,7 @@ class Watcher:
         for account in gone:
             self._standings.pop(account, None)
         self._standings |= {each.account: each for each in changed}
+        self.clusters = standings.findings.open()
         self._known = newest
 
     def _complain(self, error: Exception) -> None:

@@ -13,6 +13,7 @@ suspects it most. Thresholds stay right, since they are calibrated on the same m
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -22,11 +23,13 @@ from itertools import takewhile
 from typing import Any, NamedTuple, TypeVar
 
 from stillhouse.errors import StillhouseError
+from stillhouse.gateway.searching import SECONDS, begin
 from stillhouse.gateway.steps import Steps, reasons_of, why
 from stillhouse.gateway.store.standings import Watched
 from stillhouse.gateway.worker import Worker
 from stillhouse.guard import config, ladder
 from stillhouse.guard.asked import Route
+from stillhouse.guard.clusters import due
 from stillhouse.guard.config import Detection
 from stillhouse.guard.evidence import Evidence, last_day, last_time, observe
 from stillhouse.guard.ladder import Standing
@@ -100,7 +103,11 @@ class Watching:
         self._held = held
         self._clock = clock
         self._weights = shipped()
+        self._store = store
         self._steps = Steps(store)
+        self._searching: subprocess.Popen[bytes] | None = None
+        self._searched = 0.0  # when that began
+        self._claimed = (0, 0)  # the last search that was due
         self._using = threading.Lock()  # the store, and what is held
         self._entries: dict[str, Entry] = {}
         self._changed: dict[str, float] = {}  # accounts to be written, by since when
@@ -183,6 +190,7 @@ class Watching:
                 self._save(float("inf"))
         except StillhouseError as error:
             self._complain(error)
+        self._end_search()
         self._steps.close()
 
     # The worker's thread
@@ -276,6 +284,7 @@ class Watching:
             self._save(now - SAVE_SECONDS)
             if now - self._looked > LOOK_SECONDS:
                 self._lapse()
+                self._search()
                 self._looked = now
             if now - self._tidied > TIDY_SECONDS:
                 self._tidy()
@@ -335,7 +344,29 @@ class Watching:
                 self._log("step lapsed", account=held.account, rung=held.rung)
         self._refresh()
 
+    def _search(self) -> None:
+        """Begin a search for clusters whose time it is and that no replica made, unless one is under way."""
+        if self._searching is not None:
+            code, late = self._searching.poll(), time.monotonic() - self._searched > 2 * SECONDS
+            if code is None and not late:
+                return
+            self._end_search()
+            self._log("a search for clusters ended", well=code == 0)
+        look = due(self._clock())
+        if self.settings.mode != "off" and look != self._claimed:
+            self._claimed = look  # by this replica or another one
+            if self._steps.standings.findings.claim(*look, self._steps.replica, self._clock()):
+                self._searching = begin(self._store, *look, self._key)
+                self._searched = time.monotonic()
+
+    def _end_search(self) -> None:
+        if self._searching is not None:
+            self._searching.kill()
+            self._searching.wait()
+            self._searching = None
+
     def _tidy(self) -> None:
+        self._claimed = (0, 0)  # whoever had it may have died
         self._steps.link()
         now = self._clock()
         month = month_of(int(now) // _DAY)

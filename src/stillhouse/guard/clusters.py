@@ -18,13 +18,14 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import accumulate, combinations
 from random import Random
 from typing import Literal
 
-from stillhouse.guard.likeness import EMPTY, SLOT, Sketch
+from stillhouse.guard.likeness import EMPTY, SLOT, Sketch, month_of
 
 OFTEN = 5  # requests with a setting, from which on it may join accounts
 FEWEST = 12  # requests of an account that is compared
@@ -38,6 +39,7 @@ ABOUT = 0.03  # share of accounts, on either side, that count as equally busy
 LARGEST = 700  # accounts of a group that are compared with each other; a larger one is split by its begin
 DRAWN = 150  # accounts of a group in which its significance is looked at
 ALARMS = 0.5  # false clusters a month, expected at most
+LOOKS, LOOK_DAYS = 5, 7  # searches a month: after each seven days of it, and when it is over
 
 Shared = Literal["settings", "wording"]
 Key = tuple[Shared, int]
@@ -63,32 +65,52 @@ class Cluster:
 @dataclass(frozen=True, slots=True)
 class Found:
     """`clusters`, largest first; how many accounts were compared and in how many groups, how many had asked
-    too little, and how many groups were too large to be compared at once and were split."""
+    too little, how many groups were too large to be compared at once and were split, and how many were not
+    looked at, since there was no time left."""
 
     clusters: tuple[Cluster, ...]
     compared: int
     groups: int
     too_few: int
     split: int
+    left: int
 
 
-def clusters(sketches: Mapping[str, Sketch], draw: Random) -> Found:
-    """The clusters among a month's accounts."""
+def due(at: float) -> tuple[int, int]:
+    """The search whose time it is (Unix seconds): of which month, counted from January 1970 (UTC), and which
+    of its `LOOKS`. In a month's first days it is the last one of the month before."""
+    month, look = month_of(int(at) // 86_400), (datetime.fromtimestamp(at, UTC).day - 1) // LOOK_DAYS
+    return (month, look) if look else (month - 1, LOOKS)
+
+
+def clusters(
+    sketches: Mapping[str, Sketch], draw: Random, looks: int = 1, late: Callable[[], bool] = lambda: False
+) -> Found:
+    """The clusters among a month's accounts. Of several `looks` at the month each may give its part of the
+    false ones. Where it is `late`, the groups that are left, the largest ones, are not looked at."""
     known = _accounts(sketches)
     groups, split = _groups(known)
     times = _Times(known, draw)
-    tries = math.ceil(len(groups) / ALARMS)
+    tries = math.ceil(len(groups) * looks / ALARMS)
     found: list[Cluster] = []
+    left = len(groups)
     for (shared, _), members in groups:
+        if late():
+            break
+        left -= 1
         core, linked = _core(members, times)
         if len(core) < LEAST or _told(core, found):
             continue
-        chance = _chance(members, times, draw, tries)
-        if chance * len(groups) <= ALARMS:
+        chance = _chance(members, times, draw, tries, late)
+        if chance is None:
+            left += 1
+            break
+        if chance * len(groups) * looks <= ALARMS:
             more = _joined(core, known, times)
             names = tuple(account.name for account in (*core, *more))
             found.append(Cluster(names, shared, len(more), linked, chance))
-    return Found(tuple(_merged(found)), len(known), len(groups), len(sketches) - len(known), split)
+    too_few = len(sketches) - len(known)
+    return Found(tuple(_merged(found)), len(known), len(groups), too_few, split, left)
 
 
 def in_words(cluster: Cluster) -> str:
@@ -280,14 +302,19 @@ def _core(members: Sequence[_Account], times: _Times) -> tuple[list[_Account], f
     return [members[place] for place in sorted(links)], sum(map(len, links.values())) / max(1, pairs)
 
 
-def _chance(members: Sequence[_Account], times: _Times, draw: Random, tries: int) -> float:
+def _chance(
+    members: Sequence[_Account], times: _Times, draw: Random, tries: int, late: Callable[[], bool]
+) -> float | None:
     """How probable a core is as large as this group's, were its accounts others': by so many groups drawn at
-    random. It ends with the first that has one, as that is too probable already."""
+    random. It ends with the first that has one, as that is too probable already. None where it
+    grew `late`."""
     some = draw.sample(members, DRAWN) if len(members) > DRAWN else members
     size = len(_core(some, times)[0])
     if size < LEAST:
         return 1.0
     for tried in range(1, tries + 1):
+        if late():
+            return None
         if len(_core([times.like(account) for account in some], times)[0]) >= size:
             return 2.0 / (tried + 1)
     return 1.0 / (tries + 1)

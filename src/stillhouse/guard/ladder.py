@@ -39,6 +39,7 @@ DOES: Mapping[Rung, str] = {
     "kill": "all requests are refused",
 }
 BY_HAND = "by_hand"
+CLUSTER = "cluster"  # found among accounts that act as one, for which a person put it to review
 STANDING, APPEAL = "/v1/standing", "/v1/standing/appeal"
 _DAY = 86_400.0
 _LOGPROBS = "message.output_text.logprobs"
@@ -105,9 +106,12 @@ def lapsed(standing: Standing, settings: Detection, now: float) -> Standing | No
     return standing._replace(rung="observe", since=now, code="")
 
 
-def decided(standing: Standing, decision: Decision, settings: Detection, now: float) -> Standing:
+def decided(
+    standing: Standing, decision: Decision, settings: Detection, now: float, code: str = BY_HAND
+) -> Standing:
     """After a person's decision. `undo` gives back all that was taken, and its reason makes no step for a
-    while; `keep` turns an appeal down. Raises UsageError for what is not to be decided."""
+    while; `keep` turns an appeal down; `review` has this `code` where no step had one before. Raises
+    UsageError for what is not to be decided."""
     rung = _rung(standing, settings)
     shadow = settings.mode != "enforce"
     if decision == "undo":
@@ -128,7 +132,7 @@ def decided(standing: Standing, decision: Decision, settings: Detection, now: fl
     if decision == "review":
         if rung in ("review", "kill"):
             raise UsageError("it is there already", f"the account stands at {rung}", "decide on it")
-        code = standing.code or BY_HAND
+        code = standing.code or code
         return standing._replace(rung="review", since=now, shadow=shadow, code=code, alarmed=now)
     if rung != "review":
         raise UsageError(

@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any, NamedTuple, get_args
 
 import orjson
 
 from stillhouse.guard import ladder
 from stillhouse.guard.asked import Route
+from stillhouse.guard.clusters import Found, clusters
 from stillhouse.guard.config import Detection
 from stillhouse.guard.evidence import Evidence, observe
 from stillhouse.guard.ladder import Rung, Standing
+from stillhouse.guard.likeness import Sketch, month_of, note
 from stillhouse.guard.lines import Lines
 from stillhouse.guard.scoring import in_words, reading, score, shipped
 from stillhouse.guard.seen import seen_of
@@ -51,12 +54,14 @@ class Taken(NamedTuple):
 
 @dataclass(slots=True)
 class Replayed:
-    """`highest` by account; `skipped` rows by why, none of which was looked at."""
+    """`highest` by account; what was `found` of accounts that act as one, by month, counted from January 1970
+    (UTC); `skipped` rows by why, none of which was looked at."""
 
     requests: int = 0
     highest: dict[str, float] = field(default_factory=dict)
     steps: list[Taken] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+    found: dict[int, Found] = field(default_factory=dict)
 
     def on(self, rung: Rung) -> list[Taken]:
         """The accounts that came to a rung, the first one first."""
@@ -67,6 +72,7 @@ def replay(rows: Iterable[Past | str], key: bytes, lines: Lines, settings: Detec
     """`rows` in order of time for each account; one that is text says why there is no request."""
     done, weights = Replayed(), shipped()
     held: dict[str, tuple[Evidence, Standing]] = {}
+    months: dict[int, dict[str, Sketch]] = {}
     for row in rows:
         if isinstance(row, str):
             done.skipped[row] += 1
@@ -76,7 +82,10 @@ def replay(rows: Iterable[Past | str], key: bytes, lines: Lines, settings: Detec
             continue
         evidence, standing = held.get(row.account) or (Evidence(), Standing(row.account))
         standing = standing._replace(declared=row.declared)
-        use = observe(evidence, seen_of(key, row.body, row.route, row.output_tokens, row.at))
+        seen = seen_of(key, row.body, row.route, row.output_tokens, row.at)
+        use = observe(evidence, seen)
+        sketch = months.setdefault(month_of(int(row.at) // 86_400), {}).setdefault(row.account, Sketch())
+        note(sketch, evidence, seen, str(row.body.get("model")))
         reached = score(evidence, use, weights)
         done.requests += 1
         done.highest[row.account] = max(reached, done.highest.get(row.account, reached))
@@ -101,6 +110,8 @@ def replay(rows: Iterable[Past | str], key: bytes, lines: Lines, settings: Detec
                     )
                 )
         held[row.account] = evidence, standing
+    draw = Random(key)
+    done.found = {month: clusters(sketches, draw) for month, sketches in sorted(months.items())}
     return done
 
 

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from stillhouse.errors import StillhouseError, UsageError
 from stillhouse.gateway.admin import ID
-from stillhouse.gateway.console import acts, entry, pages, standings
+from stillhouse.gateway.console import acts, clusters, entry, pages, standings
 from stillhouse.gateway.console.doors import HEADERS, SESSION, inside, same_site
 from stillhouse.gateway.console.visit import (
     BadForm,
@@ -51,6 +51,8 @@ READ: dict[str, Handler] = {
     "/admin/models": pages.models,
     "/admin/standings": standings.standings,
     "/admin/standings/{id}": standings.standing,
+    "/admin/clusters": clusters.clusters,
+    "/admin/clusters/{id}": clusters.cluster,
     "/admin/keys/{id}": pages.key,
 }
 
@@ -81,6 +83,7 @@ def console_routes(console: Console) -> list[Route]:
         *(route(f"/admin/{kind}s/new", acts.add, "GET", "POST") for kind in acts.NEW),
         *(route(f"/admin/{kind}s/{{id}}/{{verb}}", acts.act, "GET", "POST") for kind in acts.VERBS),
         route("/admin/standings/{id}/decide", standings.decide, "POST"),
+        route("/admin/clusters/{id}/decide", clusters.decide, "POST"),
         route("/admin/accounts/{id}", pages.account),
         route("/admin/organisations/{id}", pages.organisation),
     ]

@@ -9,19 +9,18 @@ from pydantic import ValidationError
 from starlette.responses import RedirectResponse, Response
 
 from stillhouse.errors import StillhouseError
+from stillhouse.gateway import stands
 from stillhouse.gateway.console.pages import names_of
 from stillhouse.gateway.console.visit import Visit, page, problem, status_of
-from stillhouse.gateway.steps import Steps, read_reasons, reasons_of
+from stillhouse.gateway.steps import Steps, read_reasons
 from stillhouse.gateway.store.standings import Step
 from stillhouse.gateway.watcher import Watcher
 from stillhouse.guard import ladder, orders
-from stillhouse.guard.evidence import Evidence
 from stillhouse.guard.ladder import Decision, Standing
-from stillhouse.guard.scoring import reading, shipped
 
 ROWS = 50
 TRAIL = 100
-_OFF = "No account is watched: detection.mode is off."
+OFF = "No account is watched: detection.mode is off."
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +35,17 @@ class Row:
 
 async def standings(visit: Visit) -> Response:
     """Open appeals, then accounts on a step, then the highest scores."""
-    watching = _watching(visit)
+    watching = watching_of(visit)
     if watching is None:
-        return problem(visit, 404, _OFF)
-    appeals, rows = await watching.ask(_rows)
+        return problem(visit, 404, OFF)
+    appeals, rows, clusters = await watching.ask(_rows)
     names = await names_of(visit, [row.standing.account for row in rows])
     return page(
         visit,
         "standings.html",
         appeals=appeals,
         rows=rows,
+        clusters=clusters,
         names=names,
         settings=visit.gateway.config.detection,
         lines=watching.lines,
@@ -54,7 +54,8 @@ async def standings(visit: Visit) -> Response:
     )
 
 
-def _rows(steps: Steps) -> tuple[list[Step], list[Row]]:
+def _rows(steps: Steps) -> tuple[list[Step], list[Row], int]:
+    """Appeals; rows; how many clusters wait for a person."""
     store = steps.standings
     scored: dict[str, tuple[float, int, float]] = {}
     for account, score, requests, at in store.ranked(ROWS):
@@ -67,7 +68,8 @@ def _rows(steps: Steps) -> tuple[list[Step], list[Row]]:
     on_step = {row.standing.account for row in rows}
     rows.sort(key=lambda row: (-ladder.RUNGS.index(row.standing.rung), -(row.score or 0.0)))
     rest = [account for account in scored if account not in on_step]
-    return store.appeals(), rows + [Row(store.standing(account), *scored[account]) for account in rest]
+    rows += [Row(store.standing(account), *scored[account]) for account in rest]
+    return store.appeals(), rows, store.findings.open()
 
 
 async def standing(visit: Visit) -> Response:
@@ -77,9 +79,9 @@ async def standing(visit: Visit) -> Response:
 async def decide(visit: Visit) -> Response:
     """A person decides, with a reason that the customer reads."""
     id, form = visit.request.path_params["id"], visit.form
-    watching, decision = _watching(visit), form.get("decision", "")
+    watching, decision = watching_of(visit), form.get("decision", "")
     if watching is None:
-        return problem(visit, 404, _OFF)
+        return problem(visit, 404, OFF)
     if decision not in ladder.DECISIONS:
         return problem(visit, 400, "There is no such decision.")
     chosen: Decision = decision
@@ -106,9 +108,9 @@ async def decide(visit: Visit) -> Response:
 
 
 async def _shown(visit: Visit, id: str, fault: str = "", reason: str = "", status: int = 200) -> Response:
-    watching = _watching(visit)
+    watching = watching_of(visit)
     if watching is None:
-        return problem(visit, 404, _OFF)
+        return problem(visit, 404, OFF)
     account = await visit.gateway.accounts.ask(lambda register: register.account(id))
     told = await watching.ask(lambda steps: _told(steps, id))
     return page(
@@ -130,20 +132,14 @@ async def _shown(visit: Visit, id: str, fault: str = "", reason: str = "", statu
 
 def _told(steps: Steps, id: str) -> dict[str, Any]:
     known = steps.standings.strongest(id)
-    reasons: list[dict[str, Any]] = []
-    pattern = ""
-    if known is not None:
-        try:
-            now = reading(Evidence.unpacked(known.evidence), known.use, shipped())
-            reasons, pattern = reasons_of(now), now.pattern.words
-        except ValueError:  # another version wrote it
-            known = None
+    pattern, reasons = stands.looks_like(known)
     trail = steps.standings.steps(id, TRAIL)
     return {
         "standing": steps.standings.standing(id),
-        "known": known,
+        "known": known if pattern else None,  # else another version wrote it
         "reasons": reasons,
         "pattern": pattern,
+        "clusters": steps.standings.findings.of(id),
         "trail": [(step, read_reasons(step), steps.differs(step)) for step in trail],
         "seen": str(trail[0].id if trail else 0),
     }
@@ -154,5 +150,5 @@ def _seen(steps: Steps, id: str) -> str:
     return str(trail[0].id if trail else 0)
 
 
-def _watching(visit: Visit) -> Watcher | None:
+def watching_of(visit: Visit) -> Watcher | None:
     return visit.gateway.watching if visit.gateway.config.detection.mode != "off" else None

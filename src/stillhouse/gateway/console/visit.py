@@ -41,6 +41,8 @@ DONE = {
     "keep": "The appeal is turned down.",
     "undo": "All steps are undone. The same pattern makes none for a while.",
     "kill": "The account is stopped.",
+    "cluster_review": "All of them stand at review.",
+    "cluster_dismiss": "They are left where they are.",
 }
 
 

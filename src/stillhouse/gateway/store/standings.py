@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from stillhouse.gateway.store import findings
 from stillhouse.gateway.store.tables import Tables
 from stillhouse.guard.config import Store
 from stillhouse.guard.ladder import Standing
@@ -84,7 +85,8 @@ class Step(NamedTuple):
 
 _WATCHED = ", ".join(Watched._fields).replace("use", "of_use")
 _STEP = "id, account, at, act, who, was, rung, shadow, code, score, reasons, said, replica, leaf"
-_KNOWN = ("evidence", "sketch", "reached")  # tables of what is known of accounts' requests
+# Tables of what is known of accounts' requests
+_KNOWN = ("evidence", "sketch", "reached", "cluster_account")
 _STANDING = "account, rung, since, shadow, code, alarmed, spared, spared_until, declared, appeal"
 
 
@@ -92,8 +94,9 @@ class Standings:
     """For one thread at a time. Every method raises what those of `Tables` raise."""
 
     def __init__(self, store: Store) -> None:
-        self._tables = Tables(store, FILE, _SCHEMA)
+        self._tables = Tables(store, FILE, (*_SCHEMA, *findings.SCHEMA))
         self._read, self.close = self._tables.read, self._tables.close
+        self.findings = findings.Findings(self._tables)
 
     # Evidence
 
@@ -301,8 +304,8 @@ def _firm(standing: Standing) -> Standing:
 
 
 def _watched(row: Sequence[Any]) -> Watched:
-    found = Watched(*row)
-    return found._replace(evidence=bytes(found.evidence), sketch=bytes(found.sketch))
+    account, evidence, use, score, requests, at, month, sketch = row
+    return Watched(account, bytes(evidence), use, score, requests, at, month, bytes(sketch))
 
 
 def _standing(row: Sequence[Any]) -> Standing:
