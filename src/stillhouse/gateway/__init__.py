@@ -281,7 +281,8 @@ def documents(config: Guard, origin: str) -> dict[str, tuple[bytes, bytes]]:
         path = Path(config.terms.document)
         with storage("read the terms", path):
             text = path.read_bytes()
-        said = document(config.terms, sha256(text).hexdigest(), config.server.public_url or origin)
+        digest, where = sha256(text).hexdigest(), config.server.public_url or origin
+        said = document(config.terms, config.record, digest, where)
         found["/terms"] = (b"text/plain; charset=utf-8", text)
         found[WELL_KNOWN] = (b"application/json", orjson.dumps(said))
     return found
