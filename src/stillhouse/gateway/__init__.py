@@ -106,7 +106,7 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None, conn
             gateway.pepper,
             secret,
             usage,
-            gateway.record.texts.erase,
+            gateway.record.erase,
             gateway.forget,
         )
         listener = stack.enter_context(listen(config.server.host, config.server.port))

@@ -171,7 +171,7 @@ async def _done(
     run = BY_NAME[verb.operation].run
     made = await gateway.accounts.order(
         lambda register: run(
-            Desk(register, gateway.config, gateway.pepper, gateway.record.texts.erase, gateway.forget),
+            Desk(register, gateway.config, gateway.pepper, gateway.record.erase, gateway.forget),
             id,
             order,
             act,

@@ -212,7 +212,7 @@ async def _desk(visit: Visit, id: str) -> dict[str, Any]:
 
     def look(register: Register) -> dict[str, Any]:
         gateway = visit.gateway
-        desk = Desk(register, gateway.config, gateway.pepper, gateway.record.texts.erase, gateway.forget)
+        desk = Desk(register, gateway.config, gateway.pepper, gateway.record.erase, gateway.forget)
         act = Act(visit.session.operator, visit.at)
 
         def run(operation: str) -> Any:
