@@ -20,9 +20,11 @@ STREAMED = "".join(f"w{n} " for n in range(WORDS))
 
 
 class Student(Behind):
-    """`sure` and `unsure` answer with probabilities; `silent` tells none; others as the name says."""
+    """`sure` and `unsure` answer with probabilities; `silent` tells none; others as the name says. What
+    stands after a space is told as the fingerprint."""
 
     async def _answer(self, model, path, body, writer):
+        model, _, fingerprint = model.partition(" ")
         if model not in ("sure", "unsure", "silent"):
             return await super()._answer(model, path, body, writer)
         chance = math.log(0.99 if model == "sure" else 0.3)
@@ -36,6 +38,7 @@ class Student(Behind):
             "model": model,
             "choices": [choice],
             "usage": STUDENT,
+            "system_fingerprint": fingerprint or None,
         }
         await self._say(writer, 200, json.dumps(told).encode())
         return True

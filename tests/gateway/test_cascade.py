@@ -236,3 +236,14 @@ def test_a_calibration_that_cannot_be_used_is_refused_before_anything_is_served(
     settings = Cascade(upstreams=[{"url": "http://127.0.0.1:1/v1"}], calibration=str(file), family=family)
     with pytest.raises(UsageError, match=said):
         opened(settings, ())
+
+
+def test_a_student_of_other_weights_than_were_calibrated_is_not_believed(tmp_path, student, behind):
+    with cascade(tmp_path, student, behind, {"m": ("sure fp_0123456789ab", "whole")}) as made:
+        said = ask(made, "m")
+        assert said.headers["x-stillhouse-cascade"] == "teacher; other_student"
+        (tmp_path / "cascade.json").write_text(json.dumps(written(calibration(student="0123456789ab" * 5))))
+        made.reload()
+        deadline = time.monotonic() + 10
+        while ask(made, "m").headers["x-stillhouse-cascade"] != "student; sure":
+            assert time.monotonic() < deadline
