@@ -106,7 +106,7 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None, conn
             gateway.pepper,
             secret,
             usage,
-            gateway.record.texts.erase,
+            gateway.record.erase,
             gateway.forget,
             steps=gateway.watching.do if gateway.watching is not None else None,
         )
@@ -283,8 +283,8 @@ def documents(config: Guard, origin: str) -> dict[str, tuple[bytes, bytes]]:
         path = Path(config.terms.document)
         with storage("read the terms", path):
             text = path.read_bytes()
-        url = config.server.public_url or origin
-        said = document(config.terms, sha256(text).hexdigest(), url, disclosed(config))
+        digest, where = sha256(text).hexdigest(), config.server.public_url or origin
+        said = document(config.terms, config.record, digest, where, disclosed(config))
         found["/terms"] = (b"text/plain; charset=utf-8", text)
         found[WELL_KNOWN] = (b"application/json", orjson.dumps(said))
     return found

@@ -192,6 +192,16 @@ class _Kept(Collector):
             lost.add_metric([reason], count)
         yield lost
         yield GaugeMetricFamily(f"{name}_waiting", "Events in memory.", value=record.waiting)
+        kept = CounterMetricFamily("stillhouse_guard_texts_kept", "Sealed texts on disk.", labels=["of"])
+        missed = CounterMetricFamily(
+            "stillhouse_guard_texts_lost", "Texts that were not kept, by why.", labels=["of", "reason"]
+        )
+        for of, texts in (("text", record.texts), ("deferred", record.deferred)):
+            kept.add_metric([of], texts.kept)
+            for reason, count in texts.lost.copy().items():
+                missed.add_metric([of, reason], count)
+        yield kept
+        yield missed
         yield GaugeMetricFamily(
             f"{name}_healthy", "0 where the store fails or is too slow.", value=record.healthy()
         )

@@ -228,6 +228,12 @@ class Record(Table):
         default="never", description="Keep prompts and answers, sealed, of accounts that consented."
     )
     text_days: Positive = 30
+    deferred: Literal["never", "with_consent"] = Field(
+        default="never",
+        description="Keep what a cascade's teacher was asked and answered, sealed, of accounts that agreed "
+        "to training.",
+    )
+    deferred_days: Positive = 30
     event_days: Positive = 400
     traces: str | None = Field(default=None, pattern=r"^https?://", description="OTLP endpoint for spans.")
 
@@ -281,6 +287,12 @@ class Guard(Table):
     terms: Terms | None = None
     record: Record = Record()
     detection: Detection = Detection()
+
+    @model_validator(mode="after")
+    def consent_has_terms(self) -> Self:
+        if self.record.deferred == "with_consent" and self.terms is None:
+            raise ValueError("record.deferred needs [terms]: training is agreed to by a version of these")
+        return self
 
     @model_validator(mode="after")
     def names_exist(self) -> Self:
