@@ -38,7 +38,7 @@ def test_what_is_written_is_what_is_read(training: str, competing: str) -> None:
 @pytest.mark.parametrize("deferred", ["never", "with_consent"])
 def test_whether_requests_are_learned_from_is_said_beside_the_answers(deferred: str) -> None:
     record = Record.model_validate({"deferred": deferred})
-    said = document(terms("forbidden", "forbidden"), record, "0" * 64, "https://guard.example")
+    said = document(terms("forbidden", "forbidden"), record, "0" * 64, "https://guard.example", {})
     assert said["requests"] == {"train_own_models": deferred}
     assert read(json.dumps(said).encode()).training == "forbidden"
 
