@@ -4,10 +4,11 @@ against the share of ordinary accounts that a defence harms. `--check` only comp
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from drawing import frame, keep, line, path, px, text
 
 from stillhouse.report.markup import Html, tag
 from stillhouse.report.svg import Scale
@@ -58,35 +59,21 @@ def picture(rows: Sequence[dict[str, Any]]) -> str:
     parts += _legend(LEFT + 6, 2 * PANEL_HEIGHT + 34)
     about = "Share of the teacher's score that a copy keeps, against the share of ordinary accounts harmed."
     height = 2 * PANEL_HEIGHT + 86
-    return (
-        tag(
-            "svg",
-            tag("title", "What a copy still learns, by defence", id="t"),
-            tag("desc", about, id="d"),
-            tag("style", Html(STYLE)),
-            tag("rect", width=WIDTH, height=height, rx=8, class_="back"),
-            parts,
-            xmlns="http://www.w3.org/2000/svg",
-            viewBox=f"0 0 {WIDTH} {height}",
-            role="img",
-            aria_labelledby="t d",
-        )
-        + "\n"
-    )
+    return frame("What a copy still learns, by defence", about, STYLE, (WIDTH, height), parts)
 
 
 def _panel(values: dict[str, float], shares: Sequence[str], way: str, x0: float, y0: float) -> Iterator[Html]:
     x = Scale(LEAST, MOST, x0 + LEFT, x0 + PANEL_WIDTH - RIGHT, log=True)
     y = Scale(0.0, 1.0, y0 + PANEL_HEIGHT - BOTTOM, y0 + TOP)
-    yield _text(x0 + LEFT, y0 + 20, way, "title")
+    yield text(x0 + LEFT, y0 + 20, way, "title")
     for value in (0.0, 0.25, 0.5, 0.75, 1.0):
-        yield _line(x.start, y(value), x.end, y(value))
-        yield _text(x0 + LEFT - 7, y(value) + 4, f"{value:.0%}", anchor="end")
+        yield line(x.start, y(value), x.end, y(value), "grid")
+        yield text(x0 + LEFT - 7, y(value) + 4, f"{value:.0%}", anchor="end")
     for value, words in ((LEAST, "less"), (0.001, "0.1 %"), (0.01, "1 %"), (0.1, "10 %")):
-        yield _text(x(value), y.start + 17, words, anchor="middle")
-    yield _text((x.start + x.end) / 2, y.start + 36, "ordinary accounts harmed", anchor="middle")
+        yield text(x(value), y.start + 17, words, anchor="middle")
+    yield text((x.start + x.end) / 2, y.start + 36, "ordinary accounts harmed", anchor="middle")
     unhindered = y(values[f"none; {way}: kept"])
-    yield _path([(x.start, unhindered), (x.end, unhindered)], "none")
+    yield path([(x.start, unhindered), (x.end, unhindered)], "none")
     for place, name in enumerate(DEFENCES):
         points, aside = [], APART * (place - 2)
         for what in ["clusters"] if name == "clusters" else [f"{name}, set to {share}" for share in shares]:
@@ -94,43 +81,22 @@ def _panel(values: dict[str, float], shares: Sequence[str], way: str, x0: float,
             points.append((x(harm), y(values[f"{what}; {way}: kept"]) + aside))
         if name == "clusters":
             points.append((x.end, points[0][1]))
-        yield _path(sorted(points), name)
-        for px, py in points[:1] if name == "clusters" else points:
-            yield tag("circle", cx=_px(px), cy=_px(py), r=3, class_=name)
+        yield path(sorted(points), name)
+        for at in points[:1] if name == "clusters" else points:
+            yield tag("circle", cx=px(at[0]), cy=px(at[1]), r=3, class_=name)
 
 
 def _legend(x: float, y: float) -> Iterator[Html]:
-    yield _text(
+    yield text(
         x, y, "Share of the teacher's score that the copy keeps. Lines are set 3 pixels apart.", "title"
     )
     for place, (name, words) in enumerate((*DEFENCES.items(), ("none", "without any"))):
         at = x + 150 * place
-        yield _path([(at, y + 26), (at + 26, y + 26)], name)
+        yield path([(at, y + 26), (at + 26, y + 26)], name)
         if name != "none":
-            yield tag("circle", cx=_px(at + 13), cy=_px(y + 26), r=3, class_=name)
-        yield _text(at + 34, y + 30, words)
-
-
-def _path(points: Sequence[tuple[float, float]], class_: str) -> Html:
-    drawn = "".join(f"{'ML'[place > 0]}{_px(a)} {_px(b)}" for place, (a, b) in enumerate(points))
-    return tag("path", d=drawn, class_=class_)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float) -> Html:
-    return tag("line", x1=_px(x1), y1=_px(y1), x2=_px(x2), y2=_px(y2), class_="grid")
-
-
-def _text(x: float, y: float, words: str, class_: str | None = None, anchor: str | None = None) -> Html:
-    return tag("text", words, x=_px(x), y=_px(y), class_=class_, text_anchor=anchor)
-
-
-def _px(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
+            yield tag("circle", cx=px(at + 13), cy=px(y + 26), r=3, class_=name)
+        yield text(at + 34, y + 30, words)
 
 
 if __name__ == "__main__":
-    drawn = picture(json.loads(RESULTS.read_text())["rows"])
-    if "--check" not in sys.argv:
-        FILE.write_text(drawn)
-    elif not FILE.exists() or FILE.read_text() != drawn:
-        sys.exit(f"out of date: {FILE.name}; run `make docs`")
+    keep(FILE, picture(json.loads(RESULTS.read_text())["rows"]))

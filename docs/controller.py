@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from drawing import frame, keep, line, path, text
+
 from stillhouse.ask import pace
 from stillhouse.report.markup import Html, tag
 from stillhouse.report.svg import Scale
@@ -87,50 +89,36 @@ def picture(panels: Sequence[Panel]) -> str:
     height = PANEL * len(panels) + 34
     about = " ".join(f"{panel.title}. {panel.said}" for panel in panels)
     parts = [part for row, panel in enumerate(panels) for part in _panel(panel, 8 + PANEL * row)]
-    return (
-        tag(
-            "svg",
-            tag("title", "Requests in flight, as the controller lets them out", id="t"),
-            tag("desc", about, id="d"),
-            tag("style", Html(STYLE)),
-            tag("rect", width=WIDTH, height=height, rx=8, class_="back"),
-            parts,
-            list(_legend(height - 22)),
-            xmlns="http://www.w3.org/2000/svg",
-            viewBox=f"0 0 {WIDTH} {height}",
-            role="img",
-            aria_labelledby="t d",
-        )
-        + "\n"
-    )
+    parts += _legend(height - 22)
+    return frame("Requests in flight, as the controller lets them out", about, STYLE, (WIDTH, height), parts)
 
 
 def _panel(panel: Panel, y0: float) -> Iterator[Html]:
     top, base = y0 + TOP, y0 + TOP + PLOT
     x, y = Scale(0, panel.seconds, LEFT, WIDTH - RIGHT), Scale(0, panel.most, base, top)
-    yield _text(LEFT, y0 + 26, panel.title, "title")
-    yield _text(LEFT, y0 + 47, panel.said, "said")
-    yield _text(LEFT, top - 8, "requests")
+    yield text(LEFT, y0 + 26, panel.title, "title")
+    yield text(LEFT, y0 + 47, panel.said, "said")
+    yield text(LEFT, top - 8, "requests")
     for value in y.ticks(4):
-        yield _line(LEFT, y(value), WIDTH - RIGHT, y(value), "grid")
-        yield _text(LEFT - 9, y(value) + 4, f"{value:.0f}", anchor="end")
+        yield line(LEFT, y(value), WIDTH - RIGHT, y(value), "grid")
+        yield text(LEFT - 9, y(value) + 4, f"{value:.0f}", anchor="end")
     for second in range(0, panel.seconds + 1, 30):
-        yield _line(x(second), base + 23, x(second), base + 27, "tick")
-        yield _text(x(second), base + 42, f"{second} s", anchor="middle")
+        yield line(x(second), base + 23, x(second), base + 27, "tick")
+        yield text(x(second), base + 42, f"{second} s", anchor="middle")
     stairs = list(_stairs(panel))
     server = [(x(now), y(value)) for now, value in stairs]
-    yield _path([(LEFT, base), *server, (WIDTH - RIGHT, base)], "room")
+    yield path([(LEFT, base), *server, (WIDTH - RIGHT, base)], "room")
     flights = [(x(now), y(value)) for now, value in _sampled(panel.trace, panel.seconds)]
-    yield _path([(LEFT, base), *flights, (WIDTH - RIGHT, base)], "flight")
-    yield _path(server, "server")
-    yield _path([(x(now), y(value)) for now, value in _limits(panel.trace, panel.seconds)], "limit")
+    yield path([(LEFT, base), *flights, (WIDTH - RIGHT, base)], "flight")
+    yield path(server, "server")
+    yield path([(x(now), y(value)) for now, value in _limits(panel.trace, panel.seconds)], "limit")
     for (start, value), (end, _) in zip(stairs[::2], stairs[1::2], strict=True):
         words, middle = f"{panel.label} {value}", x((start + end) / 2)
-        yield _text(middle, y(value) + panel.label_at, words, "label", "middle")
+        yield text(middle, y(value) + panel.label_at, words, "label", "middle")
     marks = sorted({round(x(now)) for now in panel.trace.refused})
     if marks:
-        yield _text(LEFT - 9, base + 18, "429", "refusal", "end")
-        yield _path([point for px in marks for point in ((px, base + 9), (px, base + 18))], "refused", "ML")
+        yield text(LEFT - 9, base + 18, "429", "refusal", "end")
+        yield path([point for px in marks for point in ((px, base + 9), (px, base + 18))], "refused", "ML")
 
 
 def _legend(y: float) -> Iterator[Html]:
@@ -142,7 +130,7 @@ def _legend(y: float) -> Iterator[Html]:
         (tag("path", d=f"M{at + 571} {y - 5}v10", class_="refused"), "a request refused", 0),
     ):
         yield mark
-        yield _text(at + 30, y + 4, words)
+        yield text(at + 30, y + 4, words)
         at += room
 
 
@@ -182,28 +170,5 @@ def _limits(trace: Trace, seconds: int) -> Iterator[tuple[float, float]]:
     yield seconds, limit
 
 
-def _path(points: Sequence[tuple[float, float]], class_: str, steps: str = "") -> Html:
-    """A line through the points; with `steps` "ML", one stroke for each pair."""
-    letters = [steps[n % 2] if steps else "ML"[n > 0] for n in range(len(points))]
-    drawn = "".join(f"{letter}{_px(a)} {_px(b)}" for letter, (a, b) in zip(letters, points, strict=True))
-    return tag("path", d=drawn, class_=class_)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Html:
-    return tag("line", x1=_px(x1), y1=_px(y1), x2=_px(x2), y2=_px(y2), class_=class_)
-
-
-def _text(x: float, y: float, words: str, class_: str | None = None, anchor: str | None = None) -> Html:
-    return tag("text", words, x=_px(x), y=_px(y), class_=class_, text_anchor=anchor)
-
-
-def _px(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
-
-
 if __name__ == "__main__":
-    drawn = picture([refusing(), queueing()])
-    if "--check" not in sys.argv:
-        FILE.write_text(drawn)
-    elif not FILE.exists() or FILE.read_text() != drawn:
-        sys.exit(f"out of date: {FILE.name}; run `make docs`")
+    keep(FILE, picture([refusing(), queueing()]))

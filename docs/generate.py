@@ -142,6 +142,7 @@ def guard_page() -> str:
         ("Model", "[[models]]"),
         ("Upstream", "[[models.upstreams]]"),
         ("Cascade", "[models.cascade]"),
+        ("Watermark", "[models.watermark]"),
         ("Schedule", "[prices.NAME]"),
         ("Step", "[[prices.NAME.steps]]"),
         ("Tier", "[tiers.NAME]"),

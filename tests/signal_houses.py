@@ -1,6 +1,8 @@
 """Two houses that share signals, for tests: `a.example` sends and `b.example` takes in."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,11 +37,13 @@ def signal(id: str = "one", seed: int = 1, **other) -> Signal:
     return Signal(id, NOW - timedelta(hours=1), said.pop("until", NOW + timedelta(days=30)), **said)
 
 
-def houses(folder: Path) -> Houses:
+@contextmanager
+def houses(folder: Path) -> Iterator[Houses]:
     a, b = init_workspace(folder / "a"), init_workspace(folder / "b")
     peer = shelf.invite(a, "a.example", "b.example")
     shelf.accept(b, shelf.read_peer(shelf.write_peer(peer)))
-    return Houses(a, b, peer, Ledger.open(a, lambda: NOW), Ledger.open(b, lambda: NOW))
+    with Ledger.open(a, lambda: NOW) as ledger_a, Ledger.open(b, lambda: NOW) as ledger_b:
+        yield Houses(a, b, peer, ledger_a, ledger_b)
 
 
 def sent(two: Houses, *signals: Signal, now: datetime = NOW) -> list[dict]:

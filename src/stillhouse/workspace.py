@@ -105,6 +105,10 @@ class Workspace:
         """Signals of distillation: the house's own, what it sent to whom, and what others sent."""
         return self.root / "signals"
 
+    def cascade(self, name: str) -> Path:
+        """A link to the run whose student is at work: its `student` is served, its calibration decides."""
+        return self.root / "cascades" / name / "current"
+
     @property
     def runs(self) -> Path:
         return self.root / "runs"

@@ -10,30 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.cli import main
-
 SECRET = "Zk3vT9qLw8RxY2nB5mHc7PdJ4sGf6EaU"
-
-
-@pytest.fixture
-def guard(tmp_path, monkeypatch, capsys):
-    """The whole command but for the process: that one loads and leaves is shown once, below."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gc.set_threshold", lambda *_: None)
-
-    def run(*words, code=0, **environment):
-        with monkeypatch.context() as patched:
-            patched.setattr("sys.argv", ["stillhouse", "guard", *map(str, words)])
-            for name, value in environment.items():
-                patched.setenv(name, value)
-            with pytest.raises(SystemExit) as left:
-                main()
-        done = capsys.readouterr()
-        assert left.value.code == code, done.out + done.err
-        assert "Traceback" not in done.out + done.err
-        return done.out + done.err
-
-    return run
 
 
 @pytest.fixture
@@ -159,3 +136,16 @@ def test_a_tier_that_accounts_have_and_the_settings_lack_is_found(guard, begun, 
     (tmp_path / "guard.toml").write_text(settings.replace("[tiers.default]", "[tiers.gold]"))
     found = guard("check", code=1, STILLHOUSE_ADMIN_SECRET=SECRET)
     assert "accounts have the tier 'default'" in found
+
+
+def test_a_consent_to_training_is_recorded_listed_and_taken_back(guard, begun, tmp_path):
+    account = begun("accounts", "add", "ann")["id"]
+    assert "there are none" in guard("accounts", "agree-training", account, "--version", "1", code=2)
+    terms = '\n[terms]\nversion = "2026-11"\ndocument = "terms.txt"\ntraining = "forbidden"\n'
+    (tmp_path / "guard.toml").write_text((tmp_path / "guard.toml").read_text() + terms)
+    page = (Path(__file__).parents[2] / "docs" / "guard-accounts.md").read_text()
+    lines = re.findall(r"```sh\n(.*?)```", page, re.S)[1].replace("ACCOUNT", account).splitlines()
+    agreed, taken, listed = (begun(*shlex.split(line)[2:]) for line in lines)
+    assert (agreed["training"], taken["training"]) == ("2026-11", None)
+    said = [(one["version"], one["reason"]) for one in listed["data"]]
+    assert said == [("2026-11", "form of 22 November"), (None, "asked for by mail")]

@@ -13,7 +13,6 @@ import pytest
 from recorded import event
 from rows import DATA
 
-from stillhouse.cli import main
 from stillhouse.gateway.record import Record
 from stillhouse.gateway.steps import Steps
 from stillhouse.gateway.store.place import pepper_of, sealing_key
@@ -33,26 +32,9 @@ LAST = month_of(int(time.time() // 86_400)) - 1
 
 
 @pytest.fixture
-def guard(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gc.set_threshold", lambda *_: None)
-
-    def run(*words, code=0):
-        with monkeypatch.context() as patched:
-            patched.setattr("sys.argv", ["stillhouse", "guard", *map(str, words)])
-            with pytest.raises(SystemExit) as left:
-                main()
-        done = capsys.readouterr()
-        assert left.value.code == code, done.out + done.err
-        return done.out + done.err
-
-    run("init")
-    return run
-
-
-@pytest.fixture
-def store(tmp_path):
-    return config.Store(folder=str(tmp_path / ".stillhouse" / "guard"))
+def guard(guard):
+    guard("init")
+    return guard
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from recorded import SECRET, event, record
 
-from stillhouse.cli import main
 from stillhouse.gateway.store.texts import TextStore
 from stillhouse.gateway.texts import Texts
 from stillhouse.guard import config
@@ -16,26 +15,9 @@ from stillhouse.guard.accounts import Account
 
 
 @pytest.fixture
-def guard(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gc.set_threshold", lambda *_: None)
-
-    def run(*words, code=0):
-        with monkeypatch.context() as patched:
-            patched.setattr("sys.argv", ["stillhouse", "guard", *map(str, words)])
-            with pytest.raises(SystemExit) as left:
-                main()
-        done = capsys.readouterr()
-        assert left.value.code == code, done.out + done.err
-        return done.out + done.err
-
-    run("init")
-    return run
-
-
-@pytest.fixture
-def store(tmp_path):
-    return config.Store(folder=str(tmp_path / ".stillhouse" / "guard"))
+def guard(guard):
+    guard("init")
+    return guard
 
 
 def test_one_event_is_shown_to_whoever_has_the_key(guard, store, tmp_path):

@@ -4,10 +4,12 @@ import asyncio
 import os
 import secrets
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import pytest
 from postgres_server import Unavailable, running
@@ -520,3 +522,42 @@ def test_a_caller_who_leaves_while_it_is_looked_up_takes_nobody_along(store, reg
             await leaving
 
     asyncio.run(finding(store, body))
+
+
+def test_a_consent_to_training_is_apart_from_the_one_to_keep_and_is_taken_back_at_any_time(store, register):
+    _, account, _, secret = populated(register, consent=True)
+    assert (account.training, account.training_since) == (None, None)
+    agreed = register.agree(act("by mail", 1001.0), account.id, "2026-01")
+    assert (agreed.training, agreed.training_since, agreed.consent) == ("2026-01", 1001.0, True)
+    assert register.agree(act(at=1002.0), account.id, "2026-01") == agreed  # nothing new was said
+
+    async def body(accounts):
+        assert (await accounts.find(of(secret))).account == agreed
+        await accounts.order(lambda r: r.agree(act("by phone", 1003.0), account.id, None))
+        assert (await accounts.find(of(secret))).account == account
+
+    asyncio.run(finding(store, body))
+    register.agree(act(at=1004.0), account.id, "2026-02")
+    register.set_state(act("left"), "account", account.id, "closed")
+    assert register.agree(act(at=1005.0), account.id, None).training is None
+    with pytest.raises(Conflict, match="closed"):
+        register.agree(act(), account.id, "2026-02")
+    assert register.agreements(account.id) == [
+        ("2026-01", 1001.0, "a test", "by mail"),
+        (None, 1003.0, "a test", "by phone"),
+        ("2026-02", 1004.0, "a test", ""),
+        (None, 1005.0, "a test", ""),
+    ]
+    log = [(one.what, one.before, one.after) for one in register.changes() if "training" in one.what]
+    assert log[1] == ("withdraw training", {"training": "2026-01"}, {"training": None})
+    assert len(log) == 4
+
+
+def test_accounts_of_a_store_that_knew_no_consent_to_training_are_read_as_before(tmp_path):
+    store = Store(folder=str(tmp_path / "guard"))
+    with closing(Register(store, PEPPER)) as register:
+        _, account, _, _ = populated(register)
+    with closing(sqlite3.connect(tmp_path / "guard" / "accounts.db")) as db:
+        db.execute("DROP TABLE training")
+    with closing(Register(store, PEPPER)) as register:
+        assert register.account(account.id) == account

@@ -291,10 +291,25 @@ def test_no_secret_reaches_a_log(served, caplog):
 def test_the_document_describes_every_route_and_each_reference_in_it_leads_somewhere():
     document = openapi_paths()
     described = {(path, method.upper()) for path, of in document["paths"].items() for method in of}
-    assert described == {(one.path, one.method) for one in ROUTES} | {("/admin/api/usage", "GET")}
+    others = {("/admin/api/usage", "GET"), ("/admin/api/watermark", "POST")}
+    assert described == {(one.path, one.method) for one in ROUTES} | others
     ids = [entry["operationId"] for of in document["paths"].values() for entry in of.values()]
     assert len(set(ids)) == len(ids)
     text = json.dumps(document)
     for name in re.findall(r'"#/components/schemas/([^"]+)"', text):
         assert name in document["components"]["schemas"]
     assert '"digest"' not in text
+
+
+def test_consent_to_training_is_for_the_present_terms_and_is_listed_with_its_withdrawal(served):
+    _, account = served.ask("POST", "accounts", {"name": "ann"})
+    path = f"accounts/{account['id']}/training"
+    assert served.ask("POST", path, {"version": "2025-01"})[0] == 409
+    status, agreed = served.ask("POST", path, {"version": "2026-01", "reason": "signed"})
+    assert (status, agreed["training"], agreed["consent"]) == (200, "2026-01", False)
+    assert served.ask("POST", f"{path}/withdraw", {})[1]["training"] is None
+    _, listed = served.ask("GET", path)
+    assert [(one["version"], one["who"], one["reason"]) for one in listed["data"]] == [
+        ("2026-01", "ann", "signed"),
+        (None, "ann", ""),
+    ]

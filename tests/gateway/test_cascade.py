@@ -1,115 +1,28 @@
 """A model that a student answers and its teacher stands behind: one whole answer of one, whatever fails."""
 
 import json
-import math
 import time
-from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import pytest
-from behind import USAGE, WORDS, Behind
-from gate import SECRET, gate
+from behind import USAGE
+from cascade_house import ANSWER, HELLO, STREAMED, STUDENT, TEACHER, Student, ask, calibration, cascade, told
+from gate import SECRET
+from teller import Teller
 
-from stillhouse.cascade.calibration import Calibration, written
-from stillhouse.cascade.risk import Guarantee
-from stillhouse.cascade.scores import SIGNALS, Scale, sketch_of
+from stillhouse.cascade.calibration import written
 from stillhouse.errors import UsageError
 from stillhouse.gateway.cascading import opened
 from stillhouse.gateway.store.events import Events
 from stillhouse.guard.config import Cascade
 from stillhouse.guard.reading import check, read_config
-
-ASKED = "where is my order"
-HELLO = [{"role": "user", "content": ASKED}]
-STUDENT = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
-ANSWER = "the student"
-TEACHER = "word " * WORDS
-STREAMED = "".join(f"w{n} " for n in range(WORDS))
-
-
-class Student(Behind):
-    """`sure` and `unsure` answer with probabilities; `silent` tells none; others as the name says."""
-
-    async def _answer(self, model, path, body, writer):
-        if model not in ("sure", "unsure", "silent"):
-            return await super()._answer(model, path, body, writer)
-        chance = math.log(0.99 if model == "sure" else 0.3)
-        token = {"token": "x", "logprob": chance, "top_logprobs": [{"token": "x", "logprob": chance}]}
-        choice = {"index": 0, "message": {"role": "assistant", "content": ANSWER}, "finish_reason": "stop"}
-        if model != "silent":
-            choice["logprobs"] = {"content": [token] * 2}
-        told = {
-            "id": "s1",
-            "object": "chat.completion",
-            "model": model,
-            "choices": [choice],
-            "usage": STUDENT,
-        }
-        await self._say(writer, 200, json.dumps(told).encode())
-        return True
+from stillhouse.watermark import Selection, account_key, new_key, write_key
 
 
 @pytest.fixture(scope="module")
 def student():
     with Student() as server:
         yield server
-
-
-def calibration(threshold=0.5):
-    """The risk is 1/2 where the mean probability of a token is 1/2."""
-    weight = [0.0] * len(SIGNALS)
-    weight[SIGNALS.index("mean surprise")] = 4.0
-    scale = Scale((math.log(math.log(2)),) + (0.0,) * (len(SIGNALS) - 1), tuple(weight), 0.0)
-    promise = Guarantee(threshold, 0.3, 0.0, 0.01, 1000)
-    return Calibration(
-        "student", scale, None, sketch_of([ASKED]), promise, {}, 0.01, 0.05, False, 0.4, 0.02, 0.02
-    )
-
-
-@contextmanager
-def cascade(tmp_path, student, teacher, models, threshold=0.5, **more):
-    """`models` by name: what the student and the teacher do."""
-    file = tmp_path / "cascade.json"
-    file.write_text(json.dumps(written(calibration(threshold))))
-    served = [
-        {
-            "name": name,
-            "upstreams": [
-                {"url": teacher.url, "model": behind, "first_byte_seconds": 2.0, "silent_seconds": 2.0}
-            ],
-            "cascade": {
-                "upstreams": [{"url": student.url, "model": first, "first_byte_seconds": 2.0}],
-                "calibration": str(file),
-                "audit": 0.0,
-                **more,
-            },
-            "max_output_tokens": 100,
-        }
-        for name, (first, behind) in models.items()
-    ]
-    tree = {"server": {"port": 0, "drain_seconds": 5}, "store": {"folder": str(tmp_path / "store")}}
-    tree |= {"models": served, "tiers": {"default": {"limits": {"output_tokens_per_minute": 10**6}}}}
-    with gate(tmp_path, tree) as made:
-        yield made
-
-
-def ask(made, model, stream=False, **more):
-    body = {"model": model, "messages": HELLO, **more}
-    if stream:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-    with made.client() as client:
-        return client.post("/chat/completions", json=body)
-
-
-def told(said):
-    """Text, usage and whether the answer is whole."""
-    if not said.headers["content-type"].startswith("text/event-stream"):
-        found = said.json()
-        return found["choices"][0]["message"]["content"], found["usage"], True
-    events = [line.removeprefix("data: ") for line in said.text.split("\n\n") if line]
-    parts = [json.loads(event) for event in events if event != "[DONE]"]
-    text = "".join(c["delta"].get("content", "") for each in parts for c in each.get("choices", ()))
-    usage = next((each["usage"] for each in parts if each.get("usage")), None)
-    return text, usage, events[-1] == "[DONE]"
 
 
 def events(made):
@@ -285,6 +198,23 @@ def test_a_client_that_leaves_while_the_student_thinks_is_counted_and_nobody_els
     assert [event.ended for event in events(made)] == ["client_left"]
 
 
+def test_of_a_cascade_the_teachers_sampled_answers_are_marked_and_the_students_are_not(tmp_path, student):
+    key = new_key(Selection(), datetime.now(UTC))
+    file = tmp_path / "key.json"
+    write_key(key, file)
+    with Teller() as teller, cascade(tmp_path, student, teller, {"m": ("sure", "whole")}) as made:
+        made.tree["models"][0]["watermark"] = {"key": str(file)}
+        made.reload()
+        end = time.monotonic() + 30
+        while "x-stillhouse-watermark" not in (said := ask(made, "m")).headers:
+            assert time.monotonic() < end
+        assert said.headers["x-stillhouse-watermark"] == "none; why=student"
+        assert said.headers["x-stillhouse-cascade"] == "student; sure"
+        said = ask(made, "m", temperature=0.7, stream=True)
+        assert said.headers["x-stillhouse-cascade"] == "teacher; not_judged"
+        assert said.headers["x-stillhouse-watermark"] == account_key(key, made.account).id
+
+
 CONFIG = """
 [[models]]
 name = "desk"
@@ -326,3 +256,14 @@ def test_a_calibration_that_cannot_be_used_is_refused_before_anything_is_served(
     settings = Cascade(upstreams=[{"url": "http://127.0.0.1:1/v1"}], calibration=str(file), family=family)
     with pytest.raises(UsageError, match=said):
         opened(settings, ())
+
+
+def test_a_student_of_other_weights_than_were_calibrated_is_not_believed(tmp_path, student, behind):
+    with cascade(tmp_path, student, behind, {"m": ("sure fp_0123456789ab", "whole")}) as made:
+        said = ask(made, "m")
+        assert said.headers["x-stillhouse-cascade"] == "teacher; other_student"
+        (tmp_path / "cascade.json").write_text(json.dumps(written(calibration(student="0123456789ab" * 5))))
+        made.reload()
+        deadline = time.monotonic() + 10
+        while ask(made, "m").headers["x-stillhouse-cascade"] != "student; sure":
+            assert time.monotonic() < deadline

@@ -526,3 +526,17 @@ def test_a_server_that_is_down_is_told_and_let_in_again_when_it_is_back(tmp_path
         server.start()
         for path in ("/admin", "/admin/accounts", "/admin/events"):
             assert ada.get(path).status_code == 200
+
+
+def test_a_consent_to_training_is_recorded_and_taken_back_with_its_reason(at, ada):
+    account = at.account("one that agrees")
+    page = ada.get(f"/admin/accounts/{account}").text
+    assert "no model may be trained on its texts: it did not agree" in page
+    for verb, shown in (("training", "it agreed by version 2026-10"), ("withdraw", "took its consent back")):
+        path = f"/admin/accounts/{account}/{verb}"
+        form = form_in(ada.get(path).text) | {"version": "2026-10", "reason": f"a letter: {verb}"}
+        assert ada.post(path, data=form).status_code == 303
+        page = ada.get(f"/admin/accounts/{account}").text
+        assert shown in page
+        assert f"a letter: {verb}" in page
+    assert at.do(lambda register, _: register.account(account)).training is None

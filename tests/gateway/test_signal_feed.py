@@ -27,10 +27,8 @@ TAXII = "application/taxii+json;version=2.1"
 
 @pytest.fixture
 def two(tmp_path):
-    made = signal_houses.houses(tmp_path)
-    yield made
-    made.ledger_a.close()
-    made.ledger_b.close()
+    with signal_houses.houses(tmp_path) as made:
+        yield made
 
 
 @contextmanager

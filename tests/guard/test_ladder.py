@@ -68,7 +68,23 @@ def test_a_kill_needs_a_person_however_high_the_score():
     assert walked(ENFORCED, 99.0, 1000)[0].rung == "review"
     automatic = ENFORCED.model_copy(update={"automatic": True})
     assert walked(automatic, 1.9, 1000)[0].rung == "review"
-    assert [each.rung for each in walked(automatic, 2.1, 1000)[1]] == list(RUNGS[1:])
+    assert [each.rung for each in walked(automatic, 2.1, 1000)[1]] == [
+        rung for rung in RUNGS[1:] if rung != "mark"
+    ]
+
+
+def test_marks_are_a_step_before_the_review_only_where_the_operator_wants_one():
+    marking = ENFORCED.model_copy(update={"mark": True})
+    standing, seen = walked(marking, 1.2, 400)
+    assert [each.rung for each in seen] == ["notify", "throttle", "withhold", "mark", "review"]
+    marked = seen[3]
+    assert ladder.takes("mark", "withhold")
+    assert ladder.takes("review", "mark")
+    assert not ladder.takes("withhold", "mark")
+    assert ladder.lapsed(marked, marking, marked.since + 31 * DAY).rung == "observe"
+    # Where the operator gave the step up again, the next one is the review
+    assert step(marked, 1.2, marked.since + 2 * DAY).rung == "review"
+    assert standing.rung == "review"
 
 
 def test_a_declared_use_has_lines_of_its_own():

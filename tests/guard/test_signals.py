@@ -34,18 +34,14 @@ from stillhouse.ledger.verify import verify
 
 @pytest.fixture
 def two(tmp_path):
-    made = signal_houses.houses(tmp_path)
-    yield made
-    made.ledger_a.close()
-    made.ledger_b.close()
+    with signal_houses.houses(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def once(tmp_path_factory):
-    made = signal_houses.houses(tmp_path_factory.mktemp("houses"))
-    yield made
-    made.ledger_a.close()
-    made.ledger_b.close()
+    with signal_houses.houses(tmp_path_factory.mktemp("houses")) as made:
+        yield made
 
 
 def take(two, objects, now=NOW):

@@ -34,6 +34,24 @@ from stillhouse.terms.ruling import TRAINS
 PROOFS = "provenance"
 _NAMED = 3  # faults that a line names
 
+# Of a decision: what `teachers.json` calls it, and what the leaf does.
+_OF_A_DECISION = {
+    "terms": "terms",
+    "readOn": "read_on",
+    "basis": "basis",
+    "policy": "policy",
+    "registrySha256": "registry_sha256",
+    "authorisation": "authorisation",
+}
+# What older decisions leave out of an obligation.
+_UNSAID = {
+    "row": "",
+    "texts": [],
+    "modes": list(Obligation("note").modes),
+    "redistributes": False,
+    "where": "",
+}
+
 
 @dataclass(slots=True)
 class _Bundle:
@@ -320,16 +338,6 @@ def _of_teacher(stated: dict[str, Any], name: Teacher, trail: Trail) -> Iterator
         yield "says that it is a base"
 
 
-_OF_A_DECISION = {
-    "terms": "terms",
-    "readOn": "read_on",
-    "basis": "basis",
-    "policy": "policy",
-    "registrySha256": "registry_sha256",
-    "authorisation": "authorisation",
-}
-
-
 def _differ(stated: list[dict[str, Any]], decided: list[dict[str, Any]]) -> bool:
     """Whether other obligations are stated than were decided. Older releases do not say of which row they
     are, and older decisions leave out what they say nothing of."""
@@ -340,15 +348,6 @@ def _differ(stated: list[dict[str, Any]], decided: list[dict[str, Any]]) -> bool
         return json.dumps({name: whole.get(name) for name in sorted(names)})
 
     return {*map(told, stated)} != {*map(told, decided)}
-
-
-_UNSAID = {
-    "row": "",
-    "texts": [],
-    "modes": list(Obligation("note").modes),
-    "redistributes": False,
-    "where": "",
-}
 
 
 def _of_base(bundle: _Bundle, trail: Trail) -> Iterator[str]:

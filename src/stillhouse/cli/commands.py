@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from stillhouse.cli import anchoring, keeping, pushing, runs, terms_check
+from stillhouse.cli import anchoring, importing, keeping, pushing, runs, terms_check
 from stillhouse.cli.audits import audit_app
 from stillhouse.cli.cascades import cascade_app
 from stillhouse.cli.later import guard_later
@@ -193,13 +193,30 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and stop; the same as `plan`.")
     ] = False,
+    from_cascade: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CONFIG", help="Make a new run that also learns what this guard's cascade deferred."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="With --from-cascade: the model there, if several have a student.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run every stage of a recipe, then write the report. Run it again to go on where it stopped."""
+    from stillhouse.errors import UsageError
+
+    if (dry_run and from_cascade is not None) or (model is not None and from_cascade is None):
+        raise UsageError(
+            "these options do not go together",
+            "--from-cascade takes into the ledger what is learned, and --model is of its guard",
+            "stillhouse run RECIPE --from-cascade CONFIG --model NAME, or stillhouse run RECIPE --dry-run",
+        )
     if dry_run:
         runs.plan(recipe, as_json)
     else:
-        runs.run(recipe, None, as_json)
+        runs.run(recipe, None, as_json, cascade=None if from_cascade is None else (from_cascade, model))
 
 
 @app.command()
@@ -326,45 +343,7 @@ def report(run_name: RunName, as_json: Json = False) -> None:
     show.result({"report": str(path)}, str(path), as_json)
 
 
-@app.command(name="import")
-def import_answers(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="JSONL, CSV or Parquet with prompts and answers.")
-    ],
-    model: Annotated[str, typer.Option(help="The model that gave the answers.")],
-    terms: Annotated[Path, typer.Option(help="File with the text of that model's terms.")],
-    read_on: Annotated[str, typer.Option(help="The day on which you read them, YYYY-MM-DD.")],
-    declared_by: Annotated[str, typer.Option(help="Who declares that they allow this use.")],
-    about: Annotated[
-        list[str] | None,
-        typer.Option(help="What was read about, as the gate names it; for models of which it knows terms."),
-    ] = None,
-    prompt: Annotated[str, typer.Option(help="Column with the prompt.")] = "prompt",
-    answer: Annotated[str, typer.Option(help="Column with the answer.")] = "answer",
-    as_json: Json = False,
-) -> None:
-    """Bring answers that were collected elsewhere into the ledger, under declared terms."""
-    from stillhouse.cli import show
-    from stillhouse.collect.imported import declare, import_file
-    from stillhouse.collect.prompts import name_broken
-    from stillhouse.ledger import Ledger
-    from stillhouse.workspace import open_workspace
-
-    declaration = declare(terms, read_on, declared_by, about or ())
-    with Ledger.open(open_workspace(Path.cwd())) as ledger:
-        done = import_file(file, model, declaration, ledger, prompt, answer)
-    for line in name_broken(done.broken):
-        show.say(f"left out   {line}")
-    found = {
-        "imported": done.imported,
-        "known": done.known,
-        "repeated": done.repeated,
-        "broken": len(done.broken),
-        "decision": done.decision,
-    }
-    counts = f"{done.known:,} were there, {done.repeated:,} repeated, {len(done.broken):,} left out"
-    text = f"imported   {done.imported:,} answers of {model}; {counts}"
-    show.result(found, text, as_json)
+app.command("import")(importing.import_answers)
 
 
 @app.command()

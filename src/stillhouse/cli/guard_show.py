@@ -10,7 +10,7 @@ from typing import Any
 
 from stillhouse.gateway.operations import Listed, NewSecret
 
-_MOMENTS = ("at", "created", "expires", "revoked")
+_MOMENTS = ("at", "created", "expires", "revoked", "training_since")
 _BILLIONTHS = ("paid", "amount")
 _LONG = ("before", "after", "limits", "why", "models")
 

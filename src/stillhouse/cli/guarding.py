@@ -278,6 +278,25 @@ def accounts_accept_terms(
     _do("accept_terms", config, as_json, {"version": version}, id, who)
 
 
+@accounts_app.command("agree-training")
+def accounts_agree_training(
+    id: Id,
+    version: Annotated[str, typer.Option(help="The present version of the terms.")],
+    reason: Reason = "",
+    who: Who = "",
+    config: Config = GUARD,
+    as_json: Json = False,
+) -> None:
+    """Record that an account agreed that models may be trained on its texts."""
+    _do("agree_training", config, as_json, {"version": version, "reason": reason}, id, who)
+
+
+@accounts_app.command("training")
+def accounts_training(id: Id, config: Config = GUARD, as_json: Json = False) -> None:
+    """Print when an account agreed to training, and took that back."""
+    _do("list_agreements", config, as_json, {}, id)
+
+
 @accounts_app.command("erase-texts")
 def accounts_erase_texts(
     id: Id, reason: Reason = "", who: Who = "", config: Config = GUARD, as_json: Json = False
@@ -362,6 +381,9 @@ def _ordering(verb: str, kind: str) -> Callable[..., None]:
     return command
 
 
+accounts_app.command("withdraw-training", help="Record that an account took its consent to training back.")(
+    _ordering("withdraw", "training")
+)
 for _group, _kind, _end in (
     (organisations_app, "organisation", "close"),
     (accounts_app, "account", "close"),

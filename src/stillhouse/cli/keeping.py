@@ -29,6 +29,10 @@ def erase(
         typer.Option(help="Every content that holds this text, in this case; `-` reads it from stdin."),
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="Every answer of this model.")] = None,
+    account: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="All that was taken from this account of a guard's cascade."),
+    ] = None,
     reason: Annotated[
         str, typer.Option(help="Why; it is kept for good, so name no person in it. Needed with --yes.")
     ] = "",
@@ -49,7 +53,7 @@ def erase(
             "no reason is given", "the tombstone keeps it", 'add --reason "...", without personal data'
         )
     with Ledger.open(open_workspace(Path.cwd())) as ledger:
-        subject = _subject(ledger, rows or [], containing, teacher)
+        subject = _subject(ledger, rows or [], containing, teacher, account)
         if yes:
             done = erasing.erase(ledger, subject, reason.strip())
             show.result(_erased_object(done), _erased_text(done), as_json)
@@ -110,21 +114,24 @@ def recall(
 LEDGER: dict[str, Callable[..., Any]] = {"erase": erase, "recall": recall}
 
 
-def _subject(ledger: Ledger, rows: list[str], containing: str | None, teacher: str | None) -> Subject:
+def _subject(
+    ledger: Ledger, rows: list[str], containing: str | None, teacher: str | None, account: str | None
+) -> Subject:
     from stillhouse.errors import UsageError
     from stillhouse.ledger.subject import Subject, sample_leaves
 
     text = sys.stdin.read().rstrip("\n") if containing == "-" else containing
-    if (bool(rows), text is not None, teacher is not None).count(True) != 1 or text == "":
+    ways = bool(rows), text is not None, teacher is not None, account is not None
+    if ways.count(True) != 1 or text == "":
         raise UsageError(
             "say what is to be erased, in one way",
-            "by rows, by a text that it contains, or by the teacher that gave it",
-            "stillhouse ledger erase ROW..., or --containing TEXT, or --teacher MODEL",
+            "by rows, a text that it contains, the teacher that gave it, or the account that it came from",
+            "stillhouse ledger erase ROW..., or --containing TEXT, --teacher MODEL, or --account ID",
         )
     leaves: list[int] = []
     for row in rows:
         leaves += [int(row)] if row.isdecimal() else sample_leaves(ledger.workspace, row)
-    return Subject(text, tuple(leaves), teacher)
+    return Subject(text, tuple(leaves), teacher, account)
 
 
 def _found_object(found: Found) -> dict[str, Any]:

@@ -74,7 +74,9 @@ def run(
     focus: str | None = None,
     count: int | None = None,
     ray_workers: int | None = None,
+    cascade: tuple[Path, str | None] | None = None,
 ) -> None:
+    """`cascade` names the settings of a guard, and the model there, from whose cascade is also learned."""
     from stillhouse import pipeline
     from stillhouse.cli import show
     from stillhouse.cli.live import live
@@ -92,6 +94,11 @@ def run(
             show.say(f"warning    the ledger was rolled back or forked: {why}; see docs/ledger.md")
         if focus is not None:
             recipe = pipeline.focused(recipe, workspace, ledger, focus, count)
+        if cascade is not None:
+            from stillhouse.cli.landing import landed_from
+
+            recipe, landed = landed_from(recipe, ledger, *cascade)
+            show.say(landed.text, as_json)
         planned = pipeline.plan(recipe, workspace, ledger)
     show.say(show.plan_text(recipe, planned), as_json)
     with live(as_json) as watch:
@@ -107,6 +114,8 @@ def run(
     collected = (read_marker(finished.run, "collect") or {}).get("result", {})
     for line in [*show.collected_text(collected), *tally_text(collected.get("targets") or [])]:
         show.say(line, as_json)
+    if cascade is not None:
+        show.say(f"recipe     {finished.run.recipe}; `stillhouse run` with it goes on with this run", as_json)
     if focus is not None:
         path = finished.run.recipe
         show.say(f"recipe     {path}; for a recipe of your own:\n{show.focus_lines(recipe)}", as_json)
@@ -120,6 +129,7 @@ def run(
         "collected": {name: collected.get(name) for name in COLLECTED} if collected else None,
         "grow": collected.get("grow"),
         "focus": collected.get("focus"),
+        "landed": None if cascade is None else landed.found,
         "targets": collected.get("targets"),
         "evaluation": finished.evaluation,
     }

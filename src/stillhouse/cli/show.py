@@ -156,6 +156,11 @@ def _more_prompts(recipe: Recipe, plan: Plan) -> list[str]:
             f"           {count:,} more of {family} are not there and can only be grown"
             for family, count in plan.prompts.short.items()
         ]
+    if recipe.prompts.landed is not None:
+        landed = sum(prompt.family == "deferred" for prompt in plan.prompts.further)
+        lines.append(
+            f"deferred   {landed:,} prompts that a cascade deferred, by leaf {recipe.prompts.landed}"
+        )
     if plan.grown or plan.to_grow:
         lines.append(f"growing    {plan.grown:,} prompts are grown, {plan.to_grow:,} are to come")
     if plan.to_grow:

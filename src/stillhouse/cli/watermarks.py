@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     Alone = tuple[dict[str, int], Evidence, float]  # where a part lies, what it says, and its p-value
 
 watermark_app = typer.Typer(rich_markup_mode=None, help="Mark what is served, and find the marks.")
-_DECOYS = 19
-_SAID = 1e-3  # at or below it the summary calls a text marked
 _PLACES = 20  # stretches that the summary names
 
 
@@ -36,27 +34,39 @@ def rotate(
     from stillhouse.cli import show
     from stillhouse.watermark import rotate as make
     from stillhouse.watermark.schemes import read_scheme
+    from stillhouse.watermark.telling import key_row
     from stillhouse.workspace import open_workspace
 
     key, path = make(open_workspace(Path.cwd()), read_scheme({"name": scheme}), datetime.now(UTC))
-    text = f"key        {key.id}, {scheme}: {path}\nnext       stillhouse serve MODEL --watermark {path}"
-    show.result({**_key_row(key), "file": str(path)}, text, as_json)
+    use = f"stillhouse serve MODEL --watermark {path}"
+    if scheme == "selection":
+        use = f'[models.watermark] key = "{path}" in guard.toml'
+    text = f"key        {key.id}, {scheme}: {path}\nnext       {use}"
+    show.result({**key_row(key), "file": str(path)}, text, as_json)
 
 
 @watermark_app.command("keys")
-def keys(as_json: Json = False) -> None:
+def keys(
+    account: Annotated[
+        list[str] | None, typer.Option(help="The keys that are derived for this account instead.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Name the workspace's keys, the newest first; secrets are not shown."""
     from stillhouse.cli import show
-    from stillhouse.watermark import workspace_keys
+    from stillhouse.watermark import account_key, workspace_keys
+    from stillhouse.watermark.telling import key_row
     from stillhouse.workspace import open_workspace
 
-    found = workspace_keys(open_workspace(Path.cwd()))
+    own = workspace_keys(open_workspace(Path.cwd()))
+    found = [account_key(key, name) for name in account for key in own] if account else own
     lines = [
-        f"{key.id:<10} {key.scheme.name:<10} made {key.created:%Y-%m-%d}{'' if at else ', in force'}"
+        f"{key.id:<10} {key.scheme.name:<10} made {key.created:%Y-%m-%d}"
+        f"{f', of {key.account}' if key.account else ''}{'' if at % len(own) else ', in force'}"
         for at, key in enumerate(found)
     ]
     text = "\n".join(lines) or "no keys\nnext       stillhouse watermark rotate"
-    show.result({"keys": [_key_row(key) for key in found]}, text, as_json)
+    show.result({"keys": [key_row(key) for key in found]}, text, as_json)
 
 
 @watermark_app.command("detect")
@@ -80,38 +90,36 @@ def detect(
     """Test whether a text bears a mark of one of the keys. Exit code 0 either way."""
     from stillhouse.cli import show
     from stillhouse.errors import UsageError
-    from stillhouse.watermark import among_keys, chosen, decoy_keys, evidence, read_key, workspace_keys
+    from stillhouse.watermark import chosen, read_key, workspace_keys
+    from stillhouse.watermark.telling import evidence_row, rows, tried
     from stillhouse.workspace import open_workspace
 
-    tried = chosen(
+    wanted = chosen(
         [read_key(path) for path in key] if key else workspace_keys(open_workspace(Path.cwd())), account or ()
     )
-    if not tried:
+    if not wanted:
         raise UsageError("no watermark key", "the workspace has none", "name its file with --key")
     texts, broken = _texts(file, column)
     if window and len(texts) > 1:
         raise UsageError(
             "--window is given for several texts", f"{file} has {len(texts):,}", "give one text in a file"
         )
-    by_tokens = _tokenizer(model) if any(one.scheme.name != "selection" for one in tried) else _words
-    ways = {one.scheme.name: _words if one.scheme.name == "selection" else by_tokens for one in tried}
+    by_tokens = _tokenizer(model) if any(one.scheme.name != "selection" for one in wanted) else _words
+    ways = {one.scheme.name: _words if one.scheme.name == "selection" else by_tokens for one in wanted}
     read = {way: [way(text) for _, text in texts] for way in ways.values()}
     ids = {name: [one for one, _ in read[way]] for name, way in ways.items()}
-    found = among_keys(tried, [ids[one.scheme.name] for one in tried])
+    found, decoys = tried(wanted, ids)
     best = found[0][0]
-    of_best = ids[best.scheme.name]
-    decoys = [evidence(one.scheme, one.sip, of_best) for one in decoy_keys(best, _DECOYS)]
     if window:
         alone = _windows(best, *read[ways[best.scheme.name]][0], window)
     else:
-        alone = _rows(best, [line for line, _ in texts], of_best) if len(texts) > 1 else []
-    alone = [(place, said, min(1.0, p * len(tried))) for place, said, p in alone]
+        alone = _rows(best, [line for line, _ in texts], ids[best.scheme.name]) if len(texts) > 1 else []
+    alone = [(place, said, min(1.0, p * len(wanted))) for place, said, p in alone]
     result = {
         "texts": len(texts),
         "broken_rows": broken,
-        "keys": [{**_key_row(one), **_evidence_row(said), "adjusted_p": p} for one, said, p in found],
-        "decoys": {"count": len(decoys), "smallest_p": min(one.p for one in decoys)},
-        "alone": [{**place, **_evidence_row(said), "adjusted_p": p} for place, said, p in alone],
+        **rows(found, decoys),
+        "alone": [{**place, **evidence_row(said), "adjusted_p": p} for place, said, p in alone],
     }
     show.result(result, "\n".join(_summary(found, decoys, alone, len(texts), broken)), as_json)
 
@@ -147,6 +155,8 @@ def _summary(
     texts: int,
     broken: int,
 ) -> list[str]:
+    from stillhouse.watermark.telling import SAID, verdict
+
     lines = [f"texts      {texts:,}" + (f"; {broken:,} rows could not be read" if broken else "")]
     for key, said, p in found:
         name = f"{key.id} ({key.scheme.name}{', ' + key.account if key.account else ''})"
@@ -157,7 +167,7 @@ def _summary(
         )
     smallest = min(one.p for one in decoys)
     lines.append(f"decoys     {len(decoys)} keys that marked nothing: smallest p {_shown(smallest)}")
-    marked = [(place, p) for place, _, p in alone if p <= _SAID]
+    marked = [(place, p) for place, _, p in alone if p <= SAID]
     if alone:
         lines.append(f"alone      {len(marked):,} of {len(alone):,} parts are marked each by itself")
     for place, p in marked[:_PLACES]:
@@ -167,38 +177,11 @@ def _summary(
         lines.append(f"where      {named}: p = {_shown(p)}")
     if len(marked) > _PLACES:
         lines.append(f"where      and {len(marked) - _PLACES:,} more")
-    key, _, p = found[0]
-    verdict = "no evidence of a mark; that is no evidence that there was none"
-    if p <= _SAID:
-        rarely = "" if p < 1e-12 else f": without it a text scores so high for one key in {1 / p:,.0f}"
-        verdict = f"marked with {key.id}{rarely}"
-    return [*lines, f"verdict    {verdict}"]
+    return [*lines, f"verdict    {verdict(found)}"]
 
 
 def _shown(p: float) -> str:
     return "< 1e-300" if p < 1e-300 else f"{p:.3g}"
-
-
-def _key_row(key: Key) -> dict[str, Any]:
-    from stillhouse.watermark.schemes import described
-
-    return {
-        "id": key.id,
-        "scheme": described(key.scheme),
-        "created": key.created.isoformat(timespec="seconds"),
-        "account": key.account,
-    }
-
-
-def _evidence_row(said: Evidence) -> dict[str, Any]:
-    return {
-        "tokens": said.tokens,
-        "scored": said.scored,
-        "mean": said.mean,
-        "expected": said.expected,
-        "p": said.p,
-        "ln_p": said.log_p,
-    }
 
 
 def _texts(file: Path, column: str) -> tuple[list[tuple[int, str]], int]:

@@ -77,7 +77,7 @@ def import_file(
             "declared": True,
         }
         request = {"model": model, "messages": request_body(question, teacher, _NONE)["messages"]}
-        contents = {"request": orjson.dumps(request), "response": _response(model, text)}
+        contents = {"request": orjson.dumps(request), "response": response_of(model, text)}
         rows.setdefault(key, (body, contents))
     if not rows:
         raise UsageError(
@@ -112,7 +112,8 @@ def declare(document: Path, read_on: str, declared_by: str, about: Sequence[str]
 _NONE = Sampling(0.0, 1.0, 1)  # how imported answers were sampled is not known, and enters no key
 
 
-def _response(model: str, text: str) -> bytes:
+def response_of(model: str, text: str, finish_reason: str | None = None) -> bytes:
+    """An answer in the form in which servers give one."""
     message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": None}
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason}
     return orjson.dumps({"object": "chat.completion", "model": model, "choices": [choice]})

@@ -112,14 +112,14 @@ def _further(
     ids, asked = set(), set()
     for earlier in used:
         ids.add(earlier.id)
-        asked.add(_question(earlier))
+        asked.add(question_of(earlier))
     left, broken = dict(wanted), list[Broken]()
     taken: list[Prompt] = []
     for _, row in rows:
         if isinstance(row, Broken):
             broken.append(row)
             continue
-        prompt, question = row, _question(row)
+        prompt, question = row, question_of(row)
         if not left.get(prompt.family) or split(prompt) == "test" or prompt.id in ids or question in asked:
             continue
         ids.add(prompt.id)
@@ -131,7 +131,7 @@ def _further(
     return tuple(taken), {family: count for family, count in left.items() if count}, broken
 
 
-def _question(prompt: Prompt) -> int:
+def question_of(prompt: Prompt) -> int:
     """A 64-bit hash of what is asked."""
     text = conversation((m.role, f"{m.content}{m.extra}") for m in prompt.messages) + prompt.tools
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
@@ -175,7 +175,7 @@ def _read(
         if isinstance(prompt, Broken):
             broken.append(prompt)
             continue
-        spool.add(replace(prompt, id=mark + prompt.id), split(prompt), place, _question(prompt))
+        spool.add(replace(prompt, id=mark + prompt.id), split(prompt), place, question_of(prompt))
         count += 1
         if count == most:
             break

@@ -106,7 +106,7 @@ async def _serve(config: Guard, reread: Reread | None, ready: Ready | None, conn
             gateway.pepper,
             secret,
             usage,
-            gateway.record.texts.erase,
+            gateway.record.erase,
             gateway.forget,
             steps=gateway.watching.do if gateway.watching is not None else None,
         )
@@ -274,6 +274,7 @@ def documents(config: Guard, origin: str) -> dict[str, tuple[bytes, bytes]]:
 
     from stillhouse.gateway import openapi
     from stillhouse.gateway.admin import openapi_paths
+    from stillhouse.guard.marking import disclosed
     from stillhouse.guard.offer import document
     from stillhouse.terms.offered import WELL_KNOWN
 
@@ -282,16 +283,19 @@ def documents(config: Guard, origin: str) -> dict[str, tuple[bytes, bytes]]:
         path = Path(config.terms.document)
         with storage("read the terms", path):
             text = path.read_bytes()
-        said = document(config.terms, sha256(text).hexdigest(), config.server.public_url or origin)
+        digest, where = sha256(text).hexdigest(), config.server.public_url or origin
+        said = document(config.terms, config.record, digest, where, disclosed(config))
         found["/terms"] = (b"text/plain; charset=utf-8", text)
         found[WELL_KNOWN] = (b"application/json", orjson.dumps(said))
     return found
 
 
 def models_of(config: Guard, environ: Mapping[str, str]) -> dict[str, Served]:
-    """The models with their servers and the keys of these. Raises UsageError for a key that is not there."""
+    """The models with their servers, the keys of these and those of marks. Raises UsageError for a key that
+    is not there."""
     from stillhouse.gateway import cascading
     from stillhouse.gateway.state import Served
+    from stillhouse.guard.reading import marking_key
 
     charged = rates(config)
     models = {}
@@ -300,7 +304,8 @@ def models_of(config: Guard, environ: Mapping[str, str]) -> dict[str, Served]:
         if model.cascade is not None:
             student = cascading.opened(model.cascade, _behind(model.cascade.upstreams, environ))
         behind = _behind(model.upstreams, environ)
-        models[model.name] = Served(model, behind, *charged[model.name], student)
+        key = None if model.watermark is None else marking_key(model.watermark)
+        models[model.name] = Served(model, behind, *charged[model.name], student, key)
     return models
 
 

@@ -5,6 +5,7 @@ The routes and their OpenAPI document are made from the same operations.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,6 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from stillhouse.errors import StillhouseError, UsageError
+from stillhouse.gateway import detecting, logs
 from stillhouse.gateway.answers import bearer
 from stillhouse.gateway.decisions import DECISIONS
 from stillhouse.gateway.operations import OPERATIONS, Desk, Operation
@@ -42,6 +44,7 @@ OPERATOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._@+-]{0,63}")
 ID = re.compile(r"[A-Za-z0-9_-]{0,64}")
 ROUTES = (*OPERATIONS, *DECISIONS)
 USAGE_PATH = "/admin/api/usage"
+WATERMARK_PATH = "/admin/api/watermark"
 
 
 class Period(Table):
@@ -85,7 +88,16 @@ def admin_routes(api: Api) -> list[Route]:
     async def usage(request: Request) -> Response:
         return _refused(request, known, "GET") or await _usage(request, api)
 
-    return [*map(route, ROUTES), Route(USAGE_PATH, usage, methods=["GET"], name="usage")]
+    one_look = asyncio.Lock()  # each keeps a core busy for some seconds
+
+    async def watermark(request: Request) -> Response:
+        return _refused(request, known, "POST") or await _watermark(request, api, one_look)
+
+    return [
+        *map(route, ROUTES),
+        Route(USAGE_PATH, usage, methods=["GET"], name="usage"),
+        Route(WATERMARK_PATH, watermark, methods=["POST"], name="watermark"),
+    ]
 
 
 async def accept_terms(
@@ -136,6 +148,9 @@ def openapi_paths() -> dict[str, Any]:
         paths.setdefault(one.path, {})[one.method.lower()] = entry
     usage = _entry("usage", "What a subject used in a period.", 200, {"type": "object"})
     paths[USAGE_PATH] = {"get": usage | {"parameters": _query(Period)}}
+    look = _entry("watermark", "Whether texts bear the marks of accounts.", 200, {"type": "object"})
+    body = {"required": True, "content": _json_of(detecting.Wanted.model_json_schema())}
+    paths[WATERMARK_PATH] = {"post": look | {"parameters": [_OPERATOR_PARAMETER], "requestBody": body}}
     return {
         "paths": paths,
         "components": {
@@ -184,9 +199,9 @@ async def _answered(request: Request, operation: Operation, api: Api) -> Respons
         if operation.order is not None and operation.method == "GET":
             order = operation.order.model_validate(dict(request.query_params))
         elif operation.order is not None:
-            body = await _body(request)
+            body = await _body(request, BODY_BYTES)
             if body is None:
-                return _response(413, _error(f"A body has at most {BODY_BYTES} bytes.", "too_long"))
+                return _too_long(BODY_BYTES)
             order = operation.order.model_validate_json(body, strict=True)
         act = Act(request.headers.get("x-operator", ""), api.now(), getattr(order, "reason", ""))
         id, config = request.path_params.get("id", ""), api.config()
@@ -216,14 +231,48 @@ async def _usage(request: Request, api: Api) -> Response:
         return _response(*_fault(error))
 
 
-async def _body(request: Request) -> bytes | None:
-    """None: too long. No more than that is held."""
+async def _watermark(request: Request, api: Api, one_look: asyncio.Lock) -> Response:
+    try:
+        body = await _body(request, detecting.BODY_BYTES)
+        if body is None:
+            return _too_long(detecting.BODY_BYTES)
+        wanted = detecting.Wanted.model_validate_json(body, strict=True)
+        accounts, config = wanted.accounts, api.config()
+        if accounts is None:
+            most = detecting.ACCOUNTS
+            found = await api.accounts.ask(lambda register: register.accounts(limit=most + 1))
+            if len(found) > most:
+                return _response(422, _error(f"Name the accounts, at most {most:,}.", "not_usable"))
+            accounts = [account.id for account in found]
+
+        def look() -> dict[str, Any]:
+            return detecting.detected(detecting.known_keys(config), accounts, wanted.texts)
+
+        async with one_look:
+            done = await asyncio.to_thread(look)
+    except ClientDisconnect:
+        return _response(499, _error("The client has left.", "client_left"))
+    except ValidationError as error:
+        return _response(400, _error(_first_fault(error), "invalid_request"))
+    except StillhouseError as error:
+        return _response(*_fault(error))
+    who, tried = request.headers.get("x-operator", ""), len(done["keys"])
+    logs.say("marks looked for", who=who, texts=len(wanted.texts), keys=tried)
+    return _response(200, done)
+
+
+async def _body(request: Request, most: int) -> bytes | None:
+    """None: longer than `most` bytes. No more than that is held."""
     body = bytearray()
     async for part in request.stream():
         body += part
-        if len(body) > BODY_BYTES:
+        if len(body) > most:
             return None
     return bytes(body)
+
+
+def _too_long(most: int) -> Response:
+    return _response(413, _error(f"A body has at most {most} bytes.", "too_long"))
 
 
 def _response(status: int, value: Any) -> Response:

@@ -8,32 +8,36 @@ last.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-import aiohttp
 import orjson
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from stillhouse.cascade import drift
 from stillhouse.cascade.calibration import Calibration, differ, judge, read
+from stillhouse.cascade.deferred import Deferred, is_one_chat, learnable, sampling_in
+from stillhouse.cascade.deferred import written as written_deferred
 from stillhouse.cascade.risk import Guarantee
 from stillhouse.cascade.scores import TOP, tokens_told
 from stillhouse.errors import UsageError
-from stillhouse.gateway import logs, upstream
+from stillhouse.gateway import logs, marking
 from stillhouse.gateway.answers import Message, Send
-from stillhouse.gateway.exchange import Exchange, object_of, sent_body, whole_of
-from stillhouse.gateway.patience import Patience
-from stillhouse.gateway.state import Gateway, Served, Trail
-from stillhouse.gateway.stream import Unwritable, usage_of
-from stillhouse.gateway.upstream import Behind, NoneAnswers
-from stillhouse.guard.asked import Asked, Denied
+from stillhouse.gateway.aside import ask_aside
+from stillhouse.gateway.exchange import LONGEST_KEPT
+from stillhouse.gateway.marking import Request
+from stillhouse.gateway.state import Served
+from stillhouse.gateway.stream import Unwritable
+from stillhouse.gateway.upstream import Behind
+from stillhouse.guard.asked import Denied
 from stillhouse.guard.config import Cascade
 from stillhouse.guard.limits import Used
+from stillhouse.guard.marking import another
 
 Why = Literal[
     "sure",
@@ -44,10 +48,10 @@ Why = Literal[
     "student_failed",
     "nothing_promised",
     "teacher_down",
+    "other_student",
 ]
+FINGERPRINT = re.compile(r"fp_[0-9a-f]{12}")  # as `stillhouse serve` tells it: of the weights
 HEADER = b"x-stillhouse-cascade"
-# What of a request leads to an answer whose text alone says too little: tools, and more than one answer
-_NOT_JUDGED = ("tools", "functions", "response_format", "logprobs", "audio", "modalities", "prediction")
 
 
 @dataclass(slots=True)
@@ -71,20 +75,6 @@ class Cascading:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """A request that was admitted, and what answering it needs; `body` is what may be sent on."""
-
-    gateway: Gateway
-    trail: Trail
-    asked: Asked
-    exchange: Exchange
-    patience: Patience
-    body: Mapping[str, Any]
-    headers: Sequence[tuple[bytes, bytes]]
-    send: Send
-
-
-@dataclass(frozen=True, slots=True)
 class Tried:
     """What the student answered: the completion as it was told, None where there is none; and whose it is."""
 
@@ -93,6 +83,7 @@ class Tried:
     text: str = ""
     risk: float | None = None
     strange: bool = False
+    other: bool = False  # it is not the student that was calibrated
 
 
 def opened(config: Cascade, behind: tuple[Behind, ...]) -> Cascading:
@@ -124,7 +115,7 @@ async def run(cascade: Cascading | None, request: Request) -> None:
     """Answer by the student where there is one that is sure enough, else by the model behind it. Raises what
     Exchange.run raises."""
     if cascade is None:
-        await request.exchange.run(request.body, request.headers, request.send)
+        await marking.run(request, request.send)
         return
     tried, why = Tried(), _not_asked(cascade, request)
     if why is None:
@@ -147,21 +138,18 @@ async def run(cascade: Cascading | None, request: Request) -> None:
 def _not_asked(cascade: Cascading, request: Request) -> Why | None:
     """Why the student is not even asked. Of a request that is more than one chat in words to be answered once
     a calibration says nothing."""
-    body = request.body
     if cascade.promise.threshold is None:
         return "nothing_promised"
-    if request.trail.route != "chat/completions" or request.asked.choices != 1:
-        return "not_judged"
-    if any(body.get(name) for name in _NOT_JUDGED) or body.get("temperature"):  # calibrated on greedy answers
-        return "not_judged"
-    plain = all(isinstance(each, dict) and isinstance(each.get("content"), str) for each in body["messages"])
-    return None if plain else "not_judged"
+    chat = request.trail.route == "chat/completions"
+    return None if chat and is_one_chat(request.body, request.asked.choices) else "not_judged"
 
 
 def _decide(cascade: Cascading, tried: Tried) -> Why:
     threshold = cascade.promise.threshold
     if tried.told is None:
         return "student_failed"
+    if tried.other:
+        return "other_student"
     if tried.risk is None or threshold is None:
         return "not_judged"
     if drift.must_defer(cascade.watch, tried.strange):
@@ -173,44 +161,17 @@ def _decide(cascade: Cascading, tried: Tried) -> Why:
 
 async def _ask_student(cascade: Cascading, request: Request) -> Tried:
     """Never raises for what the student does wrong; what it took is counted, at most what was set aside."""
-    gateway, exchange, patience, id = request.gateway, request.exchange, request.patience, request.trail.id
-    asked = replace(request.asked, stream=False)
-    wanted = {name: value for name, value in request.body.items() if name != "stream_options"}
-    wanted |= {"stream": False, "temperature": 0, "logprobs": True, "top_logprobs": TOP}
+    exchange, asked = request.exchange, request.asked
+    wanted = another(request.body, 0) | {"temperature": 0, "logprobs": True, "top_logprobs": TOP}
     exchange.before, exchange.before_told = Used(asked.input_tokens, asked.output_tokens), False
-    behind = response = None
-    whole = False
-    try:
-        behind, response = await upstream.send(
-            gateway.session,
-            cascade.behind,
-            request.trail.route,
-            lambda behind: sent_body(wanted, asked, behind, "chat/completions"),
-            {"content-type": "application/json", "x-request-id": id},
-            gateway.clock,
-            patience,
-        )
-        data = await whole_of(response, behind, patience)
-        whole = True
-    except NoneAnswers:
-        exchange.before = None
+    aside = await ask_aside(
+        request.gateway, cascade.behind, request.trail, wanted, request.asked, request.patience
+    )
+    if aside.used is not None:
+        exchange.before, exchange.before_told = aside.used if aside.used.sent else None, True
+    if aside.whole is None:
         return Tried()
-    except (aiohttp.ClientError, OSError):
-        if behind is not None:
-            behind.failed(gateway.clock())
-        return Tried()
-    finally:
-        if response is not None:
-            response.release() if whole else response.close()
-    told = object_of(data)
-    if response.status >= 400:
-        exchange.before = None
-        return Tried()
-    if told is None:
-        return Tried()
-    if (used := usage_of(told)) is not None:
-        exchange.before, exchange.before_told = Used(*used), True
-    return Tried(told, behind)
+    return Tried(aside.whole.told, aside.behind)
 
 
 def _judged(cascade: Cascading, request: Request, tried: Tried) -> Tried:
@@ -223,6 +184,9 @@ def _judged(cascade: Cascading, request: Request, tried: Tried) -> Tried:
         return Tried()
     tokens = tokens_told(choice)
     choice["logprobs"] = None
+    told = str((tried.told or {}).get("system_fingerprint"))
+    if FINGERPRINT.fullmatch(told) and told != f"fp_{cascade.calibration.student[:12]}":
+        return replace(tried, text=text, other=True)
     if tokens is None:
         return replace(tried, text=text)
     prompt = "\n".join(each["content"] for each in request.body["messages"])
@@ -234,6 +198,8 @@ async def _give(cascade: Cascading, request: Request, tried: Tried, why: Why) ->
     assert tried.told is not None
     request.trail.behind = tried.behind
     _say(request, "student", why)
+    if request.marking is not None:
+        request.exchange.say_mark(marking.UNMARKED % b"student")
     await request.exchange.give(tried.told, request.send)
     cascade.count("student", why)
 
@@ -241,14 +207,18 @@ async def _give(cascade: Cascading, request: Request, tried: Tried, why: Why) ->
 async def _ask_teacher(cascade: Cascading, request: Request, tried: Tried, why: Why) -> None:
     exchange = request.exchange
     spare = tried.told is not None and cascade.config.teacher_down == "student"
-    passing, own = _Passing(request.send, spare, why == "audit"), list(exchange.headers)
+    kept = _is_kept(request)
+    passing, own = _Passing(request.send, spare, why == "audit" or kept), list(exchange.headers)
     _say(request, "teacher", why)
     try:
-        await exchange.run(request.body, request.headers, passing)
+        await marking.run(request, passing)
         cascade.count("teacher", why)
-        if (text := passing.text()) is not None:
-            audited = drift.audited(cascade.watch, differ(tried.text, text))
+        said = passing.said()
+        if why == "audit" and said is not None:
+            audited = drift.audited(cascade.watch, differ(tried.text, said.text))
             _go_on_watching(cascade, request, audited)
+        if kept:
+            _keep(request, why, said)
         return
     except _Down:
         pass
@@ -265,8 +235,52 @@ def _say(request: Request, who: str, why: Why) -> None:
     request.trail.reason = f"cascade_{why}"
 
 
+def _is_kept(request: Request) -> bool:
+    """Whether what the teacher answers may be kept to be learned from: the operator wants that, the account
+    agreed to it by the present terms, and it can become a row."""
+    config, trail = request.gateway.config, request.trail
+    if config.record.deferred != "with_consent" or config.terms is None or trail.caller is None:
+        return False
+    if trail.caller.account.training != config.terms.version or trail.route != "chat/completions":
+        return False
+    return learnable(request.body, request.asked.choices)
+
+
+def _keep(request: Request, why: Why, said: _Said | None) -> None:
+    """Only a whole answer is one to learn from: any other is counted, and not kept."""
+    trail, deferred = request.trail, request.gateway.record.deferred
+    if trail.status != 200 or trail.ended != "whole":
+        return
+    if said is None or said.finish_reason != "stop" or not said.text.strip():
+        deferred.lost["not to be read, cut short or empty"] += 1
+        return
+    assert trail.caller is not None
+    assert trail.behind is not None
+    account = trail.caller.account
+    one = Deferred(
+        trail.id,
+        account.id,
+        trail.model,
+        request.gateway.wall(),
+        why,
+        account.training or "",
+        trail.behind.url,
+        trail.behind.config.model or trail.model,
+        tuple(request.body["messages"]),
+        sampling_in(request.body),
+        said.text,
+    )
+    deferred.put(trail.id, account, *written_deferred(one))
+
+
 class _Down(Exception):
     """The teacher said that it cannot answer, and nothing of that has left."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    text: str
+    finish_reason: str
 
 
 class _Passing:
@@ -277,6 +291,7 @@ class _Passing:
         self._send = send
         self._spare = spare
         self._parts: list[bytes] | None = [] if listening else None
+        self._room = LONGEST_KEPT
         self._status = 0
 
     async def __call__(self, message: Message) -> None:
@@ -285,21 +300,29 @@ class _Passing:
             if self._spare and (self._status == 429 or self._status >= 500):
                 raise _Down
         elif self._parts is not None:
-            self._parts.append(message.get("body", b""))
+            part = message.get("body", b"")
+            self._room -= len(part)
+            self._parts.append(part)
+            if self._room < 0:
+                self._parts = None
         await self._send(message)
 
-    def text(self) -> str | None:
-        """What the teacher answered, whole or in the events of a stream; None where it cannot be read."""
+    def said(self) -> _Said | None:
+        """What the teacher answered, whole or in the events of a stream; None where it cannot be read, or is
+        too long to be held."""
         if self._parts is None or self._status != 200:
             return None
         data = b"".join(self._parts)
         try:
             if not data.startswith(b"data:"):
-                return str(orjson.loads(data)["choices"][0]["message"]["content"])
+                choice = orjson.loads(data)["choices"][0]
+                return _Said(choice["message"]["content"] or "", str(choice.get("finish_reason")))
             events = [line[5:].strip() for line in data.splitlines() if line.startswith(b"data:")]
             told = [orjson.loads(event) for event in events if event != b"[DONE]"]
-            deltas = [choice["delta"] for each in told for choice in each["choices"]]
-            return "".join(delta.get("content") or "" for delta in deltas)
+            choices = [choice for each in told for choice in each["choices"]]
+            ends = [choice["finish_reason"] for choice in choices if choice.get("finish_reason")]
+            text = "".join(choice["delta"].get("content") or "" for choice in choices)
+            return _Said(text, str(ends[-1] if ends else None))
         except (ValueError, LookupError, TypeError, AttributeError):
             return None
 

@@ -10,14 +10,14 @@ from pydantic import Field
 
 from stillhouse.errors import LedgerError, StorageError
 from stillhouse.gateway import stands
-from stillhouse.gateway.operations import API, Desk, Limit, Listed, Operation
+from stillhouse.gateway.operations import API, Desk, Listed, Operation
 from stillhouse.gateway.stands import ActAsOne, Stands, TakenStep, Told
 from stillhouse.gateway.steps import Steps
 from stillhouse.gateway.store.changing import Act
 from stillhouse.gateway.store.counts import StoreDown
 from stillhouse.gateway.store.rows import NotThere
 from stillhouse.guard.ladder import Decision
-from stillhouse.guard.orders import SHOWN, Because
+from stillhouse.guard.orders import SHOWN, Because, Limit
 from stillhouse.recipe.base import Table
 
 AnyTold = TypeVar("AnyTold")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -28,8 +29,20 @@ ON_THE_WAY = 1.0  # seconds in which a server has noticed that nobody listens an
 LONGEST_KEPT = 1 << 20  # bytes of an answer whose text is kept; more is not
 PASSED_ON = frozenset({b"tracestate", b"accept-language", b"openai-beta"})
 PASSED_BACK = ("content-type", "retry-after", "openai-processing-ms", "openai-version")
+MARKED_BY = b"x-stillhouse-watermark"
+MARK = re.compile(r"[A-Za-z0-9_-]{1,64}")  # the id of a key, as a server behind may tell it
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")  # none of our headers may have one in it
 OURS = frozenset({401, 402, 403})  # statuses that speak of the gateway's own account at the upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A whole answer that was not given yet; `used` None where its server did not tell it, `mark` the id of a
+    key that its server marked it with."""
+
+    told: dict[str, Any]
+    used: Used | None
+    mark: str | None
 
 
 class Exchange:
@@ -66,9 +79,15 @@ class Exchange:
         self._bytes: int | None = None  # of a whole answer
         self._settled = False
         self._kept_bytes = 0
+        self._held: Whole | None = None
 
-    async def run(self, body: Mapping[str, Any], headers: Sequence[tuple[bytes, bytes]], send: Send) -> None:
+    async def run(
+        self, body: Mapping[str, Any], headers: Sequence[tuple[bytes, bytes]], send: Send, hold: bool = False
+    ) -> Whole | None:
+        """Send on, and pass back what comes. With `hold` the answer to a chat is asked for whole and kept
+        back, to be given by `give`; None where none came, and what came was passed back."""
         gateway, trail = self._gateway, self._trail
+        asked = replace(self._asked, stream=False) if hold else self._asked
         passed = {name.decode(): value.decode("latin-1") for name, value in headers if name in PASSED_ON}
         passed |= {"content-type": "application/json", "x-request-id": trail.id}
         if self.parent is not None:
@@ -80,7 +99,7 @@ class Exchange:
                 gateway.session,
                 self._served.behind,
                 trail.route,
-                lambda behind: sent_body(body, self._asked, behind, trail.route),
+                lambda behind: sent_body(body, asked, behind, trail.route),
                 passed,
                 gateway.clock,
                 self._patience,
@@ -98,7 +117,7 @@ class Exchange:
             raise Denied(504, "upstream_timeout", message, kind="server_error") from error
         trail.behind = behind
         try:
-            await self._pass(response, send)
+            await self._pass(response, send, hold)
         except (aiohttp.ClientError, OSError, Unwritable) as error:
             trail.ended, trail.reason = "upstream_cut", type(error).__name__
             behind.failed(gateway.clock())
@@ -108,8 +127,13 @@ class Exchange:
             await self._break_off(send)
         finally:
             response.close() if trail.ended != "whole" else response.release()
+        return self._held
 
-    async def _pass(self, response: aiohttp.ClientResponse, send: Send) -> None:
+    def charge(self, used: Used | None) -> None:
+        """For an answer that was held: what it took is not what its server told first, but this."""
+        self._told = None if used is None else (used.input_tokens, used.output_tokens)
+
+    async def _pass(self, response: aiohttp.ClientResponse, send: Send, hold: bool) -> None:
         trail = self._trail
         status = trail.status = response.status
         if status in OURS:
@@ -123,18 +147,32 @@ class Exchange:
             self._told = (0, 0)
         for name in PASSED_BACK:
             self._pass_back(name.encode(), response.headers.get(name))
+        if not hold and (mark := mark_of(response)) is not None:
+            self.say_mark(mark.encode())
+            trail.marks += (f"upstream_watermark:{mark}",)
         theirs = response.headers.get("x-request-id")
         if theirs != trail.id:
             self._pass_back(b"x-upstream-request-id", theirs)
         streamed = self._asked.stream and status < 400 and response.content_type == "text/event-stream"
-        await (self._stream(response, send) if streamed else self._whole(response, send))
+        if streamed and not hold:
+            await self._stream(response, send)
+        else:
+            await self._whole(response, send, hold)
 
-    async def give(self, told: dict[str, Any], send: Send) -> None:
-        """An answer of a chat that is whole already, in the form that was asked for. Raises Unwritable before
-        anything has left."""
+    def say_mark(self, value: bytes) -> None:
+        """By which key the answer is marked, or that it is not."""
+        self.headers = [each for each in self.headers if each[0] != MARKED_BY]
+        self.headers.append((MARKED_BY, value))
+
+    async def give(self, told: dict[str, Any], send: Send, text: str | None = None) -> None:
+        """An answer of a chat that is whole already, in the form that was asked for; with `text` in place of
+        its own. Raises Unwritable before anything has left."""
         trail, cut = self._trail, self._cut
         if cut is not None and cut.apply(told):
             trail.changed += tuple(sorted(cut.changed))
+            self._say_changed()
+        if text is not None:
+            told["choices"][0]["message"]["content"] = text
         if self._asked.stream:
             data = as_stream(told, self._asked.usage_wanted)
             more = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
@@ -148,14 +186,19 @@ class Exchange:
         if self.kept is not None:
             self.kept.clear()  # of a model that then gave no answer
         self._keep(data)
-        await answers.respond(send, 200, data, [*self.headers, *more])
+        headers = [each for each in self.headers if each[0] != b"content-type"]
+        await answers.respond(send, 200, data, [*headers, *more])
 
     def _pass_back(self, name: bytes, value: str | None) -> None:
         said = value.encode("latin-1", "replace") if value is not None else b"\0"
         if not _CONTROL.search(said):
             self.headers.append((name, said))
 
-    async def _whole(self, response: aiohttp.ClientResponse, send: Send) -> None:
+    def _say_changed(self) -> None:
+        self.headers = [each for each in self.headers if each[0] != b"x-stillhouse-changed"]
+        self.headers.append(_changed_header(self._trail))
+
+    async def _whole(self, response: aiohttp.ClientResponse, send: Send, hold: bool) -> None:
         trail = self._trail
         data = await whole_of(response, trail.behind, self._patience)
         trail.first_byte = self._gateway.clock() - self._began
@@ -169,12 +212,15 @@ class Exchange:
             # llama.cpp puts the choices together, and tells the usage of the first
             self._partly = self._asked.choices > 1 and "timings" in told
             self._bytes = len(data)
+            if hold and is_chat(told):
+                used = None if self._told is None else Used(*self._told)
+                self._held, trail.ended = Whole(told, used, mark_of(response)), "whole"
+                return
             cut = self._cut
             if cut is not None and cut.concerns(data) and cut.apply(told):
                 data = written(told)
                 trail.changed += tuple(sorted(cut.changed))
-                self.headers = [each for each in self.headers if each[0] != b"x-stillhouse-changed"]
-                self.headers.append(_changed_header(trail))
+                self._say_changed()
         trail.ended = "whole"
         await self.settle()
         trail.began = True
@@ -269,6 +315,16 @@ class Exchange:
         self._settled = True  # only now: what is cancelled before is settled again, which changes nothing
 
 
+def is_chat(told: Mapping[str, Any]) -> bool:
+    """Whether an answer is a chat completion, which can be given as a stream as well."""
+    choices = told.get("choices")
+    return (
+        isinstance(choices, list)
+        and bool(choices)
+        and all(isinstance(each, dict) and isinstance(each.get("message"), dict) for each in choices)
+    )
+
+
 def _has_failed(answer: Mapping[str, Any]) -> bool:
     """Some servers tell a failure as a success."""
     return answer.get("error") is not None and not answer.get("choices") and not answer.get("output")
@@ -317,6 +373,12 @@ def sent_body(body: Mapping[str, Any], asked: Asked, behind: Behind, route: Rout
         return orjson.dumps(sent)
     except orjson.JSONEncodeError as error:  # reads 1,024 levels and writes 253
         raise Denied(400, "invalid_json", "the request's body is nested too deeply") from error
+
+
+def mark_of(response: aiohttp.ClientResponse) -> str | None:
+    """The id of the key by which a server behind says that it marked its answer."""
+    said = response.headers.get(MARKED_BY.decode())
+    return said if response.status < 300 and said is not None and MARK.fullmatch(said) else None
 
 
 async def whole_of(response: aiohttp.ClientResponse, behind: Behind | None, patience: Patience) -> bytes:

@@ -44,6 +44,12 @@ class _Families:
         )
         self.refusals = Counter(f"{name}_refusals", "Requests refused, by why.", ["reason"], registry=to)
         self.tokens = Counter(f"{name}_tokens", "Tokens.", [*model, "direction"], registry=to)
+        self.not_given = Counter(
+            f"{name}_tokens_not_given",
+            "Tokens of answers that were only chosen from, at the operator's cost.",
+            [*model, "direction"],
+            registry=to,
+        )
         self.cost = Counter(f"{name}_cost_dollars", "What was charged.", model, registry=to)
         self.added = Histogram(
             f"{name}_added_seconds", "Time that the gateway added.", model, registry=to, buckets=ADDED
@@ -121,6 +127,11 @@ class Metrics:
             model.first.observe(event.first_byte)
         model.whole.observe(event.seconds)
 
+    def not_given(self, model: str, input_tokens: int, output_tokens: int) -> None:
+        """What an answer took that was chosen from and not given, nor charged."""
+        self._families.not_given.labels(model, "input").inc(input_tokens)
+        self._families.not_given.labels(model, "output").inc(output_tokens)
+
     def in_flight(self) -> int:
         return round(next(iter(self._families.flying.collect())).samples[0].value)
 
@@ -181,6 +192,16 @@ class _Kept(Collector):
             lost.add_metric([reason], count)
         yield lost
         yield GaugeMetricFamily(f"{name}_waiting", "Events in memory.", value=record.waiting)
+        kept = CounterMetricFamily("stillhouse_guard_texts_kept", "Sealed texts on disk.", labels=["of"])
+        missed = CounterMetricFamily(
+            "stillhouse_guard_texts_lost", "Texts that were not kept, by why.", labels=["of", "reason"]
+        )
+        for of, texts in (("text", record.texts), ("deferred", record.deferred)):
+            kept.add_metric([of], texts.kept)
+            for reason, count in texts.lost.copy().items():
+                missed.add_metric([of, reason], count)
+        yield kept
+        yield missed
         yield GaugeMetricFamily(
             f"{name}_healthy", "0 where the store fails or is too slow.", value=record.healthy()
         )

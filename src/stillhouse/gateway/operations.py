@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from secrets import token_bytes
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from stillhouse.errors import LedgerError, UsageError
 from stillhouse.gateway.store.changing import Act, Conflict
@@ -19,46 +19,12 @@ from stillhouse.guard import orders
 from stillhouse.guard.accounts import Account, Key, Organisation, State, mint
 from stillhouse.guard.config import Guard
 from stillhouse.guard.reading import checked_tier
-from stillhouse.recipe.base import Table
 
 if TYPE_CHECKING:
     from stillhouse.gateway.steps import Steps
     from stillhouse.gateway.texts import Erased
 
 AnyShown = TypeVar("AnyShown")
-
-Search = Annotated[
-    str, Field(max_length=200, pattern=orders.SHOWN, description="Part of a name, or a whole id.")
-]
-After = Annotated[
-    str,
-    Field(
-        max_length=64, pattern=orders.SHOWN, description="Only what comes after this id: `next` of a page."
-    ),
-]
-Limit = Annotated[int, Field(ge=1, le=1000)]
-
-
-class Page(Table):
-    search: Search = ""
-    after: After = ""
-    limit: Limit = 100
-
-
-class AccountsPage(Page):
-    organisation: orders.Id | None = None
-
-
-class KeysPage(Page):
-    account: orders.Id | None = None
-
-
-class ChangesPage(Table):
-    after: int = Field(default=0, ge=0, le=1 << 62)
-    limit: Limit = 100
-    subject: (
-        Annotated[str, Field(max_length=80, pattern=orders.SHOWN, description="`account:ID` or such.")] | None
-    ) = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +78,16 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
+class Agreed:
+    """A consent to training, by a version of the terms; None: it was taken back."""
+
+    version: str | None
+    at: float
+    who: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ErasedTexts:
     """`complete` is False where another process was reading them just then: give the order again."""
 
@@ -147,21 +123,21 @@ class Operation:
     status: int = 200
 
 
-def list_organisations(desk: Desk, _: str, page: Page, act: Act) -> Listed[Organisation]:
+def list_organisations(desk: Desk, _: str, page: orders.Page, act: Act) -> Listed[Organisation]:
     return _listed(desk.register.organisations(page.search, page.after, page.limit), page.limit)
 
 
-def list_accounts(desk: Desk, _: str, page: AccountsPage, act: Act) -> Listed[Account]:
+def list_accounts(desk: Desk, _: str, page: orders.AccountsPage, act: Act) -> Listed[Account]:
     found = desk.register.accounts(page.search, page.after, page.limit, page.organisation)
     return _listed(found, page.limit)
 
 
-def list_keys(desk: Desk, _: str, page: KeysPage, act: Act) -> Listed[ShownKey]:
+def list_keys(desk: Desk, _: str, page: orders.KeysPage, act: Act) -> Listed[ShownKey]:
     found = desk.register.keys(page.search, page.after, page.limit, page.account)
     return _listed([shown(key) for key in found], page.limit)
 
 
-def list_changes(desk: Desk, _: str, page: ChangesPage, act: Act) -> Listed[Change]:
+def list_changes(desk: Desk, _: str, page: orders.ChangesPage, act: Act) -> Listed[Change]:
     return _listed(desk.register.changes(page.after, page.limit, page.subject), page.limit)
 
 
@@ -171,6 +147,10 @@ def list_payments(desk: Desk, id: str, _: None, act: Act) -> Listed[PaidIn]:
 
 def list_acceptances(desk: Desk, id: str, _: None, act: Act) -> Listed[Accepted]:
     return Listed([Accepted(*row) for row in desk.register.acceptances(id)])
+
+
+def list_agreements(desk: Desk, id: str, _: None, act: Act) -> Listed[Agreed]:
+    return Listed([Agreed(*row) for row in desk.register.agreements(id)])
 
 
 def show_organisation(desk: Desk, id: str, _: None, act: Act) -> Organisation:
@@ -227,11 +207,25 @@ def pay_in(desk: Desk, id: str, order: orders.Payment, act: Act) -> Account:
 def accept_terms(desk: Desk, id: str, order: orders.Acceptance, act: Act) -> Account:
     """On behalf of the account, as when it signed on paper. Raises Conflict for another version than the
     present one."""
-    terms = desk.config.terms
-    if terms is None or order.version != terms.version:
-        now = "there are none" if terms is None else f"they are in version {terms.version}"
-        raise Conflict("these terms cannot be accepted", now, "name the present version")
+    _present(desk, order.version, "these terms cannot be accepted")
     return desk.register.accept(act, id, order.version)
+
+
+def agree_training(desk: Desk, id: str, order: orders.Agreement, act: Act) -> Account:
+    """As the account said so. Raises Conflict for another version than the present one."""
+    _present(desk, order.version, "nobody can agree to training by these terms")
+    return desk.register.agree(act, id, order.version)
+
+
+def withdraw_training(desk: Desk, id: str, order: orders.Perhaps, act: Act) -> Account:
+    return desk.register.agree(act, id, None)
+
+
+def _present(desk: Desk, version: str, what: str) -> None:
+    terms = desk.config.terms
+    if terms is None or version != terms.version:
+        now = "there are none" if terms is None else f"they are in version {terms.version}"
+        raise Conflict(what, now, "name the present version")
 
 
 def erase_texts(desk: Desk, id: str, order: orders.Because, act: Act) -> ErasedTexts:
@@ -301,7 +295,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Organisations by id.",
         list_organisations,
         Listed[Organisation],
-        Page,
+        orders.Page,
     ),
     Operation(
         "add_organisation",
@@ -337,7 +331,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Accounts by id.",
         list_accounts,
         Listed[Account],
-        AccountsPage,
+        orders.AccountsPage,
     ),
     Operation(
         "add_account",
@@ -394,6 +388,32 @@ OPERATIONS: tuple[Operation, ...] = (
         orders.Acceptance,
     ),
     Operation(
+        "list_agreements",
+        "GET",
+        f"{API}/accounts/{{id}}/training",
+        "When it agreed that models may be trained on its texts, and took that back.",
+        list_agreements,
+        Listed[Agreed],
+    ),
+    Operation(
+        "agree_training",
+        "POST",
+        f"{API}/accounts/{{id}}/training",
+        "Record that it agreed that models may be trained on its texts.",
+        agree_training,
+        Account,
+        orders.Agreement,
+    ),
+    Operation(
+        "withdraw_training",
+        "POST",
+        f"{API}/accounts/{{id}}/training/withdraw",
+        "Record that it took that back.",
+        withdraw_training,
+        Account,
+        orders.Perhaps,
+    ),
+    Operation(
         "erase_texts",
         "POST",
         f"{API}/accounts/{{id}}/texts/erase",
@@ -420,7 +440,7 @@ OPERATIONS: tuple[Operation, ...] = (
         orders.NewKey,
         201,
     ),
-    Operation("list_keys", "GET", f"{API}/keys", "Keys by id.", list_keys, Listed[ShownKey], KeysPage),
+    Operation("list_keys", "GET", f"{API}/keys", "Keys by id.", list_keys, Listed[ShownKey], orders.KeysPage),
     Operation("show_key", "GET", f"{API}/keys/{{id}}", "One key.", show_key, ShownKey),
     Operation(
         "change_key",
@@ -460,7 +480,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Every act, oldest first.",
         list_changes,
         Listed[Change],
-        ChangesPage,
+        orders.ChangesPage,
     ),
 )
 BY_NAME: Mapping[str, Operation] = {operation.name: operation for operation in OPERATIONS}

@@ -11,6 +11,7 @@ from stillhouse.gateway import answers, cascading, logs
 from stillhouse.gateway.answers import Receive, Scope, Send
 from stillhouse.gateway.connections import CLIENT, Client
 from stillhouse.gateway.exchange import Exchange, object_of, own_headers
+from stillhouse.gateway.marking import Marking, Request, marking_of
 from stillhouse.gateway.patience import Patience
 from stillhouse.gateway.state import Gateway, Served, Trail
 from stillhouse.gateway.store.counts import StoreDown
@@ -88,8 +89,8 @@ async def _answer(
     exchange = Exchange(gateway, trail, served, asked, cut, began, patience)
     if caller.account.consent and gateway.config.record.text == "with_consent":
         exchange.kept = []
-    parent = next((value for name, value in headers if name == b"traceparent"), None)
-    granted = await gateway.counts.reserve(_wanted(gateway, trail, caller, served, tier))
+    marking = marking_of(gateway.config.detection, served, trail, decision)
+    granted = await gateway.counts.reserve(_wanted(gateway, trail, caller, served, tier, marking))
     if isinstance(granted, Refused):
         raise answers.over_limit(granted)
     client: Client = scope[CLIENT]
@@ -100,10 +101,10 @@ async def _answer(
             raise asyncio.CancelledError
         exchange.reserved = granted.cost
         exchange.headers = [*own_headers(trail), *answers.room_headers(granted.room)]
-        exchange.parent, span = gateway.traces.began(parent)
+        exchange.parent, span = gateway.traces.began(_header(headers, b"traceparent"))
         await cascading.run(
             served.cascade,
-            cascading.Request(gateway, trail, asked, exchange, patience, decision.body, headers, send),
+            Request(gateway, trail, served, asked, exchange, patience, decision.body, headers, send, marking),
         )
     except asyncio.CancelledError:
         if not client.left:
@@ -163,6 +164,10 @@ async def _admitted(gateway: Gateway, trail: Trail, headers: Sequence[tuple[byte
             raise ladder.stopped(standing, gateway.config.detection.contact)
     trail.caller = caller
     return caller
+
+
+def _header(headers: Sequence[tuple[bytes, bytes]], wanted: bytes) -> bytes | None:
+    return next((value for name, value in headers if name == wanted), None)
 
 
 def _tier_of(gateway: Gateway, caller: Caller) -> Tier:
@@ -275,7 +280,9 @@ def _served(gateway: Gateway, caller: Caller, tier: Tier, body: Mapping[str, Any
     return served
 
 
-def _wanted(gateway: Gateway, trail: Trail, caller: Caller, served: Served, tier: Tier) -> Wanted:
+def _wanted(
+    gateway: Gateway, trail: Trail, caller: Caller, served: Served, tier: Tier, marking: Marking | None
+) -> Wanted:
     asked = trail.asked
     assert asked is not None
     limited = subjects.subjects_of(
@@ -284,9 +291,9 @@ def _wanted(gateway: Gateway, trail: Trail, caller: Caller, served: Served, tier
     if trail.standing is not None and ladder.takes(trail.standing.rung, "throttle"):
         limited = ladder.slowed(limited, gateway.config.detection)
     seconds = max(each.config.first_byte_seconds + each.config.answer_seconds for each in served.behind)
-    asked_of = 1
+    asked_of = 1 if marking is None or not marking.customer_pays else marking.answers
     if served.cascade is not None:  # each of two may answer
-        asked_of = 2
+        asked_of += 1
         seconds += max(
             each.config.first_byte_seconds + each.config.answer_seconds for each in served.cascade.behind
         )
@@ -329,5 +336,5 @@ def event_of(trail: Trail, at: float, seconds: float) -> Event:
         first_byte=trail.first_byte,
         seconds=seconds,
         choices=asked.choices if asked else 0,
-        changed=trail.changed,
+        changed=(*trail.changed, *trail.marks),
     )

@@ -27,7 +27,7 @@ from stillhouse.gateway.refusals import Refusals
 from stillhouse.gateway.served import body_of
 from stillhouse.gateway.store.events import Events, Group, Sealed
 from stillhouse.gateway.store.tables import Repeated
-from stillhouse.gateway.texts import Texts
+from stillhouse.gateway.texts import Erased, Texts, both
 from stillhouse.gateway.worker import Worker
 from stillhouse.guard import config
 from stillhouse.guard.accounts import Account
@@ -100,6 +100,11 @@ class Record:
             with suppress(Sealed):  # by another process of this name that begins too: it gives the leaves
                 self._link()
             self.texts = Texts(store, settings, secret, log)
+            try:
+                self.deferred = Texts(store, settings, secret, log, "deferred")
+            except BaseException:
+                self.texts.close()
+                raise
             self._opened = opened.pop_all()
         self._worker: Worker[Event] = Worker(
             "record", self._work, batch=BATCH, linger=LINGER, failed=self._complain, beat=self._beat
@@ -107,7 +112,7 @@ class Record:
 
     def apply(self, settings: config.Record, rates: Mapping[str, Rate]) -> None:
         """Go on with settings that were read anew."""
-        self.settings = self.texts.settings = settings
+        self.settings = self.texts.settings = self.deferred.settings = settings
         self.rates = rates
 
     def put(self, event: Event) -> None:
@@ -123,6 +128,10 @@ class Record:
         """Keep the text of an event, sealed, where the operator wants that and the account consented to it.
         Never waits and never raises."""
         self.texts.put(id, account, request, answer)
+
+    def erase(self, account: str) -> Erased:
+        """Both kinds of kept texts of an account: see `Texts.erase`."""
+        return both(self.texts.erase(account), self.deferred.erase(account))
 
     def healthy(self) -> bool:
         """Whether what is served now will be recorded, as far as can be told."""
@@ -151,6 +160,7 @@ class Record:
             self.lost["not written at the end"] += left
             self._tell_lost()
         self.texts.close(seconds)
+        self.deferred.close(seconds)
         self._opened.close()
         return left
 

@@ -24,10 +24,10 @@ _LENGTH = 8  # bytes that say where the request ends
 
 
 class Sealer:
-    """`under` names the secret without telling it."""
+    """`under` names the secret without telling it. What is sealed as one of `what` opens as no other."""
 
-    def __init__(self, secret: bytes) -> None:
-        derived = HKDF(SHA256(), 32, None, b"stillhouse guard: kept texts").derive(secret)
+    def __init__(self, secret: bytes, what: str = "kept texts") -> None:
+        derived = HKDF(SHA256(), 32, None, f"stillhouse guard: {what}".encode()).derive(secret)
         self.under = sha256(b"name of a key" + derived).hexdigest()[:16]
         self._wrapping = AESGCM(derived)
 

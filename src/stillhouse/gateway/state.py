@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from stillhouse.gateway.upstream import Behind
     from stillhouse.gateway.watcher import Watcher
     from stillhouse.guard.ladder import Standing
+    from stillhouse.watermark import Key
 
 _PROCESS = secrets.token_hex(8)  # a number a request costs less than asking the system for chance
 _NUMBERS = count()
@@ -45,6 +46,7 @@ class Served:
     schedule: str
     steps: tuple[Step, ...]
     cascade: Cascading | None = None  # with a student that answers first
+    key: Key | None = None  # of the marks in its answers
 
 
 @dataclass(slots=True)
@@ -97,6 +99,7 @@ class Trail:
     added: float | None = None  # seconds until it was sent on
     first_byte: float | None = None
     changed: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()  # by which keys the answer is marked, as an event tells it
     began: bool = False  # the client was sent a first byte
 
 

@@ -1,5 +1,8 @@
 """Prompts and answers of accounts that consented, kept sealed for some days, if the operator wants that.
 
+Kept as `text` they are for the operator to read; as `deferred` they are what a cascade's teacher was asked,
+for the next student to learn from. Each needs a consent and a setting of its own, and lies apart.
+
 `put` appends to a queue in memory and a thread seals and writes. What finds the queue full, or cannot be
 written in time, is not kept: it is counted, and no request is refused for it.
 """
@@ -17,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from stillhouse.errors import StillhouseError
 from stillhouse.gateway.sealing import Sealer, seal, unseal
-from stillhouse.gateway.store.texts import Forgotten, TextStore
+from stillhouse.gateway.store.texts import Forgotten, Of, TextStore
 from stillhouse.gateway.worker import Worker
 from stillhouse.guard import config
 from stillhouse.guard.accounts import Account
@@ -47,23 +50,38 @@ class Erased(NamedTuple):
 
 
 def erase_in(store: config.Store, account: str) -> Erased:
-    """As `Texts.erase`, for whoever is not the gateway: what one has not written yet is not reached. Raises
+    """As `Record.erase`, for whoever is not the gateway: what one has not written yet is not reached. Raises
     StorageError."""
-    with closing(TextStore(store)) as texts:
-        return Erased(*texts.erase(account))
+    with closing(TextStore(store)) as texts, closing(TextStore(store, "deferred")) as deferred:
+        return both(Erased(*texts.erase(account)), Erased(*deferred.erase(account)))
+
+
+def both(one: Erased, other: Erased) -> Erased:
+    return Erased(one.texts + other.texts, one.complete and other.complete)
+
+
+def sealer_of(secret: bytes, of: Of) -> Sealer:
+    return Sealer(secret, "kept texts" if of == "text" else "deferred exchanges")
 
 
 class Texts:
     """Close it. Every method may be called from any thread."""
 
     def __init__(
-        self, store: config.Store, settings: config.Record, secret: bytes, log: Callable[..., None]
+        self,
+        store: config.Store,
+        settings: config.Record,
+        secret: bytes,
+        log: Callable[..., None],
+        of: Of = "text",
     ) -> None:
         """Raises StorageError when the store cannot be opened."""
         self.settings = settings
+        self.kept = 0  # by this process
         self.lost: Counter[str] = Counter()  # texts by why
-        self._sealer = Sealer(secret)
-        self._store = TextStore(store)
+        self._of = of
+        self._sealer = sealer_of(secret, of)
+        self._store = TextStore(store, of)
         self._log = log
         self._bytes = 0
         self._counting = threading.Lock()
@@ -71,12 +89,12 @@ class Texts:
         self._using = threading.Lock()  # the store and the keys
         self._tidied = float("-inf")
         self._worker: Worker[Text] = Worker(
-            "texts", self._write, batch=BATCH, linger=LINGER, failed=self._complain, beat=self._tidy
+            of, self._write, batch=BATCH, linger=LINGER, failed=self._complain, beat=self._tidy
         )
 
     def put(self, id: str, account: Account, request: bytes, answer: bytes) -> None:
         """Keep a text where the operator wants that and the account consented. Never waits, never raises."""
-        if self.settings.text != "with_consent" or not account.consent:
+        if not self._wanted(account):
             return
         with self._counting:
             full = self._bytes + len(request) + len(answer) > WAITING_BYTES
@@ -86,6 +104,11 @@ class Texts:
                 self._bytes += len(request) + len(answer)
         if not full:
             self._worker.put(Text(label(id), account.id, int(time.time()) // DAY, request, answer))
+
+    def _wanted(self, account: Account) -> bool:
+        if self._of == "deferred":
+            return self.settings.deferred == "with_consent" and account.training is not None
+        return self.settings.text == "with_consent" and account.consent
 
     def read(self, id: str) -> tuple[bytes, bytes] | None:
         """The request and the answer of an event; None where they are not kept. Raises StorageError when they
@@ -132,6 +155,7 @@ class Texts:
             sealed = [(text.id, text.account, text.day, under, self._sealed(text)) for text in texts]
             try:
                 self._store.write(sealed)
+                self.kept += len(sealed)
             except Forgotten:  # another replica erased a key that is held here: its next text gets a new one
                 self._keys.clear()
                 raise
@@ -159,7 +183,8 @@ class Texts:
         if last or time.monotonic() - self._tidied < TIDY:
             return
         with self._using:
-            self._store.expire(int(time.time()) // DAY - self.settings.text_days)
+            days = self.settings.text_days if self._of == "text" else self.settings.deferred_days
+            self._store.expire(int(time.time()) // DAY - days)
         self._tidied = time.monotonic()
 
     def _complain(self, error: Exception) -> None:

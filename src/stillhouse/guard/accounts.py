@@ -38,7 +38,8 @@ class Organisation:
 class Account:
     """A customer. `limits` go before its tier's; `budget` (US dollars a month) too; `paid` is what was paid
     in, in billionths of a dollar. `accepted` is the version of the terms that it agreed to, `consent` whether
-    its texts may be kept."""
+    its texts may be kept. `training` is the version of the terms under which it agreed that models may be
+    trained on its texts, since when (unix seconds); None where it never did, or took that back."""
 
     id: str
     organisation: str | None
@@ -52,6 +53,8 @@ class Account:
     accepted: str | None = None
     consent: bool = False
     created: float = 0.0
+    training: str | None = None
+    training_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,12 +110,44 @@ class Cascade(Table):
     )
 
 
+class Watermark(Table):
+    """Marks in the answers to chats, an account's own in each: docs/guard-marks.md."""
+
+    key: str = Field(
+        description="Key file of the scheme `selection`; older ones in its folder find what they marked."
+    )
+    best_of: int = Field(
+        default=4,
+        ge=1,
+        le=16,
+        description="Answers that are asked for; the one that fits the key best is given. 1: markers alone.",
+    )
+    accounts: Literal["all", "on_mark"] = Field(
+        default="all", description="`on_mark`: only accounts on the ladder's rung `mark` or a higher one."
+    )
+    paid_by: Literal["operator", "customer"] = Field(
+        default="operator",
+        description="Who pays for the answers that are not given; `customer`: they also count in its limits.",
+    )
+    markers: bool = Field(
+        default=False,
+        description="On the rung `mark` answers also have markers, wordings by key: docs/guard-markers.md.",
+    )
+
+    @model_validator(mode="after")
+    def marks_something(self) -> Self:
+        if self.best_of == 1 and not self.markers:
+            raise ValueError("nothing would be marked: one answer is no choice, and there are no markers")
+        return self
+
+
 class Model(Table):
     name: Name
     upstreams: list[Upstream] = Field(min_length=1, description="Tried in order; the next when one is down.")
     cascade: Cascade | None = Field(
         default=None, description="A distilled student that is asked before the `upstreams`."
     )
+    watermark: Watermark | None = Field(default=None, description="Answers are marked with this key.")
     price: str | None = Field(default=None, description="Name of a schedule in `prices`; none: no charge.")
     max_output_tokens: Positive = Field(
         default=4096, description="Given to a request without `max_tokens`, and the most that one may ask."
@@ -196,6 +228,12 @@ class Record(Table):
         default="never", description="Keep prompts and answers, sealed, of accounts that consented."
     )
     text_days: Positive = 30
+    deferred: Literal["never", "with_consent"] = Field(
+        default="never",
+        description="Keep what a cascade's teacher was asked and answered, sealed, of accounts that agreed "
+        "to training.",
+    )
+    deferred_days: Positive = 30
     event_days: Positive = 400
     traces: str | None = Field(default=None, pattern=r"^https?://", description="OTLP endpoint for spans.")
 
@@ -211,6 +249,10 @@ class Detection(Table):
         description="File that `stillhouse guard calibrate` wrote; without it those of simulated traffic.",
     )
     automatic: bool = Field(default=False, description="An account may be stopped without a person.")
+    mark: bool = Field(
+        default=False,
+        description="A rung `mark` before the review: answers are marked where a model has a `watermark`.",
+    )
     step_hours: float = Field(default=24.0, ge=0, le=8760, description="Least time between two steps.")
     throttle_share: float = Field(
         default=0.25,
@@ -245,6 +287,12 @@ class Guard(Table):
     terms: Terms | None = None
     record: Record = Record()
     detection: Detection = Detection()
+
+    @model_validator(mode="after")
+    def consent_has_terms(self) -> Self:
+        if self.record.deferred == "with_consent" and self.terms is None:
+            raise ValueError("record.deferred needs [terms]: training is agreed to by a version of these")
+        return self
 
     @model_validator(mode="after")
     def names_exist(self) -> Self:

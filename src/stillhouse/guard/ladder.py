@@ -1,11 +1,12 @@
 """Which step is due against an account that seems to copy the model, and what each step takes from it. Pure.
 
-    observe -> notify -> throttle -> withhold -> review -> kill
+    observe -> notify -> throttle -> withhold -> mark -> review -> kill
 
 Steps climb one at a time, at least so long apart as the settings say. Up to `review` it takes a score above
 the flag's threshold, which one ordinary account in a hundred reaches; for `kill` it takes a person, or a
-score above the kill's and an operator who said that no person is needed. Only the account's own requests make
-a score: signals from other providers make none, and so stop nobody.
+score above the kill's and an operator who said that no person is needed. `mark` is a step only where the
+operator wants one. Only the account's own requests make a score: signals from other providers make none, and
+so stop nobody.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from stillhouse.guard.limits import Limit, Subject
 from stillhouse.guard.lines import Lines
 from stillhouse.guard.scoring import Pattern
 
-Rung = Literal["observe", "notify", "throttle", "withhold", "review", "kill"]
+Rung = Literal["observe", "notify", "throttle", "withhold", "mark", "review", "kill"]
 RUNGS: tuple[Rung, ...] = get_args(Rung)
 Decision = Literal["review", "keep", "undo", "kill"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
@@ -33,6 +34,7 @@ DOES: Mapping[Rung, str] = {
     "notify": "nothing but this notice",
     "throttle": "a lower limit of requests and of tokens a day",
     "withhold": "a lower limit, and no log probabilities and no hidden reasoning",
+    "mark": "as before, and answers bear a mark of this account where the model has one",
     "review": "as before, until a person has decided",
     "kill": "all requests are refused",
 }
@@ -90,7 +92,8 @@ def climbed(
         return None
     if standing.spared == code and now < standing.spared_until:
         return None
-    rung = RUNGS[RUNGS.index(_rung(standing, settings)) + 1]
+    above = RUNGS[RUNGS.index(_rung(standing, settings)) + 1 :]
+    rung = next(each for each in above if each != "mark" or settings.mark)
     return standing._replace(rung=rung, since=now, shadow=settings.mode == "shadow", code=code, alarmed=now)
 
 
@@ -98,7 +101,7 @@ def lapsed(standing: Standing, settings: Detection, now: float) -> Standing | No
     """Back at the beginning where the score was low for long; None where the step stays. What a person is to
     look at, or has decided, stays."""
     quiet = now - max(standing.alarmed, standing.since)
-    if standing.rung not in ("notify", "throttle", "withhold") or quiet <= settings.lapse_days * _DAY:
+    if standing.rung not in ("notify", "throttle", "withhold", "mark") or quiet <= settings.lapse_days * _DAY:
         return None
     return standing._replace(rung="observe", since=now, code="")
 
@@ -170,7 +173,7 @@ def header_of(rung: Rung, code: str) -> bytes:
     return f"{rung}; code={code}".encode()
 
 
-def takes(rung: Rung, what: Literal["throttle", "withhold"]) -> bool:
+def takes(rung: Rung, what: Literal["throttle", "withhold", "mark"]) -> bool:
     return RUNGS.index(rung) >= RUNGS.index(what)
 
 

@@ -1,4 +1,4 @@
-"""What an operator may order about organisations, accounts and keys: each order with its bounds."""
+"""What an operator may order about organisations, accounts and keys, or look for: each with its bounds."""
 
 from __future__ import annotations
 
@@ -113,7 +113,46 @@ class Payment(Table):
         return self
 
 
+class Agreement(Table):
+    """Models may be trained on its texts, by the terms as they are in this version."""
+
+    version: Annotated[str, Field(min_length=1, max_length=64, pattern=SHOWN)]
+    reason: Reason = ""
+
+
 class Acceptance(Table):
     """The terms, as they are in this version, are accepted."""
 
     version: Annotated[str, Field(min_length=1, max_length=64, pattern=SHOWN)]
+
+
+# What is looked for
+
+Search = Annotated[str, Field(max_length=200, pattern=SHOWN, description="Part of a name, or a whole id.")]
+After = Annotated[
+    str,
+    Field(max_length=64, pattern=SHOWN, description="Only what comes after this id: `next` of a page."),
+]
+Limit = Annotated[int, Field(ge=1, le=1000)]
+
+
+class Page(Table):
+    search: Search = ""
+    after: After = ""
+    limit: Limit = 100
+
+
+class AccountsPage(Page):
+    organisation: Id | None = None
+
+
+class KeysPage(Page):
+    account: Id | None = None
+
+
+class ChangesPage(Table):
+    after: int = Field(default=0, ge=0, le=1 << 62)
+    limit: Limit = 100
+    subject: (
+        Annotated[str, Field(max_length=80, pattern=SHOWN, description="`account:ID` or such.")] | None
+    ) = None

@@ -15,9 +15,11 @@ from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from stillhouse.errors import UsageError
-from stillhouse.guard.config import Guard, Model, Upstream
+from stillhouse.guard.config import Guard, Model, Upstream, Watermark
 from stillhouse.guard.lines import read_lines
+from stillhouse.recipe.base import Table
 from stillhouse.recipe.strict import checked, read_tree
+from stillhouse.watermark import Key, read_key
 
 # Where a secret may stand, by right or by mistake: never echoed.
 HIDDEN = re.compile(r".*\b(url|database|redis|traces|\w+_env)(\..*)?")
@@ -87,10 +89,13 @@ def read_config(path: Path) -> Guard:
 
 
 def _placed(model: Model, folder: Path) -> Model:
-    if model.cascade is None:
-        return model
-    calibration = str(folder / model.cascade.calibration)
-    return model.model_copy(update={"cascade": model.cascade.model_copy(update={"calibration": calibration})})
+    placed: dict[str, Table] = {}
+    if model.cascade is not None:
+        calibration = str(folder / model.cascade.calibration)
+        placed["cascade"] = model.cascade.model_copy(update={"calibration": calibration})
+    if model.watermark is not None:
+        placed["watermark"] = model.watermark.model_copy(update={"key": str(folder / model.watermark.key)})
+    return model.model_copy(update=placed)
 
 
 def check(config: Guard, environ: Mapping[str, str]) -> list[Finding]:
@@ -101,6 +106,7 @@ def check(config: Guard, environ: Mapping[str, str]) -> list[Finding]:
         *_store(config, environ),
         *_upstreams(config, environ),
         *_calibrations(config),
+        *_marks(config),
         *_prices(config),
         *_tiers(config),
         *_terms(config),
@@ -295,6 +301,42 @@ def _calibrations(config: Guard) -> Iterator[Finding]:
                 f"there is no file {model.cascade.calibration}",
                 "make one: `stillhouse cascade calibrate RUN`",
             )
+
+
+def _marks(config: Guard) -> Iterator[Finding]:
+    marked = [(n, model.watermark) for n, model in enumerate(config.models) if model.watermark is not None]
+    for number, watermark in marked:
+        where = f"models.{number}.watermark"
+        try:
+            marking_key(watermark)
+        except UsageError as error:
+            yield Finding("error", f"{where}.key", f"{error.what}: {error.why}", error.mend)
+        if (watermark.accounts == "on_mark" or watermark.markers) and not config.detection.mark:
+            yield Finding(
+                "warning",
+                f"{where}.{'accounts' if watermark.accounts == 'on_mark' else 'markers'}",
+                "only accounts on the rung `mark` would be marked so, and the ladder has no such rung",
+                "set detection.mark = true",
+            )
+    if config.detection.mark and not marked:
+        yield Finding(
+            "error",
+            "detection.mark",
+            "no model has a `watermark` to mark with",
+            "give one a [models.watermark]",
+        )
+
+
+def marking_key(watermark: Watermark) -> Key:
+    """Raises UsageError for a file that holds no key, or one that needs what the gateway has not."""
+    key = read_key(Path(watermark.key))
+    if key.scheme.name != "selection":
+        raise UsageError(
+            f"the watermark key {watermark.key} is of the scheme {key.scheme.name}",
+            "it changes how a model writes, for which its server needs it",
+            "make one: `stillhouse watermark rotate --scheme selection`",
+        )
+    return key
 
 
 def _in_clear(upstream: Upstream) -> bool:

@@ -38,6 +38,7 @@ LeafKind = Literal[
     "served",
     "signal",
     "standing",
+    "cascade",
 ]
 KINDS: frozenset[str] = frozenset(get_args(LeafKind))
 KEYED = frozenset({"exchange", "import"})

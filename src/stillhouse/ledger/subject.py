@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hmac import digest as hmac_digest
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import zstandard
 
 from stillhouse.errors import UsageError, storage
 from stillhouse.ledger.batches import open_batches
+from stillhouse.ledger.keys import read_workspace_key
 from stillhouse.ledger.needle import Needle, needle
 from stillhouse.ledger.store import Ledger
 from stillhouse.ledger.tombstones import rows_made_from
@@ -32,11 +34,13 @@ _AGAIN = re.compile(r"/(?:forward|backward)$| \(canary \d+\)$")
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Everything that holds `text`, or these leaves, or every answer of the model `teacher`."""
+    """All that holds `text`, or these leaves, or every answer of the model `teacher`, or what came from
+    this `account` of a cascade."""
 
     text: str | None = None
     leaves: tuple[int, ...] = ()
     teacher: str | None = None
+    account: str | None = None
 
 
 @dataclass(slots=True)
@@ -97,6 +101,11 @@ def find(ledger: Ledger, subject: Subject) -> Found:
             found.prompts[run.root.name] |= _prompts_holding(run, text)
     if subject.teacher is not None:
         found.leaves |= _answers_of(ledger, subject.teacher)
+    if subject.account is not None:
+        came = _landed_from(ledger, subject.account)
+        found.leaves |= {leaf for _, leaf in came}
+        for run in runs:
+            found.prompts[run.root.name] |= {event for event, _ in came}
     for index in subject.leaves:
         found.leaves |= {index, *_made_of(ledger, index)}
     found.asked = _kinds(ledger, found.leaves)
@@ -138,6 +147,26 @@ def _answers_of(ledger: Ledger, teacher: str) -> set[int]:
         for leaf in ledger.leaves(kind)
         if leaf.body.get("teacher", {}).get("model") == teacher
     }
+
+
+def account_mark(workspace_key: bytes, account: str) -> str:
+    """What the ledger holds in place of the account that a prompt of a cascade came from."""
+    return hmac_digest(workspace_key, b"account of a cascade: " + account.encode(), "sha256").hex()
+
+
+def _landed_from(ledger: Ledger, account: str) -> set[tuple[str, int]]:
+    """The id of each prompt that came from this account, with the leaf of its answer: by the leaves that were
+    written for it, and by the lists of what was taken, where the ledger had an answer before."""
+    mark = account_mark(read_workspace_key(ledger.workspace), account)
+    found = {
+        (leaf.body["deferred"]["event"], leaf.index)
+        for leaf in ledger.leaves("import")
+        if leaf.body.get("deferred", {}).get("account") == mark
+    }
+    for leaf in ledger.leaves("transform"):
+        if leaf.body.get("stage") == "cascade" and (rows := ledger.contents(leaf.index).get("rows")):
+            found |= {(event, answer) for event, answer, whose in orjson.loads(rows) if whose == mark}
+    return found
 
 
 def _made_of(ledger: Ledger, index: int) -> Iterable[int]:

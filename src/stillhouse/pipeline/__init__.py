@@ -29,6 +29,7 @@ from stillhouse.models.vocabulary import Vocabulary
 from stillhouse.pipeline.economy import known_costs
 from stillhouse.pipeline.further import further_inputs, train_further
 from stillhouse.pipeline.judging import Bench, open_judge
+from stillhouse.pipeline.landing import with_landed
 from stillhouse.pipeline.planning import Plan, plan
 from stillhouse.pipeline.reading import readings, reads_there
 from stillhouse.pipeline.recalling import grounds, none_recalled
@@ -132,6 +133,7 @@ def run(
     ):
         write_json(folder.recipe, recipe.model_dump(mode="json"))
         folder.logs.mkdir(exist_ok=True)
+        prompts = with_landed(prompts, recipe, ledger)
         work = Work(workspace, folder, recipe, ledger, teachers, prompts, scorers, recording, ray_workers)
         skipped = [stage for stage in STAGES if stage in stages and not _DO[stage](work)]
         evaluation = json.loads(folder.evaluation.read_bytes()) if folder.evaluation.exists() else None

@@ -156,8 +156,8 @@ def calibrate_run(
     Raises UsageError for a run that was not evaluated, or that has too few rows.
     """
     known = installed_scorers() if scorers is None else scorers
-    learned, tested = _prompts(run)
-    teacher = _teacher(run)
+    learned, tested = prompts_of(run)
+    teacher = teacher_of(run)
     sketch = sketch_of(asked_text(prompt) for prompt in learned)
     asked = [prompt for prompt in tested if prompt.id in teacher]
     seen = 0
@@ -167,7 +167,7 @@ def calibrate_run(
         seen += more
         watch(Progress("cascade", seen, len(asked), "answers"))
 
-    told = told_answers(str(run.student), asked, _max_tokens(run), done)
+    told = told_answers(str(run.student), asked, max_tokens_of(run), done)
     student = {
         prompt.id: None if one is None else score(prompt.scorer, one.text, prompt.reference, known).value
         for prompt, one in zip(asked, told, strict=True)
@@ -199,7 +199,7 @@ def _figures(rows: Rows, calibration: Calibration, scored: bool) -> dict[str, An
     }
 
 
-def _prompts(run: RunFolder) -> tuple[list[Prompt], list[Prompt]]:
+def prompts_of(run: RunFolder) -> tuple[list[Prompt], list[Prompt]]:
     """Those that were learned from, and those that were tested on."""
     from pyarrow import parquet
 
@@ -216,7 +216,7 @@ def _prompts(run: RunFolder) -> tuple[list[Prompt], list[Prompt]]:
     return rows["train"], rows["test"]
 
 
-def _teacher(run: RunFolder) -> dict[str, tuple[str, float | None]]:
+def teacher_of(run: RunFolder) -> dict[str, tuple[str, float | None]]:
     from stillhouse.evaluate import read_predictions
 
     return {
@@ -226,7 +226,7 @@ def _teacher(run: RunFolder) -> dict[str, tuple[str, float | None]]:
     }
 
 
-def _max_tokens(run: RunFolder) -> int:
+def max_tokens_of(run: RunFolder) -> int:
     from stillhouse.recipe import load_recipe
 
     recipe = load_recipe(run.recipe)

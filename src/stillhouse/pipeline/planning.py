@@ -29,6 +29,7 @@ from stillhouse.ledger import Ledger
 from stillhouse.ledger.permissions import standings
 from stillhouse.money import FREE, UNKNOWN, Estimate, Price
 from stillhouse.pipeline.further import variants
+from stillhouse.pipeline.landing import with_landed
 from stillhouse.pipeline.reading import most_readings
 from stillhouse.pipeline.setup import (
     STAGES,
@@ -90,7 +91,7 @@ def plan(
     and never asked again. Raises what `check` raises, GateRefused, and with a pilot what `ask` raises.
     """
     run = workspace.run(recipe.run.name, run_digest(recipe))
-    prompts = prompts or load_prompts(recipe)
+    prompts = with_landed(prompts or load_prompts(recipe), recipe, ledger)
     check(recipe, prompts)
     reading = check_reading(recipe)
     admitted = admit_all(recipe, ledger)

@@ -135,6 +135,8 @@ def run_digest(recipe: Recipe) -> str:
         del tree["collect"][name]
     del tree["train"]["checkpoint_seconds"], tree["train"]["track"], tree["release"]
     del tree["student"]["task"], tree["prompts"]["licence"]
+    if recipe.prompts.landed is None:
+        del tree["prompts"]["landed"]  # as before there was such a key
     split = ("source", "count", "seed", "split", "held_out")
     tree["evaluate"] = {name: evaluate[name] for name in split}
     return hashlib.sha256(rfc8785.dumps(tree)).hexdigest()

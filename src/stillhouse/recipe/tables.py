@@ -224,6 +224,12 @@ class Prompts(Table):
     focus: Focus | None = Field(
         default=None, description="Further prompts where an earlier student lost most."
     )
+    landed: int | None = Field(
+        default=None,
+        ge=0,
+        description="Leaf of the ledger that names what was taken from a cascade; `stillhouse run "
+        "--from-cascade` writes this.",
+    )
 
     @field_validator("licence")
     @classmethod

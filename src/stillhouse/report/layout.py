@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stillhouse.report.figures import UNKNOWN
 from stillhouse.report.markup import Html, plain, tag
+from stillhouse.report.style import CSS
 
 # key in evaluation.json, CSS class and shape, name for people
 SYSTEMS = (
@@ -23,10 +24,26 @@ FAMILY_METHOD = (
     " group (in a family of a single group its prompts are taken as independent); of the share kept by"
     " paired score intervals at that number"
 )
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 WIDTHS = (800, 358)  # CSS pixels of the wide and the narrow drawings
 IMPORTED = "imported; collected elsewhere"
 UNANCHORED = "unanchored: internally consistent only"
 SHARE_METHOD = "95% paired score interval, clustered by prompt group"
+
+
+def document(title: str, body: Html) -> str:
+    """A whole page, which loads nothing and runs nothing."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="referrer", content="no-referrer"),
+        tag("title", title),
+        tag("style", Html(CSS)),
+    )
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
 def section(name: str, title: str, lead: object, *content: object) -> Html:

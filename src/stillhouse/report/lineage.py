@@ -6,10 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stillhouse.report.layout import cell, pairs, section, table
+from stillhouse.report.layout import cell, document, pairs, section, table
 from stillhouse.report.markup import Html, tag
-from stillhouse.report.page import POLICY
-from stillhouse.report.style import CSS
 
 UNKNOWN = "not tested"
 
@@ -18,15 +16,6 @@ def page(evidence: Mapping[str, Any], sealed: bytes) -> str:
     """The whole page of an evidence file's `evidence`; `sealed` are the bytes of that file. The same gives
     the same bytes."""
     found = evidence["finding"]
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{found['verdict']}: {found['question']}"),
-        tag("style", Html(CSS)),
-    )
     body = tag(
         "body",
         tag(
@@ -41,7 +30,7 @@ def page(evidence: Mapping[str, Any], sealed: bytes) -> str:
             id="main",
         ),
     )
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    return document(f"{found['verdict']}: {found['question']}", body)
 
 
 def _tests(found: Mapping[str, Any]) -> Html:

@@ -6,16 +6,15 @@ from stillhouse.report.cascaded import cascaded
 from stillhouse.report.changed import changed
 from stillhouse.report.cost import cost
 from stillhouse.report.further import further
+from stillhouse.report.layout import document
 from stillhouse.report.limits import limits
-from stillhouse.report.markup import Html, tag
+from stillhouse.report.markup import tag
 from stillhouse.report.provenance import provenance
 from stillhouse.report.quality import against_cost, families, headline, loss_curves, verdict
 from stillhouse.report.read import Facts
 from stillhouse.report.rows import answers, funnel
-from stillhouse.report.style import CSS
 from stillhouse.report.worth import judged, worth
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _SECTIONS = (
     ("quality", "Quality"),
     ("families", "Families"),
@@ -35,16 +34,6 @@ _SECTIONS = (
 
 def render(facts: Facts, shown: int) -> str:
     """The whole page with at most `shown` answers side by side. The same facts give the same bytes."""
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", name="referrer", content="no-referrer"),
-        tag("title", f"{facts.name}: {headline(facts)}"),
-        tag("style", Html(CSS)),
-    )
     optional = {"cascade": cascaded(facts), "further": further(facts), "judge": judged(facts)}
     links = [tag("a", words, href=f"#{name}") for name, words in _SECTIONS if optional.get(name, True)]
     body = tag(
@@ -71,4 +60,4 @@ def render(facts: Facts, shown: int) -> str:
         ),
         tag("footer", "Made by stillhouse from the files of the run folder; no script, nothing loaded."),
     )
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    return document(f"{facts.name}: {headline(facts)}", body)

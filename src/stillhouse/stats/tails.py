@@ -80,7 +80,7 @@ def log_weighted_tail(total: int, weights: Sequence[int], trials: int) -> float:
         return -math.inf
     if total == most:
         return -trials * len(weights) * math.log(2)
-    tilt = _tilt(total / trials, sizes, counts)
+    tilt = _tilt(lambda by: float((counts * sizes / (1 + np.exp(-by * sizes))).sum()), total / trials)
     heads = 1 / (1 + np.exp(-tilt * sizes))
     mean = trials * float((counts * sizes * heads).sum())
     spread = math.sqrt(trials * float((counts * sizes**2 * heads * (1 - heads)).sum()))
@@ -107,32 +107,29 @@ def log_repeated_tail(total: int, law: Floats, times: int) -> float:
     if total > most:
         return -math.inf
     steps = (values - values[0]).astype(np.float64)
-    log_law, low, high = np.log(law[values] / law[values].sum()), 0.0, 64.0
+    log_law = np.log(law[values] / law[values].sum())
 
     def tilted(by: float) -> tuple[Floats, float]:
         heavy = log_law + by * steps
         moment = float(heavy.max() + np.log(np.exp(heavy - heavy.max()).sum()))
         return np.exp(heavy - moment), moment
 
-    for _ in range(80):
-        middle = (low + high) / 2
-        less = float(tilted(middle)[0] @ steps) < (total - least) / times
-        low, high = (middle, high) if less else (low, middle)
-    chances, moment = tilted(low)
+    tilt = _tilt(lambda by: float(tilted(by)[0] @ steps), (total - least) / times)
+    chances, moment = tilted(tilt)
     width = 1 << (most - least + 1).bit_length()
     spread = np.zeros(int(values[-1] - values[0]) + 1)
     spread[values - values[0]] = chances
     sums = np.fft.irfft(np.fft.rfft(spread, width) ** times, width)[total - least : most - least + 1]
-    part = float((sums * np.exp(-low * np.arange(len(sums)))).sum())
-    return min(0.0, times * moment - low * (total - least) + math.log(max(part, 1e-300)))
+    part = float((sums * np.exp(-tilt * np.arange(len(sums)))).sum())
+    return min(0.0, times * moment - tilt * (total - least) + math.log(max(part, 1e-300)))
 
 
-def _tilt(mean: float, sizes: NDArray[np.int64], counts: NDArray[np.int64]) -> float:
-    """The tilt under which one trial of each coin has this mean; 0 where it has more without any."""
+def _tilt(mean_under: Callable[[float], float], mean: float) -> float:
+    """The tilt under which a law has this mean; 0 where it has more without any."""
     low, high = 0.0, 64.0
     for _ in range(80):
         middle = (low + high) / 2
-        if (counts * sizes / (1 + np.exp(-middle * sizes))).sum() < mean:
+        if mean_under(middle) < mean:
             low = middle
         else:
             high = middle

@@ -21,6 +21,7 @@ from stillhouse.audit.lineage.materials import read_rows
 from stillhouse.errors import UsageError
 from stillhouse.records import Message
 from stillhouse.stats import Floats, Interval, wilson
+from stillhouse.stats.intervals import z_value
 
 _SHUFFLES = 9_999
 _AT_ONCE = 500  # of them: bounds memory
@@ -156,7 +157,7 @@ def shuffled(inside: Floats, outside: Floats, rng: np.random.Generator, two_side
     return reached / (1 + _SHUFFLES)
 
 
-def advantage(inside: Floats, outside: Floats, z: float = 1.959964) -> Interval:
+def advantage(inside: Floats, outside: Floats) -> Interval:
     """The chance that a group in gained more than one out (ties count half), with its 95 % interval by DeLong
     et al. 1988 (Biometrics 44:837) on the logit scale; Wilson's where all gained more, or none."""
     above = (inside[:, None] > outside[None, :]) + 0.5 * (inside[:, None] == outside[None, :])
@@ -167,7 +168,7 @@ def advantage(inside: Floats, outside: Floats, z: float = 1.959964) -> Interval:
     if not 0 < value < 1:  # which shows no spread: as uncertain as the smaller side's groups alone
         least = min(len(inside), len(outside))
         return wilson(value * least, least)
-    half = z * error / (value * (1 - value))
+    half = z_value(0.95) * error / (value * (1 - value))
     middle = math.log(value / (1 - value))
     return Interval(value, *(1 / (1 + math.exp(-(middle + sign * half))) for sign in (-1, 1)))
 

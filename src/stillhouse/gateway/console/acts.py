@@ -55,6 +55,18 @@ VERBS: Mapping[Kind, Mapping[str, Verb]] = {
         "accept": Verb(
             "accept_terms", "Accept the terms for", "As when it signed on paper.", "Record the acceptance"
         ),
+        "training": Verb(
+            "agree_training",
+            "Consent to training of",
+            "Models may then be trained on its texts, until it takes that back. Record what it said.",
+            "Record the consent",
+        ),
+        "withdraw": Verb(
+            "withdraw_training",
+            "Take back the consent to training of",
+            "Nothing of it is taken for training from now on. What was kept is erased by another order.",
+            "Record it",
+        ),
         "key": Verb(
             "add_key", "New key of", "Its secret is shown once, on the next page.", "Make it", once=True
         ),
@@ -159,7 +171,7 @@ async def _done(
     run = BY_NAME[verb.operation].run
     made = await gateway.accounts.order(
         lambda register: run(
-            Desk(register, gateway.config, gateway.pepper, gateway.record.texts.erase, gateway.forget),
+            Desk(register, gateway.config, gateway.pepper, gateway.record.erase, gateway.forget),
             id,
             order,
             act,

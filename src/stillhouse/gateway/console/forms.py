@@ -106,7 +106,7 @@ def fields_of(
                     "reference", "Reference", hint="Of the transfer or the invoice: counts once.", needed=True
                 ),
             ]
-        case "account", "accept":
+        case "account", "accept" | "training":
             version = config.terms.version if config.terms is not None else ""
             return [Field("version", "Version", value=version, needed=True)]
         case "key", "rotate":

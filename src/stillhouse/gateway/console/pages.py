@@ -212,7 +212,7 @@ async def _desk(visit: Visit, id: str) -> dict[str, Any]:
 
     def look(register: Register) -> dict[str, Any]:
         gateway = visit.gateway
-        desk = Desk(register, gateway.config, gateway.pepper, gateway.record.texts.erase, gateway.forget)
+        desk = Desk(register, gateway.config, gateway.pepper, gateway.record.erase, gateway.forget)
         act = Act(visit.session.operator, visit.at)
 
         def run(operation: str) -> Any:
@@ -226,6 +226,7 @@ async def _desk(visit: Visit, id: str) -> dict[str, Any]:
             "keys": register.keys(account=id, limit=200),
             "payments": list(reversed(run("list_payments").data)),
             "acceptances": list(reversed(run("list_acceptances").data)),
+            "agreements": list(reversed(run("list_agreements").data)),
             "log": register.changes(limit=SOME, subject=f"account:{id}", before=1 << 62),
         }
 

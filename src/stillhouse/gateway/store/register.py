@@ -183,6 +183,15 @@ class Register:
                 "SELECT version, at, who FROM acceptance WHERE account = ? ORDER BY at, version", (account,)
             ).fetchall()
 
+    def agreements(self, account: str) -> list[tuple[str | None, float, str, str]]:
+        """Every consent to training and every withdrawal (no version), oldest first: version of the terms,
+        when, by whom and why."""
+        with self._reading("read") as db:
+            one_account(db, account)
+            return db.execute(
+                "SELECT version, at, who, reason FROM training WHERE account = ? ORDER BY id", (account,)
+            ).fetchall()
+
     # What is ordered
 
     def add_organisation(self, act: Act, order: NewOrganisation) -> Organisation:
@@ -210,6 +219,7 @@ class Register:
             if made.organisation is not None:
                 refuse_ended(one_organisation(db, made.organisation))
             values = asdict(made) | {"limits": json_of(made.limits), "consent": int(made.consent)}
+            del values["training"], values["training_since"]  # these are acts, in a table of their own
             db.execute(f"INSERT INTO account VALUES ({', '.join('?' * len(values))})", list(values.values()))
             told = ("organisation", "name", "tier", "limits", "budget", "consent")
             log(db, act, "add", f"account:{made.id}", {}, {name: getattr(made, name) for name in told})
@@ -337,6 +347,23 @@ class Register:
                 (account, version, act.at, act.who),
             )
             change(db, act, "accept terms", before, {"accepted": version})
+            return one_account(db, account)
+
+    def agree(self, act: Act, account: str, version: str | None) -> Account:
+        """Record that models may be trained on the account's texts, by this version of the terms; None: not
+        any more, which a closed account can say as well. What holds already changes nothing."""
+        with self._writing("write to") as db:
+            before = one_account(db, account)
+            if version is not None:
+                refuse_ended(before)
+            if before.training == version:
+                return before
+            db.execute(
+                "INSERT INTO training (account, version, at, who, reason) VALUES (?, ?, ?, ?, ?)",
+                (account, version, act.at, act.who, act.reason),
+            )
+            what = "withdraw training" if version is None else "agree to training"
+            log(db, act, what, f"account:{account}", {"training": before.training}, {"training": version})
             return one_account(db, account)
 
     def note(self, act: Act, what: str, account: str, told: Mapping[str, Any]) -> None:

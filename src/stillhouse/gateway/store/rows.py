@@ -43,6 +43,11 @@ TABLES = (
     """CREATE TABLE IF NOT EXISTS acceptance (
          account TEXT NOT NULL REFERENCES account, version TEXT NOT NULL, at REAL NOT NULL,
          who TEXT NOT NULL, PRIMARY KEY (account, version)) STRICT""",
+    # Only added to; the newest of an account holds, and without a version it is a withdrawal.
+    """CREATE TABLE IF NOT EXISTS training (
+         id INTEGER PRIMARY KEY, account TEXT NOT NULL REFERENCES account, version TEXT, at REAL NOT NULL,
+         who TEXT NOT NULL, reason TEXT NOT NULL) STRICT""",
+    "CREATE INDEX IF NOT EXISTS training_account ON training (account, id)",
     """CREATE TABLE IF NOT EXISTS change (
          id INTEGER PRIMARY KEY, at REAL NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL,
          subject TEXT NOT NULL, reason TEXT NOT NULL, before TEXT NOT NULL, after TEXT NOT NULL) STRICT""",
@@ -51,8 +56,9 @@ TABLES = (
 _ORGANISATION = "o.id, o.name, o.state, o.why, o.limits"
 _ACCOUNT = (
     "a.id, a.organisation, a.name, a.tier, a.state, a.why, a.limits, a.budget, a.paid, a.accepted, "
-    "a.consent, a.created"
+    "a.consent, a.created, t.version, t.at"
 )
+_TRAINING = "LEFT JOIN training t ON t.id = (SELECT max(id) FROM training WHERE account = a.id)"
 _KEY = (
     "k.id, k.account, s.digest, s.prefix, k.name, k.state, k.why, k.models, k.created, k.expires, "
     "k.revoked, k.limits, s.expires"
@@ -64,7 +70,7 @@ _NEWEST = (
 )
 SOURCE = {
     "organisation": (_ORGANISATION, "organisation o", "o"),
-    "account": (_ACCOUNT, "account a", "a"),
+    "account": (_ACCOUNT, f"account a {_TRAINING}", "a"),
     "key": (_KEY, f"api_key k {_NEWEST}", "k"),
 }
 TABLE = {"organisation": "organisation", "account": "account", "key": "api_key"}
@@ -92,15 +98,15 @@ def callers(db: Connection, digests: Sequence[bytes]) -> dict[bytes, Caller]:
     """What accounts have in common is held once."""
     rows = db.execute(
         f"SELECT {_KEY}, {_ACCOUNT}, {_ORGANISATION} FROM secret s JOIN api_key k ON k.id = s.key"
-        " JOIN account a ON a.id = k.account LEFT JOIN organisation o ON o.id = a.organisation"
+        f" JOIN account a ON a.id = k.account {_TRAINING} LEFT JOIN organisation o ON o.id = a.organisation"
         f" WHERE s.digest IN ({_marks(digests)})",
         list(digests),
     )
     found = {}
     for row in rows:
-        account = account_of(row[13:25])
+        account = account_of(row[13:27])
         key = key_of([row[0], account.id, *row[2:13]])
-        organisation = None if row[25] is None else _shared_organisation(tuple(row[25:]))
+        organisation = None if row[27] is None else _shared_organisation(tuple(row[27:]))
         found[key.digest] = Caller(organisation, account, key)
     return found
 
@@ -147,7 +153,8 @@ def organisation_of(row: Sequence[Any]) -> Organisation:
 
 
 def account_of(row: Sequence[Any]) -> Account:
-    id, organisation, name, tier, state, why, limits, budget, paid, accepted, consent, created = row
+    id, organisation, name, tier, state, why, limits, budget, paid, accepted, consent, created = row[:12]
+    training, since = row[12:]
     return Account(
         id,
         organisation and intern(organisation),
@@ -161,6 +168,8 @@ def account_of(row: Sequence[Any]) -> Account:
         accepted and intern(accepted),
         bool(consent),
         created,
+        training and intern(training),
+        since if training else None,
     )
 
 
