@@ -14,10 +14,12 @@ from recorded import event
 from rows import DATA
 
 from stillhouse.gateway.record import Record
+from stillhouse.gateway.steps import Steps
 from stillhouse.gateway.store.place import pepper_of, sealing_key
 from stillhouse.gateway.store.standings import Standings, Watched
 from stillhouse.guard import config
 from stillhouse.guard.accounts import Account
+from stillhouse.guard.clusters import Cluster
 from stillhouse.guard.likeness import month_of
 from stillhouse.guard.lines import read_lines
 
@@ -25,6 +27,7 @@ if (DATA / "traffic").exists():
     from traffic.people import person, requests
 
 simulated = pytest.mark.skipif(not (DATA / "traffic").exists(), reason="real traces and prompts are absent")
+OCTOBER = 1_790_812_800.0
 LAST = month_of(int(time.time() // 86_400)) - 1
 
 
@@ -149,3 +152,51 @@ def test_nobody_is_stopped_by_simulated_thresholds_without_a_person(guard):
         Path("guard.toml").read_text() + '\n[detection]\nmode = "enforce"\nautomatic = true\n'
     )
     assert "error    detection.thresholds" in guard("check", code=1)
+
+
+def test_accounts_that_act_as_one_are_listed_and_decided_on(guard, store):
+    assert "no cluster was found" in guard("clusters")
+    assert "no search was made yet" in guard("clusters")
+    accounts = [json.loads(guard("accounts", "add", f"shop {n}", "--json"))["id"] for n in range(8)]
+    with closing(Steps(store)) as steps:
+        steps.found(Cluster(tuple(accounts), "settings", 0, 0.91, 0.0004), LAST, time.time())
+        steps.standings.findings.claim(LAST, 5, "one", time.time())
+        steps.standings.findings.claim(LAST + 1, 1, "one", time.time())
+        told = {"compared": 900, "accounts": 1_000, "groups": 31, "left": 2, "clusters": [1]}
+        steps.standings.findings.ended(LAST, 5, time.time(), told)
+    listed = guard("clusters")
+    assert "8 accounts ask with the same model, system message and settings; 91% of pairs" in listed
+    assert "with a probability of at most 0.0004" in listed
+    assert "nobody decided on it" in listed
+    assert "900 of 1,000 accounts compared in 31 groups, 2 of them left for lack of time" in listed
+    assert "it has not ended" in listed
+    assert accounts[0] in guard("clusters", 1)
+    assert "there is no cluster 2" in guard("clusters", 2, code=2)
+    assert "is no decision on a cluster" in guard("clusters", 1, "kill", "--reason", "x", code=2)
+    assert "needs a reason" in guard("clusters", 1, "review", code=2)
+    done = json.loads(guard("clusters", 1, "review", "--reason", "one firm", "--as", "Ada", "--json"))
+    assert {(each["rung"], each["code"]) for each in done["accounts"]} == {("review", "cluster")}
+    assert "review by Ada" in guard("clusters", 1)
+    assert "cluster by ladder: observe  cluster" in guard("standing", accounts[0])
+
+
+def test_a_replay_says_which_accounts_act_as_one(guard):
+    draw, rows = Random(4), []
+    for number in range(60):
+        ours = number < 20
+        first = 11.0 if ours else draw.uniform(0, 20)
+        last = 14.0 if ours else draw.uniform(first + 3, 30)
+        system = "Be brief." if ours else f"Program {number}."
+        for _ in range(24):
+            text = " ".join(f"{draw.choice('abcdef')}{draw.randrange(10**6)}" for _ in range(10))
+            messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+            at = OCTOBER + 86_400 * draw.uniform(first, last)
+            body = {"model": "m", "messages": messages}
+            rows.append({"account": f"{ours}-{number}", "at": at, "body": body, "output_tokens": 90})
+    rows.sort(key=lambda row: row["at"])
+    Path("month.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (cluster,) = json.loads(guard("replay", "month.jsonl", "--json"))["clusters"]
+    assert cluster["month"] == "2026-10"
+    assert len(cluster["accounts"]) >= 16
+    assert all(name.startswith("True") for name in cluster["accounts"])
+    assert "2026-10: 1 clusters among 60 accounts; 0 asked too little" in guard("replay", "month.jsonl")

@@ -12,6 +12,7 @@ import pytest
 from browser import CHROMIUM, Tab, browser
 from console_house import SECRET, House, house
 
+from stillhouse.guard.clusters import Cluster
 from stillhouse.guard.events import Event
 from stillhouse.guard.orders import NewOrganisation
 
@@ -123,6 +124,8 @@ def populated(at: House) -> list[str]:
                 upstream=name,
             )
         )
+    cluster = Cluster(tuple(at.account(name) for name in HOSTILE * 2), "settings", 1, 0.91, 0.0004)
+    at.watching.do(lambda steps: steps.found(cluster, 681, time.time()))
     (found, *_) = events(account, 1, id="req_hostile", model=HOSTILE[0])
     at.put(found)
     return [
@@ -133,6 +136,8 @@ def populated(at: House) -> list[str]:
             "/admin/changes",
             "/admin/models",
             "/admin/standings",
+            "/admin/clusters",
+            "/admin/clusters/1",
             "/admin/keys/key_none",
         ),
         *(

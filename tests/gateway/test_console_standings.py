@@ -9,6 +9,7 @@ import pytest
 from console_house import house, token_in, tree_of
 
 from stillhouse.gateway.console.shown import plain
+from stillhouse.guard.clusters import Cluster
 from stillhouse.guard.lines import Lines, shipped
 
 EVERYBODY = Lines.model_validate(
@@ -111,7 +112,54 @@ def test_an_account_that_is_closed_is_forgotten(at, ada, stepped):
     assert [each.act for each in at.watching.do(lambda steps: steps.standings.steps(stepped))] == ["forget"]
 
 
+@pytest.fixture
+def found(at):
+    """A cluster of eight accounts, and its number."""
+    accounts = [at.account(f"one of many {n}") for n in range(8)]
+    cluster = Cluster(tuple(accounts), "settings", 0, 0.91, 0.0004)
+    return at.watching.do(lambda steps: steps.found(cluster, 681, time.time())), accounts
+
+
+def answer(ada, id, decision, reason="one firm"):
+    page = ada.get(f"/admin/clusters/{id}").text
+    form = {"token": token_in(page), "decision": decision, "reason": reason}
+    return ada.post(f"/admin/clusters/{id}/decide", data=form)
+
+
+def test_accounts_that_act_as_one_are_shown_and_left_to_a_person(at, ada, found):
+    id, accounts = found
+    at.watching.do(lambda steps: steps.standings.findings.claim(681, 1, "elsewhere", time.time()))
+    assert "wait for a person" in ada.get("/admin/standings").text.replace("waits", "wait")
+    listed = ada.get("/admin/clusters").text
+    for words in (f"cluster {id}", "waits for a person", "it has not ended", "91% of pairs", "≤ 0.0004"):
+        assert words in listed, words
+    page = ada.get(f"/admin/clusters/{id}").text
+    assert page.count("one of many") == 8
+    assert f'href="/admin/clusters/{id}"' in ada.get(f"/admin/standings/{accounts[0]}").text
+    assert at.watching.in_force(accounts[0]) is None
+    assert answer(ada, id, "review", "").status_code == 422
+    assert answer(ada, id, "kill").status_code == 400
+    done = answer(ada, id, "review", HOSTILE)
+    assert done.status_code == 422, "what cannot be shown as it is"
+    done = answer(ada, id, "review", "they are one <b>")
+    assert done.status_code == 303
+    shown = ada.get(done.headers["location"]).text
+    assert "All of them stand at review." in shown
+    assert "they are one &lt;b&gt;" in shown
+    assert {at.watching.in_force(account).code for account in accounts} == {"cluster"}
+    assert ada.get("/admin/clusters/9999").status_code == 404
+    assert ada.get("/admin/clusters/one").status_code == 404
+
+
+def test_a_cluster_that_is_dismissed_leaves_its_accounts_where_they_are(at, ada, found):
+    id, accounts = found
+    assert answer(ada, id, "dismiss").status_code == 303
+    assert at.watching.in_force(accounts[0]) is None
+    assert "dismiss" in ada.get("/admin/clusters").text
+
+
 def test_where_nothing_is_watched_the_page_says_so(tmp_path):
     tree = tree_of(tmp_path) | {"detection": {"mode": "off"}}
     with house(tmp_path, tree) as made, made.log_in() as client:
-        assert "detection.mode is off" in client.get("/admin/standings").text
+        for path in ("/admin/standings", "/admin/clusters", "/admin/clusters/1"):
+            assert "detection.mode is off" in client.get(path).text

@@ -1,9 +1,11 @@
 """What is kept of an account's requests, and what is not."""
 
 import gc
+import hashlib
 import json
 import math
 import random
+import struct
 import sys
 import tracemalloc
 
@@ -21,6 +23,7 @@ from stillhouse.guard.evidence import (
     means_of,
     observe,
 )
+from stillhouse.guard.scoring import score, shipped
 from stillhouse.guard.seen import seen_of
 
 KEY = b"a key of the guard, 32 bytes long"
@@ -348,3 +351,23 @@ def test_the_forms_of_the_other_routes_are_read_alike():
         ({"input": [{"role": "user", "content": [{"type": "input_text", "text": text}]}]}, "responses"),
     ):
         assert seen_of(KEY, json.loads(json.dumps(body)), route, 5, 0.0).chunks == chats.chunks
+
+
+def test_scores_are_to_the_last_bit_those_that_the_thresholds_were_set_with():
+    """However the state is laid out: taken down before it became one row."""
+    draw, evidence, told = random.Random(23), Evidence(), hashlib.sha256()
+    openings = (
+        "Explain ", "Ärger im Café: ", "Which response is better? ", "Dear team, here is the text: ", "語 ",
+    )  # fmt: skip
+    for number, text in enumerate(sentences(24, 400, 900)):
+        system = ("", "Be brief.")
+        body = chat(draw.choice(openings) + text, draw.choice(system), temperature=draw.choice((0, 1)))
+        if draw.random() < 0.3:
+            body["messages"] += [
+                {"role": "assistant", "content": "Well."},
+                {"role": "user", "content": "Why?"},
+            ]
+        seen = seen_of(KEY, body, "chat/completions", draw.randrange(900), 1.8e9 + 97 * number)
+        use = observe(evidence, seen)
+        told.update(struct.pack("<id", use, score(evidence, use, shipped())))
+    assert told.hexdigest() == "1da61e9c2b62e33f62525ab3b4729f0bfad31dc38224a0e51aed0ad331d07461"

@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 
 from stillhouse.errors import StillhouseError
+from stillhouse.gateway import logs
 from stillhouse.gateway.steps import Steps
 from stillhouse.guard.clusters import LOOKS, clusters
 from stillhouse.guard.config import Store
@@ -87,5 +88,10 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except StillhouseError as error:  # it is made again later
-        sys.exit(f"{error.what}: {error.why}")
+    except Exception as error:  # it is made again later
+        if isinstance(error, StillhouseError):
+            logs.say("a search for clusters failed", error=error.what, why=error.why)
+        else:
+            logs.fault(error)
+        logs.flush()
+        sys.exit(1)

@@ -136,9 +136,10 @@ def seen_of(key: bytes, body: Mapping[str, Any], route: Route, output_tokens: in
         float(any(any(map(holds, GRADES[part])) for part in filter(holds, GRADES))),
         min(1.0, len(system) / 512),
     )
-    whole, begun = (_hash(start, text.encode(errors="surrogatepass")) for text in (message, first))
-    how = _hash(start, settings.encode(errors="surrogatepass"))
-    return Seen(at, how, whole, begun if first else 0, chunks, facts, output_tokens)
+    begun = _hash(start, _utf8(first)) if first else 0
+    return Seen(
+        at, _hash(start, _utf8(settings)), _hash(start, _utf8(message)), begun, chunks, facts, output_tokens
+    )
 
 
 def _chunks(start: blake2b, read: str) -> tuple[tuple[Chunk, ...], int]:
@@ -175,7 +176,12 @@ def _words(read: str) -> list[bytes]:
     """As `text.words`, in UTF-8."""
     if read.isascii():
         return read.encode().translate(_LETTERS).split()
-    return [word.encode(errors="surrogatepass") for word in texts.words(read)]
+    return list(map(_utf8, texts.words(read)))
+
+
+def _utf8(text: str) -> bytes:
+    """Halves of characters included, which JSON can hold."""
+    return text.encode(errors="surrogatepass")
 
 
 def _is_content(word: bytes) -> bool:

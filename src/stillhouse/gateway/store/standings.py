@@ -63,9 +63,10 @@ class Watched(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One entry of the trail. `act` is step, lapse, appeal, declare, forget or a decision; `who` is `ladder`,
-    `customer` or a person's name; `was` and `rung` are before and after. `reasons` is JSON: what the score
-    was the sum of; `said` is the text of an appeal, or a person's reason."""
+    """One entry of the trail. `act` is step, lapse, appeal, declare, forget, cluster (found in one), dismiss
+    (that cluster) or a decision; `who` is `ladder`, `customer` or a person's name; `was` and `rung` are
+    before and after. `reasons` is JSON: what the score was the sum of; `said` is the text of an appeal, a
+    person's reason or what a cluster shares."""
 
     id: int
     account: str
