@@ -14,7 +14,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -28,7 +27,7 @@ from stillhouse.gateway.answers import Message, Send
 from stillhouse.gateway.aside import ask_aside
 from stillhouse.gateway.marking import Request
 from stillhouse.gateway.state import Served
-from stillhouse.gateway.stream import Unwritable
+from stillhouse.gateway.stream import Unwritable, text_in
 from stillhouse.gateway.upstream import Behind
 from stillhouse.guard.asked import Denied
 from stillhouse.guard.config import Cascade
@@ -253,16 +252,7 @@ class _Passing:
         """What the teacher answered, whole or in the events of a stream; None where it cannot be read."""
         if self._parts is None or self._status != 200:
             return None
-        data = b"".join(self._parts)
-        try:
-            if not data.startswith(b"data:"):
-                return str(orjson.loads(data)["choices"][0]["message"]["content"])
-            events = [line[5:].strip() for line in data.splitlines() if line.startswith(b"data:")]
-            told = [orjson.loads(event) for event in events if event != b"[DONE]"]
-            deltas = [choice["delta"] for each in told for choice in each["choices"]]
-            return "".join(delta.get("content") or "" for delta in deltas)
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return None
+        return text_in(b"".join(self._parts))
 
 
 def _go_on_watching(cascade: Cascading, request: Request, watch: drift.Watch) -> None:

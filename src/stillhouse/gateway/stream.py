@@ -175,6 +175,20 @@ def as_stream(told: Mapping[str, Any], usage_wanted: bool) -> bytes:
     return b"".join(b"data: " + written(event) + b"\n\n" for event in events) + b"data: [DONE]\n\n"
 
 
+def text_in(data: bytes) -> str | None:
+    """The text of a chat's answer, whole or as the events of a stream; None where it cannot be read."""
+    try:
+        if not data.startswith(b"data:"):
+            said = orjson.loads(data)["choices"][0]["message"]["content"]
+            return said if isinstance(said, str) else None
+        events = [line[5:].strip() for line in data.splitlines() if line.startswith(b"data:")]
+        told = [orjson.loads(event) for event in events if event != _DONE]
+        deltas = [choice["delta"] for each in told for choice in each["choices"]]
+        return "".join(delta.get("content") or "" for delta in deltas)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
 @cache
 def _telling(names: tuple[str, ...]) -> re.Pattern[bytes]:
     """What an event has in it that tells more than text, or that has one of these names in it; some servers
