@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command("declare")(declare)
     app.command("forget")(forget)
     app.command("replay")(replay)
+    app.command("answers")(answers)
     app.command("calibrate")(calibrate)
 
 
@@ -298,6 +299,49 @@ def _past(file: Path | None, settings: Guard, pepper: bytes, days: float) -> Ite
         raise UsageError(f"there is no file {file}", "it was named on the command line", "name another one")
     with storage("read", file), file.open("rb") as lines:
         yield from past_requests(lines)
+
+
+def answers(
+    account: Account,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, JSONL.")],
+    days: Annotated[float, typer.Option(min=0, help="Of the last so many days.")] = 31.0,
+    config: Config = GUARD,
+    as_json: Json = False,
+) -> None:
+    """Write what an account was answered, where its text was kept, with the keys that marked it."""
+    import json
+    import os
+    import time
+    from collections import Counter
+
+    from stillhouse.cli import show
+    from stillhouse.errors import UsageError, storage
+    from stillhouse.gateway.kept import kept_answers
+    from stillhouse.gateway.store.place import pepper_of, sealing_key
+    from stillhouse.guard.reading import read_config
+    from stillhouse.workspace import write_private
+
+    settings = read_config(config)
+    sealing = sealing_key(pepper_of(settings.store, os.environ))
+    if file.exists():
+        raise UsageError(f"{file} is there already", "it would be overwritten", "name another file")
+    left: Counter[str] = Counter()
+    rows = []
+    for row in kept_answers(settings.store, sealing, time.time() - days * _DAY, account):
+        if isinstance(row, str):
+            left[row] += 1
+        else:
+            rows.append(row)
+    with storage("write", file):
+        write_private(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    marked = sum(bool(row["marked"]) for row in rows)
+    lines = [f"answers    {len(rows):,}, {marked:,} of them marked: {file}"]
+    lines += [f"left out   {count:,}: {why}" for why, count in left.items()]
+    show.result(
+        {"answers": len(rows), "marked": marked, "left_out": left, "file": str(file)},
+        "\n".join(lines),
+        as_json,
+    )
 
 
 def _replay_object(done: Replayed, source: str) -> dict[str, Any]:

@@ -38,6 +38,16 @@ def audit_lineage(
     base: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="The suspect before it was trained on them.")
     ] = None,
+    watermark: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="The key that marked the teacher's answers.")
+    ] = None,
+    served: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Answers that it marked, as `guard answers` writes them."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model that was marked, for its tokenizer: as `serve` takes it.")
+    ] = None,
     level: Annotated[float, typer.Option(help="The share of false accusations that is allowed.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Draws the shuffles of tests that have any.")] = 0,
     evidence: Annotated[
@@ -52,8 +62,9 @@ def audit_lineage(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Test by answers, weights or losses whether a model was taught by another, or on rows of a ledger."""
+    """Test by answers, marks, weights or losses whether a model was taught by another, or on given rows."""
     from stillhouse.audit.lineage import Settings, find, material
+    from stillhouse.cli.watermarks import tokenizer_of
 
     if repeat is not None:
         _repeat(repeat, key, as_json)
@@ -66,6 +77,9 @@ def audit_lineage(
             ("rows", rows),
             ("held-out", held_out),
             ("base", base),
+            ("key", watermark),
+            ("served", served),
+            ("tokenizer", None if model is None else tokenizer_of(model)),
         )
         if path is not None
     ]

@@ -216,10 +216,8 @@ def _texts(file: Path, column: str) -> tuple[list[tuple[int, str]], int]:
     return texts, broken
 
 
-def _tokenizer(model: str) -> Encode:
-    """Text to ids, with each id's place in the text; without torch."""
-    import numpy as np
-
+def tokenizer_of(model: str) -> Path:
+    """Raises UsageError where it is missing."""
     from stillhouse.errors import UsageError
     from stillhouse.models import source_folder
 
@@ -230,9 +228,15 @@ def _tokenizer(model: str) -> Encode:
             f"{path} is missing",
             "give the folder of the model that was served, or embedded:NAME",
         )
+    return path
+
+
+def _tokenizer(model: str) -> Encode:
+    """Text to ids, with each id's place in the text; without torch."""
+    import numpy as np
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_file(str(tokenizer_of(model)))
 
     def encode(text: str) -> tuple[Ids, list[tuple[int, int]]]:
         done = tokenizer.encode(text, add_special_tokens=False)

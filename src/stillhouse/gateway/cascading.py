@@ -15,7 +15,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -32,7 +31,7 @@ from stillhouse.gateway.aside import ask_aside
 from stillhouse.gateway.exchange import LONGEST_KEPT
 from stillhouse.gateway.marking import Request
 from stillhouse.gateway.state import Served
-from stillhouse.gateway.stream import Unwritable
+from stillhouse.gateway.stream import Said, Unwritable, said_in
 from stillhouse.gateway.upstream import Behind
 from stillhouse.guard.asked import Denied
 from stillhouse.guard.config import Cascade
@@ -246,7 +245,7 @@ def _is_kept(request: Request) -> bool:
     return learnable(request.body, request.asked.choices)
 
 
-def _keep(request: Request, why: Why, said: _Said | None) -> None:
+def _keep(request: Request, why: Why, said: Said | None) -> None:
     """Only a whole answer is one to learn from: any other is counted, and not kept."""
     trail, deferred = request.trail, request.gateway.record.deferred
     if trail.status != 200 or trail.ended != "whole":
@@ -277,12 +276,6 @@ class _Down(Exception):
     """The teacher said that it cannot answer, and nothing of that has left."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
-    text: str
-    finish_reason: str
-
-
 class _Passing:
     """Passes the teacher's answer on. With `spare` one that only says that there is none is kept back; with
     `listening` its text is kept to be compared."""
@@ -307,24 +300,12 @@ class _Passing:
                 self._parts = None
         await self._send(message)
 
-    def said(self) -> _Said | None:
+    def said(self) -> Said | None:
         """What the teacher answered, whole or in the events of a stream; None where it cannot be read, or is
         too long to be held."""
         if self._parts is None or self._status != 200:
             return None
-        data = b"".join(self._parts)
-        try:
-            if not data.startswith(b"data:"):
-                choice = orjson.loads(data)["choices"][0]
-                return _Said(choice["message"]["content"] or "", str(choice.get("finish_reason")))
-            events = [line[5:].strip() for line in data.splitlines() if line.startswith(b"data:")]
-            told = [orjson.loads(event) for event in events if event != b"[DONE]"]
-            choices = [choice for each in told for choice in each["choices"]]
-            ends = [choice["finish_reason"] for choice in choices if choice.get("finish_reason")]
-            text = "".join(choice["delta"].get("content") or "" for choice in choices)
-            return _Said(text, str(ends[-1] if ends else None))
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return None
+        return said_in(b"".join(self._parts))
 
 
 def _go_on_watching(cascade: Cascading, request: Request, watch: drift.Watch) -> None:

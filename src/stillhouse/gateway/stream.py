@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -173,6 +173,29 @@ def as_stream(told: Mapping[str, Any], usage_wanted: bool) -> bytes:
     if usage_wanted:
         events.append({**shared, "choices": [], "usage": told.get("usage")})
     return b"".join(b"data: " + written(event) + b"\n\n" for event in events) + b"data: [DONE]\n\n"
+
+
+class Said(NamedTuple):
+    """The text of an answer, "" where it is none but calls of tools, and why it ended."""
+
+    text: str
+    finish_reason: str
+
+
+def said_in(data: bytes) -> Said | None:
+    """What a chat's answer says, whole or as the events of a stream; None where it cannot be read."""
+    try:
+        if not data.startswith(b"data:"):
+            choice = orjson.loads(data)["choices"][0]
+            return Said(choice["message"]["content"] or "", str(choice.get("finish_reason")))
+        events = [line[5:].strip() for line in data.splitlines() if line.startswith(b"data:")]
+        told = [orjson.loads(event) for event in events if event != _DONE]
+        choices = [choice for each in told for choice in each["choices"]]
+        ends = [choice["finish_reason"] for choice in choices if choice.get("finish_reason")]
+        text = "".join(choice["delta"].get("content") or "" for choice in choices)
+        return Said(text, str(ends[-1] if ends else None))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 @cache

@@ -54,12 +54,22 @@ def evidence(scheme: Scheme, key: SipKey, texts: Sequence[Ids], served: Hashes |
 
     With `served`, from `contexts` of answers that were marked with the key, only tokens after these contexts
     are scored: that leaves out what cannot bear the mark. It keeps the p-value right, as which contexts are
-    looked at does not depend on what follows them.
+    looked at does not depend on what follows them. With `Selection` it does: an answer was given because of
+    what follows its contexts, and whoever says the same there would seem to bear the mark.
+
+    Raises ValueError for `served` with that scheme.
     """
+    refuse_selected(scheme, served)
     ids, kept = _joined(texts, scheme.width)
     if served is not None:
         kept &= np.isin(seeds(key, ids, scheme.width), served)
     return judged(scheme, scheme.bits(key, ids, ids[scheme.width :])[kept], len(ids))
+
+
+def refuse_selected(scheme: Scheme, served: Hashes | None) -> None:
+    """Raises ValueError where what was served would make p-values too small."""
+    if served is not None and scheme.name == "selection":
+        raise ValueError("which answers were selected depends on what follows their contexts")
 
 
 def contexts(scheme: Scheme, key: SipKey, texts: Sequence[Ids]) -> Hashes:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stillhouse.watermark.detect import Evidence, evidence, judged
+from stillhouse.watermark.detect import Evidence, evidence, judged, refuse_selected
 from stillhouse.watermark.hashing import Hashes, Ids, SipKey, seeds
 from stillhouse.watermark.schemes import Scheme
 
@@ -32,8 +32,10 @@ def reading(
     the model may have been taught, leaves out all others (the supervised setting). With a self-hashed scheme
     `read` must not be marked with the key: the pair that decides a token may stand earlier in it.
 
-    Raises ValueError when a text and its predictions differ in length.
+    Raises ValueError when a text and its predictions differ in length, and for `served` with the scheme
+    `Selection`: see `detect.evidence`.
     """
+    refuse_selected(scheme, served)
     known: set[int] = set()
     found = []
     for ids, tokens in zip(read, predicted, strict=True):
@@ -66,8 +68,10 @@ def answers(
     What stands in its prompt could be copied from there, so a pair of context and token that does is left
     out. `served` as in `reading`.
 
-    Raises ValueError when there are not as many prompts as answers.
+    Raises ValueError when there are not as many prompts as answers, and for `served` with the scheme
+    `Selection`: see `detect.evidence`.
     """
+    refuse_selected(scheme, served)
     if len(written) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts for {len(written)} answers")
     if all(len(prompt) <= scheme.width for prompt in prompts):

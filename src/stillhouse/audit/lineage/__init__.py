@@ -1,8 +1,8 @@
 """Tests of lineage: was a model taught by another, made from its weights, or trained on rows of a ledger?
 
-What is given decides what is asked: files of answers, folders of checkpoints, or a checkpoint and rows. Every
-answer is `supported` or `not decided`, with its controls and limits, and can be sealed as evidence that
-another repeats.
+What is given decides what is asked: files of answers, folders of checkpoints, a checkpoint and rows, or
+answers and the key that marked the teacher's. Every answer is `supported` or `not decided`, with its controls
+and limits, and can be sealed as evidence that another repeats.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stillhouse.audit.lineage import behaviour, checkpoints, membership, weights
+from stillhouse.audit.lineage import behaviour, checkpoints, marks, membership, weights
 from stillhouse.audit.lineage.evidence import (
     NOT_DECIDED,
     SUPPORTED,
@@ -26,6 +26,7 @@ from stillhouse.audit.lineage.evidence import (
 )
 from stillhouse.audit.lineage.materials import Material, align, answer_files, material, read_answers
 from stillhouse.errors import LedgerError, UsageError
+from stillhouse.watermark import read_key
 
 __all__ = [
     "NOT_DECIDED",
@@ -66,7 +67,8 @@ class Repeated:
 def find(materials: Sequence[Material], settings: Settings) -> Finding:
     """Make the test that these materials allow.
 
-    With `rows` and `held-out` beside a suspect and a base: membership. With folders as suspect and teacher:
+    With a `key` beside a suspect's answers, and perhaps `served` ones: marks. With `rows` and `held-out`
+    beside a suspect and a base: membership. With folders as suspect and teacher:
     weights. With files: answers. Raises UsageError where something is lacking, ModelError for a checkpoint
     that cannot be read.
     """
@@ -77,6 +79,8 @@ def find(materials: Sequence[Material], settings: Settings) -> Finding:
     _named_apart(materials)
     suspect = _one(materials, "suspect")
     controls = [each for each in materials if each.role == "control"]
+    if any(each.role == "key" for each in materials):
+        return _marks(materials, suspect, controls, settings)
     if any(each.role == "rows" for each in materials):
         return _membership(materials, suspect, controls, settings)
     teacher = _one(materials, "teacher")
@@ -128,6 +132,23 @@ def _membership(
         settings.level,
         settings.seed,
         {"rows": broken_in, "held-out": broken_out},
+    )
+
+
+def _marks(
+    materials: Sequence[Material], suspect: Material, controls: Sequence[Material], settings: Settings
+) -> Finding:
+    paths = {each.role: each.path for each in materials}
+    key = read_key(paths["key"])
+    said, broken = marks.read_suspect(suspect.path)
+    return marks.compare_marks(
+        (suspect.name, said),
+        key,
+        marks.encoder(key, paths.get("tokenizer")),
+        marks.read_served(paths["served"], key.id) if "served" in paths else (),
+        [(each.name, marks.read_suspect(each.path)[0]) for each in controls],
+        settings.level,
+        broken,
     )
 
 

@@ -54,7 +54,7 @@ class Test:
 class Finding:
     """A question and its answer: SUPPORTED or NOT_DECIDED, never that somebody is innocent."""
 
-    kind: str  # answers, weights or membership
+    kind: str  # answers, weights, membership or marks
     question: str
     verdict: str
     why: str

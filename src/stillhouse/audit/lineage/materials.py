@@ -23,8 +23,8 @@ _FILES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """One thing that a test looks at. `role` is suspect, teacher, control, base, rows or held-out; `sha256`
-    of a file's bytes, or of a checkpoint as `models.weights_digest` counts it."""
+    """One thing that a test looks at. `role` is suspect, teacher, control, base, rows, held-out, key, served
+    or tokenizer; `sha256` of a file's bytes, or of a checkpoint as `models.weights_digest` counts it."""
 
     role: str
     path: Path
