@@ -9,7 +9,8 @@ import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -55,6 +56,23 @@ def working_folder(given: Path | None) -> Iterator[Path]:
         folder = (given or Path(name)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
+
+
+def part(file: Path, make: Callable[[], Sequence[Row]]) -> list[Row]:
+    """The rows of a part of a benchmark: from its file where an earlier process made them, else made now, and
+    written there; on stderr either way."""
+    if file.exists():
+        rows = [Row(**row) for row in json.loads(file.read_text())]
+    else:
+        begun = time.process_time()
+        rows = list(make())
+        print(f"{file.stem}: {time.process_time() - begun:.0f} s of a core", file=sys.stderr)
+        unfinished = file.with_suffix(".part")
+        unfinished.write_text(json.dumps([asdict(row) for row in rows]))
+        unfinished.replace(file)
+    for row in rows:
+        print(f"  {row.what}: {row.value}", file=sys.stderr, flush=True)
+    return rows
 
 
 def interval(what: str, values: Sequence[float], unit: str) -> Row:

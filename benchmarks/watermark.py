@@ -1,6 +1,6 @@
 """Marks in text: false positives on text without one, power, robustness, cost, and the speed of detection.
 
-    .venv/bin/python benchmarks/watermark.py [--quick] [--json FILE]
+    .venv/bin/python benchmarks/watermark.py [--quick] [--json FILE] [--folder FOLDER]
 
 Unmarked windows of 200 tokens (of GPT-2's tokenizer; of words for `selection`): written by people, by models,
 from templates, and 40 tokens said five times, under many keys. Power on two small real models: stories260K
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 import watermark_null as null
 import watermark_power as power
-from rows import DATA, Row, arguments, header, need, show
+import watermark_theirs
+from rows import DATA, Row, arguments, header, need, part, show, working_folder
 from tokenizers import Tokenizer
 from watermark_texts import DESK, templated, windows
 
@@ -31,24 +32,35 @@ SECRET = bytes(range(32))
 
 
 def main() -> None:
-    options = arguments((__doc__ or "").split("\n", 1)[0])
+    options = arguments((__doc__ or "").split("\n", 1)[0], resumable=True)
     need(DATA)
     torch.set_num_threads(1)
-    quick = options.quick
+    with working_folder(options.folder) as folder:
+        named = parts(options.quick).items()
+        rows = [row for name, make in named for row in part(folder / f"{name}.json", make)]
+    show(header(SEED, ["stillhouse", "numpy", "torch", "transformers"]), rows, options.json)
+
+
+def parts(quick: bool) -> dict[str, Callable[[], list[Row]]]:
     keys, count, texts = (QUICK_KEYS, QUICK_WINDOWS, QUICK_TEXTS) if quick else (KEYS, WINDOWS, TEXTS)
     schemes, edited = (power.QUICK, power.QUICK[:1]) if quick else (power.SCHEMES, power.EDITED)
+    rounds = 1 if quick else 3
     like = Key(Gumbel(), SECRET, datetime(2026, 1, 1, tzinfo=UTC))
-    rows = [*speed(like, 2 if quick else 10), *null.rows(count, decoy_keys(like, keys))]
-    rows += power.selection(like, 10 if quick else 100)
-    tells, desk = power.storyteller(texts), power.desk(3 * texts)
-    for house in (tells, desk):
-        rows += power.power(house, like, schemes)
-        rows += power.cost(house, like, schemes, 1 if quick else 3)
-    rows += power.robustness(tells, like, edited)
-    rows += power.theirs(tells, like, texts)
-    rows += power.divergence(tells, like, max(2, texts // 10))
-    rows += power.scores(like, schemes, 5 * texts)
-    show(header(SEED, ["stillhouse", "numpy", "torch", "transformers"]), rows, options.json)
+    tells, desk = power.storyteller(texts), power.desk(5 * texts)
+    return {
+        "speed": lambda: speed(like, 2 if quick else 10),
+        "null": lambda: null.rows(count, decoy_keys(like, keys)),
+        "null-theirs": lambda: null.theirs(count, decoy_keys(like, keys)),
+        "selection": lambda: power.selection(like, 10 if quick else 100),
+        "power": lambda: power.power(tells, like, schemes),
+        "cost": lambda: power.cost(tells, like, schemes, rounds),
+        "robustness": lambda: power.robustness(tells, like, edited),
+        "theirs": lambda: watermark_theirs.theirs(tells, like, texts),
+        "divergence": lambda: power.divergence(tells, like, max(2, texts // 10)),
+        "power-desk": lambda: power.power(desk, like, schemes),
+        "cost-desk": lambda: power.cost(desk, like, schemes, rounds),
+        "scores": lambda: power.scores(desk, like, schemes),
+    }
 
 
 def speed(like: Key, times: int) -> list[Row]:

@@ -51,7 +51,7 @@ def rows(count: int, keys: Sequence[Key]) -> list[Row]:
                     ),
                     repeated(f"  with every repetition counted at {LEVELS[0]:g}", tested, keys),
                 ]
-    return found + theirs(min(count, THEIR_WINDOWS), keys[:THEIR_KEYS])
+    return found
 
 
 def label(scheme: Scheme) -> str:
@@ -85,9 +85,8 @@ class Tested:
         return found
 
     def size(self, counts: NDArray[np.intp], level: float) -> float:
-        """The exact chance that a window's p-value is at or below the level."""
-        exact = [math.exp(self.scheme.log_p(critical(self.scheme, int(n), level), int(n))) for n in counts]
-        return float(np.mean(exact))
+        """The chance that a window's p-value is at or below the level: the mean over windows."""
+        return float(np.mean([exact(self.scheme, int(count), level) for count in counts]))
 
 
 def firsts(window: NDArray[np.intp], bits: Hashes) -> Marks:
@@ -103,13 +102,19 @@ def firsts(window: NDArray[np.intp], bits: Hashes) -> Marks:
 def critical(scheme: Scheme, count: int, level: float) -> float:
     """The least sum whose p-value is at or below the level; whole but for Gumbel's scores."""
     whole = isinstance(scheme, Kgw | Tournament)
-    low, high = 0.0, max(4.0, scheme.expected() * count)
+    low, high = 0.0, float(math.ceil(max(4.0, scheme.expected() * count)))
     while scheme.log_p(high, count) > math.log(level):
         low, high = high, 2 * high
     while high - low > (1 if whole else 1e-6):
         middle = (low + high) // 2 if whole else (low + high) / 2
         low, high = (low, middle) if scheme.log_p(middle, count) <= math.log(level) else (middle, high)
     return high
+
+
+@cache
+def exact(scheme: Scheme, count: int, level: float) -> float:
+    """The chance of a p-value at or below the level."""
+    return math.exp(scheme.log_p(critical(scheme, count, level), count))
 
 
 def rate(what: str, calls: Marks, level: float) -> Row:
@@ -152,7 +157,8 @@ def described(vocabulary: int) -> SimpleNamespace:
 
 def theirs(count: int, keys: Sequence[Key]) -> list[Row]:
     """transformers' detector for KGW and ours, one token of context, on the same templated windows."""
-    texts, level = windows("templated", count, DESK), LEVELS[0]
+    texts, level = windows("templated", min(count, THEIR_WINDOWS), DESK), LEVELS[0]
+    keys = keys[:THEIR_KEYS]
     config = described(768)
     batch = torch.from_numpy(np.stack(texts))
     ours = Tested(Kgw(width=1), texts)

@@ -5,20 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from random import Random
 
 import numpy as np
 import torch
 from rows import DATA, Row
-from transformers import SynthIDTextWatermarkingConfig as TheirTournament
-from transformers import (
-    SynthIDTextWatermarkLogitsProcessor,
-    WatermarkDetector,
-    WatermarkingConfig,
-)
-from watermark_null import described
 from watermark_texts import stories
 
 from stillhouse.models.embedded import measure, world
@@ -36,7 +29,6 @@ from stillhouse.watermark import Gumbel, Key, Kgw, Scheme, Selection, Tournament
 from stillhouse.watermark.hashing import Ids
 from stillhouse.watermark.marking import Mark, marked
 from stillhouse.watermark.selection import select
-from stillhouse.watermark.synthid import SynthId, heard
 
 SCHEMES: tuple[Scheme, ...] = (
     Gumbel(), Tournament(), Kgw(bias=1.0), Kgw(), Kgw(bias=4.0), Kgw(self_hash=True), Kgw(width=1)
@@ -47,27 +39,33 @@ LENGTHS = (25, 50, 100, 200)
 LAID = (100, 400, 1600)  # of short answers with little choice in them, laid end to end
 LEVELS = (1e-2, 1e-5)
 LONGEST = 230
+TIMED = 64  # answers: as many as are written at once
 SEED = 7
 
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """A model, and what it is asked."""
+    """A model, and what it is asked. `known` keeps what it answered: many figures are of the same answers."""
 
     name: str
     model: LocalModel
     prompts: list[list[int]]
     continues: bool
     lengths: tuple[int, ...]
+    known: dict[Key | None, list[Generation]] = field(default_factory=dict)
 
-    def answers(self, mark: Key | None, temperature: float = 1.0) -> list[Generation]:
+    def answers(self, mark: Key | None) -> list[Generation]:
+        if mark not in self.known:
+            self.known[mark] = self.fresh(mark, len(self.prompts))
+        return self.known[mark]
+
+    def fresh(self, mark: Key | None, count: int) -> list[Generation]:
+        asked = enumerate(self.prompts[:count])
         return generate(
             self.model,
             [
-                Request(
-                    ids, LONGEST, temperature, seed=SEED + at, mark=mark, continues=self.continues, logprobs=0
-                )
-                for at, ids in enumerate(self.prompts)
+                Request(ids, LONGEST, 1.0, seed=SEED + at, mark=mark, continues=self.continues, logprobs=0)
+                for at, ids in asked
             ],
         )
 
@@ -216,23 +214,21 @@ def read_back(model: LocalModel, text: str) -> Ids:
 
 
 def cost(house: House, like: Key, schemes: Sequence[Scheme], rounds: int) -> list[Row]:
-    """Processor time of marked and plain generation in turn, and what became of the text."""
-    rows = []
-    plain = house.answers(None)
-    rows += written(f"{house.name}, unmarked", plain)
+    """Processor time of marked and plain generation in turn, of some of the answers, and what became of the
+    text, of all."""
+    rows = written(f"{house.name}, unmarked", house.answers(None))
     for scheme in schemes:
-        key = key_of(scheme, like)
-        ratios, answers = [], plain
+        key, ratios = key_of(scheme, like), []
         for _ in range(rounds):
             speeds = []
             for mark in (None, key):
                 begun = time.process_time()
-                answers = house.answers(mark)
+                answers = house.fresh(mark, TIMED)
                 speeds.append(sum(a.completion_tokens for a in answers) / (time.process_time() - begun))
             ratios.append(speeds[1] / speeds[0])
         name = f"{house.name}, {label(scheme)}"
         rows.append(Row(f"{name}: tokens/s against unmarked", float(np.median(ratios)), "x"))
-        rows += written(name, answers)
+        rows += written(name, house.answers(key))
     return rows
 
 
@@ -283,10 +279,10 @@ def divergence(house: House, like: Key, texts: int) -> list[Row]:
     return rows
 
 
-def scores(like: Key, schemes: Sequence[Scheme], count: int) -> list[Row]:
+def scores(house: House, like: Key, schemes: Sequence[Scheme]) -> list[Row]:
     """The share of the desk's questions that are answered rightly at temperature 1, marked and not."""
+    count = len(house.prompts)
     asked = [one.prompt for one in islice(world.examples("test", SEED), count)]
-    house = desk(count)
     rows = []
     for scheme in (None, *schemes):
         answers = house.answers(None if scheme is None else key_of(scheme, like))
@@ -297,7 +293,7 @@ def scores(like: Key, schemes: Sequence[Scheme], count: int) -> list[Row]:
     return rows
 
 
-# ---------------------------------------------------------------- selection, and transformers' own
+# ---------------------------------------------------------------- selection
 
 
 def selection(like: Key, trials: int) -> list[Row]:
@@ -314,68 +310,3 @@ def selection(like: Key, trials: int) -> list[Row]:
             p.append(evidence(key.scheme, key.sip, chosen).p)
         rows.append(found(f"selection, best of {m}: {responses} answers", p, level))
     return rows
-
-
-def theirs(house: House, like: Key, count: int) -> list[Row]:
-    """transformers' own marks under its own detectors beside ours, on texts of one model and length."""
-    model, rows = house.model.model, []
-    prompt = torch.tensor([house.prompts[0]] * count)
-    depth = [int(n) for n in np.random.default_rng(SEED).integers(0, 1 << 16, size=30)]
-    ways = {
-        "kgw": WatermarkingConfig(greenlist_ratio=0.25, bias=2.0, context_width=1),
-        "synthid": TheirTournament(ngram_len=5, keys=depth, context_history_size=1024),
-    }
-    told = {}
-    for name, way in (*ways.items(), ("none", None)):
-        torch.manual_seed(SEED)
-        out = model.generate(
-            prompt, do_sample=True, top_k=0, max_new_tokens=max(LENGTHS), min_new_tokens=max(LENGTHS),
-            watermarking_config=way, pad_token_id=0,
-        )  # fmt: skip
-        told[name] = out[:, prompt.shape[1] :]
-    ours = {
-        scheme: long_texts(house.answers(key_of(scheme, like)), max(LENGTHS))
-        for scheme in (Kgw(width=1), Tournament())
-    }
-    detector = WatermarkDetector(
-        described(model.config.vocab_size),
-        "cpu",
-        ways["kgw"],
-        True,
-        100_000,
-    )
-    tournament: SynthIDTextWatermarkLogitsProcessor = ways["synthid"].construct_processor(512, "cpu")
-    for length in LENGTHS:
-        kgw = detector(told["kgw"][:, :length].contiguous(), return_dict=True).p_value <= LEVELS[0]
-        cut = {name: ids[:, :length] for name, ids in told.items()}
-        means = {name: tournament.compute_g_values(ids).float().mean(dim=(1, 2)) for name, ids in cut.items()}
-        line = torch.quantile(means["none"], 1 - LEVELS[0])
-        exact = [heard(SynthId(tuple(depth)), [row.numpy()]).p for row in cut["synthid"]]
-        for scheme, who, value in (
-            (Kgw(width=1), "transformers' kgw and detector, on its own marks", float(np.mean(kgw))),
-            (
-                Tournament(),
-                "transformers' SynthID and its mean score",
-                float((means["synthid"] > line).float().mean()),
-            ),
-        ):
-            p = p_of(key_of(scheme, like), [ids[:length] for ids in ours[scheme]])
-            rows.append(beside(f"{label(scheme)}, {length} tokens", p, who, value))
-        rows.append(
-            beside(
-                f"transformers' SynthID text, exact test, {length} tokens",
-                exact,
-                "its mean score on this text",
-                value,
-            )
-        )
-    return rows
-
-
-def beside(what: str, p: Sequence[float], who: str, value: float) -> Row:
-    """The mean score has no p-value: its line is where one in a hundred unmarked texts is called marked."""
-    share, told = float(np.mean(np.array(p) <= LEVELS[0])), f"of {len(p)}"
-    what = f"{what}: called marked at {LEVELS[0]:g}"
-    if not value:
-        return Row(f"{what} ({who}: none)", share, told)
-    return Row(what, share, told, peer=who, peer_value=value, ratio=share / value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -16,10 +18,12 @@ from stillhouse.watermark import word_ids
 from stillhouse.watermark.hashing import Ids
 
 WINDOW = 200  # tokens, or words
+LINES = 500  # encoded at once
 GPT2 = DATA / "tokenizers" / "gpt2.json"
 DESK = Path(source_folder("embedded:desk")) / "tokenizer.json"
 
 
+@cache
 def stories() -> list[str]:
     """TinyStories: written by a model, for children."""
     whole = (DATA / "text" / "tinystories_sample_2MB.txt").read_text()
@@ -54,17 +58,27 @@ LOOP = 40  # tokens that a looping window says again and again, as models do tha
 def windows(kind: str, count: int, tokenizer: Path = GPT2) -> list[Ids]:
     """So many disjoint windows of `WINDOW` tokens."""
     encoder = Tokenizer.from_file(str(tokenizer))
-    lines = KINDS[kind](count).split("\n")
-    batches = encoder.encode_batch([line + "\n" for line in lines if line.strip()], add_special_tokens=False)
-    return _cut(kind, np.array([at for one in batches for at in one.ids], dtype=np.int64), count)
+
+    def encoded(lines: Sequence[str]) -> Ids:
+        batches = encoder.encode_batch([line + "\n" for line in lines], add_special_tokens=False)
+        return np.array([at for one in batches for at in one.ids], dtype=np.int64)
+
+    return _cut(kind, encoded, count)
 
 
 def word_windows(kind: str, count: int) -> list[Ids]:
-    return _cut(kind, word_ids(KINDS[kind](count)), count)
+    return _cut(kind, lambda lines: word_ids("\n".join(lines)), count)
 
 
-def _cut(kind: str, ids: Ids, count: int) -> list[Ids]:
-    if len(ids) < count * WINDOW:
+def _cut(kind: str, encoded: Callable[[Sequence[str]], Ids], count: int) -> list[Ids]:
+    """From the first lines of the text: no more are encoded than it takes."""
+    lines = [line for line in KINDS[kind](count).split("\n") if line.strip()]
+    ids = np.zeros(0, dtype=np.int64)
+    for begin in range(0, len(lines), LINES):
+        ids = np.concatenate([ids, encoded(lines[begin : begin + LINES])])
+        if len(ids) >= count * WINDOW:
+            break
+    else:
         raise SystemExit(f"{len(ids):,} tokens give no {count:,} windows of {WINDOW}")
     found = ids[: count * WINDOW].reshape(count, WINDOW)
     return list(np.tile(found[:, :LOOP], WINDOW // LOOP) if kind == "looping" else found)

@@ -47,7 +47,13 @@ def words(text: str) -> list[str]:
     """The tokens that are no marks: what two copies share that differ in punctuation."""
     if text.isascii():
         return _ASCII_WORD.findall(text.lower())
-    return [word for stretch in text.split() for word in _WORD.findall(normalise(stretch))]
+    return [word for stretch in text.split() for word in _words_of(stretch)]
+
+
+def _words_of(stretch: str) -> list[str]:
+    if stretch.isascii():
+        return _ASCII_WORD.findall(stretch.lower())
+    return _WORD.findall(normalise(stretch))
 
 
 def placed_words(text: str) -> Iterator[tuple[int, int]]:

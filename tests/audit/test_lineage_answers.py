@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import math
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from crowd import PROMPTS, answers, crowd
 from stillhouse.audit.lineage import behaviour, families
 from stillhouse.audit.lineage.materials import align, answer_files, material, read_answers, subset
 from stillhouse.errors import UsageError
+from stillhouse.text import words
 
 scipy_stats = pytest.importorskip("scipy.stats")
 
@@ -165,6 +169,44 @@ def test_what_all_say_tells_nobody_apart_and_rare_phrases_do():
     assert likeness[0, 1] == pytest.approx(1.0)
     assert likeness[0, 2] == pytest.approx(likeness[0, 3])
     assert likeness[0, 2] < 0.2
+
+
+TOLD = (
+    "the cat sat on the mat",
+    "The cat sat, the cat ran",
+    "",
+    "one",
+    "caf\u00e9 the cat",
+    "the cat sat on the mat",
+)
+
+
+def cosines(features):
+    used = Counter(feature for each in features for feature in each)
+    weight = {feature: math.log((len(features) + 1) / count) for feature, count in used.items()}
+    norm = [math.sqrt(sum(weight[one] ** 2 for one in each)) for each in features]
+    dot = [[sum(weight[one] ** 2 for one in a & b) for b in features] for a in features]
+    return np.array(dot) / np.maximum(np.outer(norm, norm), 1e-9)
+
+
+def test_likeness_in_content_and_in_ends_is_the_cosine_that_it_is_said_to_be():
+    said = [words(text) for text in TOLD]
+    runs = [{tuple(each[at : at + n]) for n in (1, 2, 3) for at in range(len(each) - n + 1)} for each in said]
+    ends = [
+        {("first", *each[: n + 1]) for n in range(min(8, len(each)))}
+        | {("last", *each[-n - 1 :]) for n in range(min(8, len(each)))}
+        | {("in first", *run) for run in pairwise(each[:8])}
+        | {("in last", *run) for run in pairwise(each[-8:])}
+        for each in said
+    ]
+    two = ~np.eye(len(TOLD), dtype=bool)  # nobody asks how alike a model is to itself
+    for family, features in ((families.content, runs), (families.openings, ends)):
+        np.testing.assert_allclose(family([TOLD])[0][two], cosines(features)[two], atol=1e-6)
+
+
+def test_capitals_are_counted_in_any_script():
+    plain, accents = ("abc def Ghi", "abc def ghi"), ("abc def \u00c9hi", "abc def \u00e9hi")
+    np.testing.assert_allclose(families.style([plain]), families.style([accents]), atol=1e-6)
 
 
 def test_sharing_a_wrong_answer_counts_and_sharing_the_right_one_does_not():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -20,6 +21,7 @@ from stillhouse.text import normalise, words
 
 Floats = NDArray[np.float64]
 Likeness = NDArray[np.float32]
+Numbers = NDArray[np.int64]
 Texts = Sequence[Sequence[str]]  # N prompts of M answers
 
 FUNCTION_WORDS = (
@@ -43,6 +45,7 @@ _LINES = {
     "table": re.compile(r"^\s*\|.*\|\s*$", re.MULTILINE),
     "indent": re.compile(r"^(?: {2,}|\t)\S", re.MULTILINE),
 }
+_NO_CAPITALS = bytes(range(128)).translate(None, string.ascii_uppercase.encode())
 _OPENING = 8  # words
 _CLOSING = 8
 
@@ -52,12 +55,12 @@ def content(texts: Texts) -> Likeness:
 
     [N, M, M]. A run's weight is log((M + 1) / models that use it); how often one answer uses it counts not.
     """
-    return np.stack([_cosine([_runs(words(text)) for text in row]) for row in texts])
+    return np.stack([_cosine(len(row), *_runs([words(text) for text in row])) for row in texts])
 
 
 def openings(texts: Texts) -> Likeness:
     """The same for the first and the last eight words, with the place of each run."""
-    return np.stack([_cosine([_ends(words(text)) for text in row]) for row in texts])
+    return np.stack([_cosine(len(row), *_ends([words(text) for text in row])) for row in texts])
 
 
 def style(texts: Texts) -> Likeness:
@@ -106,11 +109,30 @@ FAMILIES: dict[str, Callable[[Texts], Likeness]] = {
 }
 
 
-def _runs(said: list[str]) -> set[object]:
-    return {*said, *pairwise(said), *zip(said, said[1:], said[2:], strict=False)}
+def _runs(answers: Sequence[list[str]]) -> tuple[Numbers, Numbers]:
+    """Each run of one to three words, as a number, beside the answer that it stands in: both [runs]."""
+    places: dict[str, int] = {}
+    word = np.array([places.setdefault(one, len(places)) for said in answers for one in said], dtype=np.int64)
+    of = np.repeat(np.arange(len(answers)), [len(said) for said in answers])
+    pair = _numbered(word[:-1] * len(places) + word[1:])
+    three = _numbered(pair[:-1] * len(places) + word[2:])
+    within, wholly = of[:-1] == of[1:], of[:-2] == of[2:]
+    pair, three = pair[within] + len(word), three[wholly] + 2 * len(word)  # numbers that no other run has
+    return np.concatenate([of, of[:-1][within], of[:-2][wholly]]), np.concatenate([word, pair, three])
 
 
-def _ends(said: list[str]) -> set[object]:
+def _ends(answers: Sequence[list[str]]) -> tuple[Numbers, Numbers]:
+    """The same for what stands in the first and the last eight words."""
+    numbers: dict[object, int] = {}
+    of, found = [], []
+    for answer, said in enumerate(answers):
+        features = _openings_and_closings(said)
+        of += [answer] * len(features)
+        found += [numbers.setdefault(feature, len(numbers)) for feature in features]
+    return np.array(of, dtype=np.int64), np.array(found, dtype=np.int64)
+
+
+def _openings_and_closings(said: list[str]) -> set[object]:
     first, last = said[:_OPENING], said[-_CLOSING:]
     found: set[object] = {("first", tuple(first[:n])) for n in range(1, len(first) + 1)}
     found |= {("last", tuple(last[-n:])) for n in range(1, len(last) + 1)}
@@ -119,20 +141,22 @@ def _ends(said: list[str]) -> set[object]:
     )
 
 
-def _cosine(answers: Sequence[set[object]]) -> Likeness:
-    models = len(answers)
-    used = Counter(run for answer in answers for run in answer)
-    place = {run: at for at, run in enumerate(run for run, count in used.items() if count > 1)}
-    alone = np.zeros(models)
-    table = np.zeros((models, len(place)), dtype=np.float32)
-    lone = math.log(models + 1) ** 2
-    for model, answer in enumerate(answers):
-        for run in answer:
-            at = place.get(run)
-            if at is None:
-                alone[model] += lone
-            else:
-                table[model, at] = math.log((models + 1) / used[run])
+def _numbered(codes: Numbers) -> Numbers:
+    found: Numbers = np.unique(codes, return_inverse=True)[1].astype(np.int64)
+    return found
+
+
+def _cosine(models: int, of: Numbers, feature: Numbers) -> Likeness:
+    """[M, M] from the features of each answer, `feature` [F] standing in the answer `of` [F]; one that an
+    answer has twice counts once."""
+    place, of = np.divmod(np.unique(_numbered(feature) * models + of), models)
+    used = np.bincount(place)
+    shared = used > 1  # what one answer has alone counts in its length only
+    weights, column = np.log((models + 1) / np.maximum(used, 1)), np.cumsum(shared) - 1
+    alone = np.bincount(of[~shared[place]], minlength=models) * math.log(models + 1) ** 2
+    of, place = of[shared[place]], place[shared[place]]
+    table = np.zeros((models, int(shared.sum())), dtype=np.float32)
+    table[of, column[place]] = weights[place]
     norms = np.sqrt((table.astype(np.float64) ** 2).sum(axis=1) + alone)
     scaled = table / np.maximum(norms, 1e-9)[:, None]
     return np.asarray(scaled @ scaled.T, dtype=np.float32)
@@ -143,16 +167,21 @@ def _style(text: str) -> list[float]:
     counts = Counter(said)
     n = max(1, len(said))
     sentences = max(1, len(_SENTENCE.findall(text)))
-    marks = Counter(text)
     return [
         math.log1p(len(said)),
         math.log1p(len(said) / sentences),
         sum(map(len, said)) / n,
         len(counts) / math.sqrt(n),
-        math.sqrt(sum(character.isupper() for character in text) / max(1, len(text))),
+        math.sqrt(_capitals(text) / max(1, len(text))),
         *(math.sqrt(counts[word] / n) for word in FUNCTION_WORDS),
-        *(math.sqrt(marks[mark] / n) for mark in _MARKS),
+        *(math.sqrt(text.count(mark) / n) for mark in _MARKS),
     ]
+
+
+def _capitals(text: str) -> int:
+    if text.isascii():
+        return len(text.encode().translate(None, _NO_CAPITALS))
+    return sum(map(str.isupper, text))
 
 
 def _layout(text: str) -> list[float]:
