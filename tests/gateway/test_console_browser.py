@@ -132,6 +132,7 @@ def populated(at: House) -> list[str]:
             "/admin/events/req_hostile",
             "/admin/changes",
             "/admin/models",
+            "/admin/cascades",
             "/admin/standings",
             "/admin/keys/key_none",
         ),

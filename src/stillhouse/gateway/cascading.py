@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,14 +17,13 @@ from typing import Any, Literal
 
 import aiohttp
 import orjson
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from stillhouse.cascade import drift
 from stillhouse.cascade.calibration import Calibration, differ, judge, read
 from stillhouse.cascade.deferred import Deferred, is_one_chat, learnable, sampling_in
 from stillhouse.cascade.deferred import written as written_deferred
 from stillhouse.cascade.risk import Guarantee
+from stillhouse.cascade.saving import Taken
 from stillhouse.cascade.scores import TOP, tokens_told
 from stillhouse.errors import UsageError
 from stillhouse.gateway import logs, upstream
@@ -63,6 +62,7 @@ class Cascading:
     digest: str
     watch: drift.Watch
     answered: dict[tuple[str, Why], int] = field(default_factory=dict)
+    taken: Taken = field(default_factory=Taken)
     draw: Callable[[], float] = random.random
 
     @property
@@ -94,6 +94,7 @@ class Tried:
     told: dict[str, Any] | None = None
     behind: Behind | None = None
     text: str = ""
+    used: tuple[int, int] | None = None  # tokens, as it told them
     risk: float | None = None
     strange: bool = False
     other: bool = False  # it is not the student that was calibrated
@@ -122,6 +123,7 @@ def go_on(old: Mapping[str, Served], new: Mapping[str, Served]) -> None:
         before = old[name].cascade if name in old else None
         if served.cascade is not None and before is not None and before.digest == served.cascade.digest:
             served.cascade.watch, served.cascade.answered = before.watch, before.answered
+            served.cascade.taken = before.taken
 
 
 async def run(cascade: Cascading | None, request: Request) -> None:
@@ -142,6 +144,7 @@ async def run(cascade: Cascading | None, request: Request) -> None:
     if why == "sure":
         try:
             await _give(cascade, request, tried, why)
+            cascade.taken = cascade.taken.given(tried.used)
             return
         except Unwritable:
             tried, why = Tried(), "student_failed"
@@ -199,6 +202,7 @@ async def _ask_student(cascade: Cascading, request: Request) -> Tried:
     except (aiohttp.ClientError, OSError):
         if behind is not None:
             behind.failed(gateway.clock())
+        cascade.taken = cascade.taken.asked(None)
         return Tried()
     finally:
         if response is not None:
@@ -207,11 +211,13 @@ async def _ask_student(cascade: Cascading, request: Request) -> Tried:
     if response.status >= 400:
         exchange.before = None
         return Tried()
+    used = None if told is None else usage_of(told)
+    cascade.taken = cascade.taken.asked(used)
     if told is None:
         return Tried()
-    if (used := usage_of(told)) is not None:
+    if used is not None:
         exchange.before, exchange.before_told = Used(*used), True
-    return Tried(told, behind)
+    return Tried(told, behind, used=used)
 
 
 def _judged(cascade: Cascading, request: Request, tried: Tried) -> Tried:
@@ -375,39 +381,3 @@ def _go_on_watching(cascade: Cascading, request: Request, watch: drift.Watch) ->
             requests=watch.requests,
             labels_needed=watch.owed,
         )
-
-
-class CascadeFigures(Collector):
-    """Of each cascade: who answered and why, and what was seen of the traffic."""
-
-    def __init__(self, models: Callable[[], Mapping[str, Served]]) -> None:
-        self._models = models
-
-    def collect(self) -> Iterator[Metric]:
-        name, model = "stillhouse_guard_cascade", ["model"]
-        answers = CounterMetricFamily(f"{name}_answers", "Answers, by whose.", labels=[*model, "by", "why"])
-        gauges = {
-            what: GaugeMetricFamily(f"{name}_{what}", said, labels=model)
-            for what, said in (
-                ("deferred_share", "Share of requests that went to the teacher."),
-                ("unfamiliar_share", "Share of prompts unlike those of the training."),
-                ("agreement", "Share of audited answers that the teacher gives as well."),
-                ("alarm", "1 after the traffic was found to have changed."),
-                ("labels_needed", "Unfamiliar prompts that are still to be answered by both."),
-            )
-        }
-        for served in self._models().values():
-            if served.cascade is None:
-                continue
-            watch, label = served.cascade.watch, [served.config.name]
-            for (who, why), count in served.cascade.answered.copy().items():
-                answers.add_metric([*label, who, why], count)
-            gauges["alarm"].add_metric(label, watch.alarm is not None)
-            gauges["labels_needed"].add_metric(label, watch.owed)
-            if watch.requests:
-                gauges["deferred_share"].add_metric(label, watch.deferred / watch.requests)
-                gauges["unfamiliar_share"].add_metric(label, watch.unfamiliar / watch.requests)
-            if watch.audited:
-                gauges["agreement"].add_metric(label, 1 - watch.differed / watch.audited)
-        yield answers
-        yield from gauges.values()
