@@ -122,6 +122,10 @@ def test_the_next_student_learns_what_was_deferred_and_nobody_is_asked_for_it_ag
     learned = pq.read_table(done.run.samples).to_pylist()
     assert sum(row["family"] == "deferred" for row in learned) > 0
     assert verify(done.run.release).ok
+    card = (done.run.release / "README.md").read_text()
+    assert "and to 12 requests of customers who agreed to training" in card
+    told = [path.read_text() for path in done.run.release.rglob("*.md")]
+    assert any("12 requests to a cascade, of customers who agreed to training" in text for text in told)
     # The run's own recipe makes the same run again
     resumed = pipeline.run(more, workspace)
     assert resumed.skipped == pipeline.STAGES

@@ -360,7 +360,8 @@ class _Passing:
         try:
             if not data.startswith(b"data:"):
                 choice = orjson.loads(data)["choices"][0]
-                return _Said(choice["message"]["content"] or "", str(choice.get("finish_reason")))
+                text = choice["message"]["content"]
+                return _Said(text, str(choice.get("finish_reason"))) if isinstance(text, str) else None
             events = [line[5:].strip() for line in data.splitlines() if line.startswith(b"data:")]
             told = [orjson.loads(event) for event in events if event != b"[DONE]"]
             choices = [choice for each in told for choice in each["choices"]]
