@@ -39,6 +39,7 @@ def test_what_is_sealed_is_read_back():
         ({"messages": [{"role": "user", "content": "x", "name": "ann"}]}, True, False),
         ({"messages": [*HELLO, {"role": "assistant", "content": "go on"}]}, True, False),
         ({"messages": [{"role": "user", "content": ""}]}, True, False),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, True, False),
         ({"messages": []}, True, False),
     ],
 )

@@ -267,3 +267,25 @@ def test_a_student_of_other_weights_than_were_calibrated_is_not_believed(tmp_pat
         deadline = time.monotonic() + 10
         while ask(made, "m").headers["x-stillhouse-cascade"] != "student; sure":
             assert time.monotonic() < deadline
+
+
+def test_what_is_saved_is_told_by_both_prices_and_not_where_one_is_unknown(tmp_path, student, behind):
+    prices = {"student_price": {"input": 10, "output": 10}, "teacher_price": {"input": 100, "output": 100}}
+    models = {"sure": ("sure", "whole"), "unsure": ("unsure", "whole")}
+    saved, took = "stillhouse_guard_cascade_saved_dollars", STUDENT["total_tokens"]
+    kept = 'stillhouse_guard_cascade_tokens_total{direction="output",model="sure",of="kept"}'
+    with cascade(tmp_path, student, behind, models, **prices) as made:
+        for model in ("sure", "sure", "unsure"):
+            ask(made, model)
+        seen = figures(made)
+        assert seen[saved + '{model="sure"}'] == pytest.approx(2 * took * 90 / 1e6)
+        assert seen[saved + '{model="unsure"}'] == pytest.approx(-took * 10 / 1e6)
+        assert seen[kept] == 2 * STUDENT["completion_tokens"]
+        for model in made.tree["models"]:
+            del model["cascade"]["teacher_price"]
+        made.reload()
+        deadline = time.monotonic() + 10
+        while any(saved in name for name in seen):
+            assert time.monotonic() < deadline
+            seen = figures(made)
+        assert seen[kept] == 2 * STUDENT["completion_tokens"]  # the calibration is the same: it goes on

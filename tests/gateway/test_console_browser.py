@@ -135,6 +135,7 @@ def populated(at: House) -> list[str]:
             "/admin/events/req_hostile",
             "/admin/changes",
             "/admin/models",
+            "/admin/cascades",
             "/admin/standings",
             "/admin/clusters",
             "/admin/clusters/1",

@@ -122,6 +122,10 @@ def test_the_next_student_learns_what_was_deferred_and_nobody_is_asked_for_it_ag
     learned = pq.read_table(done.run.samples).to_pylist()
     assert sum(row["family"] == "deferred" for row in learned) > 0
     assert verify(done.run.release).ok
+    card = (done.run.release / "README.md").read_text()
+    assert "and to 12 requests of customers who agreed to training" in card
+    told = [path.read_text() for path in done.run.release.rglob("*.md")]
+    assert any("12 requests to a cascade, of customers who agreed to training" in text for text in told)
     # The run's own recipe makes the same run again
     resumed = pipeline.run(more, workspace)
     assert resumed.skipped == pipeline.STAGES
@@ -142,6 +146,9 @@ def test_what_an_account_brought_is_erased_with_its_prompts_and_learned_no_more(
         assert any("the heron 2'" in text for text in texts)
         prompts = with_landed(pipeline.plan(made, workspace, ledger).prompts, more, ledger)
         assert [prompt.id for prompt in prompts.further] == ["req_0", "req_2", "req_4", "req_6"]
+        # What was erased here does not come back from what the guard still keeps
+        _, rest = land(made, "desk", [(server.url, "m")], found, ledger)
+        assert (rest.taken, rest.left_out) == (4, {"it was erased from this workspace": 4})
         # The same question of another account: the answer in the ledger is this account's too
         same = deferred(server.url, 30, "acct_3", "the heron 2")
         _, again = land(made, "desk", [(server.url, "m")], [same], ledger)

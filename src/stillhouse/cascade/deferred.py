@@ -12,7 +12,7 @@ import orjson
 # What of a request leads to an answer whose text alone says too little: tools, and more than one answer
 MORE = ("tools", "functions", "response_format", "logprobs", "audio", "modalities", "prediction")
 SAMPLED = ("temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "seed")
-ROLES = frozenset({"system", "user", "assistant"})
+ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True, slots=True)

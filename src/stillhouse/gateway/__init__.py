@@ -172,7 +172,7 @@ async def _open(config: Guard, stack: AsyncExitStack) -> Standing:
     import aiohttp
 
     from stillhouse.gateway.app import Standing
-    from stillhouse.gateway.cascading import CascadeFigures
+    from stillhouse.gateway.cascade_figures import CascadeFigures
     from stillhouse.gateway.metrics import Metrics
     from stillhouse.gateway.record import Record
     from stillhouse.gateway.state import Gateway

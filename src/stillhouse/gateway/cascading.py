@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
-
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from stillhouse.cascade import drift
 from stillhouse.cascade.calibration import Calibration, differ, judge, read
 from stillhouse.cascade.deferred import Deferred, is_one_chat, learnable, sampling_in
 from stillhouse.cascade.deferred import written as written_deferred
 from stillhouse.cascade.risk import Guarantee
+from stillhouse.cascade.saving import Taken
 from stillhouse.cascade.scores import TOP, tokens_told
 from stillhouse.errors import UsageError
 from stillhouse.gateway import logs, marking
@@ -63,6 +61,7 @@ class Cascading:
     digest: str
     watch: drift.Watch
     answered: dict[tuple[str, Why], int] = field(default_factory=dict)
+    taken: Taken = field(default_factory=Taken)
     draw: Callable[[], float] = random.random
 
     @property
@@ -80,6 +79,7 @@ class Tried:
     told: dict[str, Any] | None = None
     behind: Behind | None = None
     text: str = ""
+    used: tuple[int, int] | None = None  # tokens, as it told them
     risk: float | None = None
     strange: bool = False
     other: bool = False  # it is not the student that was calibrated
@@ -108,6 +108,7 @@ def go_on(old: Mapping[str, Served], new: Mapping[str, Served]) -> None:
         before = old[name].cascade if name in old else None
         if served.cascade is not None and before is not None and before.digest == served.cascade.digest:
             served.cascade.watch, served.cascade.answered = before.watch, before.answered
+            served.cascade.taken = before.taken
 
 
 async def run(cascade: Cascading | None, request: Request) -> None:
@@ -128,6 +129,7 @@ async def run(cascade: Cascading | None, request: Request) -> None:
     if why == "sure":
         try:
             await _give(cascade, request, tried, why)
+            cascade.taken = cascade.taken.given(tried.used)
             return
         except Unwritable:
             tried, why = Tried(), "student_failed"
@@ -168,9 +170,10 @@ async def _ask_student(cascade: Cascading, request: Request) -> Tried:
     )
     if aside.used is not None:
         exchange.before, exchange.before_told = aside.used if aside.used.sent else None, True
-    if aside.whole is None:
-        return Tried()
-    return Tried(aside.whole.told, aside.behind)
+    used = None if aside.used is None else (aside.used.input_tokens, aside.used.output_tokens)
+    if aside.used is None or aside.used.sent:
+        cascade.taken = cascade.taken.asked(used)
+    return Tried() if aside.whole is None else Tried(aside.whole.told, aside.behind, used=used)
 
 
 def _judged(cascade: Cascading, request: Request, tried: Tried) -> Tried:
@@ -318,39 +321,3 @@ def _go_on_watching(cascade: Cascading, request: Request, watch: drift.Watch) ->
             requests=watch.requests,
             labels_needed=watch.owed,
         )
-
-
-class CascadeFigures(Collector):
-    """Of each cascade: who answered and why, and what was seen of the traffic."""
-
-    def __init__(self, models: Callable[[], Mapping[str, Served]]) -> None:
-        self._models = models
-
-    def collect(self) -> Iterator[Metric]:
-        name, model = "stillhouse_guard_cascade", ["model"]
-        answers = CounterMetricFamily(f"{name}_answers", "Answers, by whose.", labels=[*model, "by", "why"])
-        gauges = {
-            what: GaugeMetricFamily(f"{name}_{what}", said, labels=model)
-            for what, said in (
-                ("deferred_share", "Share of requests that went to the teacher."),
-                ("unfamiliar_share", "Share of prompts unlike those of the training."),
-                ("agreement", "Share of audited answers that the teacher gives as well."),
-                ("alarm", "1 after the traffic was found to have changed."),
-                ("labels_needed", "Unfamiliar prompts that are still to be answered by both."),
-            )
-        }
-        for served in self._models().values():
-            if served.cascade is None:
-                continue
-            watch, label = served.cascade.watch, [served.config.name]
-            for (who, why), count in served.cascade.answered.copy().items():
-                answers.add_metric([*label, who, why], count)
-            gauges["alarm"].add_metric(label, watch.alarm is not None)
-            gauges["labels_needed"].add_metric(label, watch.owed)
-            if watch.requests:
-                gauges["deferred_share"].add_metric(label, watch.deferred / watch.requests)
-                gauges["unfamiliar_share"].add_metric(label, watch.unfamiliar / watch.requests)
-            if watch.audited:
-                gauges["agreement"].add_metric(label, 1 - watch.differed / watch.audited)
-        yield answers
-        yield from gauges.values()

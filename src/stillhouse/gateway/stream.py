@@ -176,18 +176,20 @@ def as_stream(told: Mapping[str, Any], usage_wanted: bool) -> bytes:
 
 
 class Said(NamedTuple):
-    """The text of an answer, "" where it is none but calls of tools, and why it ended."""
+    """The text of an answer, and why it ended."""
 
     text: str
     finish_reason: str
 
 
 def said_in(data: bytes) -> Said | None:
-    """What a chat's answer says, whole or as the events of a stream; None where it cannot be read."""
+    """What a chat's answer says, whole or as the events of a stream; None where it is not in words, or cannot be
+    read."""
     try:
         if not data.startswith(b"data:"):
             choice = orjson.loads(data)["choices"][0]
-            return Said(choice["message"]["content"] or "", str(choice.get("finish_reason")))
+            text = choice["message"]["content"]
+            return Said(text, str(choice.get("finish_reason"))) if isinstance(text, str) else None
         events = [line[5:].strip() for line in data.splitlines() if line.startswith(b"data:")]
         told = [orjson.loads(event) for event in events if event != _DONE]
         choices = [choice for each in told for choice in each["choices"]]

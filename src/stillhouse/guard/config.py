@@ -94,6 +94,13 @@ class Limits(Table):
     concurrent: Amount | None = Field(default=None, description="Requests in flight.")
 
 
+class TokenPrice(Table):
+    """US dollars per million tokens, as they cost the operator."""
+
+    input: float = Field(ge=0, le=100_000)
+    output: float = Field(ge=0, le=100_000)
+
+
 class Cascade(Table):
     """A student that answers first. The model's own `upstreams` are then the teacher's."""
 
@@ -108,6 +115,10 @@ class Cascade(Table):
     audit: float = Field(
         default=0.02, ge=0, le=1, description="Share of sure answers for which the teacher is asked as well."
     )
+    student_price: TokenPrice | None = Field(
+        default=None, description="What the student costs, to tell what is saved; none: that is unknown."
+    )
+    teacher_price: TokenPrice | None = Field(default=None, description="And the teacher.")
 
 
 class Watermark(Table):

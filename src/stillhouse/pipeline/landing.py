@@ -65,14 +65,6 @@ def land(
     decision = gate.admit(recipe, recipe.teacher, "train_target", ledger, datetime.now(UTC))
     done = sort(found, asked)
     prompts = _fresh(done.taken, load_prompts(recipe), done.left_out)
-    left_out = dict(sorted(done.left_out.items()))
-    if not prompts:
-        reasons = "; ".join(f"{count:,}: {why}" for why, count in left_out.items()) or "it deferred nothing"
-        raise UsageError(
-            f"nothing that the cascade of {model} deferred can be learned from",
-            reasons,
-            "see docs/cascade.md: what is kept, and of whom",
-        )
     secret = read_workspace_key(ledger.workspace)
     with open_teacher(recipe.teacher) as teacher:
         sampling = sampling_of(recipe)
@@ -81,7 +73,21 @@ def land(
             for each in prompts
         }
         who = {"endpoint": teacher.endpoint, "model": teacher.model, "revision": teacher.revision}
-    held = {stored.key: stored.leaf for stored in ledger.exchanges(keys) if stored.response is not None}
+    held: dict[str, int] = {}
+    for stored in list(ledger.exchanges(keys)):
+        if stored.response is not None:
+            held[stored.key] = stored.leaf
+        else:
+            del keys[stored.key]
+            done.left_out["it was erased from this workspace"] += 1
+    left_out = dict(sorted(done.left_out.items()))
+    if not keys:
+        reasons = "; ".join(f"{count:,}: {why}" for why, count in left_out.items()) or "it deferred nothing"
+        raise UsageError(
+            f"nothing that the cascade of {model} deferred can be learned from",
+            reasons,
+            "see docs/cascade.md: what is kept, and of whom",
+        )
     new = [key for key in keys if key not in held]
     leaves = append_answers(ledger, decision, [_answer(key, keys[key], who, decision, secret) for key in new])
     held |= zip(new, leaves, strict=True)

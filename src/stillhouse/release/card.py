@@ -129,7 +129,8 @@ def _rows(facts: Facts) -> str:
     return "\n\n".join(
         [
             f"{samples.kept:,} rows were kept of {samples.answers:,} answers to the prompts of "
-            f"{code(samples.prompts)}{', and to others invented from them' if samples.grown else ''}; "
+            f"{code(samples.prompts)}{', and to others invented from them' if samples.grown else ''}"
+            f"{_deferred(samples.deferred)}; "
             f"dropped: {dropped}; set aside unscored: {unscored}.",
             teachers,
             *(_taught_by(one.model, one.upstream) for one in facts.teachers if one.upstream is not None),
@@ -165,6 +166,10 @@ def _base(facts: Facts) -> list[str]:
             f"The base {code(facts.begun['model'])} is no release of stillhouse: who taught it is not known."
         ]
     return [f"Its base {_taught_by(facts.begun['model'], said)}"]
+
+
+def _deferred(count: int) -> str:
+    return f", and to {count:,} requests of customers who agreed to training" if count else ""
 
 
 def _teacher(teacher: Teacher) -> tuple[str, ...]:

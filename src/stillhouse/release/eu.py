@@ -115,9 +115,15 @@ def training_content_summary(facts: Facts) -> dict[str, Any]:
             "2.4",
             "User data",
             [
-                ("From interactions with the model", elsewhere),
+                ("From interactions with the model", "yes" if samples.deferred else elsewhere),
                 ("From other services", elsewhere),
-                ("Description", None),
+                (
+                    "Description",
+                    f"{samples.deferred:,} requests to a cascade, of customers who agreed to training, with "
+                    "what the teacher answered"
+                    if samples.deferred
+                    else None,
+                ),
             ],
         ),
         ("2.5", "Synthetic data", _synthetic(facts)),

@@ -91,6 +91,8 @@ class Student:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
+    """`deferred` counts the requests of a cascade's customers that were learned from beside the prompts."""
+
     prompts: str
     grown: bool
     answers: int
@@ -98,6 +100,7 @@ class Samples:
     dropped: Mapping[str, int]
     unscored: Mapping[str, int]
     languages: tuple[str, ...] | None
+    deferred: int = 0
 
 
 @dataclass(frozen=True, slots=True)

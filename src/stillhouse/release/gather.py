@@ -80,6 +80,7 @@ def gather(
             dropped=curated["reasons"],
             unscored=curated["unscored"],
             languages=tuple(recipe.curate.languages) if recipe.curate.languages else None,
+            deferred=0 if recipe.prompts.landed is None else ledger.leaf(recipe.prompts.landed).body["taken"],
         ),
         training=Training(
             objective=trained["objective"],

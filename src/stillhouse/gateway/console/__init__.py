@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from stillhouse.errors import StillhouseError, UsageError
 from stillhouse.gateway.admin import ID
-from stillhouse.gateway.console import acts, clusters, entry, pages, standings
+from stillhouse.gateway.console import acts, cascades, clusters, entry, pages, standings
 from stillhouse.gateway.console.doors import HEADERS, SESSION, inside, same_site
 from stillhouse.gateway.console.visit import (
     BadForm,
@@ -49,6 +49,7 @@ READ: dict[str, Handler] = {
     "/admin/events/{id}": pages.event,
     "/admin/changes": pages.changes,
     "/admin/models": pages.models,
+    "/admin/cascades": cascades.cascades,
     "/admin/standings": standings.standings,
     "/admin/standings/{id}": standings.standing,
     "/admin/clusters": clusters.clusters,

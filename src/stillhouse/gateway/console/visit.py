@@ -37,6 +37,8 @@ DONE = {
     "change": "Changed. It holds for requests from now on.",
     "pay": "The payment is recorded.",
     "accept": "The acceptance is recorded.",
+    "training": "The consent is recorded.",
+    "withdraw": "The withdrawal is recorded. Nothing of it is taken from now on.",
     "review": "It stands at review.",
     "keep": "The appeal is turned down.",
     "undo": "All steps are undone. The same pattern makes none for a while.",
