@@ -183,8 +183,8 @@ class Said(NamedTuple):
 
 
 def said_in(data: bytes) -> Said | None:
-    """What a chat's answer says, whole or as the events of a stream; None where it is not in words, or cannot be
-    read."""
+    """What a chat's answer says, whole or as the events of a stream; None where it is not in words or cannot
+    be read."""
     try:
         if not data.startswith(b"data:"):
             choice = orjson.loads(data)["choices"][0]
