@@ -188,7 +188,7 @@ def _account(person: Person, look: Look) -> tuple[Watched, Walked]:
         seen = seen_of(KEY, request.body(), "chat/completions", request.output_tokens, request.at)
         use = observe(evidence, seen)
         _, own_weight, sums, _ = means_of(evidence, use)
-        before, whole = whole, np.array(sums)
+        before, whole = whole, np.array(sums, np.float32)
         features.append(whole - KEPT * before)
         uses.append(use)
         counted.append(own_weight)
