@@ -96,12 +96,16 @@ async def run(request: Request, send: Send) -> None:
         await exchange.run(request.body, request.headers, send)
         return
     began = request.gateway.clock()
-    others: list[Aside] = []
     tasks = [asyncio.create_task(_ask(request, number)) for number in range(1, marking.answers)]
     try:
         first = await exchange.run(another(request.body, 0), request.headers, send, hold=True)
-        if first is not None:
-            others = await asyncio.gather(*tasks)
+        if first is None:  # nothing is given, and nothing charged
+            return
+        came = [Aside(first.used, first), *await asyncio.gather(*tasks)]
+        exchange.elsewhere += request.gateway.clock() - began
+        wholes = [each.whole for each in came if each.whole is not None and is_chat(each.whole.told)]
+        texts = [_shown(each, marking.filter) for each in wholes]
+        at, why, text, sites = await asyncio.to_thread(_marked, marking, texts)
     except asyncio.CancelledError:
         _count(request, marking, [None] * len(tasks))
         raise
@@ -109,13 +113,6 @@ async def run(request: Request, send: Send) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    if first is None:  # nothing is given, and nothing charged
-        return
-    exchange.elsewhere += request.gateway.clock() - began
-    came = [Aside(first.used, first), *others]
-    wholes = [each.whole for each in came if each.whole is not None and is_chat(each.whole.told)]
-    texts = [_shown(each, marking.filter) for each in wholes]
-    at, why, text, sites = await asyncio.to_thread(_marked, marking, texts)
     given = wholes[at]
     exchange.charge(given.used)
     _count(request, marking, [each.used for each in came if each.whole is not given])
