@@ -183,6 +183,7 @@ def test_the_ruling_is_by_the_ends_of_the_interval(low, high, ruling):
     assert ruling_of(low, high, 0.01) == ruling
 
 
+@pytest.mark.slow
 def test_the_commands_say_what_was_compared_and_what_to_do_next(house):
     workspace, ledger, runs = house
 
