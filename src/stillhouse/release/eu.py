@@ -111,21 +111,7 @@ def training_content_summary(facts: Facts) -> dict[str, Any]:
                 ("Comments", "stillhouse has no crawler."),
             ],
         ),
-        (
-            "2.4",
-            "User data",
-            [
-                ("From interactions with the model", "yes" if samples.deferred else elsewhere),
-                ("From other services", elsewhere),
-                (
-                    "Description",
-                    f"{samples.deferred:,} requests to a cascade, of customers who agreed to training, with "
-                    "what the teacher answered"
-                    if samples.deferred
-                    else None,
-                ),
-            ],
-        ),
+        ("2.4", "User data", _user_data(samples.deferred, elsewhere)),
         ("2.5", "Synthetic data", _synthetic(facts)),
         ("2.6", "Other sources", [("Used", elsewhere), ("Description", None)]),
         (
@@ -153,6 +139,15 @@ def training_content_summary(facts: Facts) -> dict[str, Any]:
         ),
     ]
     return _document("Public summary of training content", facts, sections)
+
+
+def _user_data(deferred: int, elsewhere: str | None) -> list[tuple[str, Any]]:
+    described = f"{deferred:,} requests to a cascade, of customers who agreed to training, with what the teacher answered"
+    return [
+        ("From interactions with the model", "yes" if deferred else elsewhere),
+        ("From other services", elsewhere),
+        ("Description", described if deferred else None),
+    ]
 
 
 def model_documentation_form(facts: Facts) -> dict[str, Any]:
