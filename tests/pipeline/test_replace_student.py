@@ -19,7 +19,7 @@ from stillhouse.pipeline.cascading import told_answers
 from stillhouse.pipeline.replacing import replace, roll_back, ruling_of
 from stillhouse.recipe import Recipe
 from stillhouse.records import Message, Prompt
-from stillhouse.workspace import init_workspace, write_json
+from stillhouse.workspace import RunFolder, init_workspace, write_json
 
 ROWS, TOKENS, LEARNED = 130, 3, 10
 PROMISE = 0.2, 0.05, False
@@ -122,6 +122,10 @@ def test_a_student_that_is_worse_or_not_shown_to_be_no_worse_stays_out(house):
     assert not runs["a"].cascade.exists()
     with pytest.raises(UsageError, match="at work in desk already"):
         replace(workspace, ledger, "desk", runs["b"], 0.01, PROMISE)
+    elsewhere = RunFolder(workspace.root / "b-bbbbbbbb")
+    shutil.copytree(runs["b"].root, elsewhere.root)
+    with pytest.raises(UsageError, match="no run of this workspace"):
+        replace(workspace, ledger, "desk", elsewhere, 0.01, PROMISE)
 
 
 def test_a_student_no_worse_whose_calibration_keeps_nothing_stays_out(house):

@@ -78,10 +78,17 @@ def replace(
 
     Not worse: the 95 % interval of the difference of their mean scores lies above -`margin`. `promise` is
     what `calibrate_run` takes: the most that is lost, its level, and whether gains count. Nobody else is
-    asked. Raises UsageError for a run that was not evaluated, or whose student is at work already.
+    asked. Raises UsageError for a run that was not evaluated, is of another workspace, or whose student is at
+    work already.
     """
     known = installed_scorers() if scorers is None else scorers
     stack = _settled(workspace, ledger, name)
+    if run.root.resolve().parent != workspace.runs.resolve():
+        raise UsageError(
+            f"{run.root} is no run of this workspace",
+            f"a cascade links to what lies in {workspace.runs}",
+            "give a run of this workspace, or go to the one that has it",
+        )
     there = stack[-1] if stack else None
     weights = weights_digest(run.student) if run.student.is_dir() else None
     if there is not None and weights == there["weights"]:
