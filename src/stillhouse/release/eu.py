@@ -142,11 +142,11 @@ def training_content_summary(facts: Facts) -> dict[str, Any]:
 
 
 def _user_data(deferred: int, elsewhere: str | None) -> list[tuple[str, Any]]:
-    described = f"{deferred:,} requests to a cascade, of customers who agreed to training, with what the teacher answered"
+    whose = "of customers who agreed to training, with what the teacher answered"
     return [
         ("From interactions with the model", "yes" if deferred else elsewhere),
         ("From other services", elsewhere),
-        ("Description", described if deferred else None),
+        ("Description", f"{deferred:,} requests to a cascade, {whose}" if deferred else None),
     ]
 
 
