@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from stillhouse.guard.config import Terms
+from stillhouse.guard.config import Record, Terms
 from stillhouse.guard.offer import document
 from stillhouse.ledger import Ledger
 from stillhouse.workspace import init_workspace
@@ -110,7 +110,7 @@ def said(training: str, competing: str = "forbidden", contact: str = "terms@guar
             "contact": contact,
         }
     )
-    return document(terms, "ab" * 32, "https://guard.example")
+    return document(terms, Record(), "ab" * 32, "https://guard.example", {})
 
 
 def stillhouse(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
