@@ -111,7 +111,9 @@ def main() -> None:
     need(DATA / "models" / "stories260K")
     torch.set_num_threads(1)
     with working_folder(options.folder) as folder:
-        made = figures(prepared(folder, QUICK if options.quick else FULL))
+        small = folder / "quick"
+        small.mkdir(exist_ok=True)
+        made = figures(prepared(small, QUICK) if options.quick else prepared(folder, FULL))
     show(header(SEED, ["stillhouse", "numpy", "torch", "transformers"]), made, options.json)
 
 
