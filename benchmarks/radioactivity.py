@@ -16,8 +16,9 @@ batches are each seed's own. What is tested (`stillhouse.watermark.radioactivity
 p-values are medians over seeds, with the least and the largest. Each pair of context and token is scored
 once. Beside each z stands the one that theory gives a student whose every choice follows the mixture that it
 was taught: the marked share times what a pair of a marked answer scores above chance, over the same number
-of pairs. Rates of false calls are those of keys that marked nothing on students that saw no mark: for one
-student keys are independent, and the interval is over students.
+of pairs. Of the log it can be above that, as the student reads there what it learned, and may remember it.
+Rates of false calls are those of keys that marked nothing on students that saw no mark: for one student keys
+are independent, and the interval is over students.
 """
 
 from __future__ import annotations
@@ -110,7 +111,9 @@ def main() -> None:
     need(DATA / "models" / "stories260K")
     torch.set_num_threads(1)
     with working_folder(options.folder) as folder:
-        made = figures(prepared(folder, QUICK if options.quick else FULL))
+        small = folder / "quick"
+        small.mkdir(exist_ok=True)
+        made = figures(prepared(small, QUICK) if options.quick else prepared(folder, FULL))
     show(header(SEED, ["stillhouse", "numpy", "torch", "transformers"]), made, options.json)
 
 
@@ -369,7 +372,7 @@ def cell(share: float, test: str, found: Sequence[dict[str, Any]]) -> list[Row]:
     middle, theory = float(np.median(z)), float(np.median(ideal))
     beside = {"peer": "theory", "peer_value": theory, "ratio": middle / theory} if share else {}
     made = [found_p, Row("  z", middle, "", min(z), max(z), **beside)]
-    if share == PROMISED:
+    if share >= PROMISED:
         for at, part in enumerate(PARTS[:-1]):
             some = [Evidence(**each["heard"][test][at]) for each in found]
             p = float(np.median([each.log_p / math.log(10) for each in some]))

@@ -36,8 +36,8 @@ def main() -> None:
     need(DATA)
     torch.set_num_threads(1)
     with working_folder(options.folder) as folder:
-        named = parts(options.quick).items()
-        rows = [row for name, make in named for row in part(folder / f"{name}.json", make)]
+        named, size = parts(options.quick).items(), "-quick" if options.quick else ""
+        rows = [row for name, make in named for row in part(folder / f"{name}{size}.json", make)]
     show(header(SEED, ["stillhouse", "numpy", "torch", "transformers"]), rows, options.json)
 
 

@@ -31,7 +31,7 @@ from stillhouse.gateway.store.local import LocalCounts
 from stillhouse.gateway.store.register import Register
 from stillhouse.gateway.tracing import Traces
 from stillhouse.gateway.upstream import Behind
-from stillhouse.gateway.watching import Watching
+from stillhouse.gateway.watcher import Watcher
 from stillhouse.guard.accounts import mint
 from stillhouse.guard.config import Guard
 from stillhouse.guard.events import Event, Rate
@@ -96,7 +96,7 @@ class House:
         self.accounts = Accounts(store, PEPPER)
         self.counts = LocalCounts.open(Path(store.folder))
         self.reading = Reading(store)
-        self.watching = Watching(store, self.config.detection, shipped(), b"a key of the test, long enough")
+        self.watching = Watcher(store, self.config.detection, shipped(), b"a key of the test, long enough")
         models = {
             model.name: Served(
                 model, tuple(Behind(each, {}) for each in model.upstreams), *self.rates[model.name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from random import Random
 
+from stillhouse.gateway.steps import Steps
 from stillhouse.gateway.store.standings import Standings
 from stillhouse.guard.config import Detection
 from stillhouse.guard.evidence import Evidence, observe
@@ -38,3 +39,14 @@ def evidence_of(store, who="acct_1"):
     with closing(Standings(store)) as standings:
         found = standings.strongest(who)
     return found and found.evidence
+
+
+def standing_of(store, who="acct_1"):
+    with closing(Standings(store)) as standings:
+        return standings.standing(who)
+
+
+def asked(store, question):
+    """By another process, as the administration asks."""
+    with closing(Steps(store)) as steps:
+        return question(steps)

@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 from acting import DAY, MONTH, customers, team
 from recorded import schema_of
-from watched import ENFORCED, KEY, NOBODY, body
+from watched import ENFORCED, KEY, NOBODY, asked, body, standing_of
 
 from stillhouse.gateway import searching
 from stillhouse.gateway import watching as module
@@ -141,6 +141,7 @@ def test_a_search_is_made_by_one_and_taken_over_from_one_that_died(store):
         assert [each.replica for each in first.searches()] == ["two", "two"]
 
 
+@pytest.mark.slow
 def test_a_gateway_begins_the_search_that_is_due_in_a_process_of_its_own(file_store, everyone, monkeypatch):
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
     keep(file_store, everyone)
@@ -160,7 +161,7 @@ def test_a_gateway_begins_the_search_that_is_due_in_a_process_of_its_own(file_st
             time.sleep(0.05)
         ((found, accounts),) = clusters_of(file_store)
         assert found.month == NOW
-        assert made.in_force(accounts[0]) is None
+        assert standing_of(file_store, accounts[0]).rung == "observe"
     finally:
         made.close()
 
@@ -173,15 +174,16 @@ def test_sketches_of_a_month_outlive_it_until_they_were_searched(file_store):
     with closing_watching(file_store) as made:  # and a restart between
         made.put("acct_1", "chat/completions", body(41), 50, MONTH + 41 * DAY, 300)
         made.flush(60)
-        counts = made.do(
+        counts = asked(
+            file_store,
             lambda steps: [
                 [Sketch.unpacked(row).requests for _, row in steps.standings.findings.sketches(month)]
                 for month in (NOW, NOW + 1, NOW + 2)
-            ]
+            ],
         )
         assert counts == [[2], [2], []]
-        made.do(lambda steps: steps.standings.expire(0.0, NOW, NOW + 1))
-        assert made.do(lambda steps: steps.standings.findings.sketches(NOW)) == []
+        asked(file_store, lambda steps: steps.standings.expire(0.0, NOW, NOW + 1))
+        assert asked(file_store, lambda steps: steps.standings.findings.sketches(NOW)) == []
 
 
 def closing_watching(store):

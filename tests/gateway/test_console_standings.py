@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from random import Random
 
@@ -41,7 +42,7 @@ def stepped(at):
     for number in range(8):
         words = " ".join("".join(draw.choices("abcdefgh", k=6)) for _ in range(20))
         body = {"model": "large", "messages": [{"role": "user", "content": words}]}
-        at.watching.put(account, "chat/completions", body, 40, time.time() + number, 300)
+        at.watching.put(account, "chat/completions", json.dumps(body).encode(), 40, time.time() + number)
     at.watching.flush(60)
     return account
 

@@ -11,7 +11,19 @@ from pathlib import Path
 
 import pytest
 from recorded import schema_of
-from watched import AT, ENFORCED, EVERYBODY, KEY, NOBODY, SECRET_WORD, body, direct, evidence_of
+from watched import (
+    AT,
+    ENFORCED,
+    EVERYBODY,
+    KEY,
+    NOBODY,
+    SECRET_WORD,
+    asked,
+    body,
+    direct,
+    evidence_of,
+    standing_of,
+)
 
 from stillhouse.errors import UsageError
 from stillhouse.gateway import watching as module
@@ -20,6 +32,7 @@ from stillhouse.gateway.store.changing import Act, Conflict
 from stillhouse.gateway.store.standings import Step
 from stillhouse.gateway.watching import Watching
 from stillhouse.guard.config import Detection
+from stillhouse.guard.evidence import observe
 from stillhouse.guard.ladder import Standing
 from stillhouse.guard.likeness import month_of
 from stillhouse.ledger import Ledger
@@ -60,16 +73,17 @@ def test_accounts_that_no_longer_fit_into_memory_are_taken_up_again(file_store):
         assert {evidence_of(file_store, name) == direct(6, name) for name in names} == {True}
 
 
-def test_a_full_queue_is_counted_and_nobody_waits(file_store):
+def test_a_full_queue_is_counted_and_nobody_waits(file_store, monkeypatch):
     go, held = threading.Event(), threading.Event()
 
-    def hold(_):
+    def hold(*words):
         held.set()
         go.wait(60)
+        return observe(*words)
 
+    monkeypatch.setattr(module, "observe", hold)
     with watched(file_store, lines=NOBODY) as made:
-        blocked = threading.Thread(target=made.do, args=(hold,))
-        blocked.start()
+        put(made, 1)
         assert held.wait(20)
         began = time.perf_counter()
         put(made, module.WAITING + 500)
@@ -79,9 +93,8 @@ def test_a_full_queue_is_counted_and_nobody_waits(file_store):
         made.put("acct_2", "chat/completions", body(0), 5, AT, module.WAITING_BYTES + 1)
         assert made.unobserved.total() == big + 1
         go.set()
-        blocked.join(20)
         made.flush(120)
-        assert made.observed + made.unobserved.total() == module.WAITING + 501
+        assert made.observed + made.unobserved.total() == module.WAITING + 502
 
 
 def test_a_store_that_fails_is_counted_and_harms_no_request(file_store):
@@ -110,7 +123,8 @@ def test_nothing_that_was_said_is_kept(file_store):
     data = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert SECRET_WORD.encode() not in data
     words = {word for number in range(30) for word in body(number)["messages"][0]["content"].split()}
-    assert not [word for word in words if word.encode() in data]
+    # Six of the digits a to f may stand in a hash by chance
+    assert not [word for word in words if set(word) - set("abcdef") and word.encode() in data]
 
 
 def test_off_looks_at_nothing_and_shadow_takes_nothing(file_store):
@@ -122,17 +136,18 @@ def test_off_looks_at_nothing_and_shadow_takes_nothing(file_store):
         put(made, 5)
         made.flush(20)
         assert made.observed == 5
-        assert made.in_force("acct_1") is None
-        assert made.rungs() == {"review": 1}
+        standing = standing_of(file_store)
+        assert (standing.rung, standing.shadow) == ("review", True)
 
 
 def test_each_step_is_a_leaf_and_a_row_that_was_changed_is_told(file_store):
     with watched(file_store) as made:
         put(made, 6)
         made.flush(20)
-        assert made.in_force("acct_1").rung == "review"
-        made.do(lambda steps: steps.decide("acct_1", "kill", ENFORCED, "Ada", "it goes on", AT + 10))
-        assert made.in_force("acct_1").rung == "kill"
+        assert standing_of(file_store).rung == "review"
+        asked(
+            file_store, lambda steps: steps.decide("acct_1", "kill", ENFORCED, "Ada", "it goes on", AT + 10)
+        )
     with closing(Steps(file_store)) as steps:
         trail = steps.standings.steps("acct_1")
         assert [step.act for step in trail] == ["kill", *["step"] * 4]
@@ -174,25 +189,13 @@ def test_two_who_would_step_at_once_take_one_step(store):
         assert len(one.standings.steps("acct_1")) == 1
 
 
-def test_a_decision_elsewhere_holds_here_within_a_second(store):
-    with watched(store) as made:
-        put(made, 6)
-        made.flush(60)
-        with closing(Steps(store)) as elsewhere:
-            elsewhere.decide("acct_1", "undo", ENFORCED, "Ada", "a mistake", AT + 10)
-        began = time.monotonic()
-        wait_for(lambda: made.in_force("acct_1") is None)
-        assert time.monotonic() - began < 5.0  # a second, on a machine that is not at its limit
-
-
 def test_an_account_that_is_forgotten_leaves_nothing(store):
     with watched(store) as made:
         put(made, 6)
         put(made, 6, "acct_2")
         made.flush(60)
-        made.do(lambda steps: steps.appeal("acct_1", "we sell encyclopaedias", AT + 9))
+        asked(store, lambda steps: steps.appeal("acct_1", "we sell encyclopaedias", AT + 9))
         forget_in(store, "acct_1", Act("Ada", AT + 20, "closed"))
-        wait_for(lambda: made.in_force("acct_1") is None)
         made.flush(60)
         assert evidence_of(store) is None
         assert evidence_of(store, "acct_2") is not None
@@ -275,10 +278,10 @@ def test_a_step_lapses_by_itself_and_evidence_expires(file_store, monkeypatch):
     with watched(file_store, clock=lambda: now[0]) as made:
         put(made, 1)
         made.flush(20)
-        assert made.in_force("acct_1").rung == "notify"
+        assert standing_of(file_store).rung == "notify"
         now[0] = AT + 31 * 86_400
-        wait_for(lambda: made.in_force("acct_1") is None)
-        assert made.do(lambda steps: steps.standings.steps("acct_1"))[0].act == "lapse"
+        wait_for(lambda: standing_of(file_store).rung == "observe")
+        assert asked(file_store, lambda steps: steps.standings.steps("acct_1"))[0].act == "lapse"
         assert evidence_of(file_store) is not None
         now[0] = AT + 91 * 86_400
         wait_for(lambda: evidence_of(file_store) is None)
@@ -290,7 +293,7 @@ def test_highest_scores_are_kept_by_month(file_store):
         made.put("acct_1", "chat/completions", body(0), 50, AT + 40 * 86_400, 300)
         made.flush(20)
         first, second = (
-            made.do(lambda steps, m=month: steps.standings.highest(m))
+            asked(file_store, lambda steps, m=month: steps.standings.highest(m))
             for month in (month_of(int(AT) // 86_400), month_of(int(AT + 40 * 86_400) // 86_400))
         )
         assert [row[0] for row in first] == [row[0] for row in second] == ["acct_1"]

@@ -10,7 +10,7 @@ import orjson
 import psutil
 import pytest
 from gate import SECRET, gate, tree_of
-from watched import AT, ENFORCED, EVERYBODY, KEY, NOBODY, body, direct, evidence_of
+from watched import AT, ENFORCED, EVERYBODY, KEY, NOBODY, asked, body, direct, evidence_of
 
 from stillhouse.gateway import watcher as module
 from stillhouse.gateway.store.standings import Standings
@@ -61,6 +61,17 @@ def test_a_step_that_it_takes_holds_in_the_gateway_and_is_said(file_store):
     assert [fields["rung"] for event, fields in said if event == "step"] == [
         "notify", "throttle", "withhold", "review",
     ]  # fmt: skip
+
+
+def test_a_decision_elsewhere_holds_here_within_a_second(store):
+    with watched(store) as made:
+        put(made, 6)
+        made.flush(60)
+        assert made.in_force("acct_1").rung == "review"
+        asked(store, lambda steps: steps.decide("acct_1", "undo", ENFORCED, "Ada", "a mistake", AT + 10))
+        began = time.monotonic()
+        until(lambda: made.in_force("acct_1") is None)
+        assert time.monotonic() - began < 5.0  # a second, on a machine that is not at its limit
 
 
 def test_one_that_was_killed_is_replaced_and_what_it_forgot_is_counted(file_store, monkeypatch):

@@ -12,7 +12,6 @@ suspects it most. Thresholds stay right, since they are calibrated on the same m
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import threading
 import time
@@ -20,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import takewhile
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from stillhouse.errors import StillhouseError
 from stillhouse.gateway.searching import SECONDS, begin
@@ -38,7 +37,6 @@ from stillhouse.guard.lines import Lines
 from stillhouse.guard.scoring import reading, score, shipped
 from stillhouse.guard.seen import seen_of
 
-Answer = TypeVar("Answer")
 Log = Callable[..., None]
 
 WAITING = 2_000  # requests in the queue
@@ -49,7 +47,6 @@ OLDEST = 500  # that go at once, or are written at once
 SAVE_SECONDS = 30.0  # after which what changed is written
 LOOK_SECONDS = 60.0  # between looks at steps that may lapse
 TIDY_SECONDS = 3600.0  # between looks for what has expired
-LOOK_AGAIN = 1.0  # seconds between two looks of a customer at its standing
 MONTHS = 13  # for which the highest scores are kept
 NEVER = float("-inf")
 _DAY = 86_400
@@ -79,7 +76,7 @@ class Entry:
 
 
 class Watching:
-    """Close it. `put` and `in_force` are for each request, `ask` for the administration."""
+    """Close it. What it decides is in the store, where the gateway looks for it."""
 
     def __init__(
         self,
@@ -114,7 +111,6 @@ class Watching:
         self._reached: list[tuple[str, int, float]] = []  # of months that are over
         self._ended: list[tuple[str, int, bytes]] = []  # sketches of these
         self._alarmed: dict[str, float] = {}  # when an account was last above the flag's threshold
-        self._looks: dict[str, float] = {}  # when an account last looked at its standing
         self._came = self._went = 0  # bytes put, and taken out
         self._known = self._steps.standings.newest()
         self._standings = {each.account: each for each in self._steps.standings.changed(0)[0]}
@@ -139,45 +135,16 @@ class Watching:
         self._came += size
         self._worker.put(Asked(account, route, body, output_tokens, at, size))
 
-    def in_force(self, account: str) -> Standing | None:
-        """The standing of an account from which something is taken; of any other None."""
-        standing = self._standings.get(account)
-        return standing if ladder.in_force(standing, self.settings) != "observe" else None
-
-    def may_look(self, account: str) -> bool:
-        """Whether the account may read the store now: once in a second, so that none keeps it busy."""
-        now = time.monotonic()
-        if now - self._looks.get(account, float("-inf")) < LOOK_AGAIN:
-            return False
-        if len(self._looks) >= self._held:
-            self._looks.clear()
-        self._looks[account] = now
-        return True
-
-    async def ask(self, question: Callable[[Steps], Answer]) -> Answer:
-        """What the steps answer, in a thread; what they changed holds when this returns."""
-        return await asyncio.to_thread(self.do, question)
-
-    def do(self, question: Callable[[Steps], Answer]) -> Answer:
-        with self._using:
-            try:
-                return question(self._steps)
-            finally:
-                self._refresh()
-
     @property
     def waiting(self) -> int:
         return len(self._worker)
 
-    def rungs(self) -> Counter[str]:
-        """How many accounts stand on each step."""
-        return Counter(each.rung for each in list(self._standings.values()) if each.rung != "observe")
-
     def flush(self, seconds: float | None = None) -> None:
-        """Wait until all that was put before is observed and on disk. Raises TimeoutError when it is not
-        after so long, and StorageError when the store fails."""
+        """Wait until all that was put before is observed and on disk, but of accounts that were forgotten.
+        Raises TimeoutError when it is not after so long, and StorageError when the store fails."""
         self._worker.flush(seconds)
         with self._using:
+            self._refresh()
             self._save(float("inf"))
 
     def close(self, seconds: float = 10.0) -> None:
