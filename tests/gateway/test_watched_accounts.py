@@ -233,23 +233,25 @@ def test_replicas_keep_evidence_of_their_own_and_share_the_standing(server, tmp_
         with watched(first) as one, watched(second) as two:
             put(one, 6)
             one.flush(60)
-            wait_for(lambda: (stands := two.in_force("acct_1")) is not None and stands.rung == "review")
+            assert standing_of(second).rung == "review"
             put(two, 3, first=6)
             two.flush(60)
-            known = one.do(lambda steps: steps.standings.ranked(10))
+            known = asked(first, lambda steps: steps.standings.ranked(10))
             assert sorted(requests for _, _, requests, _ in known) == [3, 6]
-            two.do(lambda steps: steps.decide("acct_1", "kill", ENFORCED, "Ada", "it goes on", AT + 10))
-            wait_for(lambda: one.in_force("acct_1").rung == "kill")
-            trail = two.do(
-                lambda steps: [(each, steps.differs(each)) for each in steps.standings.steps("acct_1")]
+            asked(
+                second, lambda steps: steps.decide("acct_1", "kill", ENFORCED, "Ada", "it goes on", AT + 10)
+            )
+            assert standing_of(first).rung == "kill"
+            trail = asked(
+                second,
+                lambda steps: [(each, steps.differs(each)) for each in steps.standings.steps("acct_1")],
             )
             assert trail[0][1] == ""
             assert {fault.partition(" in ")[0] for _, fault in trail[1:]} == {"its leaf is"}
-            two.do(lambda steps: steps.forget("acct_1", "Ada", "asked for", AT + 20))
-            wait_for(lambda: one.in_force("acct_1") is None)
-            wait_for(lambda: one.do(lambda steps: len(list(steps.ledger.leaves("tombstone")))) == 1)
-            assert one.do(lambda steps: steps.ledger.verify()).ok
-            assert one.do(lambda steps: steps.standings.ranked(10)) == []
+            asked(second, lambda steps: steps.forget("acct_1", "Ada", "asked for", AT + 20))
+            wait_for(lambda: asked(first, lambda steps: len(list(steps.ledger.leaves("tombstone")))) == 1)
+            assert asked(first, lambda steps: steps.ledger.verify()).ok
+            assert asked(first, lambda steps: steps.standings.ranked(10)) == []
 
 
 def test_appeals_are_one_at_a_time_and_only_against_something(file_store):
