@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Tests start many processes of the package: compiled once, not by each of them.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup quickstart test test-gateway test-apart test-rest test-all test-lmeval lint docs teacher clean
+.PHONY: setup quickstart test test-first test-second test-rest test-all test-lmeval lint docs teacher clean
 
 setup: .venv/ready
 
@@ -19,20 +19,21 @@ quickstart: setup
 	$(BIN)/stillhouse run examples/quickstart/recipe.toml
 	$(BIN)/stillhouse audit verify "$$(ls -td .stillhouse/runs/quickstart-*/release | head -1)"
 
-# In three processes for two cores: many tests of the first two wait for servers and for the disk.
-APART := tests/ask tests/cli tests/collect tests/ledger
+# In three processes for two cores, which take about as long: many tests wait for servers and for the disk.
+FIRST := tests/gateway tests/pipeline
+SECOND := tests/ask tests/cli tests/collect tests/ledger
 
 test: setup lint
-	$(MAKE) --jobs 3 --keep-going test-gateway test-apart test-rest
+	$(MAKE) --jobs 3 --keep-going test-first test-second test-rest
 
-test-gateway: setup
-	$(BIN)/python -m pytest -m "not slow" tests/gateway
+test-first: setup
+	$(BIN)/python -m pytest -m "not slow" $(FIRST)
 
-test-apart: setup
-	$(BIN)/python -m pytest -m "not slow" $(APART)
+test-second: setup
+	$(BIN)/python -m pytest -m "not slow" $(SECOND)
 
 test-rest: setup
-	$(BIN)/python -m pytest -m "not slow" $(addprefix --ignore ,tests/gateway $(APART))
+	$(BIN)/python -m pytest -m "not slow" $(addprefix --ignore ,$(FIRST) $(SECOND))
 
 test-all: setup lint
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix -r requirements-,ray.lock triton.lock gguf.lock oms.lock)

@@ -141,7 +141,6 @@ def test_a_search_is_made_by_one_and_taken_over_from_one_that_died(store):
         assert [each.replica for each in first.searches()] == ["two", "two"]
 
 
-@pytest.mark.slow
 def test_a_gateway_begins_the_search_that_is_due_in_a_process_of_its_own(file_store, everyone, monkeypatch):
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
     keep(file_store, everyone)
