@@ -58,7 +58,7 @@ def test_who_asks_learns_what_both_hold_and_no_more():
         assert least <= sum(output in known for output in outputs) <= most
         assert not any(
             sha512(item).digest() in known for item in items
-        )  # a hash without the key is of no use
+        )  # no key, no use
     # The same item is never asked in the same words
     assert private.blind(b"x", private.new_key()) != private.blind(b"x", private.new_key())
 
