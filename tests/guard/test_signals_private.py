@@ -56,9 +56,7 @@ def test_who_asks_learns_what_both_hold_and_no_more():
         answers = private.evaluate(key, asked)
         outputs = [private.finish(*each) for each in zip(items, scalars, answers, strict=True)]
         assert least <= sum(output in known for output in outputs) <= most
-        assert not any(
-            sha512(item).digest() in known for item in items
-        )  # no key, no use
+        assert not any(sha512(item).digest() in known for item in items)  # no key, no use
     # The same item is never asked in the same words
     assert private.blind(b"x", private.new_key()) != private.blind(b"x", private.new_key())
 
