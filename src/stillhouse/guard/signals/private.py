@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import sha512
+from hashlib import sha512, shake_256
 from math import ceil, log
 
 from stillhouse.errors import UsageError
@@ -124,6 +124,6 @@ def _is_element(data: bytes) -> bool:
 
 
 def _places(output: bytes, hashes: int, size: int) -> list[int]:
-    """Double hashing (Kirsch and Mitzenmacher 2006) from bytes that are uniform already."""
-    start, step = int.from_bytes(output[:16]), int.from_bytes(output[16:32]) | 1
-    return [(start + n * step) % (8 * size) for n in range(hashes)]
+    """Drawn one by one: of double hashing, two items with one step would share most of their places."""
+    drawn = shake_256(output).digest(8 * hashes)
+    return [int.from_bytes(drawn[8 * n : 8 * n + 8]) % (8 * size) for n in range(hashes)]
