@@ -5,14 +5,12 @@ import math
 from contextlib import contextmanager
 
 from behind import USAGE, WORDS, Behind, chunk
-from gate import gate
+from gate import ASKED, gate
 
 from stillhouse.cascade.calibration import Calibration, written
 from stillhouse.cascade.risk import Guarantee
 from stillhouse.cascade.scores import SIGNALS, Scale, sketch_of
 
-ASKED = "where is my order"
-HELLO = [{"role": "user", "content": ASKED}]
 STUDENT = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
 ANSWER = "the student"
 TEACHER = "word " * WORDS
@@ -107,23 +105,3 @@ def cascade(tmp_path, student, teacher, models, threshold=0.5, settings=None, **
     tree |= settings or {}
     with gate(tmp_path, tree) as made:
         yield made
-
-
-def ask(made, model, stream=False, key=None, **more):
-    body = {"model": model, "messages": HELLO} | more
-    if stream:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-    with made.client(key) as client:
-        return client.post("/chat/completions", json=body)
-
-
-def told(said):
-    """Text, usage and whether the answer is whole."""
-    if not said.headers["content-type"].startswith("text/event-stream"):
-        found = said.json()
-        return found["choices"][0]["message"]["content"], found["usage"], True
-    events = [line.removeprefix("data: ") for line in said.text.split("\n\n") if line]
-    parts = [json.loads(event) for event in events if event != "[DONE]"]
-    text = "".join(c["delta"].get("content", "") for each in parts for c in each.get("choices", ()))
-    usage = next((each["usage"] for each in parts if each.get("usage")), None)
-    return text, usage, events[-1] == "[DONE]"

@@ -30,6 +30,8 @@ from stillhouse.guard.config import Guard
 read = lambda: Guard.model_validate_json(open(sys.argv[1]).read())
 serve(read(), read, lambda url: print(url, flush=True))
 """
+ASKED = "where is my order"
+HELLO = [{"role": "user", "content": ASKED}]
 LOOSE = {"requests_per_minute": 1_000_000, "output_tokens_per_minute": 10**9, "concurrent": 5000}
 
 
@@ -111,3 +113,23 @@ def gate(folder: Path, tree: dict, **environ: str) -> Iterator[Gate]:
     finally:
         if made.process.poll() is None:
             made.stop()
+
+
+def ask(made, model, stream=False, key=None, **more):
+    body = {"model": model, "messages": HELLO} | more
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    with made.client(key) as client:
+        return client.post("/chat/completions", json=body)
+
+
+def told(said):
+    """Text, usage and whether the answer is whole."""
+    if not said.headers["content-type"].startswith("text/event-stream"):
+        found = said.json()
+        return found["choices"][0]["message"]["content"], found["usage"], True
+    events = [line.removeprefix("data: ") for line in said.text.split("\n\n") if line]
+    parts = [json.loads(event) for event in events if event != "[DONE]"]
+    text = "".join(c["delta"].get("content", "") for each in parts for c in each.get("choices", ()))
+    usage = next((each["usage"] for each in parts if each.get("usage")), None)
+    return text, usage, events[-1] == "[DONE]"

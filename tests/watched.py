@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, contextmanager
 from random import Random
 
 from stillhouse.gateway.steps import Steps
@@ -26,6 +26,16 @@ def body(number, who="acct_1"):
     draw = Random(f"{who}/{number}")
     words = " ".join("".join(draw.choices("abcdefghij", k=6)) for _ in range(30))
     return {"model": "m", "messages": [{"role": "user", "content": f"{SECRET_WORD} {words}"}]}
+
+
+@contextmanager
+def watching(by, store, settings=ENFORCED, lines=EVERYBODY, **more):
+    """`by` is `Watching` or `Watcher`."""
+    made = by(store, settings, lines, KEY, **more)
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 def direct(count, who="acct_1"):

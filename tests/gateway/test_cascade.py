@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 from behind import USAGE
-from cascade_house import ANSWER, HELLO, STREAMED, STUDENT, TEACHER, Student, ask, calibration, cascade, told
-from gate import SECRET
+from cascade_house import ANSWER, STREAMED, STUDENT, TEACHER, Student, calibration, cascade
+from gate import HELLO, SECRET, ask, told
 from teller import Teller
 
 from stillhouse.cascade.calibration import written

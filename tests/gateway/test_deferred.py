@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
-from cascade_house import Student, Teacher, ask, calibration, cascade
-from gate import SECRET
+from cascade_house import Student, Teacher, calibration, cascade
+from gate import SECRET, ask
 from tiny import TEMPLATE, tiny_model
 
 from stillhouse.cascade.calibration import written

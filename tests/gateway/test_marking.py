@@ -8,7 +8,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 
 import pytest
-from gate import SECRET, gate, tree_of
+from gate import HELLO, SECRET, ask, gate, told, tree_of
 from teller import PROSE, Teller
 
 from stillhouse.gateway.store.events import Events
@@ -17,9 +17,6 @@ from stillhouse.watermark import Gumbel, Key, Selection, account_key, evidence, 
 
 LOW = 1e-6  # what chance gives once in a million runs, and these marks miss by five standard deviations
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
-
-
-HELLO = [{"role": "user", "content": "tell me something"}]
 
 
 @pytest.fixture(scope="module")
@@ -42,25 +39,6 @@ def tree(folder, url, *models, number=1, **more):
         model["watermark"] = {"key": str(file), **more}
         model["upstreams"][0] |= {"first_byte_seconds": 3.0, "silent_seconds": 2.0}
     return made
-
-
-def ask(made, model, stream=False, key=None, **more):
-    body = {"model": model, "messages": HELLO, **more}
-    if stream:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-    with made.client(key) as client:
-        return client.post("/chat/completions", json=body)
-
-
-def told(said):
-    """Text, usage and whether the answer is whole."""
-    if not said.headers["content-type"].startswith("text/event-stream"):
-        found = said.json()
-        return found["choices"][0]["message"]["content"], found["usage"], True
-    parts = [line.removeprefix("data: ") for line in said.text.split("\n\n") if line]
-    seen = [json.loads(part) for part in parts[:-1]]
-    text = "".join(c["delta"].get("content", "") for each in seen for c in each["choices"])
-    return text, seen[-1]["usage"], parts[-1] == "[DONE]"
 
 
 def p_of(one, texts):

@@ -6,7 +6,8 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from watched import (
     AT,
     ENFORCED,
     EVERYBODY,
-    KEY,
     NOBODY,
     SECRET_WORD,
     asked,
@@ -23,6 +23,7 @@ from watched import (
     direct,
     evidence_of,
     standing_of,
+    watching,
 )
 
 from stillhouse.errors import UsageError
@@ -38,14 +39,7 @@ from stillhouse.guard.likeness import month_of
 from stillhouse.ledger import Ledger
 from stillhouse.workspace import open_workspace
 
-
-@contextmanager
-def watched(store, settings=ENFORCED, lines=EVERYBODY, **more):
-    made = Watching(store, settings, lines, KEY, **more)
-    try:
-        yield made
-    finally:
-        made.close()
+watched = partial(watching, Watching)
 
 
 def put(made, count, who="acct_1", first=0):

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import signal
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
+from functools import partial
 
 import orjson
 import psutil
 import pytest
 from gate import SECRET, gate, tree_of
-from watched import AT, ENFORCED, EVERYBODY, KEY, NOBODY, asked, body, direct, evidence_of
+from watched import AT, ENFORCED, EVERYBODY, NOBODY, asked, body, direct, evidence_of, watching
 
 from stillhouse.gateway import watcher as module
 from stillhouse.gateway.store.standings import Standings
 from stillhouse.gateway.watcher import Watcher
 from stillhouse.guard.config import Detection
 
-
-@contextmanager
-def watched(store, settings=ENFORCED, lines=EVERYBODY, **more):
-    made = Watcher(store, settings, lines, KEY, **more)
-    try:
-        yield made
-    finally:
-        made.close()
+watched = partial(watching, Watcher)
 
 
 def put(made, count, who="acct_1", first=0):

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from stillhouse.errors import StillhouseError
 from stillhouse.gateway.steps import Steps
+from stillhouse.gateway.store.standings import Decided
 from stillhouse.gateway.watching import WAITING, WAITING_BYTES, Log
 from stillhouse.gateway.worker import Worker
 from stillhouse.guard import config, ladder
@@ -70,8 +71,7 @@ class Watcher:
         self._looks: dict[str, float] = {}  # when an account last looked at its standing
         self._steps = Steps(store)
         self._using = threading.Lock()  # the store
-        self._known = self._steps.standings.newest()
-        self._standings = {each.account: each for each in self._steps.standings.changed(0)[0]}
+        self._decided = Decided(self._steps.standings)
         self.clusters = self._steps.standings.findings.open()  # that wait for a person
         self._talking = threading.Lock()  # with the process
         self._talk: _Talk | None = None
@@ -103,7 +103,7 @@ class Watcher:
 
     def in_force(self, account: str) -> Standing | None:
         """The standing of an account from which something is taken; of any other None."""
-        standing = self._standings.get(account)
+        standing = self._decided.by_account.get(account)
         return standing if ladder.in_force(standing, self.settings) != "observe" else None
 
     def may_look(self, account: str) -> bool:
@@ -142,7 +142,8 @@ class Watcher:
 
     def rungs(self) -> Counter[str]:
         """How many accounts stand on each step."""
-        return Counter(each.rung for each in list(self._standings.values()) if each.rung != "observe")
+        standings = list(self._decided.by_account.values())
+        return Counter(each.rung for each in standings if each.rung != "observe")
 
     def flush(self, seconds: float | None = None) -> None:
         """Wait until all that was put before is observed and on disk. Raises TimeoutError when it is not
@@ -190,7 +191,7 @@ class Watcher:
                 with self._buried():
                     self._take(self._talk.ask("figures", patience=PATIENCE))
         with self._using:
-            if self._steps.standings.newest() != self._known:
+            if self._decided.stale():
                 self._refresh()
 
     def _take(self, told: Told | Exception) -> None:
@@ -218,15 +219,8 @@ class Watcher:
             self._log("the detector's process ended", lost=lost)
 
     def _refresh(self) -> None:
-        """What was decided since the last look, by whomever."""
-        standings = self._steps.standings
-        newest = standings.newest()
-        changed, gone = standings.changed(self._known)
-        for account in gone:
-            self._standings.pop(account, None)
-        self._standings |= {each.account: each for each in changed}
-        self.clusters = standings.findings.open()
-        self._known = newest
+        self._decided.look()
+        self.clusters = self._steps.standings.findings.open()
 
     def _complain(self, error: Exception) -> None:
         why = f"{error.what}: {error.why}" if isinstance(error, StillhouseError) else repr(error)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from stillhouse.errors import StillhouseError
 from stillhouse.gateway.searching import SECONDS, begin
 from stillhouse.gateway.steps import Steps, reasons_of, why
-from stillhouse.gateway.store.standings import Watched
+from stillhouse.gateway.store.standings import Decided, Watched
 from stillhouse.gateway.worker import Worker
 from stillhouse.guard import config, ladder
 from stillhouse.guard.asked import Route
@@ -112,8 +112,7 @@ class Watching:
         self._ended: list[tuple[str, int, bytes]] = []  # sketches of these
         self._alarmed: dict[str, float] = {}  # when an account was last above the flag's threshold
         self._came = self._went = 0  # bytes put, and taken out
-        self._known = self._steps.standings.newest()
-        self._standings = {each.account: each for each in self._steps.standings.changed(0)[0]}
+        self._decided = Decided(self._steps.standings)
         self._looked = self._tidied = self._beaten = time.monotonic()
         self._worker: Worker[Asked] = Worker(
             "watching", self._work, batch=BATCH, linger=LINGER, failed=self._complain, beat=self._beat
@@ -144,7 +143,7 @@ class Watching:
         Raises TimeoutError when it is not after so long, and StorageError when the store fails."""
         self._worker.flush(seconds)
         with self._using:
-            self._refresh()
+            self._decided.look(self._erase)
             self._save(float("inf"))
 
     def close(self, seconds: float = 10.0) -> None:
@@ -197,7 +196,7 @@ class Watching:
         entry.score = reached = score(entry.evidence, use, self._weights)
         entry.highest = max(entry.highest, reached)
         self._changed.setdefault(account, self._beaten)
-        standing = self._standings.get(account) or Standing(account)
+        standing = self._decided.by_account.get(account) or Standing(account)
         if reached > self.lines.flag_of(standing.declared):
             self._alarmed[account] = at
             if ladder.climbs(standing, reached, self.lines, self.settings, at):
@@ -210,7 +209,7 @@ class Watching:
         if after is None:
             return
         taken = self._steps.climb(standing, after, told, at)
-        self._refresh()
+        self._decided.look(self._erase)
         if taken is not None:
             self._log(
                 "step",
@@ -246,8 +245,8 @@ class Watching:
     def _beat(self, last: bool) -> None:
         now = self._beaten = time.monotonic()
         with self._using:
-            if self._steps.standings.newest() != self._known:
-                self._refresh()
+            if self._decided.stale():
+                self._decided.look(self._erase)
             self._save(now - SAVE_SECONDS)
             if now - self._looked > LOOK_SECONDS:
                 self._lapse()
@@ -257,23 +256,15 @@ class Watching:
                 self._tidy()
                 self._tidied = now
 
-    def _refresh(self) -> None:
-        """What was decided since the last look, here or by another process."""
-        standings = self._steps.standings
-        newest = standings.newest()
-        changed, gone = standings.changed(self._known)
+    def _erase(self, gone: list[str]) -> None:
         for account in gone:
-            self._standings.pop(account, None)
             self._entries.pop(account, None)
             self._changed.pop(account, None)
             self._alarmed.pop(account, None)
-            standings.drop_evidence(account)
-        if gone:
-            self._reached = [row for row in self._reached if row[0] not in gone]
-            self._ended = [row for row in self._ended if row[0] not in gone]
-            self._steps.erase()
-        self._standings |= {each.account: each for each in changed}
-        self._known = newest
+            self._steps.standings.drop_evidence(account)
+        self._reached = [row for row in self._reached if row[0] not in gone]
+        self._ended = [row for row in self._ended if row[0] not in gone]
+        self._steps.erase()
 
     def _save(self, before: float) -> None:
         """Write what changed before that moment of the monotonic clock."""
@@ -300,7 +291,7 @@ class Watching:
 
     def _lapse(self) -> None:
         now = self._clock()
-        for held in list(self._standings.values()):
+        for held in list(self._decided.by_account.values()):
             if ladder.lapsed(held, self.settings, now) is None:
                 continue
             # When it was last alarmed is written beside the steps, also by other replicas
@@ -309,7 +300,7 @@ class Watching:
             after = ladder.lapsed(before, self.settings, now)
             if after is not None and self._steps.lapse(before, after, now) is not None:
                 self._log("step lapsed", account=held.account, rung=held.rung)
-        self._refresh()
+        self._decided.look(self._erase)
 
     def _search(self) -> None:
         """Begin a search for clusters whose time it is and that no replica made, unless one is under way."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from itertools import chain
-from typing import Final
+from typing import ClassVar, Final, Self
 
 from stillhouse.guard.seen import FACTS, Chunk, Seen
 
@@ -70,27 +70,35 @@ _SUMMED = _TIMED + USES * _TIMES.size  # of each use, and of the account
 SIZE = _SUMMED + (USES + 1) * _SUMS.size
 
 
-class Evidence:
-    """The state of one account: `row` has `SIZE` bytes, whatever the account sent, and is all that is held,
-    so that it is written down as it is."""
+class Packed:
+    """What is held of one account: `row`, of as many bytes whatever the account sent, and nothing beside, so
+    that it is written down as it is."""
 
     __slots__ = ("row",)
+    BLANK: ClassVar[bytes]  # of an account that sent nothing
 
     def __init__(self) -> None:
-        self.row = bytearray(SIZE)
-        self.row[_SINCE:_TALKS] = b"\xff" * USES
+        self.row = bytearray(self.BLANK)
 
     def packed(self) -> bytes:
         return bytes(self.row)
 
     @classmethod
-    def unpacked(cls, data: bytes) -> Evidence:
+    def unpacked(cls, data: bytes) -> Self:
         """Raises ValueError for what `packed` did not write."""
-        if len(data) != SIZE:
-            raise ValueError(f"an account's evidence has {SIZE} bytes, and these are {len(data)}")
+        if len(data) != len(cls.BLANK):
+            what = cls.__name__.lower()
+            raise ValueError(f"an account's {what} has {len(cls.BLANK)} bytes, and these are {len(data)}")
         made = cls.__new__(cls)
         made.row = bytearray(data)
         return made
+
+
+class Evidence(Packed):
+    """The state of one account, `SIZE` bytes."""
+
+    __slots__ = ()
+    BLANK = bytes(_SINCE) + b"\xff" * USES + bytes(SIZE - _TALKS)
 
     @property
     def requests(self) -> int:

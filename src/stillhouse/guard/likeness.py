@@ -16,7 +16,7 @@ from functools import lru_cache
 from operator import or_
 from zlib import crc32
 
-from stillhouse.guard.evidence import Evidence, of_program
+from stillhouse.guard.evidence import Evidence, Packed, of_program
 from stillhouse.guard.seen import Seen
 
 REQUESTS = 128  # of a month's first: of later ones only the times count
@@ -37,29 +37,14 @@ _COUNTS = _SETTINGS + 4 * SETTINGS
 _WORDING = _COUNTS + SETTINGS
 _ASKED = _WORDING + 4 * WORDING
 SIZE = _ASKED + 4 * ASKED
-_BLANK = bytes(_WORDING) + b"\xff" * (SIZE - _WORDING)
 
 
-class Sketch:
-    """What is kept of one account for a month: `row` has `SIZE` bytes, and no text. Moments are in Unix
-    seconds, `turned` is when a second model was first asked, 0 if never."""
+class Sketch(Packed):
+    """What is kept of one account for a month, `SIZE` bytes and no text. Moments are in Unix seconds,
+    `turned` is when a second model was first asked, 0 if never."""
 
-    __slots__ = ("row",)
-
-    def __init__(self) -> None:
-        self.row = bytearray(_BLANK)
-
-    def packed(self) -> bytes:
-        return bytes(self.row)
-
-    @classmethod
-    def unpacked(cls, data: bytes) -> Sketch:
-        """Raises ValueError for what `packed` did not write."""
-        if len(data) != SIZE:
-            raise ValueError(f"an account's sketch has {SIZE} bytes, and these are {len(data)}")
-        made = cls.__new__(cls)
-        made.row = bytearray(data)
-        return made
+    __slots__ = ()
+    BLANK = bytes(_WORDING) + b"\xff" * (SIZE - _WORDING)
 
     @property
     def numbers(self) -> tuple[int, float, float, float, int]:

@@ -90,9 +90,8 @@ def _won(logits: Any, values: Any, depth: int) -> Any:
     shares = torch.softmax(logits, dim=-1)
     for place in range(depth):
         bit = _shifted(values, 63 - place) & 1
-        chance = (
-            (bit * shares).sum(dim=-1, keepdim=True).clamp(max=1)
-        )  # more by rounding, where all have the bit
+        chance = (bit * shares).sum(dim=-1, keepdim=True)
+        chance = chance.clamp(max=1)  # more by rounding, where all have the bit
         shares = shares * (1 + bit - chance)
     return torch.log(shares)
 

@@ -84,12 +84,10 @@ class Kgw:
 
 
 @dataclass(frozen=True, slots=True)
-class Gumbel:
-    """The id is the one with the largest u^(1/p), u its keyed number and p its probability (Aaronson 2022):
-    a draw from the model's own distribution, over keys. Scores are -ln(1 - u), their sum a Gamma variable."""
+class _Exponential:
+    """Scores are -ln(1 - u), u the keyed number of a pair; their sum is a Gamma variable."""
 
-    name: ClassVar[str] = "gumbel"
-    width: int = 4
+    width: int
 
     def bits(self, key: SipKey, ids: Ids, tokens: Ids) -> Hashes:
         return _paired(key, ids, tokens, self.width)
@@ -102,6 +100,24 @@ class Gumbel:
 
     def expected(self) -> float:
         return 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gumbel(_Exponential):
+    """The id is the one with the largest u^(1/p), u its keyed number and p its probability (Aaronson 2022):
+    a draw from the model's own distribution, over keys."""
+
+    name: ClassVar[str] = "gumbel"
+    width: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Selection(_Exponential):
+    """Of several answers the one whose own words score highest is given (as WaterMax, arXiv:2403.04808, and
+    Bahri and Wieting, arXiv:2410.02099): needs no logits. Ids stand for words."""
+
+    name: ClassVar[str] = "selection"
+    width: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +135,9 @@ class Tournament:
 
     def scores(self, bits: Hashes) -> Floats:
         total = np.zeros(len(bits))
-        for start in range(
-            0, self.depth, 8
-        ):  # eight bits at a time, by what each of their 256 values adds up to
-            weights = self.weights()[start : start + 8]
+        every = self.weights()
+        for start in range(0, self.depth, 8):  # eight bits at a time, by what their 256 values add up to
+            weights = every[start : start + 8]
             octets = (bits >> np.uint64(56 - start)) & np.uint64(255)
             total += (_OCTETS[:, : len(weights)] @ weights)[octets.astype(np.intp)]
         return total
@@ -135,27 +150,6 @@ class Tournament:
 
     def weights(self) -> list[int]:
         return [round(weight) for weight in np.linspace(10, 1, self.depth)]
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Of several answers the one whose own words score highest is given (as WaterMax, arXiv:2403.04808, and
-    Bahri and Wieting, arXiv:2410.02099): needs no logits. Ids stand for words; scores are Gumbel's."""
-
-    name: ClassVar[str] = "selection"
-    width: int = 3
-
-    def bits(self, key: SipKey, ids: Ids, tokens: Ids) -> Hashes:
-        return _paired(key, ids, tokens, self.width)
-
-    def scores(self, bits: Hashes) -> Floats:
-        return -np.log1p(-uniform(bits))
-
-    def log_p(self, total: float, count: int) -> float:
-        return float(log_gamma_tail(total, count))
-
-    def expected(self) -> float:
-        return 1.0
 
 
 SCHEMES: dict[str, type[Kgw] | type[Gumbel] | type[Tournament] | type[Selection]] = {

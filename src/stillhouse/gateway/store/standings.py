@@ -6,7 +6,7 @@ What a replica knows of an account's requests is a row of its own; the standing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from stillhouse.gateway.store import findings
@@ -82,6 +82,31 @@ class Step(NamedTuple):
     said: str
     replica: str
     leaf: int | None
+
+
+class Decided:
+    """The standing of every account on which anything was decided, as of the last look at the store."""
+
+    def __init__(self, standings: Standings) -> None:
+        self._standings = standings
+        self._newest = 0
+        self.by_account: dict[str, Standing] = {}
+        self.look()
+
+    def stale(self) -> bool:
+        return self._standings.newest() != self._newest
+
+    def look(self, erase: Callable[[list[str]], None] = lambda gone: None) -> None:
+        """Take up what was decided since, here or by another process. `erase` gets the accounts that were
+        forgotten; where it fails they are met again."""
+        newest = self._standings.newest()  # read first: so is what is decided meanwhile
+        changed, gone = self._standings.changed(self._newest)
+        if gone:
+            erase(gone)
+        for account in gone:
+            self.by_account.pop(account, None)
+        self.by_account |= {each.account: each for each in changed}
+        self._newest = newest
 
 
 _WATCHED = ", ".join(Watched._fields).replace("use", "of_use")
