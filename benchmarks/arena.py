@@ -187,9 +187,13 @@ def body_of(messages: list[dict[str, str]], longest: int) -> dict[str, Any]:
 
 def curve_of(folder: Path, budgets: Sequence[int]) -> tuple[Learned, ...]:
     """The share of the teacher's score that students of so many exchanges keep, by stillhouse's own train
-    stage: the mean over seeds, and never less than with fewer exchanges."""
+    stage: the mean over seeds, and never less than with fewer exchanges. It depends on nothing of the guard,
+    and is kept in the folder."""
     if not budgets:
         return EXAMPLE
+    known = folder / f"curve-{'-'.join(map(str, budgets))}.json"
+    if known.exists():
+        return tuple(Learned(*point) for point in json.loads(known.read_text()))
     teacher = folder / "teacher" / "model"
     teacher.parent.mkdir(exist_ok=True)
     if not teacher.exists():
@@ -200,6 +204,7 @@ def curve_of(folder: Path, budgets: Sequence[int]) -> tuple[Learned, ...]:
         runs = [student_of(folder, "text", budget, seed, TRAINING, None) for seed in TRAINING.seeds]
         kept = max(kept, fmean(score_of(run / "student", TRAINING.test) for run in runs) / level)
         points.append(Learned(budget, kept))
+    known.write_text(json.dumps([[point.exchanges, point.kept] for point in points]))
     return tuple(points)
 
 
