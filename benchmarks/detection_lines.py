@@ -1,6 +1,6 @@
 """Writes the thresholds that are shipped, from the accounts of the calibration month.
 
-    .venv/bin/python benchmarks/detection_lines.py [--out src/stillhouse/guard/thresholds.toml] [--folder FOLDER]
+    .venv/bin/python benchmarks/detection_lines.py [--out FILE] [--folder FOLDER]
 
 The accounts are those on which `detection.py` sets its own, and a folder that it has filled is read and not
 walked again. Scores are rounded up, to as many digits as the walk and the guard agree in.
