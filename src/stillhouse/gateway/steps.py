@@ -2,22 +2,26 @@
 
 A leaf `standing` names no account: its body says what was done from which rung to which, and its content,
 which can be erased, is the whole step. What was stored and has no leaf yet, since a process died in between,
-gets one when the next one begins.
+gets one when the next one begins. Several processes take steps in one folder, so one at a time goes from the
+store to the ledger: what then has no leaf is of a process that died, or failed, and not of one at work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack, closing, suppress
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from stillhouse.errors import LedgerError, UsageError
+from stillhouse.errors import LedgerError, StorageError, UsageError, storage
 from stillhouse.gateway.store.changing import Act, Conflict
 from stillhouse.gateway.store.findings import Answer
-from stillhouse.gateway.store.place import replica_of
+from stillhouse.gateway.store.place import folder_of, replica_of
 from stillhouse.gateway.store.standings import Standings, Step
 from stillhouse.guard import config, ladder
 from stillhouse.guard.clusters import Cluster, in_words
@@ -31,6 +35,7 @@ from stillhouse.workspace import init_workspace
 LADDER, CUSTOMER = "ladder", "customer"  # who, where it is no person
 REASONS = 6  # terms of a score that are written down with a step
 LONGEST_SAID = 4000  # characters of an appeal
+PATIENCE = 30.0  # seconds in which another process should have taken its step, as for the database
 
 
 class Steps:
@@ -39,7 +44,11 @@ class Steps:
 
     def __init__(self, store: config.Store) -> None:
         self.replica = replica_of(store)
+        lock = folder_of(store) / "steps.lock"
         with ExitStack() as opened:
+            with storage("open", lock):
+                self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            opened.callback(os.close, self._lock)
             self.standings = opened.enter_context(closing(Standings(store)))
             self.ledger = opened.enter_context(Ledger.open(init_workspace(Path(store.folder))))
             self.link()
@@ -126,8 +135,9 @@ class Steps:
         here. False where another process has to end its reading for the last bytes to go."""
         _need(reason, "forget an account")
         step = Step(0, account, at, "forget", who, "", "", False, "", None, "[]", reason, self.replica, None)
-        number = self.standings.forget(step)
-        self._witness(step._replace(id=number))
+        with self._alone():
+            number = self.standings.forget(step)
+            self._witness(step._replace(id=number))
         return self.erase()
 
     def erase(self) -> bool:
@@ -147,17 +157,21 @@ class Steps:
 
     def link(self) -> None:
         """Give each step of this replica its leaf that has none."""
-        open_ = self.standings.unlinked(self.replica)
-        if not open_:
+        if not self.standings.unlinked(self.replica):
             return
-        start = self.standings.last_leaf(self.replica) + 1
-        known = {leaf.body["step"]: leaf.index for leaf in self.ledger.leaves("standing", start)}
-        for step in open_:
-            leaf = known.get(step.id)
-            if leaf is None:
-                self._witness(step)
-            else:
-                self.standings.link(step.id, leaf)
+        with self._alone():
+            open_ = self.standings.unlinked(self.replica)  # those just looked at may have one by now
+            if not open_:
+                return
+            # Leaves of a replica come in the order of its steps, but where they were made up for here
+            start = self.standings.last_leaf(self.replica, open_[0].id) + 1
+            known = {leaf.body["step"]: leaf.index for leaf in self.ledger.leaves("standing", start)}
+            for step in open_:
+                if step.id in known:
+                    self.standings.link(step.id, known[step.id])
+            for step in open_:  # last, so that no leaf of an older step comes before one that is not known
+                if step.id not in known:
+                    self._witness(step)
 
     def differs(self, step: Step) -> str:
         """Why a step is not shown by the ledger here; empty where it is."""
@@ -206,12 +220,31 @@ class Steps:
             self.replica,
             None,
         )
-        taken = self.standings.take(before, after, step)
-        if taken is None:
-            return None
-        standing, number = taken
-        self._witness(step._replace(id=number))
+        with self._alone():
+            taken = self.standings.take(before, after, step)
+            if taken is None:
+                return None
+            standing, number = taken
+            self._witness(step._replace(id=number))
         return standing
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no other process is between store and ledger. The lock goes with a process that dies."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    why = f"another process is in the middle of one for {PATIENCE:g} seconds"
+                    raise StorageError("no step can be taken", why, "let it go on, or end it") from None
+                time.sleep(0.01)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def _witness(self, step: Step) -> None:
         leaf = self.ledger.append("standing", _body(step), {"step": _content(step)})

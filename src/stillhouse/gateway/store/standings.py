@@ -250,10 +250,10 @@ class Standings:
         query = f"SELECT {_STEP} FROM standing_step WHERE replica = ? AND leaf IS NULL ORDER BY id"
         return [_step(row) for row in self._read(query, (replica,))]
 
-    def last_leaf(self, replica: str) -> int:
-        """The replica's newest leaf that a step names; -1 where there is none."""
-        query = "SELECT coalesce(max(leaf), -1) FROM standing_step WHERE replica = ?"
-        return int(self._read(query, (replica,))[0][0])
+    def last_leaf(self, replica: str, before: int) -> int:
+        """The replica's newest leaf that a step before that one names; -1 where there is none."""
+        query = "SELECT coalesce(max(leaf), -1) FROM standing_step WHERE replica = ? AND id < ?"
+        return int(self._read(query, (replica, before))[0][0])
 
     def steps(self, account: str, most: int = 100) -> list[Step]:
         """The newest first."""
