@@ -30,17 +30,22 @@ def at(tmp_path_factory, behind):
 
 
 @pytest.fixture(scope="module")
-def ask(at):
-    """(status, answer) of a request of an operator."""
+def client(at):
     headers = {"authorization": f"Bearer {SECRET}", "x-operator": "Ada"}
     url = at.url.removesuffix("/v1") + "/admin/api"
     with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+        yield client
 
-        def asked(path, body=None):
-            answer = client.get(path) if body is None else client.post(path, json=body)
-            return answer.status_code, answer.json()
 
-        yield asked
+@pytest.fixture(scope="module")
+def ask(client):
+    """(status, answer) of a request of an operator."""
+
+    def asked(path, body=None):
+        answer = client.get(path) if body is None else client.post(path, json=body)
+        return answer.status_code, answer.json()
+
+    return asked
 
 
 def in_store(at, question):
@@ -90,6 +95,43 @@ def test_a_standing_is_read_decided_appealed_and_undone(at, ask):
         ("declare", "Ada", "shown"), ("undo", "Ada", "shown"), ("keep", "Ada", "shown"),
         ("appeal", "customer", "shown"), ("kill", "Ada", "shown"), ("review", "Ada", "shown"),
     ]  # fmt: skip
+
+
+def test_an_account_is_forgotten_and_the_act_has_a_leaf(at, ask, client):
+    account = at.new_key()[0]
+    known(at, account)
+    cluster = Cluster((account, *(at.new_key()[0] for _ in range(7))), "settings", 1, 0.9, 0.001)
+    id = in_store(at, lambda steps: steps.found(cluster, 682, MONTH))
+    ask(f"/accounts/{account}/standing/decide", {"decision": "review", "reason": "their secret plan"})
+    before = ask(f"/accounts/{account}/standing")[1]["steps"]
+    answer = client.delete(f"/accounts/{account}/standing", params={"reason": "asked under Article 17"})
+    assert (answer.status_code, answer.json()) == (200, {"account": account, "complete": True})
+    told = ask(f"/accounts/{account}/standing")[1]
+    assert (told["rung"], told["score"], told["requests"], told["clusters"]) == ("observe", None, None, [])
+    (step,) = told["steps"]
+    assert (step["act"], step["who"], step["said"], step["witness"]) == (
+        "forget", "Ada", "asked under Article 17", "shown",
+    )  # fmt: skip
+    assert account not in [each["account"] for each in ask(f"/clusters/{id}")[1]["accounts"]]
+    leaves = [each["leaf"] for each in before]
+    left = in_store(at, lambda steps: [steps.ledger.contents(leaf) for leaf in leaves])
+    assert left == [{"step": None}, {"step": None}]
+
+
+@pytest.mark.parametrize(
+    ("account", "query", "operator", "status"),
+    [
+        ("{id}", {}, "Ada", 400),
+        ("{id}", {"reason": "x", "account": "acct_2"}, "Ada", 400),
+        ("{id}", {"reason": "x"}, "", 400),
+        ("acct_none", {"reason": "x"}, "Ada", 404),
+    ],
+)
+def test_nobody_is_forgotten_by_an_order_that_is_not_whole(at, client, account, query, operator, status):
+    path = f"/accounts/{account.replace('{id}', at.account)}/standing"
+    answer = client.delete(path, params=query, headers={"x-operator": operator})
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -147,10 +189,16 @@ def test_clusters_that_wait_are_a_figure(at, ask):
         assert time.monotonic() < end
 
 
-def test_where_nobody_is_watched_nothing_is_told(tmp_path, behind):
+def test_where_nobody_is_watched_nothing_is_told_and_what_was_known_can_go(tmp_path, behind):
     tree = tree_of(tmp_path, behind.url, "whole") | {"detection": Detection(mode="off").model_dump()}
     with gate(tmp_path, tree) as made:
-        url = made.url.removesuffix("/v1") + "/admin/api/standings"
-        answer = httpx.get(url, headers={"authorization": f"Bearer {SECRET}"})
+        url = made.url.removesuffix("/v1") + "/admin/api"
+        headers = {"authorization": f"Bearer {SECRET}", "x-operator": "Ada"}
+        answer = httpx.get(f"{url}/standings", headers=headers)
         assert answer.status_code == 404
         assert "detection.mode is off" in answer.json()["error"]["message"]
+        account = made.new_key()[0]
+        known(made, account)
+        path = f"{url}/accounts/{account}/standing?reason=asked"
+        assert httpx.delete(path, headers=headers, timeout=30).status_code == 200
+        assert in_store(made, lambda steps: steps.standings.strongest(account)) is None

@@ -129,7 +129,7 @@ async def accept_terms(
 def openapi_paths() -> dict[str, Any]:
     """`paths` and `components` of these routes, to be joined with others in one OpenAPI 3.1 document."""
     named: dict[str, Any] = {one.name: one.answer for one in ROUTES}
-    named |= {f"{one.name} order": one.order for one in ROUTES if one.order and one.method != "GET"}
+    named |= {f"{one.name} order": one.order for one in ROUTES if one.has_body}
     refs, document = TypeAdapter.json_schemas(
         [(name, "validation", TypeAdapter(model)) for name, model in named.items()],
         ref_template="#/components/schemas/{model}",
@@ -140,11 +140,11 @@ def openapi_paths() -> dict[str, Any]:
         entry["parameters"] = [_OPERATOR_PARAMETER] if one.method != "GET" else []
         if "{id}" in one.path:
             entry["parameters"].append(_ID_PARAMETER)
-        if one.order is not None and one.method == "GET":
-            entry["parameters"] += _query(one.order)
-        elif one.order is not None:
+        if one.has_body:
             body = refs[f"{one.name} order", "validation"]
             entry["requestBody"] = {"required": True, "content": _json_of(body)}
+        elif one.order is not None:
+            entry["parameters"] += _query(one.order)
         paths.setdefault(one.path, {})[one.method.lower()] = entry
     usage = _entry("usage", "What a subject used in a period.", 200, {"type": "object"})
     paths[USAGE_PATH] = {"get": usage | {"parameters": _query(Period)}}
@@ -196,7 +196,7 @@ def _refused(request: Request, known: bytes, method: str) -> Response | None:
 async def _answered(request: Request, operation: Operation, api: Api) -> Response:
     try:
         order: Any = None
-        if operation.order is not None and operation.method == "GET":
+        if operation.order is not None and not operation.has_body:
             order = operation.order.model_validate(dict(request.query_params))
         elif operation.order is not None:
             body = await _body(request, BODY_BYTES)

@@ -4,6 +4,7 @@ in the same trail."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
@@ -39,6 +40,14 @@ class Declare(Because):
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """`complete` is False where another process was reading just then: give the order again."""
+
+    account: str
+    complete: bool
+
+
 class AnswerCluster(Because):
     """`review` puts every account of it there that is not yet, `dismiss` leaves them where they are."""
 
@@ -68,6 +77,12 @@ def decide(desk: Desk, id: str, order: Decide, act: Act) -> Told:
 
 def declare(desk: Desk, id: str, order: Declare, act: Act) -> Told:
     return _of(desk, id, lambda steps: steps.declare(id, order.use, act.who, act.reason, act.at))
+
+
+def forget(desk: Desk, id: str, order: Because, act: Act) -> Forgotten:
+    """Of what was known before, also where nobody is watched any more."""
+    desk.register.account(id)
+    return Forgotten(id, _answered(desk, lambda steps: steps.forget(id, act.who, act.reason, act.at)))
 
 
 def list_clusters(desk: Desk, _: str, first: First, act: Act) -> Listed[ActAsOne]:
@@ -101,8 +116,14 @@ def _of(desk: Desk, account: str, change: Callable[[Steps], object]) -> Told:
 
 
 def _asked(desk: Desk, question: Callable[[Steps], AnyTold]) -> AnyTold:
-    if desk.steps is None or desk.config.detection.mode == "off":
+    if desk.config.detection.mode == "off":
         raise NotThere("no account is watched", "detection.mode is off", "set it to shadow")
+    return _answered(desk, question)
+
+
+def _answered(desk: Desk, question: Callable[[Steps], AnyTold]) -> AnyTold:
+    if desk.steps is None:
+        raise NotThere("no account is watched", "no steps are taken in this process", "ask the gateway")
     try:
         found: AnyTold = desk.steps(question)
     except (StorageError, LedgerError) as error:
@@ -160,6 +181,15 @@ DECISIONS: tuple[Operation, ...] = (
         declare,
         Told,
         Declare,
+    ),
+    Operation(
+        "forget",
+        "DELETE",
+        _OF_ACCOUNT,
+        "Erase what is known of its requests, its steps and its standing.",
+        forget,
+        Forgotten,
+        Because,
     ),
     Operation(
         "list_clusters",

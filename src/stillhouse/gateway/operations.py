@@ -111,16 +111,21 @@ class Desk:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """`run` gets the desk, the id in the path (or ""), the order (or the query) and the act."""
+    """`run` gets the desk, the id in the path (or ""), the order and the act. The order is the body, and the
+    query where the method has no body."""
 
     name: str
-    method: Literal["GET", "POST", "PATCH"]
+    method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str
     summary: str
     run: Callable[[Desk, str, Any, Act], Any]
     answer: Any
     order: type[BaseModel] | None = None
     status: int = 200
+
+    @property
+    def has_body(self) -> bool:
+        return self.order is not None and self.method in ("POST", "PATCH")
 
 
 def list_organisations(desk: Desk, _: str, page: orders.Page, act: Act) -> Listed[Organisation]:
