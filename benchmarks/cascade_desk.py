@@ -65,7 +65,7 @@ init = {student}
 optimiser = "muon"
 learning_rate = 4e-3
 final_rate = 0.05
-epochs = 5
+epochs = 4
 batch_tokens = 2048
 
 [evaluate]
