@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from cascade_desk import DESK, desk_pool, second_round
+from cascade_desk import DESK, LEARNED, QUICK_LEARNED, desk_pool, second_round
 from cascade_drift import drift_rows
 from cascade_pool import BROKEN, CALIBRATED, NO_SKETCH, REPEATS, SEED, Pool, drawn, judged_by, kept_by
 from clinc150 import QUICK, QUICK_CHANGES, QUICK_INTENTS, smaller
@@ -189,7 +189,9 @@ def desk_run(folder: Path, quick: bool) -> Path:
         return found[-1].parent
     recipe = DESK.read_text()
     if quick:
-        recipe = recipe.replace("count = 6000", "count = 300").replace("epochs = 8", "epochs = 2")
+        recipe = recipe.replace(f"count = {LEARNED}", f"count = {QUICK_LEARNED}").replace(
+            "epochs = 8", "epochs = 2"
+        )
         recipe = recipe.replace("count = 1000", "count = 100")
     path = folder / "recipe.toml"
     path.write_text(recipe)

@@ -39,6 +39,7 @@ from stillhouse.stats import Floats
 DESK = Path(__file__).parents[1] / "examples" / "quickstart" / "recipe.toml"
 TEACHER = "embedded:desk"
 LEARNED, LEARNED_SEED = 6000, 1  # the recipe's prompts
+QUICK_LEARNED = 300
 SEEDS = range(3001, 3009)  # of the generator; the recipe's are 1 and 1001
 TRAFFIC_SEEDS = range(4001, 4007)  # what is asked between the two rounds
 PROMPTS = 1000  # of each
@@ -109,7 +110,8 @@ def second_round(folder: Path, run: Path, pool: Pool, quick: bool) -> list[Row]:
     at_work = calibrate(drawn(pool, rng, CALIBRATED).rows, NO_SKETCH, "first")
     kept = kept_by(at_work, _signals(folder, "traffic", first, asked, sketch)[0])
     deferred = [prompt for prompt, sure in zip(asked, kept, strict=True) if not sure]
-    student = _trained(folder, run / "release", deferred)
+    before = learned()[: QUICK_LEARNED if quick else LEARNED]
+    student = _trained(folder, run / "release", [*deferred, *before])
     again = _with_student(folder, pool.rows, student, sketch_of(map(asked_text, [*learned(), *deferred])))
     shares: tuple[list[float], list[float]] = [], []
     broken = 0
@@ -120,21 +122,17 @@ def second_round(folder: Path, run: Path, pool: Pool, quick: bool) -> list[Row]:
             sure = kept_by(calibration, truth.signals)
             found.append(float(1 - sure.mean()))
             broken += rows is again and float(np.where(sure, truth.losses, 0.0).mean()) > MOST
-    before, after = (float(np.mean(found)) for found in shares)
+    whole = [calibrate(rows, NO_SKETCH, "").promise.deferred for rows in (pool.rows, again)]
+    share, after = (float(np.mean(found)) for found in shares)
     lost, lost_after = float(pool.rows.losses.mean()), float(again.losses.mean())
+    drawn_anew = _halved("share deferred", after, share, full)
+    low, high = np.quantile(shares[1], [0.025, 0.975]).tolist()
     return [
         Row("desk, second round: prompts asked in between", len(asked), ""),
         Row("desk, second round: of them deferred and learned from", len(deferred), ""),
         Row("desk, second round: lost by the student alone", lost_after, "", **_beside(lost_after, lost)),
-        Row(
-            "desk, second round: share deferred",
-            after,
-            "",
-            *np.quantile(shares[1], [0.025, 0.975]).tolist(),
-            **_beside(after, before),
-            target="<= half of the first's" if full else None,
-            holds=after <= before / 2 if full else None,
-        ),
+        replace(drawn_anew, low=low, high=high),
+        _halved(f"share deferred, calibrated on all {len(again.ids):,}", whole[1], whole[0], full),
         Row(
             f"desk, second round: promises broken, of {repeats}",
             broken,
@@ -143,6 +141,11 @@ def second_round(folder: Path, run: Path, pool: Pool, quick: bool) -> list[Row]:
             holds=broken <= BROKEN if full else None,
         ),
     ]
+
+
+def _halved(what: str, after: float, before: float, full: bool) -> Row:
+    row = Row(f"desk, second round: {what}", after, "", **_beside(after, before))
+    return replace(row, target="<= half of the first's", holds=after <= before / 2) if full else row
 
 
 def _beside(value: float, first: float) -> dict[str, Any]:
@@ -199,13 +202,13 @@ def _with_student(folder: Path, rows: Rows, student: Path, sketch: Sketch) -> Ro
     return replace(rows, signals=signals, student=scores, losses=losses)
 
 
-def _trained(folder: Path, released: Path, deferred: Sequence[Prompt]) -> Path:
+def _trained(folder: Path, released: Path, prompts: Sequence[Prompt]) -> Path:
     """The first student, trained on with the teacher's answers to what it deferred and, lest it forgets, to
     the first round's prompts: the ledger has these, and they are not asked again."""
     found = sorted(folder.glob(".stillhouse/runs/second-*/student/config.json"))
     if found:
         return found[-1].parent
-    _write(folder / "again.jsonl", [*deferred, *learned()])
+    _write(folder / "again.jsonl", prompts)
     _write(folder / "tested.jsonl", world.prompts("test", 50, 5001))
     recipe = folder / "second.toml"
     recipe.write_text(AGAIN.format(student=json.dumps(str(released.resolve()))))
