@@ -7,8 +7,10 @@ answer a pool of prompts that neither run has seen. The pool is taken for the di
 calibration takes 3,000 draws from it, 200 times anew, and its promise is held against what the threshold
 loses on the pool, which is then known exactly. A third of the pool, by the prompts' ids, only ever fits
 scores and is not judged by. What is lost is an answer that the teacher has right and the cascade has not;
-`score` takes the difference of the scores instead. What is in --folder is not done again. --quick takes small
-runs and pools: it shows that the path works, not what it reaches.
+`score` takes the difference of the scores instead. Intervals are the middle 95 % of the repetitions, those of
+the scores at a share deferred are of independent rows. Then traffic of another kind (cascade_drift.py), and a
+second student that has learned what the first deferred (cascade_desk.py). What is in --folder is not done
+again. --quick takes small runs and pools: it shows that the path works, not what it reaches.
 """
 
 from __future__ import annotations
@@ -189,10 +191,8 @@ def desk_run(folder: Path, quick: bool) -> Path:
         return found[-1].parent
     recipe = DESK.read_text()
     if quick:
-        recipe = recipe.replace(f"count = {LEARNED}", f"count = {QUICK_LEARNED}").replace(
-            "epochs = 8", "epochs = 2"
-        )
-        recipe = recipe.replace("count = 1000", "count = 100")
+        recipe = recipe.replace(f"count = {LEARNED}", f"count = {QUICK_LEARNED}")
+        recipe = recipe.replace("epochs = 8", "epochs = 2").replace("count = 1000", "count = 100")
     path = folder / "recipe.toml"
     path.write_text(recipe)
     command = [sys.executable, "-m", "stillhouse.cli", "run", str(path), "--json"]
