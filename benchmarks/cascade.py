@@ -7,8 +7,10 @@ answer a pool of prompts that neither run has seen. The pool is taken for the di
 calibration takes 3,000 draws from it, 200 times anew, and its promise is held against what the threshold
 loses on the pool, which is then known exactly. A third of the pool, by the prompts' ids, only ever fits
 scores and is not judged by. What is lost is an answer that the teacher has right and the cascade has not;
-`score` takes the difference of the scores instead. What is in --folder is not done again. --quick takes small
-runs and pools: it shows that the path works, not what it reaches.
+`score` takes the difference of the scores instead. Intervals are the middle 95 % of the repetitions, those of
+the scores at a share deferred are of independent rows. Then traffic of another kind (cascade_drift.py), and a
+second student that has learned what the first deferred (cascade_desk.py). What is in --folder is not done
+again. --quick takes small runs and pools: it shows that the path works, not what it reaches.
 """
 
 from __future__ import annotations
@@ -20,59 +22,36 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from cascade_desk import DESK, desk_pool, second_round
+from cascade_desk import DESK, LEARNED, QUICK_LEARNED, desk_pool, second_round
 from cascade_drift import drift_rows
-from cascade_pool import Pool
+from cascade_pool import BROKEN, CALIBRATED, NO_SKETCH, REPEATS, SEED, Pool, drawn, judged_by, kept_by
 from clinc150 import QUICK, QUICK_CHANGES, QUICK_INTENTS, smaller
 from clinc150 import run as run_clinc
-from rows import DATA, Row, arguments, header, show, working_folder
+from rows import DATA, Row, arguments, header, part, show, working_folder
 
 from stillhouse.cascade.calibration import (
-    Calibration,
-    Rows,
     area,
     calibrate,
     curve,
-    is_fitted_on,
     judge,
     mean_logprob_order,
     risk_of,
 )
 from stillhouse.cascade.risk import MOST
 from stillhouse.cascade.scores import Sketch, Token
+from stillhouse.stats import Floats
 
-SEED = 17
-REPEATS = 200
-BROKEN = 15  # of 200 calibrations, where 10 are allowed on average
-CALIBRATED = 3000
 SHOWN = (0.0, 0.1, 0.25, 0.5, 1.0)  # shares deferred
-NO_SKETCH = Sketch(bytes(128))  # the pool's signals hold what a sketch said
-
-
-def drawn(pool: Pool, rng: np.random.Generator, count: int) -> Pool:
-    """So many independent draws from the pool."""
-    return pool.part(rng.integers(0, len(pool.rows.ids), count))
-
-
-def judged_by(pool: Pool) -> Pool:
-    """The rows of the pool that no score is fitted on: all that the promise is made of, so that the true loss
-    under a threshold is known and not estimated."""
-    return pool.part(np.array([not is_fitted_on(id) for id in pool.rows.ids], dtype=np.bool_))
-
-
-def kept_by(calibration: Calibration, rows: Rows) -> np.ndarray:
-    threshold = calibration.promise.threshold
-    risk = risk_of(calibration, rows.signals)
-    return np.zeros(len(risk), np.bool_) if threshold is None else risk <= threshold
 
 
 def curves(name: str, pool: Pool, count: int, repeats: int) -> list[Row]:
-    """The scores of the first calibration's order, and what the orders of all save."""
+    """The scores of the first calibration's order, and what the orders of all save. How much that depends on
+    the pool is told by judging each of them by the pool's rows drawn anew."""
     rng, truth = np.random.default_rng(SEED), judged_by(pool)
-    plain, rows, saved, gained = mean_logprob_order(truth.rows), [], [], []
+    plain, rows = mean_logprob_order(truth.rows), []
+    areas: dict[str, list[tuple[float, float]]] = {"the score": [], "right answers saved": []}
     for repeat in range(repeats):
         sample = drawn(pool, rng, count)
         order, net = (
@@ -82,27 +61,43 @@ def curves(name: str, pool: Pool, count: int, repeats: int) -> list[Row]:
         if repeat == 0:
             points = {point["deferred"]: point for point in curve(truth.rows, net)}
             rows = [
-                Row(f"{name}: score, {share:.0%} deferred", points[share]["score"], "", *_ends(points[share]))
+                Row(
+                    f"{name}: score, {share:.0%} deferred",
+                    points[share]["score"],
+                    "",
+                    points[share]["low"],
+                    points[share]["high"],
+                )
                 for share in SHOWN
             ]
-        saved.append(area(truth.rows.losses, order))
-        gained.append(area(truth.net, net))
+        again = rng.integers(0, len(plain), len(plain))
+        for what, losses, by in (
+            ("the score", truth.net, net),
+            ("right answers saved", truth.rows.losses, order),
+        ):
+            areas[what].append((area(losses[again], by[again]), area(losses[again], plain[again])))
     return [
         *rows,
-        _above(f"{name}: area of the score above random deferral", gained, area(truth.net, plain)),
-        _above(f"{name}: area of right answers saved above it", saved, area(truth.rows.losses, plain)),
+        *(row for what, found in areas.items() for row in _areas(f"{name}: area of {what}", found)),
     ]
 
 
-def _ends(point: dict[str, Any]) -> tuple[float | None, float | None]:
-    return point["low"], point["high"]
+def _areas(what: str, found: Sequence[tuple[float, float]]) -> list[Row]:
+    """What an order is worth, on average over all shares, above deferral at random and above the order of the
+    mean log-probability."""
+    ours, theirs = np.array(found).T
+    plain = float(theirs.mean())
+    row = _spread(f"{what}, above random deferral", ours)
+    row = replace(row, peer="mean log-probability", peer_value=plain, ratio=float(ours.mean()) / plain)
+    return [
+        _above_0(row),
+        _above_0(_spread(f"{what}, above the mean log-probability's", ours - theirs)),
+    ]
 
 
-def _above(what: str, gains: Sequence[float], plain: float) -> Row:
-    """What an order is worth, on average over all shares, beside that of the mean log-probability."""
-    row, mean = _spread(what, gains), float(np.mean(gains))
-    row = replace(row, peer="mean log-probability", peer_value=plain, ratio=mean / plain)
-    return replace(row, target="> 0 and > the peer's", holds=mean > max(0.0, plain))
+def _above_0(row: Row) -> Row:
+    assert row.low is not None
+    return replace(row, target="> 0 in 95 of 100", holds=row.low > 0)
 
 
 def promises(name: str, pool: Pool, count: int, repeats: int, signed: bool = False) -> list[Row]:
@@ -112,7 +107,7 @@ def promises(name: str, pool: Pool, count: int, repeats: int, signed: bool = Fal
     for _ in range(repeats):
         sample = drawn(pool, rng, count)
         calibration = calibrate(sample.netted() if signed else sample.rows, NO_SKETCH, name)
-        keep, rows = kept_by(calibration, truth.rows), truth.rows
+        keep, rows = kept_by(calibration, truth.rows.signals), truth.rows
         none += calibration.promise.threshold is None
         losses.append(float(np.where(keep, truth.net if signed else rows.losses, 0.0).mean()))
         broken += losses[-1] > MOST
@@ -151,7 +146,7 @@ def _cost(pool: Pool, keep: np.ndarray) -> float:
     return spent / whole if whole else float("nan")
 
 
-def _spread(what: str, values: Sequence[float]) -> Row:
+def _spread(what: str, values: Sequence[float] | Floats) -> Row:
     """The mean, with the middle 95 % of the repetitions."""
     low, high = np.quantile(values, [0.025, 0.975])
     return Row(what, float(np.mean(values)), "", float(low), float(high))
@@ -196,8 +191,8 @@ def desk_run(folder: Path, quick: bool) -> Path:
         return found[-1].parent
     recipe = DESK.read_text()
     if quick:
-        recipe = recipe.replace("count = 6000", "count = 300").replace("epochs = 8", "epochs = 2")
-        recipe = recipe.replace("count = 1000", "count = 100")
+        recipe = recipe.replace(f"count = {LEARNED}", f"count = {QUICK_LEARNED}")
+        recipe = recipe.replace("epochs = 8", "epochs = 2").replace("count = 1000", "count = 100")
     path = folder / "recipe.toml"
     path.write_text(recipe)
     command = [sys.executable, "-m", "stillhouse.cli", "run", str(path), "--json"]
@@ -220,18 +215,19 @@ def measured(name: str, pool: Pool, quick: bool) -> list[Row]:
 
 def main() -> None:
     options = arguments(__doc__ or "", resumable=True)
+    quick = options.quick
     with working_folder(options.folder) as folder:
         desk, clinc = folder / "desk", folder / "clinc"
         for each in (desk, clinc):
             each.mkdir(exist_ok=True)
-        run = desk_run(desk, options.quick)
-        pool = desk_pool(desk, run, options.quick)
-        rows = [*measured("desk", pool, options.quick), decision(pool)]
-        queries = clinc_pool(clinc, options.quick)
+        run = desk_run(desk, quick)
+        pool = desk_pool(desk, run, quick)
+        rows = part(folder / "desk.json", lambda: [*measured("desk", pool, quick), decision(pool)])
+        queries = clinc_pool(clinc, quick)
         if queries is not None:
-            rows += measured("clinc150", queries, options.quick)
-        rows += drift_rows(desk, run, pool, options.quick)
-        rows += second_round(desk, run, pool, options.quick)
+            rows += part(folder / "clinc150.json", lambda: measured("clinc150", queries, quick))
+        rows += part(folder / "drift.json", lambda: drift_rows(desk, run, pool, quick))
+        rows += part(folder / "second.json", lambda: second_round(desk, run, pool, quick))
     show(header(SEED, ["stillhouse", "torch", "transformers", "scikit-learn"]), rows, options.json)
 
 

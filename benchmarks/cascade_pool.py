@@ -11,13 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from stillhouse.cascade.calibration import Rows
+from stillhouse.cascade.calibration import Calibration, Rows, is_fitted_on, risk_of
 from stillhouse.cascade.scores import Sketch
 from stillhouse.models.flops import flops_per_answer
 from stillhouse.pipeline.cascading import Told, rows_of, told_answers
 from stillhouse.records import Prompt
 from stillhouse.scoring import score, scorers
-from stillhouse.stats import Floats
+from stillhouse.stats import Floats, Marks
+
+SEED = 17
+REPEATS = 200
+BROKEN = 15  # of 200 calibrations, where 10 are allowed on average
+CALIBRATED = 3000  # prompts of a calibration
+NO_SKETCH = Sketch(bytes(128))  # the pool's signals hold what a sketch said
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,23 @@ class Pool:
         return Pool(
             self.rows.part(chosen), self.net[chosen], self.student_flops[chosen], self.teacher_flops[chosen]
         )
+
+
+def drawn(pool: Pool, rng: np.random.Generator, count: int) -> Pool:
+    """So many independent draws from the pool."""
+    return pool.part(rng.integers(0, len(pool.rows.ids), count))
+
+
+def judged_by(pool: Pool) -> Pool:
+    """The rows of the pool that no score is fitted on: all that the promise is made of, so that the true loss
+    under a threshold is known and not estimated."""
+    return pool.part(np.array([not is_fitted_on(id) for id in pool.rows.ids], dtype=np.bool_))
+
+
+def kept_by(calibration: Calibration, signals: Floats) -> Marks:
+    threshold = calibration.promise.threshold
+    risk = risk_of(calibration, signals)
+    return np.zeros(len(risk), np.bool_) if threshold is None else risk <= threshold
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,15 +91,21 @@ def measured(arm: Arm, cell: Cell, streamed: bool, seconds: float) -> Found:
         patience=10.0,
         seed=SEED,
     )
+    return asked_of(arm, settings)
+
+
+def asked_of(arm: Arm, settings: Load) -> Found:
+    """Raises RuntimeError where nothing was answered."""
     before = cpu_seconds(arm.process.pid)
     told = load(settings)
     until_idle(arm.process.pid)
-    asked = sum(told.statuses.values())
+    asked, seconds = sum(told.statuses.values()), settings.seconds
     if told.good == 0:
-        raise RuntimeError(f"{arm.name} answered nothing under {cell.name}: {told}")
+        raise RuntimeError(f"{arm.name} answered nothing to {settings.model}: {told}")
     whole = asked * (seconds + settings.warm) / seconds  # the warm-up is not counted
     cpu = 1e6 * (cpu_seconds(arm.process.pid) - before) / whole
-    return Found(told, cpu, told.good / told.seconds, told.good / max(asked, round(cell.rate * seconds)))
+    share = told.good / max(asked, round(settings.rate * seconds))
+    return Found(told, cpu, told.good / told.seconds, share)
 
 
 def rounds(found: list[Arm], count: int, seconds: float) -> Table:

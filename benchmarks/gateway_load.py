@@ -50,6 +50,7 @@ class Load:
     stream: bool = False
     model: str = "think-0"
     max_tokens: int = 64
+    temperature: float = 0.7
     warm: float = 0.5
     vanish: float = 0.0
     patience: float = 30.0
@@ -82,7 +83,7 @@ def request(load: Load, key: str) -> bytes:
         "model": load.model,
         "messages": [{"role": "user", "content": PROMPT}],
         "max_tokens": load.max_tokens,
-        "temperature": 0.7,
+        "temperature": load.temperature,
     }
     if load.stamped:
         said["user"] = STAMP

@@ -4,7 +4,8 @@
 
 The model's name says how long it thinks before the first byte: `think-20` is 20 ms. Whole answers are some
 600 bytes of JSON with `usage`. Streams are 20 chunks, each a write of its own, then a chunk with the usage
-where `stream_options.include_usage` asks for it, then [DONE]. A model called `exact-20` writes exactly as
+where `stream_options.include_usage` asks for it, then [DONE]. Whole answers tell, where `logprobs` asks for
+it, 60 tokens that were all but certain, each beside four others. A model called `exact-20` writes exactly as
 many tokens as `max_tokens` allows, ten a chunk and a chunk every 20 ms, so that what a limit has reserved is
 also what was served. /count tells what was served, with the CPU seconds it took. It prints its port.
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import re
 import signal
 import time
@@ -33,6 +35,7 @@ MODEL = re.compile(rb'"model": ?"([a-z]+)-(\d+)"')
 MOST = re.compile(rb'"max_(?:completion_)?tokens": ?(\d+)')
 STREAM = re.compile(rb'"stream": ?true')
 USAGE = re.compile(rb'"include_usage": ?true')
+LOGPROBS = re.compile(rb'"logprobs": ?true')
 STAMP = re.compile(rb'"user": ?"at ([\d.]+)"')
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
@@ -54,10 +57,27 @@ def response(status: str, body: dict[str, Any]) -> bytes:
     return f"{head}x-request-id: req-0123456789abcdef\r\n\r\n".encode() + data
 
 
-def whole(model: str, completion: int = COMPLETION) -> bytes:
+def token(n: int, chance: float) -> dict[str, Any]:
+    text = " " + WORDS[n % len(WORDS)]
+    return {"token": text, "logprob": math.log(chance), "bytes": list(text.encode())}
+
+
+def chances() -> dict[str, Any]:
+    """What a server tells of its tokens' probabilities."""
+    rest = (0.01, 0.005, 0.003, 0.002)
+    told = [
+        token(n, 0.98)
+        | {"top_logprobs": [token(n + more, chance) for more, chance in enumerate((0.98, *rest))]}
+        for n in range(COMPLETION)
+    ]
+    return {"content": told, "refusal": None}
+
+
+def whole(model: str, completion: int = COMPLETION, with_chances: bool = False) -> bytes:
     text = " ".join(WORDS[n % len(WORDS)] for n in range(40))
     message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+    told_chances = chances() if with_chances else None
+    choice = {"index": 0, "message": message, "logprobs": told_chances, "finish_reason": "stop"}
     head = {"id": "chatcmpl-0123456789abcdef", "object": "chat.completion", "created": 1_790_000_000}
     told = {"model": model, "choices": [choice], "usage": usage(completion), "system_fingerprint": "fp_mock"}
     return response("200 OK", head | told)
@@ -97,13 +117,13 @@ class Upstream:
         self.loop = asyncio.get_running_loop()
         self.journal = journal
         self.served = dict.fromkeys(("asked", "whole", "left", "output_tokens", "reserved_tokens"), 0)
-        self._wholes: dict[str, bytes] = {}
+        self._wholes: dict[tuple[str, bool], bytes] = {}
         self._streams: dict[tuple[str, bool], list[bytes]] = {}
 
-    def whole(self, model: str) -> bytes:
-        if model not in self._wholes:
-            self._wholes[model] = whole(model)
-        return self._wholes[model]
+    def whole(self, model: str, with_chances: bool) -> bytes:
+        if (model, with_chances) not in self._wholes:
+            self._wholes[model, with_chances] = whole(model, with_chances=with_chances)
+        return self._wholes[model, with_chances]
 
     def stream(self, model: str, with_usage: bool) -> list[bytes]:
         if (model, with_usage) not in self._streams:
@@ -224,7 +244,7 @@ class Connection(asyncio.Protocol):
             answer.chunks = upstream.stream(model, USAGE.search(body) is not None)
             first = answer.step
         else:
-            data = upstream.whole(model)
+            data = upstream.whole(model, LOGPROBS.search(body) is not None)
 
             def first() -> None:
                 answer.send_whole(data, COMPLETION)
