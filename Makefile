@@ -58,11 +58,13 @@ lint: setup
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python docs/controller.py --check
 	$(BIN)/python docs/arena_plot.py --check
+	$(BIN)/python docs/figures.py --check
 
 docs: setup
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/controller.py
 	$(BIN)/python docs/arena_plot.py
+	$(BIN)/python docs/figures.py
 
 # Trains the shipped teacher and base student from nothing; hours on a CPU.
 teacher: setup
