@@ -69,7 +69,7 @@ PUBLISHED = {  # arXiv:2402.14904, log10 p below -5
     ("weights", 0.05): "Sander et al. 2024, open weights, below",
     ("answers and log", 0.01): "Sander et al. 2024, supervised, below",
 }
-LOGGED, LOG_TOKENS = 32, 100  # answers in a log of its own for each of many keys
+LOGGED, LOG_TOKENS = 32, 64  # answers in a log of its own for each of many keys
 UNLIKELY = 0.01  # of the p-values' distance from uniform, all students together
 
 
@@ -88,8 +88,8 @@ class Scale:
     logs: int
 
 
-FULL = Scale(5, 1700, 600, 4, 250, 300, 1000, 200)
-QUICK = Scale(2, 100, 60, 2, 30, 20, 50, 10)
+FULL = Scale(5, 1700, 600, 4, 250, 300, 1000, 100)
+QUICK = Scale(2, 100, 40, 2, 30, 20, 50, 5)
 
 Answer = tuple[list[int], list[int]]  # what was asked, and what was written
 Pairs = NDArray[np.int64]  # (pairs, width + 1): a context and the token after it
@@ -395,10 +395,8 @@ def figures_of(scene: Scene, scheme: Scheme, shares: Sequence[float]) -> list[Ro
     for test in TESTS:
         chances = [each["chances"][test] for each in of[0.0]]
         made += false_calls(f"{named}false calls by {test}", chances)
-        made.append(uniform(f"{named}unmarked students' p by {test}", chances, "students"))
-    made.append(
-        uniform(f"{named}unmarked answers' p by the key of the log", [own_logs(scene, scheme)], "sets")
-    )
+        made.append(uniform(f"{named}unmarked students' p by {test}", chances))
+    made.append(uniform(f"{named}unmarked answers' p by the key of the log", [own_logs(scene, scheme)]))
     return made
 
 
@@ -454,17 +452,18 @@ def false_calls(what: str, chances: Sequence[Sequence[float]]) -> list[Row]:
     return made
 
 
-def uniform(what: str, chances: Sequence[Sequence[float]], sets: str) -> Row:
+def uniform(what: str, chances: Sequence[Sequence[float]]) -> Row:
     """How far p-values lie from uniform (Kolmogorov and Smirnov): the largest distance of any set, beside the
     one that a set of true ones passes with chance 1 in 20."""
     tested = [kstest(np.exp(each), "uniform") for each in chances]
     far = [float(each.statistic) for each in tested]
     least = min(holm([float(each.pvalue) for each in tested]), key=lambda p: p or 0.0) or 0.0
     count = len(chances[0])
+    students = "" if len(chances) == 1 else f"{len(chances)} students x "
     return Row(
         f"{what}: distance from uniform",
         max(far),
-        f"of {len(chances)} {sets} x {count:,} keys, p {least:.2g}",
+        f"of {students}{count:,} keys, p {least:.2g}",
         min(far),
         max(far),
         "of true ones, 1 in 20 above",

@@ -95,7 +95,7 @@ def figures(folder: Path, scale: Scale) -> list[Row]:
         made += cell(what, taught_so(lesson), lesson)
     chances = [each["chances"] for each in none]
     made += false_calls("false calls of students by selection", chances)
-    made.append(uniform("unmarked students' p by selection", chances, "students"))
+    made.append(uniform("unmarked students' p by selection", chances))
     made += habits("student of unmarked answers, markers", none)
     for lesson in MARKED:
         made += habits(f"student of {lesson.share:.0%} with markers", taught_so(lesson))

@@ -47,7 +47,7 @@ def test_p_values_that_are_not_uniform_are_told():
     rng = np.random.default_rng(5)
     right = [np.log(rng.random(400)).tolist() for _ in range(3)]
     wrong = np.log(rng.random(400) ** 2).tolist()
-    assert uniform("right", right, "students").holds
-    row = uniform("one wrong", [*right, wrong], "students")
+    assert uniform("right", right).holds
+    row = uniform("one wrong", [*right, wrong])
     assert not row.holds
     assert row.value > 3 * row.peer_value > 0
