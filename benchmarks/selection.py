@@ -23,7 +23,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -149,9 +149,14 @@ def costs(name: str, found: Asked) -> list[Row]:
 def drift(what: str, given: Sequence[Given], plain: Sequence[Given]) -> Row:
     """By how many words, answers to the same prompt compared."""
     words = [len(word_ids(a.text)) - len(word_ids(b.text)) for a, b in zip(given, plain, strict=True)]
-    half = 1.96 * statistics.stdev(words) / math.sqrt(len(words))
-    mean, usual = statistics.fmean(words), statistics.fmean(len(word_ids(one.text)) for one in plain)
-    return Row(what, mean, "words", mean - half, mean + half, "of", usual, mean / usual)
+    row, usual = mean_of(what, words, "words"), statistics.fmean(len(word_ids(one.text)) for one in plain)
+    return replace(row, peer="of", peer_value=usual, ratio=(row.value or 0.0) / usual)
+
+
+def mean_of(what: str, values: Sequence[float], unit: str) -> Row:
+    half = 1.96 * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.fmean(values)
+    return Row(what, mean, unit, mean - half, mean + half)
 
 
 def marks(name: str, found: Asked, scale: Scale) -> list[Row]:
@@ -192,13 +197,19 @@ def of(found: Asked, best: int, account: int) -> list[Ids]:
 
 
 def scores(found: Asked, questions: Sequence[Prompt]) -> list[Row]:
-    made = []
+    """The share of right answers, and by how much it differs, question by question, from asking once."""
+    made, once = [], [False] * len(questions)
     for best in BEST_OF:
         given = [one for one in found.given if one.best_of == best]
-        right = sum(measure.right(questions[one.prompt], one.text) for one in given)
-        span = wilson(right, len(given))
+        right = [measure.right(questions[one.prompt], one.text) for one in given]
+        span = wilson(sum(right), len(right))
         what = f"{DESK}, best of {best}: score"
-        made.append(Row(what, right / len(given), f"of {len(given)}", span.low, span.high))
+        made.append(Row(what, sum(right) / len(right), f"of {len(right)}", span.low, span.high))
+        if best == 1:
+            once = right
+        else:
+            changed = [float(now) - float(before) for now, before in zip(right, once, strict=True)]
+            made.append(mean_of("  more than asked once", changed, ""))
     return made
 
 

@@ -3,7 +3,9 @@
 The teacher's answers to each opening are chosen from 4 or 8, all or a quarter of them, or written with an
 account's markers; the student is asked for stories of its own, and these are tested with the key, and with
 keys that marked nothing. With selection there is no test with the log (`stillhouse.watermark.radioactivity`
-refuses it). Beside each z stands that of a student that follows the mixture it was taught.
+refuses it). With markers there is: at which places an answer has one does not depend on the key, so that
+those of the log can be looked at alone. Beside each z stands that of a student that follows the mixture it
+was taught.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from rows import Row
 from selection_asking import provider_key
 
 from stillhouse.guard import markers
+from stillhouse.guard.markers import Seen
 from stillhouse.models.local import LocalModel, ids_text, text_ids
 from stillhouse.watermark import Evidence, Key, account_key, decoy_keys, evidence, word_ids
 from stillhouse.watermark.radioactivity import answers
@@ -96,7 +99,7 @@ def figures(folder: Path, scale: Scale) -> list[Row]:
     chances = [each["chances"] for each in none]
     made += false_calls("false calls of students by selection", chances)
     made.append(uniform("unmarked students' p by selection", chances))
-    made += habits("student of unmarked answers, markers", none)
+    made += habits("student of unmarked answers", none)
     for lesson in MARKED:
         made += habits(f"student of {lesson.share:.0%} with markers", taught_so(lesson))
     return made
@@ -109,7 +112,8 @@ def student(found: Pool, scale: Scale, lesson: Lesson, seed: int) -> dict[str, A
         said: dict[str, Any] = json.loads(file.read_text())
         return said
     key, scene = account_key(provider_key(), f"student {seed}"), found.scene
-    told, gain = answers_of(found, lesson, key, seed)
+    rows = taught_rows(len(scene.plain), lesson, seed)
+    told, gain = answers_of(found, lesson, key, rows)
     one = taught(scene, f"student {lesson.name} {seed}", told, radio.SEED + seed)
     own = written(one, openings(scene.unseen, scene.scale.written), None, SEED + 1000 + seed)
     texts = [ids_text(one, after) for _, after in own]
@@ -118,23 +122,29 @@ def student(found: Pool, scale: Scale, lesson: Lesson, seed: int) -> dict[str, A
     def selection(each: Key) -> Evidence:
         return answers(each.scheme, each.sip, words, before)
 
-    heard, habit = selection(key), markers.heard(key, markers.seen(texts))
+    seen = markers.seen(texts)
+    heard, habit = selection(key), markers.heard(key, seen)
+    known = markers.heard(key, at_places(seen, found, rows or range(len(scene.plain))))
     decoys = [] if lesson.share else decoy_keys(key, scale.decoys)
     said = {
         "selection": {"scored": heard.scored, "mean": heard.mean, "log_p": heard.log_p, "gain": gain},
         "markers": {"scored": habit.scored, "mean": habit.mean, "log_p": habit.log_p},
+        "markers and log": {"scored": known.scored, "mean": known.mean, "log_p": known.log_p},
         "chances": [selection(decoy).log_p for decoy in decoys],
     }
     radio.write(file, said)
     return said
 
 
-def answers_of(found: Pool, lesson: Lesson, key: Key, seed: int) -> tuple[list[Answer], float]:
+def taught_rows(count: int, lesson: Lesson, seed: int) -> list[int]:
+    """Openings whose answers are marked."""
+    order: list[int] = np.random.default_rng([SEED, seed]).permutation(count).tolist()
+    return order[: round(lesson.share * count)]
+
+
+def answers_of(found: Pool, lesson: Lesson, key: Key, rows: Sequence[int]) -> tuple[list[Answer], float]:
     """What the student is taught, and by how much a word of what was marked scores above chance."""
     told = list(found.scene.plain)
-    rows = (
-        np.random.default_rng([SEED, seed]).permutation(len(told))[: round(lesson.share * len(told))].tolist()
-    )
     for at in rows:
         picked = select(key, found.texts[at][: lesson.best_of]) if lesson.best_of > 1 else 0
         told[at] = found.answers[at][picked]
@@ -142,6 +152,13 @@ def answers_of(found: Pool, lesson: Lesson, key: Key, seed: int) -> tuple[list[A
             told[at] = marked(found, at, key)
     words = [word_ids(ids_text(found.scene.teacher, told[at][1])) for at in rows]
     return told, (evidence(key.scheme, key.sip, words).mean or 1.0) - 1.0
+
+
+def at_places(seen: Seen, found: Pool, rows: Sequence[int]) -> Seen:
+    """What was seen at the places that answers to these openings have as well: of an unmarked student all
+    openings', as if they had been served to it."""
+    served = markers.seen([found.texts[at][0] for at in rows]).variants
+    return Seen(seen.sites, {place: variant for place, variant in seen.variants.items() if place in served})
 
 
 def marked(found: Pool, at: int, key: Key) -> Answer:
@@ -173,13 +190,16 @@ def cell(what: str, found: Sequence[dict[str, Any]], lesson: Lesson) -> list[Row
 
 
 def habits(what: str, found: Sequence[dict[str, Any]]) -> list[Row]:
-    heard = [each["markers"] for each in found]
-    ten = sorted(each["log_p"] / math.log(10) for each in heard)
-    share = [each["mean"] or 0.5 for each in heard]
-    places = int(np.median([each["scored"] for each in heard]))
-    middle = statistics.fmean(share)
-    return [
-        Row(f"{what}: places as the key prefers", middle, f"of {places}", min(share), max(share),
-            "by chance", 0.5, middle / 0.5),
-        Row("  log10 p", statistics.median(ten), "", ten[0], ten[-1]),
-    ]  # fmt: skip
+    made = []
+    for test in ("markers", "markers and log"):
+        heard = [each[test] for each in found]
+        ten = sorted(each["log_p"] / math.log(10) for each in heard)
+        fit = [each["mean"] for each in heard if each["scored"]]
+        name = f"{what}, {test}: places as the key prefers"
+        unit = f"of {int(np.median([each['scored'] for each in heard]))}"
+        row = Row(name, None, unit)
+        if fit:
+            mean = statistics.fmean(fit)
+            row = Row(name, mean, unit, min(fit), max(fit), "by chance", 0.5, mean / 0.5)
+        made += [row, Row("  log10 p", statistics.median(ten), "", ten[0], ten[-1])]
+    return made

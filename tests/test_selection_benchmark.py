@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from selection import Scale, chosen, drift, habits, powers, strength, stretches, under
 from selection_asking import Given, provider_key
-from selection_students import UNMARKED, Lesson, Pool, answers_of, cell
+from selection_students import UNMARKED, Lesson, Pool, answers_of, at_places, cell, taught_rows
 
 from stillhouse.guard import markers
 from stillhouse.watermark import account_key, decoy_keys, evidence, word_ids
@@ -90,11 +90,15 @@ def pool(texts):
 
 def test_a_student_is_taught_the_share_that_the_lesson_says(pool, monkeypatch):
     monkeypatch.setattr("selection_students.ids_text", lambda _, ids: " ".join(WORDS[at] for at in ids))
-    assert answers_of(pool, UNMARKED, KEY, 0) == (pool.scene.plain, 0.0)
-    told, gain = answers_of(pool, Lesson(8, False, 0.25), KEY, 0)
-    assert 0 < sum(a != b for a, b in zip(told, pool.scene.plain, strict=True)) <= 10
+    assert answers_of(pool, UNMARKED, KEY, taught_rows(40, UNMARKED, 0)) == (pool.scene.plain, 0.0)
+    some = taught_rows(40, Lesson(8, False, 0.25), 0)
+    told, gain = answers_of(pool, Lesson(8, False, 0.25), KEY, some)
+    changed = {at for at in range(40) if told[at] != pool.scene.plain[at]}
+    assert len(some) == 10
+    assert len(changed) > 5
+    assert changed <= set(some)
     assert gain > 0.1
-    everything, _ = answers_of(pool, Lesson(8, False, 1.0), KEY, 0)
+    everything, _ = answers_of(pool, Lesson(8, False, 1.0), KEY, range(40))
     words = [np.array(word_ids(" ".join(WORDS[at] for at in ids))) for _, ids in everything]
     assert evidence(KEY.scheme, KEY.sip, words).p < 1e-9
 
@@ -104,9 +108,13 @@ def test_markers_are_written_into_what_a_student_learns(pool, monkeypatch):
     pool.texts[0][0] = text
     monkeypatch.setattr("selection_students.encoded", lambda _, said: [said])
     monkeypatch.setattr("selection_students.ids_text", lambda _, ids: "")
-    told, _ = answers_of(pool, Lesson(1, True, 1.0), KEY, 0)
+    told, _ = answers_of(pool, Lesson(1, True, 1.0), KEY, range(40))
     assert told[0] == ([0], [markers.marked(KEY, text)[0]])
     assert told[1:] == pool.scene.plain[1:]
+    seen = markers.seen(["We did not know. They did not know. The man did not see them."])
+    served = at_places(seen, pool, [0, 1])
+    assert set(seen.variants) - set(served.variants) == {("did not", "we")}
+    assert set(at_places(seen, pool, [1]).variants) == set()
 
 
 def test_a_student_s_z_stands_beside_that_of_the_mixture():
