@@ -386,7 +386,10 @@ def figures_of(scene: Scene, scheme: Scheme, shares: Sequence[float]) -> list[Ro
     gain, chance = [each["marked"] for each in of[PROMISED]], scheme.expected()
     middle = float(np.mean(gain))
     what = f"{named}mean score of a pair in marked answers"
-    made = [Row(what, middle, "", min(gain), max(gain), "by chance", chance, middle / chance)]
+    made = [
+        Row(f"{named}seeds", scene.scale.seeds, ""),
+        Row(what, middle, "", min(gain), max(gain), "by chance", chance, middle / chance),
+    ]
     for share, found in of.items():
         nats = [each["nats"] for each in found]
         made.append(interval(f"{named}{share:.0%} marked: student on real stories", nats, "nats/token"))

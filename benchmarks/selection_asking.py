@@ -16,7 +16,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 from gateway_arms import Arm
-from gateway_stillhouse import ADMIN, accounts, serving, settings, toml
+from gateway_stillhouse import ADMIN, MANY, accounts, serving, settings, toml
 
 from stillhouse.models.serve import background
 from stillhouse.watermark import Key, Selection, account_key, write_key
@@ -121,7 +121,7 @@ def house(folder: Path, source: str, customers: int, limit: int) -> Iterator[Hou
     with background(source, folder / "server.log") as url:
         made = settings(1)
         made["models"] = [served(url, source, best, limit) for best in (*BEST_OF, 0)]
-        made["detection"] = {"mode": "enforce", "mark": True}
+        made["detection"] = {"mode": "enforce", "mark": True, "throttle_requests_per_minute": MANY}
         (folder / "guard.toml").write_text(toml(made))
         who = accounts(folder, customers)
         with serving(folder, who[0][1], name(1), **{ADMIN: OPERATOR}) as arm:

@@ -27,6 +27,7 @@ from selection_asking import provider_key
 from stillhouse.guard import markers
 from stillhouse.guard.markers import Seen
 from stillhouse.models.local import LocalModel, ids_text, text_ids
+from stillhouse.stats.tails import log_binomial_tail
 from stillhouse.watermark import Evidence, Key, account_key, decoy_keys, evidence, word_ids
 from stillhouse.watermark.radioactivity import answers
 from stillhouse.watermark.selection import select
@@ -50,8 +51,8 @@ class Lesson:
 
 
 UNMARKED = Lesson()
-SELECTED = (Lesson(8, False, 1.0), Lesson(4, False, 1.0), Lesson(8, False, 0.25), Lesson(4, False, 0.25))
-MARKED = (Lesson(1, True, 1.0), Lesson(1, True, 0.25))
+SELECTED = (Lesson(8, False, 1.0), Lesson(4, False, 1.0))
+MARKED = (Lesson(1, True, 1.0),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,5 +202,12 @@ def habits(what: str, found: Sequence[dict[str, Any]]) -> list[Row]:
         if fit:
             mean = statistics.fmean(fit)
             row = Row(name, mean, unit, min(fit), max(fit), "by chance", 0.5, mean / 0.5)
-        made += [row, Row("  log10 p", statistics.median(ten), "", ten[0], ten[-1])]
+        scored = sum(each["scored"] for each in heard)
+        fits = round(sum(each["scored"] * each["mean"] for each in heard if each["scored"]))
+        together = float(log_binomial_tail(fits, scored, 0.5)) / math.log(10) if scored else 0.0
+        made += [
+            row,
+            Row("  log10 p", statistics.median(ten), "", ten[0], ten[-1]),
+            Row("  log10 p of all seeds together", together, f"{fits} of {scored}"),
+        ]
     return made

@@ -8,6 +8,7 @@ import pytest
 from selection import Scale, chosen, drift, habits, powers, strength, stretches, under
 from selection_asking import Given, provider_key
 from selection_students import UNMARKED, Lesson, Pool, answers_of, at_places, cell, taught_rows
+from selection_students import habits as students_habits
 
 from stillhouse.guard import markers
 from stillhouse.watermark import account_key, decoy_keys, evidence, word_ids
@@ -122,3 +123,18 @@ def test_a_student_s_z_stands_beside_that_of_the_mixture():
     row, z = cell("student", heard, Lesson(8, False, 0.5))
     assert row.value == pytest.approx(-3 / math.log(10))
     assert (z.value, z.peer_value, z.ratio) == (pytest.approx(2), pytest.approx(4), pytest.approx(0.5))
+
+
+def test_students_of_several_keys_are_tested_together():
+    def heard(fits, scored):
+        mean = fits / scored if scored else None
+        return {
+            name: {"scored": scored, "mean": mean, "log_p": -1.0} for name in ("markers", "markers and log")
+        }
+
+    row, _, together = students_habits("three", [heard(6, 8), heard(4, 4), heard(0, 0)])[:3]
+    assert (row.value, row.unit) == (0.875, "of 4")
+    tail = sum(math.comb(12, k) for k in range(10, 13)) / 2**12
+    assert (10**together.value, together.unit) == (pytest.approx(tail), "10 of 12")
+    nothing = students_habits("none", [heard(0, 0)])
+    assert (nothing[0].value, nothing[2].value) == (None, 0.0)
