@@ -88,7 +88,7 @@ class Scale:
     logs: int
 
 
-FULL = Scale(5, 1700, 600, 4, 250, 300, 1000, 100)
+FULL = Scale(5, 1700, 600, 4, 250, 300, 1000, 300)
 QUICK = Scale(2, 100, 40, 2, 30, 20, 50, 5)
 
 Answer = tuple[list[int], list[int]]  # what was asked, and what was written
