@@ -119,9 +119,9 @@ def running(words: Sequence[str | Path], folder: Path, **more: str) -> Iterator[
             process.wait(10)
 
 
-def until_answers(arm: Arm, folder: Path, most: float = 120.0) -> None:
+def until_answers(arm: Arm, folder: Path, most: float = 120.0, model: str = MODELS[0]) -> None:
     """Wait for the first answer to a chat. Raises RuntimeError with what the process said."""
-    said: dict[str, Any] = {"model": MODELS[0], "messages": [{"role": "user", "content": "Hello"}]}
+    said: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
     headers = {"Authorization": f"Bearer {arm.key}", "Content-Type": "application/json"}
     url = f"http://127.0.0.1:{arm.port}/v1/chat/completions"
     deadline, told = time.monotonic() + most, ""

@@ -55,13 +55,13 @@ def _inline(value: Any) -> str:
 
 
 @contextmanager
-def serving(folder: Path, key: str, **more: str) -> Iterator[Arm]:
-    """The gateway of `folder/guard.toml`, which answers when the block begins."""
+def serving(folder: Path, key: str, model: str = MODELS[0], **more: str) -> Iterator[Arm]:
+    """The gateway of `folder/guard.toml`, which answers for the model when the block begins."""
     port = tomllib.loads((folder / "guard.toml").read_text())["server"]["port"]
     words = [sys.executable, "-m", "stillhouse.cli", "guard", "serve", "guard.toml"]
     with running(words, folder, **{ADMIN: secrets.token_urlsafe(32)} | more) as process:
         arm = Arm("stillhouse", port, key, process)
-        until_answers(arm, folder)
+        until_answers(arm, folder, model=model)
         yield arm
 
 
@@ -76,6 +76,11 @@ def stillhouse(folder: Path, upstream_port: int) -> Iterator[Arm]:
 
 def customers(folder: Path, count: int, **less: int) -> list[str]:
     """Keys of so many new accounts of one organisation, each with the limits of its own that are given."""
+    return [secret for _, secret in accounts(folder, count, **less)]
+
+
+def accounts(folder: Path, count: int, **less: int) -> list[tuple[str, str]]:
+    """The same with each account's id before its key."""
     from stillhouse.gateway.store.changing import Act
     from stillhouse.gateway.store.place import pepper_of
     from stillhouse.gateway.store.register import Register
@@ -96,7 +101,7 @@ def customers(folder: Path, count: int, **less: int) -> list[str]:
             account = register.add_account(act, order)
             secret, digest, prefix = mint(pepper, secrets.token_bytes(32))
             register.add_key(act, account.id, NewKey(), digest, prefix)
-            made.append(secret)
+            made.append((account.id, secret))
     finally:
         register.close()
     return made

@@ -3,10 +3,11 @@
     .venv/bin/python benchmarks/radioactivity.py [--quick] [--json FILE] [--folder FOLDER]
 
 A public model (karpathy/stories260K: 512 pieces, 1.3 nats of choice a token) continues openings of real
-stories at temperature 1; marked answers bear `gumbel` with two tokens of context. A student of two layers
-that has learned to tell real stories is taught on such answers, a share of them marked. Seeds share unmarked
-answers and the student before; the key, the marked answers, the rows they stand in and the order of the
-batches are each seed's own. What is tested (`stillhouse.watermark.radioactivity`):
+stories at temperature 1; marked answers bear `gumbel` with two tokens of context, or `kgw` with two and a
+bias of 3, as in the paper that it is compared with. A student of two layers that has learned to tell real
+stories is taught on such answers, a share of them marked. Seeds share unmarked answers and the student
+before; the key, the marked answers, the rows they stand in and the order of the batches are each seed's own.
+What is tested (`stillhouse.watermark.radioactivity`):
 
     weights           what the student holds likeliest at each place of real stories that nobody learned
     weights and log   the same in the marked answers that were served to its maker, after their contexts
@@ -18,7 +19,9 @@ once. Beside each z stands the one that theory gives a student whose every choic
 was taught: the marked share times what a pair of a marked answer scores above chance, over the same number
 of pairs. Of the log it can be above that, as the student reads there what it learned, and may remember it.
 Rates of false calls are those of keys that marked nothing on students that saw no mark: for one student keys
-are independent, and the interval is over students.
+are independent, and the interval is over students. The p-values of these keys have to be uniform, and so have
+those of many keys, each with a log of its own, on what was written without any: a log holds the contexts that
+its key brought about, which with `selection` spoils the test.
 """
 
 from __future__ import annotations
@@ -39,20 +42,23 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from rows import DATA, Row, arguments, header, interval, need, show, working_folder
+from scipy.stats import kstest, kstwo
 from watermark_texts import stories
 
 from stillhouse.models.local import LocalModel, Request, generate, load_model, score, text_ids
 from stillhouse.recipe import Recipe, parse_recipe
 from stillhouse.records import unwatched
+from stillhouse.stats import holm
 from stillhouse.train import loop, rows
 from stillhouse.train.student import initial_student
-from stillhouse.watermark import Evidence, Gumbel, Key, contexts, decoy_keys, evidence
+from stillhouse.watermark import Evidence, Gumbel, Key, Kgw, contexts, decoy_keys, evidence
 from stillhouse.watermark.hashing import Ids, siphash, values
 from stillhouse.watermark.radioactivity import answers, reading
+from stillhouse.watermark.schemes import Scheme
 
 SEED = 41
-SCHEME = Gumbel(width=2)
-SHARES = (0.0, 0.01, 0.05, 0.25, 1.0)
+GUMBEL, KGW = Gumbel(width=2), Kgw(width=2, bias=3.0)
+SHARES = {GUMBEL: (0.0, 0.01, 0.05, 0.25, 1.0), KGW: (0.0, 0.05, 0.25, 1.0)}
 PROMISED, LARGEST = 0.05, 100_000  # of pairs scored
 TESTS = ("weights", "weights and log", "answers", "answers and log")
 PARTS = (0.25, 0.5, 1.0)  # of what is read
@@ -63,6 +69,8 @@ PUBLISHED = {  # arXiv:2402.14904, log10 p below -5
     ("weights", 0.05): "Sander et al. 2024, open weights, below",
     ("answers and log", 0.01): "Sander et al. 2024, supervised, below",
 }
+LOGGED, LOG_TOKENS = 32, 64  # answers in a log of its own for each of many keys
+UNLIKELY = 0.01  # of the p-values' distance from uniform, all students together
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +85,11 @@ class Scale:
     read: int
     written: int
     decoys: int
+    logs: int
 
 
-FULL = Scale(5, 1700, 600, 4, 250, 300, 1000)
-QUICK = Scale(2, 100, 60, 2, 30, 20, 50)
+FULL = Scale(5, 1700, 600, 4, 250, 300, 1000, 300)
+QUICK = Scale(2, 100, 40, 2, 30, 20, 50, 5)
 
 Answer = tuple[list[int], list[int]]  # what was asked, and what was written
 Pairs = NDArray[np.int64]  # (pairs, width + 1): a context and the token after it
@@ -139,14 +148,17 @@ def openings(told: Sequence[list[int]], count: int) -> list[list[int]]:
 def served(
     file: Path, teacher: LocalModel, asked: Sequence[list[int]], key: Key | None, seed: int
 ) -> list[Answer]:
+    """The teacher's answers, from the file where an earlier process wrote them."""
     if not file.exists():
         write(file, written(teacher, asked, key, seed))
     return [(before, after) for before, after in json.loads(file.read_text())]
 
 
-def written(model: LocalModel, asked: Sequence[list[int]], key: Key | None, seed: int) -> list[Answer]:
+def written(
+    model: LocalModel, asked: Sequence[list[int]], key: Key | None, seed: int, tokens: int = ANSWER
+) -> list[Answer]:
     requests = [
-        Request(ids, ANSWER, 1.0, seed=1_000_000 * seed + at, continues=True, mark=key)
+        Request(ids, tokens, 1.0, seed=1_000_000 * seed + at, continues=True, mark=key)
         for at, ids in enumerate(asked)
     ]
     found = generate(model, requests, batch=256)
@@ -207,34 +219,36 @@ def write(file: Path, content: object) -> None:
 # ---------------------------------------------------------------- one student, tested
 
 
-def key_of(seed: int) -> Key:
-    return Key(SCHEME, bytes([SEED, seed]) * 16, datetime(2026, 1, 1, tzinfo=UTC))
+def key_of(seed: int, scheme: Scheme) -> Key:
+    return Key(scheme, bytes([SEED, seed]) * 16, datetime(2026, 1, 1, tzinfo=UTC))
 
 
-def student(scene: Scene, share: float, seed: int) -> dict[str, Any]:
+def student(scene: Scene, scheme: Scheme, share: float, seed: int) -> dict[str, Any]:
     """What is found of the student of this share and seed. One of no marked answers is tested for the log
     that the promised share has."""
-    file = scene.folder / f"{share:g}, seed {seed}.json"
+    file = scene.folder / f"{scheme.name} {share:g}, seed {seed}.json"
     if file.exists():
         found: dict[str, Any] = json.loads(file.read_text())
         return found
-    key, count = key_of(seed), len(scene.plain)
+    key, count = key_of(seed, scheme), len(scene.plain)
     order = np.random.default_rng([SEED, seed]).permutation(count).tolist()
     asked = [scene.plain[at][0] for at in order]
-    marked = served(scene.folder / f"marked {seed}.json", scene.teacher, asked, key, SEED + 1 + seed)
+    kept = scene.folder / f"marked {scheme.name} {seed}.json"
+    marked = served(kept, scene.teacher, asked, key, SEED + 1 + seed)
     told = list(scene.plain)
     for at, answer in list(zip(order, marked, strict=True))[: round(share * count)]:
         told[at] = answer
     log = marked[: round((share or PROMISED) * count)]
-    one = taught(scene, f"student {share:g} {seed}", told, SEED + seed)
+    name = f"student {scheme.name} {share:g} {seed}" if share else f"student unmarked {seed}"
+    one = taught(scene, name, told, SEED + seed)
     seen = looked(scene, one, log, seed)
-    pairs = scored_pairs(SCHEME.width, seen, log)
+    pairs = scored_pairs(scheme.width, seen, log)
     heard = {test: [asdict(hear(key, seen, log, test, part)) for part in PARTS] for test in TESTS}
     chances = {test: [log_p(decoy, pairs[test]) for decoy in decoys(key, scene, share)] for test in TESTS}
     for test in TESTS:
         assert math.isclose(log_p(key, pairs[test]), heard[test][-1]["log_p"], rel_tol=1e-9)
     nats = [-token.logprob for text in score(one, scene.unseen[:SCORED]) for token in text if token]
-    gain = evidence(SCHEME, key.sip, [np.array(after) for _, after in marked]).mean or 0.0
+    gain = evidence(scheme, key.sip, [np.array(after) for _, after in marked]).mean or 0.0
     found = {"heard": heard, "chances": chances, "nats": float(np.mean(nats)), "marked": gain}
     write(file, found)
     return found
@@ -242,6 +256,25 @@ def student(scene: Scene, share: float, seed: int) -> dict[str, Any]:
 
 def decoys(key: Key, scene: Scene, share: float) -> list[Key]:
     return [] if share else decoy_keys(key, scene.scale.decoys)
+
+
+def own_logs(scene: Scene, scheme: Scheme) -> list[float]:
+    """ln p of many keys, each with a log of its own, on the unmarked answers: after contexts of the log."""
+    file = scene.folder / f"logs {scheme.name}.json"
+    if not file.exists():
+        said, before = (
+            [np.array(after) for _, after in scene.plain],
+            [np.array(ids) for ids, _ in scene.plain],
+        )
+        found = []
+        for at, key in enumerate(decoy_keys(key_of(0, scheme), scene.scale.logs)):
+            asked = [ids for ids, _ in scene.plain[:LOGGED]]
+            log = written(scene.teacher, asked, key, SEED + 2000 + at, LOG_TOKENS)
+            known = contexts(scheme, key.sip, [np.array(after) for _, after in log])
+            found.append(answers(scheme, key.sip, said[LOGGED:], before[LOGGED:], known).log_p)
+        write(file, found)
+    logs: list[float] = json.loads(file.read_text())
+    return logs
 
 
 def looked(scene: Scene, one: LocalModel, log: Sequence[Answer], seed: int) -> Seen:
@@ -341,34 +374,53 @@ def figures(scene: Scene) -> list[Row]:
         Row("parameters of the student", size, "", peer="teacher", peer_value=whole, ratio=size / whole),
         Row("tokens of answers that a student learns", sum(len(after) for _, after in scene.plain), ""),
     ]
-    of = {share: [student(scene, share, seed) for seed in range(scene.scale.seeds)] for share in SHARES}
-    gain, chance = [each["marked"] for each in of[PROMISED]], SCHEME.expected()
-    middle = float(np.mean(gain))
-    what = "mean score of a pair in marked answers"
-    made.append(Row(what, middle, "", min(gain), max(gain), "by chance", chance, middle / chance))
-    for share, found in of.items():
-        nats = [each["nats"] for each in found]
-        made.append(interval(f"{share:.0%} marked: student on real stories", nats, "nats/token"))
-        for test in TESTS:
-            made += cell(share, test, found)
-    for test in TESTS:
-        made += false_calls(f"false calls by {test}", [each["chances"][test] for each in of[0.0]])
+    for scheme, shares in SHARES.items():
+        made += figures_of(scene, scheme, shares)
     return made
 
 
-def cell(share: float, test: str, found: Sequence[dict[str, Any]]) -> list[Row]:
+def figures_of(scene: Scene, scheme: Scheme, shares: Sequence[float]) -> list[Row]:
+    seeds, named = range(scene.scale.seeds), label(scheme)
+    by_seed = [[student(scene, scheme, share, seed) for share in shares] for seed in seeds]
+    of = {share: [each[at] for each in by_seed] for at, share in enumerate(shares)}
+    gain, chance = [each["marked"] for each in of[PROMISED]], scheme.expected()
+    middle = float(np.mean(gain))
+    what = f"{named}mean score of a pair in marked answers"
+    made = [
+        Row(f"{named}seeds", scene.scale.seeds, ""),
+        Row(what, middle, "", min(gain), max(gain), "by chance", chance, middle / chance),
+    ]
+    for share, found in of.items():
+        nats = [each["nats"] for each in found]
+        made.append(interval(f"{named}{share:.0%} marked: student on real stories", nats, "nats/token"))
+        for test in TESTS:
+            made += cell(scheme, share, test, found)
+    for test in TESTS:
+        chances = [each["chances"][test] for each in of[0.0]]
+        made += false_calls(f"{named}false calls by {test}", chances)
+        made.append(uniform(f"{named}unmarked students' p by {test}", chances))
+    made.append(uniform(f"{named}unmarked answers' p by the key of the log", [own_logs(scene, scheme)]))
+    return made
+
+
+def label(scheme: Scheme) -> str:
+    return "" if scheme is GUMBEL else f"{scheme.name}: "
+
+
+def cell(scheme: Scheme, share: float, test: str, found: Sequence[dict[str, Any]]) -> list[Row]:
     whole = [Evidence(**each["heard"][test][-1]) for each in found]
     ten = sorted(each.log_p / math.log(10) for each in whole)
     scored = int(np.median([each.scored for each in whole]))
     unit = f"of {scored:,} scored, {int(np.median([each.tokens for each in whole])):,} read"
-    found_p = Row(f"{share:.0%} marked, {test}: log10 p", float(np.median(ten)), unit, ten[0], ten[-1])
+    what = f"{label(scheme)}{share:.0%} marked, {test}: log10 p"
+    found_p = Row(what, float(np.median(ten)), unit, ten[0], ten[-1])
     if peer := PUBLISHED.get((test, share)):
         found_p = replace(found_p, peer=peer, peer_value=-5.0)
     if share == PROMISED:
         holds = float(np.median(ten)) < -5 and scored <= LARGEST
         found_p = replace(found_p, target=f"median < -5 within {LARGEST:,} scored", holds=holds)
-    z = [over(each.mean, each.scored) for each in whole]
-    ideal = [share * over(each["marked"], one.scored) for each, one in zip(found, whole, strict=True)]
+    z = [over(scheme, each.mean, each.scored) for each in whole]
+    ideal = [share * over(scheme, each["marked"], one.scored) for each, one in zip(found, whole, strict=True)]
     middle, theory = float(np.median(z)), float(np.median(ideal))
     beside = {"peer": "theory", "peer_value": theory, "ratio": middle / theory} if share else {}
     made = [found_p, Row("  z", middle, "", min(z), max(z), **beside)]
@@ -381,9 +433,12 @@ def cell(share: float, test: str, found: Sequence[dict[str, Any]]) -> list[Row]:
     return made
 
 
-def over(mean: float | None, count: int) -> float:
-    """Standard deviations by which so many pairs of this mean are above chance: a score's own is 1."""
-    return ((mean or SCHEME.expected()) - SCHEME.expected()) * math.sqrt(count)
+def over(scheme: Scheme, mean: float | None, count: int) -> float:
+    """Standard deviations by which so many pairs of this mean are above chance: a score's own is 1, or that
+    of a green one or none."""
+    chance = scheme.expected()
+    own = math.sqrt(chance * (1 - chance)) if isinstance(scheme, Kgw) else 1.0
+    return 0.0 if mean is None else (mean - chance) * math.sqrt(count) / own
 
 
 def false_calls(what: str, chances: Sequence[Sequence[float]]) -> list[Row]:
@@ -398,6 +453,27 @@ def false_calls(what: str, chances: Sequence[Sequence[float]]) -> list[Row]:
         holds = (row.value or 0.0) <= 2 * level
         made.append(replace(row, target=f"<= {2 * level:g}", holds=holds) if enough else row)
     return made
+
+
+def uniform(what: str, chances: Sequence[Sequence[float]]) -> Row:
+    """How far p-values lie from uniform (Kolmogorov and Smirnov): the largest distance of any set, beside the
+    one that a set of true ones passes with chance 1 in 20."""
+    tested = [kstest(np.exp(each), "uniform") for each in chances]
+    far = [float(each.statistic) for each in tested]
+    least = min(holm([float(each.pvalue) for each in tested]), key=lambda p: p or 0.0) or 0.0
+    count = len(chances[0])
+    students = "" if len(chances) == 1 else f"{len(chances)} students x "
+    return Row(
+        f"{what}: distance from uniform",
+        max(far),
+        f"of {students}{count:,} keys, p {least:.2g}",
+        min(far),
+        max(far),
+        "of true ones, 1 in 20 above",
+        float(kstwo.isf(0.05, count)),
+        target=f"p > {UNLIKELY:g}, corrected",
+        holds=least > UNLIKELY,
+    )
 
 
 if __name__ == "__main__":

@@ -200,10 +200,35 @@ def test_the_server_marks_and_says_by_which_key(tmp_path):
             model="stories260K", prompt="Once upon a time", max_tokens=200, n=3, temperature=1.0, seed=5
         )
         parts = client.completions.with_raw_response.create(
-            model="stories260K", prompt="Once", max_tokens=4, stream=True
+            model="stories260K", prompt="Once", max_tokens=5, stream=True
         )
         assert told.headers["x-stillhouse-watermark"] == mine.id
         assert parts.headers["x-stillhouse-watermark"] == mine.id
+        for unmarked in ({"temperature": 0.0, "max_tokens": 40}, {"max_tokens": 4}):
+            for stream in (False, True):
+                said = client.completions.with_raw_response.create(
+                    model="stories260K", prompt="Once upon", stream=stream, **unmarked
+                )
+                assert "x-stillhouse-watermark" not in said.headers
     tokenizer = load_model(str(STORIES)).tokenizer
     texts = [tokenizer(one.text, add_special_tokens=False)["input_ids"] for one in told.parse().choices]
     assert evidence(mine.scheme, mine.sip, [np.array(ids) for ids in texts]).p < 1e-6
+
+
+def test_a_server_marks_greedy_answers_with_kgw_and_says_so(tmp_path):
+    mine = key(Kgw(bias=4.0))
+    write_key(mine, tmp_path / "key.json")
+    with (
+        background(str(STORIES), None, "--watermark", str(tmp_path / "key.json")) as url,
+        openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client,
+    ):
+        told = client.chat.completions.with_raw_response.create(
+            model="stories260K",
+            messages=[{"role": "user", "content": "Once upon a time"}],
+            max_tokens=200,
+            temperature=0.0,
+        )
+        assert told.headers["x-stillhouse-watermark"] == mine.id
+    text = told.parse().choices[0].message.content
+    ids = load_model(str(STORIES)).tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert evidence(mine.scheme, mine.sip, [np.array(ids)]).p < 1e-3

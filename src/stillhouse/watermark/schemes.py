@@ -157,6 +157,12 @@ SCHEMES: dict[str, type[Kgw] | type[Gumbel] | type[Tournament] | type[Selection]
 }
 
 
+def marks_greedy(scheme: Scheme) -> bool:
+    """Whether an answer at temperature 0 bears the mark: only where logits are raised. The others choose
+    among what may be sampled, and then that is one id."""
+    return isinstance(scheme, Kgw)
+
+
 def described(scheme: Scheme) -> dict[str, Any]:
     """Name and settings, as JSON holds them."""
     return {"name": scheme.name, **asdict(scheme)}  # type: ignore[call-overload]

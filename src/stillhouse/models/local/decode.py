@@ -33,7 +33,7 @@ from stillhouse.models.local.load import LocalModel, ids_text
 from stillhouse.models.local.sampling import sample, widest, within_nucleus
 from stillhouse.watermark.keys import Key
 from stillhouse.watermark.marking import Mark, marked
-from stillhouse.watermark.schemes import Kgw
+from stillhouse.watermark.schemes import marks_greedy
 
 MAX_PLACES = 65_536  # of keys and values in a batch: 0.5 B weights with 24 KiB per place take 1.6 GB
 _GROWTH = 64  # places counted for an answer when its row asks to join: most are short, whatever is allowed
@@ -284,9 +284,9 @@ def _marked(hot: Any, nucleus: Any, rows: Sequence[_Row]) -> tuple[Any, Any]:
 
 
 def _bias(row: _Row) -> Mark | None:
-    """The mark of a greedy answer, where its scheme has any: the others choose among what may be sampled."""
+    """The mark of a greedy answer, where its scheme has any."""
     greedy = row.request.temperature == 0
-    return row.mark if greedy and row.mark and isinstance(row.mark.key.scheme, Kgw) else None
+    return row.mark if greedy and row.mark and marks_greedy(row.mark.key.scheme) else None
 
 
 def _choose(logits: Any, rows: Sequence[_Row]) -> tuple[list[int], list[TokenLogprob | None]]:

@@ -35,6 +35,7 @@ from stillhouse.models.local import (
 )
 from stillhouse.models.serve.worker import Cancel, Job, Scoring, Worker
 from stillhouse.watermark.keys import Key
+from stillhouse.watermark.schemes import marks_greedy
 
 MAX_BODY_BYTES = 16 << 20
 MARKED_BY = "x-stillhouse-watermark"
@@ -130,10 +131,10 @@ def application(served: Served) -> Starlette:
         return _json(told, 503 if dead else 200)
 
     async def chat(request: HttpRequest) -> Response:
-        return _named(served, await _chat(served, request))
+        return await _chat(served, request)
 
     async def completions(request: HttpRequest) -> Response:
-        return _named(served, await _completions(served, request))
+        return await _completions(served, request)
 
     routes = [
         Route("/health", health),
@@ -169,7 +170,8 @@ async def _chat(served: Served, http: HttpRequest) -> Response:
     envelope = served.envelope("chatcmpl")
     running = _Running(served, http, jobs, watched=settings.stream)
     if settings.stream:
-        return _stream(running, lambda: _chat_parts(served, envelope, settings, running))
+        parts = _stream(running, lambda: _chat_parts(served, envelope, settings, running))
+        return _named(served, settings, parts)
     answers = await running.answers()
     choices = [
         {
@@ -184,7 +186,7 @@ async def _chat(served: Served, http: HttpRequest) -> Response:
     ]
     computed = sum(answer.completion_tokens for answer in answers)
     whole = envelope.wrap("chat", choices, part=False) | {"usage": wire.usage(len(ids), computed)}
-    return _json(whole)
+    return _named(served, settings, _json(whole))
 
 
 async def _chat_parts(
@@ -226,7 +228,8 @@ async def _completions(served: Served, http: HttpRequest) -> Response:
         before = await _scored(served, prompts, max(settings.logprobs or 0, wanted or 0))
     running = _Running(served, http, jobs, watched=settings.stream)
     if settings.stream:
-        return _stream(running, lambda: _text_parts(served, envelope, settings, running))
+        parts = _stream(running, lambda: _text_parts(served, envelope, settings, running))
+        return _named(served, settings, parts)
     answers = await running.answers()
     choices = []
     for at, answer in enumerate(answers):
@@ -251,7 +254,7 @@ async def _completions(served: Served, http: HttpRequest) -> Response:
             choice["prompt_logprobs"] = [None if t is None else served.ranked(t, wanted) for t in scored]
         choices.append(choice)
     counts = wire.usage(sum(len(ids) for ids in prompts), sum(a.completion_tokens for a in answers))
-    return _json(envelope.wrap("text", choices, part=False) | {"usage": counts})
+    return _named(served, settings, _json(envelope.wrap("text", choices, part=False) | {"usage": counts}))
 
 
 async def _text_parts(
@@ -410,10 +413,16 @@ def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
     return Response(orjson.dumps(value), status, headers, media_type="application/json")
 
 
-def _named(served: Served, answer: Response) -> Response:
-    """The answer with a header that says by which key it is marked."""
-    if served.mark is not None:
-        answer.headers[MARKED_BY] = served.mark.id
+def _named(served: Served, settings: wire.Settings, answer: Response) -> Response:
+    """The answer with a header that says by which key it is marked, where it can be: not where a scheme needs
+    sampling, or an answer has no token with the whole context before it."""
+    mark, longest = served.mark, settings.max_tokens
+    if (
+        mark is not None
+        and (settings.temperature > 0 or marks_greedy(mark.scheme))
+        and (longest is None or longest > mark.scheme.width)
+    ):
+        answer.headers[MARKED_BY] = mark.id
     return answer
 
 
