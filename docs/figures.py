@@ -13,7 +13,7 @@ FILE, RESULTS = DOCS / "benchmarks.md", DOCS.parent / "benchmarks" / "results"
 ORDER = (
     "quickstart ways collect ledger chaos drift curating dedup leaks refusals clinc150 intervals targets"
     " hinton_mnist alm characters extraction gateway gateway_memory gateway_replicas prices_study detection"
-    " ladder clusters arena cascade cascade_load lineage watermark radioactivity"
+    " ladder clusters arena cascade cascade_load lineage watermark selection radioactivity"
 ).split()
 OPENING = """\
 # Benchmarks
