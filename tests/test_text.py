@@ -87,6 +87,7 @@ def test_a_hosts_name_is_the_same_when_it_is_taken_again(typed):
         ("*.b\u00fccher.example", "*.xn--bcher-kva.example"),
         ("api\u3002example\u3002", "api.example"),
         ("0:0::1", "::1"),
+        ("api.example . ", "api.example"),
         ("//import", "//import"),
         ("*", "*"),
     ],

@@ -86,7 +86,7 @@ def is_unicode(text: str) -> bool:
 def host_name(typed: str) -> str:
     """A host, or a pattern of hosts, however it was typed: lower case, without the dot of the root, in ASCII
     as the client asks for it (UTS 46). What cannot be written so stays as it is."""
-    name = typed.strip().lower().rstrip(".")
+    name = _without_root(typed.lower())
     if ":" in name:
         with suppress(ValueError):
             return ip_address(name).compressed
@@ -95,7 +95,15 @@ def host_name(typed: str) -> str:
     import idna
 
     with suppress(UnicodeError):
-        return idna.encode(name, uts46=True).decode().rstrip(".")
+        return _without_root(idna.encode(name, uts46=True).decode())
     with suppress(UnicodeError):  # a pattern, and what only the older rules allow
-        return name.encode("idna").decode().rstrip(".")
+        return _without_root(name.encode("idna").decode())
+    return name
+
+
+def _without_root(name: str) -> str:
+    """Dots and spaces at the end may stand in any order."""
+    name = name.strip()
+    while name.endswith("."):
+        name = name.rstrip(".").rstrip()
     return name
