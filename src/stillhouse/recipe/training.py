@@ -272,11 +272,6 @@ class Train(Table):
     final_rate: Fraction = Field(
         default=0.1, description="Where the cosine ends, as a share of learning_rate."
     )
-    hold: Fraction = Field(
-        default=0.0,
-        description="Share of the steps, the last ones, at final_rate: the cosine ends before them. See "
-        "docs/training.md for what it is good for.",
-    )
     weight_decay: float = Field(default=0.1, ge=0)
     clip: float = Field(default=1.0, gt=0, description="Largest gradient norm.")
     max_length: Positive = Field(

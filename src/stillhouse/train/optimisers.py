@@ -14,12 +14,11 @@ OUTER = ("embed", "wte", "wpe", "lm_head")  # in the names of matrices that are 
 
 
 def learning_rate(step: int, steps: int, settings: recipes.Train) -> float:
-    """Linear rise over the warm-up, then a half cosine down to `final_rate` of the peak, at the last step or
-    before those that `hold` it."""
-    warm, held = round(settings.warmup * steps), round(settings.hold * steps)
+    """Linear rise over the warm-up, then a half cosine down to `final_rate` of the peak at the last step."""
+    warm = round(settings.warmup * steps)
     if step < warm:
         return settings.learning_rate * (step + 1) / warm
-    progress = min(1.0, (step - warm) / max(1, steps - 1 - warm - held))
+    progress = (step - warm) / max(1, steps - 1 - warm)
     low = settings.final_rate
     return settings.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
 
