@@ -58,13 +58,13 @@ lint: setup
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python docs/controller.py --check
 	$(BIN)/python docs/arena_plot.py --check
-	$(BIN)/python docs/figures.py --check
+	$(BIN)/python docs/benchmarks_page.py --check
 
 docs: setup
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/controller.py
 	$(BIN)/python docs/arena_plot.py
-	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/benchmarks_page.py
 
 # Trains the shipped teacher and base student from nothing; hours on a CPU.
 teacher: setup

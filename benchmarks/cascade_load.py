@@ -22,13 +22,14 @@ import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-from gateway import Cell, Found, Pick, asked_of, at_most, p50, p99
+from gateway import Cell, Found, Pick, at_most, measured, p50, p99
 from gateway_arms import Arm, free_port, upstream
-from gateway_load import PROMPT, Load
+from gateway_load import PROMPT
 from gateway_stillhouse import customers, serving, settings, toml
 from rows import Row, arguments, header, show
 
@@ -77,19 +78,9 @@ def rounds(arm: Arm, count: int, seconds: float) -> Table:
         for streamed in (False, True):
             for cell in CELLS:
                 for way in WAYS:
-                    asked = Load(
-                        ports=[arm.port],
-                        keys=[arm.key],
-                        seconds=seconds,
-                        rate=cell.rate,
-                        in_flight=cell.in_flight,
-                        stream=streamed,
-                        model=f"{way}-{cell.model}",
-                        temperature=0.0,
-                        patience=10.0,
-                        seed=SEED,
-                    )
-                    table.setdefault((cell.name, streamed, way), []).append(asked_of(arm, asked))
+                    asked = replace(cell, model=f"{way}-{cell.model}", temperature=0.0)
+                    found = measured(arm, asked, streamed, seconds)
+                    table.setdefault((cell.name, streamed, way), []).append(found)
     return table
 
 

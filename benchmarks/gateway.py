@@ -45,6 +45,7 @@ class Cell:
     in_flight: int = 1
     rate: float = 0.0
     scored: bool = False
+    temperature: float = 0.7
 
 
 CELLS = (
@@ -80,6 +81,7 @@ def load(settings: Load) -> Told:
 
 
 def measured(arm: Arm, cell: Cell, streamed: bool, seconds: float) -> Found:
+    """Raises RuntimeError where nothing was answered."""
     settings = Load(
         ports=[arm.port],
         keys=[arm.key],
@@ -88,24 +90,19 @@ def measured(arm: Arm, cell: Cell, streamed: bool, seconds: float) -> Found:
         in_flight=cell.in_flight,
         stream=streamed,
         model=cell.model,
+        temperature=cell.temperature,
         patience=10.0,
         seed=SEED,
     )
-    return asked_of(arm, settings)
-
-
-def asked_of(arm: Arm, settings: Load) -> Found:
-    """Raises RuntimeError where nothing was answered."""
     before = cpu_seconds(arm.process.pid)
     told = load(settings)
     until_idle(arm.process.pid)
-    asked, seconds = sum(told.statuses.values()), settings.seconds
+    asked = sum(told.statuses.values())
     if told.good == 0:
-        raise RuntimeError(f"{arm.name} answered nothing to {settings.model}: {told}")
+        raise RuntimeError(f"{arm.name} answered nothing under {cell.name}: {told}")
     whole = asked * (seconds + settings.warm) / seconds  # the warm-up is not counted
     cpu = 1e6 * (cpu_seconds(arm.process.pid) - before) / whole
-    share = told.good / max(asked, round(settings.rate * seconds))
-    return Found(told, cpu, told.good / told.seconds, share)
+    return Found(told, cpu, told.good / told.seconds, told.good / max(asked, round(cell.rate * seconds)))
 
 
 def rounds(found: list[Arm], count: int, seconds: float) -> Table:

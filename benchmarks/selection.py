@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import selection_students as students
 import torch
+from radioactivity import over
 from rows import DATA, Row, arguments, header, need, part, show, working_folder
 from selection_asking import BEST_OF, Asked, Given, asked, provider_key, with_markers
 from selection_students import Pool
@@ -176,7 +177,13 @@ def marks(name: str, found: Asked, scale: Scale) -> list[Row]:
         middle, scored = statistics.median(ten), int(np.median([one.scored for one in said]))
         unit = f"of {len(given) // len(said)} answers, {scored:,} scored"
         made.append(Row("  log10 p of all that an account got", middle, unit, ten[0], ten[-1]))
-        made.append(strength("  z of an answer", [over(one.mean, one.scored) for one in said], len(given)))
+        made.append(
+            strength(
+                "  z of an answer",
+                [over(provider_key().scheme, one.mean, one.scored) for one in said],
+                len(given),
+            )
+        )
     return made
 
 
@@ -185,10 +192,6 @@ def strength(what: str, z: Sequence[float], answers: int) -> Row:
     value = math.fsum(z) / math.sqrt(len(z)) / math.sqrt(answers)
     half = 1.96 / math.sqrt(answers)
     return Row(what, value, "", value - half, value + half)
-
-
-def over(mean: float | None, scored: int) -> float:
-    return 0.0 if mean is None else (mean - 1) * math.sqrt(scored)
 
 
 def of(found: Asked, best: int, account: int) -> list[Ids]:
@@ -274,7 +277,7 @@ def chosen(pool: Pool, scale: Scale) -> list[Row]:
             got = [ids[one] for ids, one in zip(said, picked, strict=True)]
             calls.append(under(key, got, CALLED))
             whole = evidence(key.scheme, key.sip, got)
-            z.append(over(whole.mean, whole.scored))
+            z.append(over(key.scheme, whole.mean, whole.scored))
         made += powers(f"stories260K, chosen among {best} answers", calls)
         made.append(strength("  z of an answer", z, len(said) * len(z)))
     return made

@@ -1,11 +1,20 @@
-"""Writes docs/benchmarks.md from the JSON files of benchmark runs: python docs/benchmarks_page.py FILE..."""
+"""Writes docs/benchmarks.md from the files in benchmarks/results; `--check` only compares."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
+
+from drawing import keep
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "benchmarks" / "results"
+ORDER = (
+    "quickstart ways copied_word collect ledger chaos drift curating dedup leaks refusals clinc150 intervals"
+    " targets hinton_mnist alm characters extraction gateway gateway_memory gateway_replicas prices_study"
+    " detection ladder clusters arena cascade cascade_load lineage watermark selection radioactivity"
+).split()
 
 INTRO = """\
 # Benchmarks
@@ -14,6 +23,14 @@ Every figure here was printed by a script in `benchmarks/`: `.venv/bin/python be
 This page was made from these files, which lie in `benchmarks/results/`. Machines are noisy: compare ratios.
 A missed target stands as it is.
 """
+
+
+def page() -> str:
+    """Raises ValueError for results that have no place in the order, and for a place without results."""
+    if odd := {file.stem for file in RESULTS.glob("*.json")} ^ set(ORDER):
+        raise ValueError(f"give {', '.join(sorted(odd))} a place in docs/benchmarks_page.py, or none")
+    parts = [section(name, json.loads((RESULTS / f"{name}.json").read_text())) for name in ORDER]
+    return "\n".join([INTRO, *parts])
 
 
 def number(value: float | None) -> str:
@@ -45,5 +62,4 @@ def section(name: str, run: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    parts = [section(Path(name).stem, json.loads(Path(name).read_text())) for name in sys.argv[1:]]
-    (Path(__file__).parent / "benchmarks.md").write_text("\n".join([INTRO, *parts]))
+    keep(DOCS / "benchmarks.md", page())
