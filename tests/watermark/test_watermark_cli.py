@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from stillhouse.models import source_folder
-from stillhouse.watermark import Gumbel, account_key, read_key, workspace_keys
+from stillhouse.watermark import Gumbel, account_key, read_key, workspace_keys, write_key
+from stillhouse.watermark.keys import Key
 from stillhouse.workspace import open_workspace
 
 
@@ -46,6 +48,13 @@ def marked(desk, key, count=250):
     return desk.decode(text)
 
 
+def kept(workspace):
+    """The same key in every run: what chance lets its decoys find is then always the same."""
+    key = Key(Gumbel(), (1).to_bytes(32, "big"), datetime(2026, 3, 1, tzinfo=UTC))
+    write_key(key, workspace.watermark_key(key.id))
+    return key
+
+
 def test_a_key_is_made_kept_private_and_the_newest_is_in_force(workspace):
     folder = workspace.root.parent
     assert "next       stillhouse watermark rotate" in call(folder, "keys")
@@ -61,8 +70,7 @@ def test_a_key_is_made_kept_private_and_the_newest_is_in_force(workspace):
 
 def test_a_marked_text_is_told_from_another(workspace, desk):
     folder = workspace.root.parent
-    made = call(folder, "rotate", "--json")
-    key = read_key(workspace.watermark_key(made["id"]))
+    key = kept(workspace)
     (folder / "marked.txt").write_text(marked(desk, key))
     (folder / "plain.txt").write_text("The kettle is on, and the order will be sent on Monday. " * 30)
     said = call(folder, "detect", "marked.txt")
@@ -79,8 +87,7 @@ def test_a_marked_text_is_told_from_another(workspace, desk):
 
 def test_an_account_is_found_among_the_keys_that_were_tried(workspace, desk):
     folder = workspace.root.parent
-    made = call(folder, "rotate", "--json")
-    text = marked(desk, account_key(read_key(workspace.watermark_key(made["id"])), "ann"))
+    text = marked(desk, account_key(kept(workspace), "ann"))
     plain = {"answer": "The kettle is on, and the order will be sent on Monday."}
     rows = [{"answer": text[: len(text) // 2]}, {"other": 1}, {"answer": text[len(text) // 2 :]}, plain]
     (folder / "rows.jsonl").write_text("\n".join([*map(json.dumps, rows), "{torn"]))
