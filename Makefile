@@ -38,7 +38,7 @@ test-rest: setup
 test-all: setup lint
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix -r requirements-,ray.lock triton.lock gguf.lock oms.lock)
 	npm install --silent --no-audit --no-fund --prefix .venv/npm openai@7.57.0 || echo "no npm: its client is not tested"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --hypothesis-profile default
 
 # lm-eval holds python-dateutil at an older version than the rest, so it has an environment of its own.
 test-lmeval: .venv-lmeval/ready

@@ -6,9 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from provider import Handler, Provider, providers
 
 from stillhouse.workspace import Workspace, init_workspace
+
+# The same examples in every run of `make test`; `make test-all` looks for new ones.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="module")
