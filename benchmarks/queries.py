@@ -57,7 +57,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "collect": {"top_logprobs": 20},
         "train": {"objective": "distil", "distil": {"targets": "answers"}},
     },
-    "whole distributions": {"train": {"objective": "distil", "distil": {"online": True}}},
+    "whole distributions": {"train": {"objective": "distil", "distil": {"keep": "vectors"}}},
     f"text, {DRAWS} draws a prompt": {"collect": {"samples": DRAWS, "temperature": 1.0}},
     "text, focused rounds": {},
 }

@@ -33,7 +33,8 @@ def make_optimisers(
     trainable: Sequence[tuple[str, Tensor]], settings: recipes.Train
 ) -> list[torch.optim.Optimizer]:
     """AdamW in one fused kernel, weight decay on matrices only; or Muon for the matrices within the layers
-    (Jordan 2024, its rate scaled to AdamW's as by Liu et al. 2025) and AdamW for the rest."""
+    (Jordan 2024, its rate scaled to AdamW's as by Liu et al. 2025) and AdamW for the rest. Muon takes each
+    matrix by itself, so half of them are left to a second one, which can step at the same time."""
     muon = settings.optimiser == "muon"
     inner = [v for n, v in trainable if muon and v.ndim == 2 and not any(part in n for part in OUTER)]
     chosen = {id(value) for value in inner}
@@ -47,9 +48,9 @@ def make_optimisers(
     optimisers: list[torch.optim.Optimizer] = []
     if groups := [group for group in groups if group["params"]]:
         optimisers.append(torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=fused))
-    if inner:
-        decay = settings.weight_decay
-        optimisers.append(
-            torch.optim.Muon(inner, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        )
+    for half in (inner[::2], inner[1::2]):
+        if half:
+            decay = settings.weight_decay
+            muons = torch.optim.Muon(half, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            optimisers.append(muons)
     return optimisers

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from operator import methodcaller
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -154,9 +155,10 @@ def train_step(work: Work, groups: Sequence[Group], halves: Executor | None = No
         work.processes.sum_gradients(trainable)
     norm = _clip(trainable, work.clip)
     value = work.processes.total(float(torch.stack(losses).sum()) if losses else 0.0)[0]
+    if math.isfinite(value) and math.isfinite(norm):
+        each_at_once = map if halves is None else halves.map
+        list(each_at_once(methodcaller("step"), work.optimisers))
     for optimiser in work.optimisers:
-        if math.isfinite(value) and math.isfinite(norm):
-            optimiser.step()
         optimiser.zero_grad(set_to_none=True)
     if not own:
         return Stepped(value, norm, round(read))
