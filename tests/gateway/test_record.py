@@ -377,6 +377,38 @@ def test_what_a_process_left_behind_gets_its_leaf_once(store, died, monkeypatch)
         assert reading.unlinked("one") == []
 
 
+def test_a_group_gets_one_leaf_though_a_second_process_begins_while_it_is_given(store, monkeypatch):
+    looked, unlinked = threading.Event(), Events.unlinked
+
+    def seen(self, replica):
+        found = unlinked(self, replica)
+        if found and threading.current_thread() is other:
+            looked.set()
+        return found
+
+    monkeypatch.setattr(Events, "unlinked", seen)
+    other = threading.Thread(target=lambda: record(store).close())
+    with contextlib.closing(record(store)) as kept:
+        append = kept._ledger.append
+
+        def slowly(*words):
+            other.start()
+            looked.wait(0.5)  # time to see the group without its leaf
+            leaf = append(*words)
+            other.join(0.5)  # and to give it one
+            return leaf
+
+        monkeypatch.setattr(kept._ledger, "append", slowly)
+        for n in range(7):
+            kept.put(event(n))
+        kept.flush(30)
+    other.join(30)
+    assert not other.is_alive()
+    with ledger_of(store) as ledger, contextlib.closing(Events(store)) as reading:
+        assert [leaf.body["count"] for leaf in ledger.leaves("served")] == [7]
+        assert reading.group(1).leaf == 0
+
+
 def test_a_second_process_of_the_same_name_harms_nothing(store):
     """As when one replaces another while that one drains."""
     with contextlib.closing(record(store)) as old:

@@ -25,7 +25,9 @@ from pathlib import Path
 from stillhouse.errors import StillhouseError
 from stillhouse.gateway.refusals import Refusals
 from stillhouse.gateway.served import body_of
+from stillhouse.gateway.store.alone import alone
 from stillhouse.gateway.store.events import Events, Group, Sealed
+from stillhouse.gateway.store.place import folder_of
 from stillhouse.gateway.store.tables import Repeated
 from stillhouse.gateway.texts import Erased, Texts, both
 from stillhouse.gateway.worker import Worker
@@ -41,7 +43,7 @@ LINGER = 0.2  # seconds
 GROUP = 10_000
 GROUP_SECONDS = 60.0
 WAITING = 50_000  # events; some 25 MB of memory
-GRACE = 10.0  # seconds for which a failing store may be a hiccup
+GRACE = 10.0  # seconds for which a failing store, or another process at the leaves, may be a hiccup
 TIDY = 60.0  # seconds between looks for what has expired
 _SLICE = 64  # events between two chances for the other threads
 _DAY = 86_400_000_000  # microseconds
@@ -87,6 +89,7 @@ class Record:
         self.repeated = 0
         self.lost: Counter[str] = Counter()  # events by why
         self._replica = replica or socket.gethostname()
+        self._lock = folder_of(store) / "served.lock"
         self._log = log
         self._stored = stored
         self._room = WAITING
@@ -244,18 +247,18 @@ class Record:
 
     def _link(self) -> None:
         """Give each group of this replica its leaf that has none: the one just sealed, and those that a
-        process left behind when it died."""
-        appended = {
-            leaf.body["group"]: leaf.index
-            for leaf in self._ledger.leaves("served", self._events.last_leaf(self._replica) + 1)
-        }
-        for group in self._events.unlinked(self._replica):
-            if group.events == 0:
-                self._events.drop(group.id)
-                continue
-            body = body_of(group, group.root or self._sealed(group))
-            leaf = appended.get(group.id)
-            self._events.link(group.id, self._ledger.append("served", body) if leaf is None else leaf)
+        process left behind when it died. One process at a time does so, or both would give the same one."""
+        with alone(self._lock, "no leaf can be given", GRACE):
+            # Groups get their leaves in order, so that of one without comes after those of all that have one
+            start = self._events.last_leaf(self._replica) + 1
+            appended = {leaf.body["group"]: leaf.index for leaf in self._ledger.leaves("served", start)}
+            for group in self._events.unlinked(self._replica):
+                if group.events == 0:
+                    self._events.drop(group.id)
+                    continue
+                body = body_of(group, group.root or self._sealed(group))
+                leaf = appended.get(group.id)
+                self._events.link(group.id, self._ledger.append("served", body) if leaf is None else leaf)
 
     def _sealed(self, group: Group) -> bytes:
         """Raises Sealed when somebody else does it just then."""

@@ -8,17 +8,15 @@ store to the ledger: what then has no leaf is of a process that died, or failed,
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from stillhouse.errors import LedgerError, StorageError, UsageError, storage
+from stillhouse.errors import LedgerError, UsageError
+from stillhouse.gateway.store.alone import alone
 from stillhouse.gateway.store.changing import Act, Conflict
 from stillhouse.gateway.store.findings import Answer
 from stillhouse.gateway.store.place import folder_of, replica_of
@@ -34,8 +32,8 @@ from stillhouse.workspace import init_workspace
 
 LADDER, CUSTOMER = "ladder", "customer"  # who, where it is no person
 REASONS = 6  # terms of a score that are written down with a step
-LONGEST_SAID = 4000  # characters of an appeal
 PATIENCE = 30.0  # seconds in which another process should have taken its step, as for the database
+LONGEST_SAID = 4000  # characters of an appeal
 
 
 class Steps:
@@ -44,11 +42,8 @@ class Steps:
 
     def __init__(self, store: config.Store) -> None:
         self.replica = replica_of(store)
-        lock = folder_of(store) / "steps.lock"
+        self._lock = folder_of(store) / "steps.lock"
         with ExitStack() as opened:
-            with storage("open", lock):
-                self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            opened.callback(os.close, self._lock)
             self.standings = opened.enter_context(closing(Standings(store)))
             self.ledger = opened.enter_context(Ledger.open(init_workspace(Path(store.folder))))
             self.link()
@@ -228,23 +223,8 @@ class Steps:
             self._witness(step._replace(id=number))
         return standing
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """While no other process is between store and ledger. The lock goes with a process that dies."""
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    why = f"another process is in the middle of one for {PATIENCE:g} seconds"
-                    raise StorageError("no step can be taken", why, "let it go on, or end it") from None
-                time.sleep(0.01)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+    def _alone(self) -> AbstractContextManager[None]:
+        return alone(self._lock, "no step can be taken", PATIENCE)
 
     def _witness(self, step: Step) -> None:
         leaf = self.ledger.append("standing", _body(step), {"step": _content(step)})

@@ -1,0 +1,35 @@
+"""One process at a time, for what is done in the store and in the ledger and must be done in both."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stillhouse.errors import StorageError, storage
+
+
+@contextmanager
+def alone(lock: Path, what: str, seconds: float) -> Iterator[None]:
+    """While no other process, and no other thread, is in here with this file. The lock goes with a process
+    that dies. Raises StorageError, which says `what` cannot be done, when another one is in here for so many
+    seconds."""
+    with storage("open", lock):
+        file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    why = f"another process is in the middle of that for {seconds:g} seconds"
+                    raise StorageError(what, why, "let it go on, or end it") from None
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(file)
