@@ -4,10 +4,10 @@
 
 One training says what one training reached. Here the recipe is run with five seeds, each of its prompts, of
 the rows held out and of the order in which they are read; teacher and students then answer the prompts of
-three fresh generator seeds (the run's own evaluation is cut to 200, as nothing here comes of it). A student that has not learned to copy one of the slots shows in its training
-loss as well: the mean over the last epoch stands beside each share. The full run takes half an hour on two
-quiet cores: what is in --folder is not done again. --quick takes two seeds, 300 answers and one epoch: it
-shows that the path works, not what it reaches.
+three fresh generator seeds (the run's own evaluation is cut to 200, as nothing here comes of it). A student
+that has not learned to copy one of the slots shows in its training loss as well: the mean over the last epoch
+stands beside each share. The full run takes half an hour on two quiet cores: what is in --folder is not done
+again. --quick takes two seeds, 300 answers and one epoch: it shows that the path works, not what it reaches.
 """
 
 from __future__ import annotations
