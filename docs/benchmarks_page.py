@@ -12,9 +12,9 @@ DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
 ORDER = (
     "quickstart quickstart_seeds ways copied_word collect ledger chaos drift curating dedup leaks"
-    " refusals clinc150 intervals targets hinton_mnist alm characters extraction gateway gateway_memory"
-    " gateway_replicas prices_study detection ladder clusters arena cascade cascade_load lineage watermark"
-    " selection radioactivity"
+    " refusals clinc150 intervals targets train_step hinton_mnist alm characters extraction gateway"
+    " gateway_memory gateway_replicas prices_study detection ladder clusters arena cascade cascade_load"
+    " lineage watermark selection radioactivity"
 ).split()
 
 INTRO = """\
