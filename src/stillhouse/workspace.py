@@ -6,11 +6,12 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from stillhouse.errors import StorageError, UsageError, storage
 
@@ -416,6 +417,22 @@ def locked(run: RunFolder) -> Iterator[None]:
         yield
     finally:
         file.close()
+
+
+def locked_within(seconds: float, file: int | BinaryIO, kind: int) -> bool:
+    """Whether the lock of that `kind` (of fcntl's `LOCK_`) on an open file was had in so many seconds, while
+    another process held it."""
+    import fcntl
+
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+        time.sleep(0.01)
 
 
 def _holds_a_run(folder: Path) -> bool:

@@ -1,11 +1,13 @@
-"""The rate of each step, against torch's own schedules."""
+"""What steps which weights, and the rate of each step against torch's own schedules."""
 
 import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from train.tiny_student import make_recipe
+from transformers import AutoModelForCausalLM
 
 from stillhouse.recipe import Train
-from stillhouse.train.optimisers import learning_rate
+from stillhouse.train.optimisers import learning_rate, make_optimisers
 
 STEPS, PEAK = 200, 3e-3
 
@@ -22,3 +24,12 @@ def test_the_rate_rises_and_falls_as_torchs_does(warmup, warm):
         assert learning_rate(step, STEPS, settings) == pytest.approx(expected, rel=1e-9)
         optimiser.step()
         schedule.step()
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_every_weight_is_stepped_by_one_optimiser(folder, optimiser):
+    student = AutoModelForCausalLM.from_pretrained(folder)
+    settings = make_recipe(str(folder), {"optimiser": optimiser}).train
+    optimisers = make_optimisers(list(student.named_parameters()), settings)
+    stepped = [id(value) for each in optimisers for group in each.param_groups for value in group["params"]]
+    assert sorted(stepped) == sorted(id(value) for value in student.parameters())

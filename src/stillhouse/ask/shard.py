@@ -14,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import time
 import zlib
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from stillhouse.ask.settling import Begun, Ended
 from stillhouse.errors import StorageError, storage
 from stillhouse.models.endpoint import Failure, Reply, parse_chat
 from stillhouse.money import Price
+from stillhouse.workspace import locked_within
 
 SUFFIX = ".shard"
 LOCKED_SECONDS = 30.0  # how long a reader waits for the process that writes
@@ -117,16 +117,9 @@ def _records(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _await_writer(file: BinaryIO, path: Path) -> None:
-    deadline = time.monotonic() + LOCKED_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise StorageError(
-                    f"{path} is still being written",
-                    "a process that sends for this run lives on",
-                    "wait for it, or stop it, and run the same command again",
-                ) from None
-        time.sleep(0.05)
+    if not locked_within(LOCKED_SECONDS, file, fcntl.LOCK_SH):
+        raise StorageError(
+            f"{path} is still being written",
+            "a process that sends for this run lives on",
+            "wait for it, or stop it, and run the same command again",
+        )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from stillhouse.errors import StorageError, storage
+from stillhouse.workspace import locked_within
 
 
 @contextmanager
@@ -20,16 +20,9 @@ def alone(lock: Path, what: str, seconds: float) -> Iterator[None]:
     with storage("open", lock):
         file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        until = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    why = f"another process is in the middle of that for {seconds:g} seconds"
-                    raise StorageError(what, why, "let it go on, or end it") from None
-                time.sleep(0.01)
+        if not locked_within(seconds, file, fcntl.LOCK_EX):
+            why = f"another process is in the middle of that for {seconds:g} seconds"
+            raise StorageError(what, why, "let it go on, or end it")
         yield
     finally:
         os.close(file)
