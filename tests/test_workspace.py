@@ -1,10 +1,19 @@
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
-from stillhouse.errors import UsageError
-from stillhouse.workspace import Workspace, init_workspace, write_atomic, write_json
+from stillhouse.errors import StorageError, UsageError
+from stillhouse.workspace import (
+    Workspace,
+    find_workspace,
+    init_workspace,
+    open_workspace,
+    write_atomic,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -94,3 +103,34 @@ def test_no_runs_yet(tmp_path):
     with pytest.raises(UsageError) as caught:
         Workspace(tmp_path).find_run("qa")
     assert "none yet" in caught.value.why
+
+
+def test_of_several_who_make_a_workspace_at_once_all_get_the_same_one(tmp_path):
+    at_once = Barrier(8)
+
+    def one_of_them(folder):
+        at_once.wait()
+        made = init_workspace(folder)
+        keys = (made.workspace_key, made.signing_key, made.verifying_key, made.model_signing_key)
+        return [key.read_bytes() for key in keys]
+
+    for round in range(5):
+        folder = tmp_path / str(round)
+        folder.mkdir()
+        with ThreadPoolExecutor(8) as pool:
+            seen = list(pool.map(one_of_them, [folder] * 8))
+        assert all(keys == seen[0] for keys in seen)
+        assert not list((folder / ".stillhouse").glob(".making*"))
+
+
+def test_a_workspace_that_nobody_finished_is_made_and_its_remains_harm_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(StorageError):
+            init_workspace(tmp_path)
+    assert find_workspace(tmp_path) is None
+    made = init_workspace(tmp_path)
+    assert find_workspace(tmp_path) == open_workspace(tmp_path) == made

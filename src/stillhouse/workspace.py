@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -309,30 +310,47 @@ def init_workspace(folder: Path, ledger_url: str | None = None) -> Workspace:
 
     With `ledger_url` its ledger lies in that database. Raises UsageError when the workspace has another one.
     """
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
     workspace = Workspace(folder.resolve() / FOLDER)
     if ledger_url is not None:
         _refuse_another_ledger(workspace, ledger_url)
     with storage("make the workspace", workspace.root):
         keys = workspace.workspace_key.parent
-        keys.mkdir(parents=True, exist_ok=True)
-        for private in (workspace.root, keys):  # runs hold prompts and answers as well
-            private.chmod(0o700)
+        workspace.root.mkdir(parents=True, exist_ok=True)
+        workspace.root.chmod(0o700)  # runs hold prompts and answers
         workspace.runs.mkdir(exist_ok=True)
-        if not workspace.workspace_key.exists():
-            _write_new(workspace.workspace_key, (secrets.token_hex(32) + "\n").encode(), 0o600)
-        if not workspace.signing_key.exists():
-            pem, public = pems(Ed25519PrivateKey.generate())
-            _write_new(workspace.signing_key, pem, 0o600)
-            write_atomic(workspace.verifying_key, public)
-        make_model_signing_key(workspace)
+        if not keys.is_dir():  # moved there whole, as another process may make them, or this one may die
+            fresh = Workspace(workspace.root / f".making.{secrets.token_hex(4)}")
+            try:
+                _make_keys(fresh)
+                fresh.workspace_key.parent.rename(keys)
+                sync_folder(workspace.root)
+            except OSError:
+                if not keys.is_dir():
+                    raise
+            finally:
+                shutil.rmtree(fresh.root, ignore_errors=True)
+        _make_keys(workspace)
         if ledger_url is not None:
             write_atomic(workspace.ledger_url, (ledger_url + "\n").encode())
         ignore = workspace.root / ".gitignore"
         if not ignore.exists():
             ignore.write_text("*\n")
     return workspace
+
+
+def _make_keys(workspace: Workspace) -> None:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    keys = workspace.workspace_key.parent
+    keys.mkdir(parents=True, exist_ok=True)
+    keys.chmod(0o700)
+    if not workspace.workspace_key.exists():
+        _write_new(workspace.workspace_key, (secrets.token_hex(32) + "\n").encode(), 0o600)
+    if not workspace.signing_key.exists():
+        pem, public = pems(Ed25519PrivateKey.generate())
+        _write_new(workspace.signing_key, pem, 0o600)
+        write_atomic(workspace.verifying_key, public)
+    make_model_signing_key(workspace)
 
 
 def make_model_signing_key(workspace: Workspace) -> None:
