@@ -7,8 +7,8 @@ fewer answers are read more often; each budget is a training of its own, from th
 of training and of prompts. Scores are of 1,000 test prompts; what focused rounds collect is decided on the
 development prompts. Between two budgets the number needed is found on a straight line over its logarithm.
 A method that does not get there within 8 times the first budget is shown with that bound. The full run takes
-some hours on two cores: what is in --folder is not done again. --quick takes one seed and two small budgets:
-it shows that the path works, not what it reaches.
+some hours on two cores: what is in --folder is not done again, and each method has a workspace of its own
+there. --quick takes one seed and two small budgets: it shows that the path works, not what it reaches.
 """
 
 from __future__ import annotations
@@ -58,21 +58,30 @@ METHODS: dict[str, dict[str, Any]] = {
         "train": {"objective": "distil", "distil": {"targets": "answers"}},
     },
     "whole distributions": {"train": {"objective": "distil", "distil": {"keep": "vectors"}}},
-    f"text, {DRAWS} draws a prompt": {"collect": {"samples": DRAWS, "temperature": 1.0}},
+    f"text, {DRAWS} draws a prompt": {
+        "collect": {"samples": DRAWS, "temperature": 1.0},
+        "curate": {"duplicates": False, "near_duplicates": 0.0},  # equal draws are what probability is
+    },
     "text, focused rounds": {},
 }
 FOCUSED = "text, focused rounds"
+
+
+def named(method: str) -> str:
+    """As folders and runs are named."""
+    return "".join(letter if letter.isalnum() else "-" for letter in method)
 
 
 def recipe_of(method: str, budget: int, seed: int, scale: Scale) -> dict[str, Any]:
     """The recipe of one training; that of focused rounds is the one that every round begins with."""
     tree = tomllib.loads(RECIPE.read_text())
     changes = METHODS[method]
-    name = "".join(letter if letter.isalnum() else "-" for letter in method)
     first = scale.budgets[0] if method == FOCUSED else budget
-    tree["run"] = {"name": f"{name}-{budget}", "seed": seed}
+    tree["run"] = {"name": f"{named(method)}-{budget}", "seed": seed}
     tree["prompts"] |= {"count": first // changes.get("collect", {}).get("samples", 1), "seed": seed}
     tree["collect"] |= changes.get("collect", {})
+    if "curate" in changes:
+        tree["curate"] = changes["curate"]
     tree["train"] |= changes.get("train", {}) | {"epochs": scale.rows_read / budget, "held_out": 0.0}
     tree["evaluate"] = {"count": scale.dev, "split": "dev", "baseline": False}
     return tree
@@ -160,12 +169,14 @@ def measure(folder: Path, scale: Scale) -> dict[str, dict[int, list[float]]]:
     level = score_of(teacher, scale.test)
     kept: dict[str, dict[int, list[float]]] = {}
     for method in METHODS:
+        place = folder / named(method)
+        place.mkdir(exist_ok=True)
         for seed in scale.seeds:
             shares, before = [], None
             for budget in scale.budgets:
                 if shares and shares[-1] >= LEVELS[-1]:
                     break
-                run = student_of(folder, method, budget, seed, scale, before)
+                run = student_of(place, method, budget, seed, scale, before)
                 before = run.name if method == FOCUSED else None
                 shares.append(score_of(run / "student", scale.test) / level)
                 print(f"{method}, seed {seed}, {budget:,}: {shares[-1]:.3f}", file=sys.stderr)
