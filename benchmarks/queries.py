@@ -6,7 +6,8 @@ The quickstart's teacher, student and settings. Every student reads 48,000 rows 
 fewer answers are read more often; each budget is a training of its own, from the same start, with three seeds
 of training and of prompts. Scores are of 1,000 test prompts; what focused rounds collect is decided on the
 development prompts. Between two budgets the number needed is found on a straight line over its logarithm.
-A method that does not get there within 8 times the first budget is shown with that bound. The full run takes
+A method that does not get there within 8 times the smallest budget is shown with that bound; the smallest is
+tried only where the next one kept 90 %, and as the first of focused rounds. The full run takes
 some hours on two cores: what is in --folder is not done again, and each method has a workspace of its own
 there. --quick takes one seed and two small budgets: it shows that the path works, not what it reaches.
 """
@@ -20,6 +21,7 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -120,30 +122,30 @@ def score_of(model: Path, count: int) -> float:
     return float(json.loads(known.read_text()))
 
 
-def needed(budgets: Sequence[int], kept: Sequence[float], level: float) -> tuple[float, str]:
-    """Exchanges at which `kept` first reaches the level, and "", "at most" or "more than" for a bound."""
-    if kept[0] >= level:
-        return budgets[0], "at most"
-    for at in range(1, len(kept)):
-        if kept[at] >= level:
-            share = (level - kept[at - 1]) / (kept[at] - kept[at - 1])
-            low, high = math.log(budgets[at - 1]), math.log(budgets[at])
-            return math.exp(low + share * (high - low)), ""
-    return budgets[len(kept) - 1], "more than"
+def needed(kept: Sequence[tuple[int, float]], level: float) -> tuple[float, str]:
+    """Exchanges at which the share first reaches the level, and "", "at most" or "more than" for a bound."""
+    if kept[0][1] >= level:
+        return kept[0][0], "at most"
+    for (fewer, before), (more, after) in pairwise(kept):
+        if after >= level:
+            low, high = math.log(fewer), math.log(more)
+            return math.exp(low + (level - before) / (after - before) * (high - low)), ""
+    return kept[-1][0], "more than"
 
 
-def figures(kept: dict[str, dict[int, list[float]]], scale: Scale) -> list[Row]:
-    """`kept` holds shares of the teacher's score by method and seed, one for each budget."""
+def figures(kept: dict[str, list[dict[int, float]]], scale: Scale) -> list[Row]:
+    """`kept` holds the share of the teacher's score by budget, for each method and seed."""
     rows = []
     for method, by_seed in kept.items():
-        for at, budget in enumerate(scale.budgets):
-            values = [shares[at] for shares in by_seed.values() if at < len(shares)]
+        for budget in scale.budgets:
+            values = [shares[budget] for shares in by_seed if budget in shares]
+            some = "" if len(values) == len(by_seed) else f"({len(values)} of {len(by_seed)} seeds)"
             if values:
-                rows.append(interval(f"{method}: share kept with {budget:,} exchanges", values, ""))
+                rows.append(interval(f"{method}: share kept with {budget:,} exchanges", values, some))
     for level in LEVELS:
         text: float | None = None
         for method, by_seed in kept.items():
-            found = [needed(scale.budgets, shares, level) for shares in by_seed.values()]
+            found = [needed(sorted(shares.items()), level) for shares in by_seed]
             values, bounds = [value for value, _ in found], {bound for _, bound in found if bound}
             bound = f", {' or '.join(sorted(bounds))}" if bounds else ""
             row = interval(f"{method}: exchanges for {level:.0%}{bound}", values, "")
@@ -153,34 +155,41 @@ def figures(kept: dict[str, dict[int, list[float]]], scale: Scale) -> list[Row]:
                 text = mean(values)
             elif text is not None:
                 row = replace(row, peer="text", peer_value=text, ratio=mean(values) / text)
-                if level == LEVELS[-1] and method != FOCUSED:
+                if level == LEVELS[-1]:
                     holds = "more than" not in bounds and mean(values) <= text / 3
                     row = replace(row, target="<= a third", holds=holds)
             rows.append(row)
     return rows
 
 
-def measure(folder: Path, scale: Scale) -> dict[str, dict[int, list[float]]]:
-    """Every method up to the budget at which it keeps the highest level."""
+def measure(folder: Path, scale: Scale) -> dict[str, list[dict[int, float]]]:
+    """Every method up to the budget at which it keeps the highest level; the smallest budget only where the
+    next one kept the lowest level, and as the first of focused rounds."""
     teacher = folder / "teacher" / "model"
     teacher.parent.mkdir(exist_ok=True)
     if not teacher.exists():
         teacher.symlink_to(source_folder("embedded:desk"))
     level = score_of(teacher, scale.test)
-    kept: dict[str, dict[int, list[float]]] = {}
+    kept: dict[str, list[dict[int, float]]] = {}
     for method in METHODS:
         place = folder / named(method)
         place.mkdir(exist_ok=True)
         for seed in scale.seeds:
-            shares, before = [], None
-            for budget in scale.budgets:
-                if shares and shares[-1] >= LEVELS[-1]:
-                    break
+            shares: dict[int, float] = {}
+            before: str | None = None
+            smallest, next_one, *larger = scale.budgets
+            waiting = [smallest, next_one, *larger] if method == FOCUSED else [next_one, *larger]
+            while waiting:
+                budget = waiting.pop(0)
                 run = student_of(place, method, budget, seed, scale, before)
                 before = run.name if method == FOCUSED else None
-                shares.append(score_of(run / "student", scale.test) / level)
-                print(f"{method}, seed {seed}, {budget:,}: {shares[-1]:.3f}", file=sys.stderr)
-            kept.setdefault(method, {})[seed] = shares
+                shares[budget] = score_of(run / "student", scale.test) / level
+                print(f"{method}, seed {seed}, {budget:,}: {shares[budget]:.3f}", file=sys.stderr)
+                if max(shares.values()) >= LEVELS[-1]:
+                    waiting = []
+                if budget == next_one and shares[budget] >= LEVELS[0] and smallest not in shares:
+                    waiting.insert(0, smallest)
+            kept.setdefault(method, []).append(shares)
     return kept
 
 
