@@ -11,7 +11,7 @@ from drawing import keep
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"
 ORDER = (
-    "quickstart quickstart_seeds ways copied_word collect ledger chaos drift curating dedup leaks"
+    "quickstart quickstart_seeds ways queries copied_word collect ledger chaos drift curating dedup leaks"
     " refusals clinc150 intervals targets train_step hinton_mnist alm characters extraction gateway"
     " gateway_memory gateway_replicas prices_study detection ladder clusters arena cascade cascade_load"
     " lineage watermark selection radioactivity"
