@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/queries.py [--quick] [--folder FOLDER] [--json FILE]
 
-The quickstart's teacher, student and settings. Every student reads some 48,000 rows whatever it has been given, so
+The quickstart's teacher, student and settings. Every student reads some 48,000 rows whatever it was given, so
 fewer answers are read more often; each budget is a training of its own, from the same start, with three seeds
 of training and of prompts. Scores are of 1,000 test prompts; what focused rounds collect is decided on the
 development prompts. Between two budgets the number needed is found on a straight line over its logarithm.
