@@ -19,7 +19,7 @@ import math
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -162,9 +162,19 @@ def figures(kept: dict[str, list[dict[int, float]]], scale: Scale) -> list[Row]:
     return rows
 
 
+def next_budget(method: str, shares: Mapping[int, float], budgets: Sequence[int]) -> int | None:
+    """From small to large until the highest level is kept. The smallest only where the next one kept the
+    lowest level, and as the first of focused rounds."""
+    smallest, second, *_ = budgets
+    if smallest not in shares and (method == FOCUSED or shares.get(second, 0.0) >= LEVELS[0]):
+        return smallest
+    if max(shares.values(), default=0.0) >= LEVELS[-1]:
+        return None
+    return next((budget for budget in budgets[1:] if budget not in shares), None)
+
+
 def measure(folder: Path, scale: Scale) -> dict[str, list[dict[int, float]]]:
-    """Every method up to the budget at which it keeps the highest level; the smallest budget only where the
-    next one kept the lowest level, and as the first of focused rounds."""
+    """Every method at each budget that tells how many exchanges it needs."""
     teacher = folder / "teacher" / "model"
     teacher.parent.mkdir(exist_ok=True)
     if not teacher.exists():
@@ -177,18 +187,11 @@ def measure(folder: Path, scale: Scale) -> dict[str, list[dict[int, float]]]:
         for seed in scale.seeds:
             shares: dict[int, float] = {}
             before: str | None = None
-            smallest, next_one, *larger = scale.budgets
-            waiting = [smallest, next_one, *larger] if method == FOCUSED else [next_one, *larger]
-            while waiting:
-                budget = waiting.pop(0)
+            while (budget := next_budget(method, shares, scale.budgets)) is not None:
                 run = student_of(place, method, budget, seed, scale, before)
                 before = run.name if method == FOCUSED else None
                 shares[budget] = score_of(run / "student", scale.test) / level
                 print(f"{method}, seed {seed}, {budget:,}: {shares[budget]:.3f}", file=sys.stderr)
-                if max(shares.values()) >= LEVELS[-1]:
-                    waiting = []
-                if budget == next_one and shares[budget] >= LEVELS[0] and smallest not in shares:
-                    waiting.insert(0, smallest)
             kept.setdefault(method, []).append(shares)
     return kept
 
