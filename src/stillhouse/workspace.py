@@ -9,7 +9,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -401,6 +401,18 @@ def write_private(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def write_once(path: Path, data: bytes) -> None:
+    """Write a private file whole, unless it is there: of several processes that make it at once one does."""
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        _write_new(fresh, data, 0o600)
+        with suppress(FileExistsError):
+            os.link(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
 def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
@@ -438,8 +450,7 @@ def locked(run: RunFolder) -> Iterator[None]:
 
 
 def locked_within(seconds: float, file: int | BinaryIO, kind: int) -> bool:
-    """Whether the lock of that `kind` (of fcntl's `LOCK_`) on an open file was had in so many seconds, while
-    another process held it."""
+    """Whether the lock of that `kind` (of fcntl's `LOCK_`) on an open file was had within so many seconds."""
     import fcntl
 
     until = time.monotonic() + seconds

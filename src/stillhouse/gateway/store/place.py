@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
 import socket
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from stillhouse.errors import UsageError, storage
 from stillhouse.guard import config
 from stillhouse.ledger.database import Database, SQLite
-from stillhouse.workspace import sync_folder
+from stillhouse.workspace import write_once
 
 SCHEMA = "stillhouse_guard"
 PEPPER_BYTES = 32
@@ -74,7 +73,7 @@ def pepper_of(store: config.Store, environ: Mapping[str, str]) -> bytes:
     path = folder_of(store) / "pepper.key"
     with storage("read", path):
         if not path.exists():
-            _make(path)
+            write_once(path, secrets.token_hex(PEPPER_BYTES).encode())
         pepper = bytes.fromhex(path.read_text()) if path.stat().st_size == 2 * PEPPER_BYTES else b""
     if len(pepper) != PEPPER_BYTES:
         raise UsageError(
@@ -83,19 +82,3 @@ def pepper_of(store: config.Store, environ: Mapping[str, str]) -> bytes:
             "put it back from a backup",
         )
     return pepper
-
-
-def _make(path: Path) -> None:
-    """Whole or not at all, and once, however many processes begin together."""
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secrets.token_hex(PEPPER_BYTES))
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(fresh, path)
-    except FileExistsError:
-        pass
-    finally:
-        fresh.unlink()
-    sync_folder(path.parent)

@@ -17,7 +17,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -31,7 +31,7 @@ from stillhouse.guard.signals.form import Received, Signal
 from stillhouse.guard.signals.sketch import EMPTY, SLOTS, keyed
 from stillhouse.ledger import Ledger, canonical
 from stillhouse.ledger.keys import public_bytes, read_signing_key
-from stillhouse.workspace import Workspace, write_atomic
+from stillhouse.workspace import Workspace, write_atomic, write_once
 
 if TYPE_CHECKING:
     from stillhouse.guard.signals.private import Filter
@@ -408,11 +408,9 @@ def _private_key(workspace: Workspace) -> bytes:
 def _made_once(path: Path, make: Callable[[], bytes]) -> bytes:
     """A key that is there, or made now: of two processes that make it at once, both get the same."""
     if not path.exists():
-        fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-        _write_private(fresh, make().hex().encode() + b"\n")
-        with storage("write", path), suppress(FileExistsError):
-            os.link(fresh, path)
-        fresh.unlink()
+        with storage("write", path):
+            _private_folders(path)
+            write_once(path, make().hex().encode() + b"\n")
     with storage("read", path):
         return bytes.fromhex(path.read_text().strip())
 
@@ -455,11 +453,15 @@ def _write(path: Path, value: Any) -> None:
 
 
 def _write_private(path: Path, data: bytes) -> None:
-    """In folders that nobody else may open."""
     with storage("write", path):
-        for folder in (path.parent.parent, path.parent):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        _private_folders(path)
     write_atomic(path, data)
+
+
+def _private_folders(path: Path) -> None:
+    """Nobody else may open them."""
+    for folder in (path.parent.parent, path.parent):
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 @contextmanager
